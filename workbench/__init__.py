@@ -1,0 +1,47 @@
+"""QLoRA Workbench: see how weights fall into 4-bit bins, what that costs, and what a QLoRA run does with memory.
+
+Every public name is loaded when it is first used (PEP 562), so that ``import workbench`` loads neither torch nor numba nor
+plotly. The widgets live in the package ``widgets``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
+    from workbench.formats import FORMATS, Format
+    from workbench.measure import ErrorStats, measure
+    from workbench.memory import MemoryLedger, forecast
+    from workbench.quantize import Quantized, QuantSpec, quantize
+    from workbench.sources import Source, TensorInfo, open_model
+    from workbench.training.config import TrainConfig
+    from workbench.training.runs import Run, attach, launch, runs
+
+_HOME = {
+    "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
+    "formats": ("FORMATS", "Format"),
+    "measure": ("ErrorStats", "measure"),
+    "memory": ("MemoryLedger", "forecast"),
+    "quantize": ("QuantSpec", "Quantized", "quantize"),
+    "sources": ("Source", "TensorInfo", "open_model"),
+    "training.config": ("TrainConfig",),
+    "training.runs": ("Run", "attach", "launch", "runs"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"workbench.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,51 @@
+"""The errors a user can meet: each says what was wrong, where, and what to do.
+
+Covers every exception that public functions raise on bad input. Does not cover programming errors, which stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class WorkbenchError(Exception):
+    """Bad input or a failed operation, told so that the reader can act on it.
+
+    ``what`` was wrong, ``where`` (a file, a field, a tensor), and ``remedy``: what to do. All three are plain text; a view
+    must escape them before they become HTML.
+    """
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__(what, where, remedy)
+
+    def __str__(self) -> str:
+        message = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{message} {self.remedy}" if self.remedy else message
+
+
+class ModelError(WorkbenchError):
+    """A model or one of its files cannot be opened or read."""
+
+
+class FormatError(WorkbenchError):
+    """An unknown format, or a quantization setting that the format does not have."""
+
+
+class DataError(WorkbenchError):
+    """A dataset that cannot be read or lacks what was asked of it."""
+
+
+class RunError(WorkbenchError):
+    """A training run that cannot be started, found or steered."""
+
+
+class ConfigError(WorkbenchError):
+    """One or more wrong fields, all told together; ``faults`` holds them one by one."""
+
+    def __init__(self, faults: Sequence[str], *, where: str = "", remedy: str = "") -> None:
+        self.faults = tuple(faults)
+        super().__init__(" ".join(self.faults), where=where, remedy=remedy)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]], dict[str, object]]:
+        return type(self), (self.faults,), self.__dict__
