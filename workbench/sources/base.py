@@ -1,0 +1,146 @@
+"""What every source of a model offers: its tensors by name, and the bytes of one at a time.
+
+Covers listing, reading whole, and streaming in chunks through one buffer, on top of two things that a kind of source must give:
+its files' headers, and ranges of their bytes. Does not know where the bytes come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import ModelError
+from workbench.sources.header import Entry, shown
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint, and what a QLoRA load makes of it."""
+
+    name: str
+    """Its name in the checkpoint."""
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: ``BF16``, ``F32``, ``F8_E4M3`` …"""
+    numel: int
+    nbytes: int
+    """Bytes in the checkpoint."""
+    quantizable: bool
+    """Whether transformers + bitsandbytes hold it in 4 bits."""
+    reason: str
+    """Why, or why not."""
+    layout: str
+    """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or ``fused`` with others on loading."""
+
+
+class Reader(Protocol):
+    """An open file of a source: fills a buffer from a place in the file."""
+
+    def __call__(self, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with the bytes at ``offset``; ModelError where they are not to be had."""
+
+
+class Source(ABC):
+    """A model's weights and configuration, read a tensor at a time."""
+
+    name: str
+    """Identity: ``builtin``, or the folder's name."""
+    config: dict[str, Any]
+    """config.json, or ``{}`` where there is none."""
+    path: Path | None
+    """The folder, None where there is none."""
+
+    @abstractmethod
+    def _entries(self) -> dict[str, tuple[str, Entry]]:
+        """Tensor name → (the file that holds it, where in it), in the order of the checkpoint."""
+
+    @abstractmethod
+    def _open(self, file: str) -> AbstractContextManager[Reader]:
+        """One of the source's files, open for reading."""
+
+    def tensors(self, exact: bool = False) -> list[TensorInfo]:
+        """Every tensor of the checkpoint.
+
+        ``quantizable``, ``reason`` and ``layout`` come at once from a rule by name, shape and model type; with ``exact=True``
+        from transformers' own model class, built without weights (imports torch; seconds the first time).
+        """
+        from workbench.sources.rule import describe
+
+        entries = {name: entry for name, (_, entry) in self._entries().items()}
+        if exact:
+            from workbench.sources.exact import describe_exactly
+
+            return describe_exactly(entries, self.config, self.name)
+        return describe(entries, self.config)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor in its stored dtype and shape; no other tensor's bytes are read."""
+        file, entry = self._find(name)
+        array = np.empty(entry.shape, entry.dtype.numpy)
+        with self._open(file) as read:
+            read(entry.begin, _bytes(array))
+        return array
+
+    def read_into(self, name: str, out: NDArray[Any], start: int = 0) -> None:
+        """Fill ``out`` (contiguous, of the stored dtype) with the tensor's elements from flat position ``start`` on."""
+        file, entry = self._find(name)
+        itemsize = _check_out(out, entry, start)
+        with self._open(file) as read:
+            read(entry.begin + start * itemsize, _bytes(out))
+
+    def chunks(self, name: str, count: int, buffer: NDArray[Any] | None = None) -> Iterator[NDArray[Any]]:
+        """The tensor flat, ``count`` elements at a time; only the last chunk may be shorter.
+
+        Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for it,
+        so that a survey can take one through every tensor; without it one is allocated.
+        """
+        file, entry = self._find(name)
+        dtype = entry.dtype.numpy
+        assert dtype is not None  # _find refuses what has none
+        total = (entry.end - entry.begin) // dtype.itemsize
+        size = min(count, total) * dtype.itemsize
+        if count < 1 or (buffer is not None and (buffer.dtype != np.uint8 or buffer.nbytes < size)):
+            raise ModelError(f"A chunk of {count} elements needs a uint8 buffer of {max(size, 1):,} bytes.", where=shown(name))
+        held = np.empty(size, np.uint8) if buffer is None else buffer[:size]
+        with self._open(file) as read:
+            for start in range(0, total, count):
+                part = held[: min(count, total - start) * dtype.itemsize]
+                read(entry.begin + start * dtype.itemsize, _bytes(part))
+                yield part.view(dtype)
+
+    def _find(self, name: str) -> tuple[str, Entry]:
+        entries = self._entries()
+        if name not in entries:
+            near = difflib.get_close_matches(name, entries, n=3) if len(name) < 1_000 else []
+            remedy = f"Near it: {', '.join(near)}." if near else "tensors() lists the names."
+            raise ModelError(f"There is no tensor {shown(name)}.", where=self.name, remedy=remedy)
+        file, entry = entries[name]
+        if entry.dtype.numpy is None:
+            what = f"The tensor {shown(name)} is {entry.dtype.name}, packed below a byte, in an order safetensors does not fix."
+            raise ModelError(what, where=self.name, remedy="Such tensors are listed and not read.")
+        return file, entry
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _check_out(out: NDArray[Any], entry: Entry, start: int) -> int:
+    dtype = entry.dtype.numpy
+    if out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ModelError(f"The array to fill must be writeable, contiguous and of dtype {dtype}.", where=shown(entry.name))
+    total = (entry.end - entry.begin) // out.dtype.itemsize
+    if start < 0 or start + out.size > total:
+        raise ModelError(f"Elements {start}…{start + out.size} lie outside its {total}.", where=shown(entry.name))
+    return out.dtype.itemsize

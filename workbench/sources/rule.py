@@ -1,0 +1,103 @@
+"""Which tensors of a checkpoint a QLoRA load holds in 4 bits: the fast rule, by name, shape and model type.
+
+Covers what transformers 5 with bitsandbytes does: every ``nn.Linear`` and ``Conv1D`` becomes 4-bit, except the output head, what is
+tied to it, what a model keeps in fp32, and what is no longer a linear layer once the checkpoint has been converted (fused
+experts). A checkpoint names tensors, not modules, so the rule goes by the names that models give; ``tensors(exact=True)`` asks the
+model class itself. The tests hold the rule against real loads of tiny models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.sources.base import TensorInfo
+from workbench.sources.header import Entry
+
+AS_STORED, TRANSPOSED, FUSED = "as stored", "transposed", "fused"
+
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
+_OWN_LINEAR = {"falcon": "FalconLinear"}
+_KEPT_FP32 = {"t5": "wo", "mt5": "wo", "umt5": "wo", "udop": "wo", "pop2piano": "wo"}
+_EMBEDDINGS = frozenset(
+    "embed_tokens wte wpe embed_in word_embeddings position_embeddings token_type_embeddings embed_positions embeddings "
+    "embedding embed shared relative_attention_bias tok_embeddings tokens_embed positions_embed position_embedding "
+    "token_embedding embed_tokens_per_layer word_embedding".split()
+)
+_HEADS = frozenset("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head".split())
+_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
+_EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
+_ROUTERS = frozenset({"gate", "router"})
+
+
+def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[TensorInfo]:
+    """A ``TensorInfo`` for every entry, by the fast rule."""
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings") is True or (isinstance(text, dict) and text.get("tie_word_embeddings") is True)
+    blocks = frozenset(m["block"] for name in entries if (m := _EXPERTS.match(name)))
+    rule = _Rule(str(config.get("model_type", "")), tied, blocks)
+    return [info(entry, *rule.judge(entry)) for entry in entries.values()]
+
+
+def info(entry: Entry, quantizable: bool, reason: str, layout: str) -> TensorInfo:
+    """The ``TensorInfo`` of an entry with a judgement."""
+    nbytes = entry.end - entry.begin
+    numel = nbytes * 8 // entry.dtype.bits
+    return TensorInfo(entry.name, entry.shape, entry.dtype.name, numel, nbytes, quantizable, reason, layout)
+
+
+class _Rule:
+    def __init__(self, model_type: str, tied: bool, expert_blocks: frozenset[str]) -> None:
+        self.model_type, self.tied, self.expert_blocks = model_type, tied, expert_blocks
+
+    def judge(self, entry: Entry) -> tuple[bool, str, str]:
+        """(quantizable, reason, layout)."""
+        left = self._left_out(entry)
+        if left is not None:
+            return False, left, FUSED if _EXPERT.match(entry.name) else AS_STORED
+        if self.model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
+            return True, "a linear layer (Conv1D), transposed before it is quantized", TRANSPOSED
+        return True, "a linear layer's weight", AS_STORED
+
+    def _left_out(self, entry: Entry) -> str | None:
+        name, rank = entry.name, len(entry.shape)
+        parts = name.split(".")
+        module = parts[-2] if len(parts) > 1 else ""
+        if not entry.dtype.floating:
+            return f"stored as {entry.dtype.name}: not a floating-point weight, listed and not measured"
+        if 0 in entry.shape:
+            return "empty"
+        if module in _EMBEDDINGS and rank == 2:
+            return "an embedding, tied to the output head" if self.tied and self._is_input(module) else "an embedding: looked up, not multiplied"
+        if rank < 2:
+            return "a bias, norm or other vector"
+        if rank > 2:
+            return self._high_rank(name)
+        if _EXPERT.match(name):
+            return "an expert: fused with the others into one 3-D parameter on loading, which stays in 16 bits"
+        if parts[-1] != "weight":
+            return "a parameter of its own, not a linear layer's weight"
+        return self._special_linear(parts, module)
+
+    def _high_rank(self, name: str) -> str:
+        if _EXPERTS.match(name):
+            return "fused experts: one 3-D parameter, which bitsandbytes leaves in 16 bits"
+        return "a convolution or other parameter of more than two dimensions"
+
+    def _special_linear(self, parts: list[str], module: str) -> str | None:
+        if module in _HEADS or parts[-4:-1] == ["cls", "predictions", "decoder"] or parts[:-1] == ["lm_head", "decoder"]:
+            return "the output head, tied to the embedding" if self.tied else "the output head: transformers skips it"
+        if module in _ROUTERS and ".".join(parts[:-2]) in self.expert_blocks:
+            return "an expert router: a parameter of its own, not a linear layer"
+        if "norm" in module.lower():
+            return "a norm"
+        if own := _OWN_LINEAR.get(self.model_type):
+            return f"a linear layer of the model's own class ({own}), which transformers does not replace"
+        if _KEPT_FP32.get(self.model_type) == module:
+            return "a linear layer that the model keeps in fp32"
+        return None
+
+    def _is_input(self, module: str) -> bool:
+        return "position" not in module and module not in {"wpe", "token_type_embeddings", "relative_attention_bias"}
