@@ -1,0 +1,42 @@
+# QLoRA Workbench. `make lab` and `make test` are all most people need; both make the environment first when it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env lab test lint bench
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## Create .venv with everything for development (PYTHON=python3.12 picks another Python)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python cannot make virtual environments. Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): some minutes the first time."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lab: env ## Open JupyterLab on notebooks/00_workbench.ipynb
+	$(BIN)/jupyter lab notebooks/00_workbench.ipynb
+
+test: env ## Run every test: unit, notebooks, browser
+	@$(BIN)/python -m tests.chromium
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+lint: env ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: env ## Run the benchmarks
+	@for script in benchmarks/*.py; do \
+	  test -e "$$script" || { echo "There are no benchmarks here."; exit 0; }; \
+	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
