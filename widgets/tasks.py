@@ -1,0 +1,332 @@
+"""Work behind the widgets: the newest request wins, errors show where they belong, threads end.
+
+``Latest`` runs work off the kernel's thread and applies only the newest result; ``Ticker`` polls for live views; ``guard``
+and ``Message`` show a callback's error in its own panel. Only the apply step may touch widgets: it runs under ``UI``, the
+one lock that widget callbacks share, because kernels with subshells run callbacks on other threads. Nothing here computes
+or draws.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import ipywidgets
+
+from workbench.errors import WorkbenchError
+
+UI = threading.RLock()
+
+JOIN_SECONDS = 2.0
+
+Deliver = Callable[[Callable[[], None]], None]
+
+
+def delivery() -> Deliver:
+    """How a worker thread hands a change of widgets over, in the kernel at hand.
+
+    Directly where that moves live views while a cell is busy (kernels with subshells: ipykernel 7 and later, and plain
+    Python); by the kernel's event loop in Colab, which does not render what other threads send, and in older kernels.
+    """
+    loop = _event_loop()
+    if loop is None:
+        return _call
+    main = threading.main_thread()
+
+    def post(change: Callable[[], None]) -> None:
+        if threading.current_thread() is main:
+            change()
+        else:
+            loop.add_callback(change)
+
+    return post
+
+
+def _call(change: Callable[[], None]) -> None:
+    change()
+
+
+def _event_loop() -> Any:
+    """The kernel's tornado loop where changes must go through it, else None."""
+    ipykernel, ipython = sys.modules.get("ipykernel"), sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    kernel = getattr(shell, "kernel", None)
+    if ipykernel is None or kernel is None:
+        return None
+    old = ipykernel.version_info[0] < 7
+    return getattr(kernel, "io_loop", None) if old or "google.colab" in sys.modules else None
+
+
+class Immediate(Executor):
+    """Runs each job within ``submit``: background work becomes ordinary calls, for tests and scripts."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run now and return the finished future."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+class Latest:
+    """Background work of which only the newest request counts.
+
+    ``submit(fn, *args)`` returns at once; when ``fn`` has run, ``apply(result)`` is called if nothing newer was submitted,
+    else the result is dropped. ``failed(error)`` gets the newest request's exception, ``busy(True)`` and ``busy(False)``
+    frame the time in which there is something to wait for. These three are called under ``UI``, where they may touch
+    widgets.
+
+    Without an ``executor`` the work has one thread of its own: a request starts at once when the thread is free, and of
+    those that come meanwhile only the newest runs; with ``debounce`` it first waits that many seconds for a newer one. An
+    injected executor stays the caller's to shut down, and runs requests without debounce; more than one may then run at a
+    time, and still only the newest is applied. Long work may ask ``stale()`` now and then, and return early.
+    """
+
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        *,
+        apply: Callable[[Any], None],
+        failed: Callable[[Exception], None] | None = None,
+        busy: Callable[[bool], None] | None = None,
+        debounce: float = 0.0,
+        deliver: Deliver | None = None,
+    ) -> None:
+        self._own = ThreadPoolExecutor(1, thread_name_prefix="workbench-latest") if executor is None else None
+        self._executor = executor or self._own
+        self._debounce = debounce if executor is None else 0.0
+        self._apply, self._failed, self._busy = apply, failed, busy
+        self._deliver = deliver or delivery()
+        self._changed = threading.Condition()
+        self._newest = 0
+        self._waiting = self._closed = False
+        self._running = threading.local()
+        self._futures: set[Future[None]] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Ask for ``fn(*args, **kwargs)``; every earlier request becomes stale. After ``close`` nothing happens."""
+        with self._changed:
+            if self._closed or self._executor is None:
+                return
+            self._newest += 1
+            generation = self._newest
+            self._changed.notify_all()
+        self._set_busy(True, generation)
+        try:
+            future = self._executor.submit(self._run, generation, functools.partial(fn, *args, **kwargs))
+        except RuntimeError:
+            if self._closed:  # by another thread, since we looked
+                return
+            raise
+        with self._changed:
+            self._futures = {other for other in self._futures if not other.done()} | {future}
+
+    def stale(self) -> bool:
+        """Whether the request that the calling code serves has been overtaken; False outside of a request."""
+        return self._overtaken(getattr(self._running, "generation", self._newest))
+
+    def cancel(self) -> None:
+        """Drop the present request, if there is one: its result will not be applied."""
+        with self._changed:
+            self._newest += 1
+            generation = self._newest
+            self._changed.notify_all()
+        self._set_busy(False, generation)
+
+    def close(self, timeout: float = JOIN_SECONDS) -> None:
+        """Drop what is under way and wait at most ``timeout`` seconds for the thread to end; closing twice is harmless."""
+        with self._changed:
+            self._closed = True
+            self._newest += 1
+            self._changed.notify_all()
+            futures = set(self._futures)
+        if self._own is not None:
+            self._own.shutdown(wait=False, cancel_futures=True)
+        if not hasattr(self._running, "generation"):  # else the request under way is what closes us
+            wait(futures, timeout)
+
+    def _overtaken(self, generation: int) -> bool:
+        return self._closed or generation != self._newest
+
+    def _run(self, generation: int, work: Callable[[], Any]) -> None:
+        with self._changed:
+            if self._debounce:
+                self._changed.wait_for(lambda: self._overtaken(generation), self._debounce)
+            if self._overtaken(generation):
+                return
+        self._running.generation = generation
+        try:
+            result = work()
+        except Exception as error:
+            self._hand_over(generation, functools.partial(self._failed, error) if self._failed else _nothing)
+        else:
+            self._hand_over(generation, functools.partial(self._apply, result))
+        finally:
+            del self._running.generation
+
+    def _hand_over(self, generation: int, change: Callable[[], None]) -> None:
+        def apply() -> None:
+            if not self._take_ui(generation):
+                return
+            try:
+                change()
+            except Exception as error:
+                if self._failed:
+                    self._failed(error)
+            finally:
+                UI.release()
+            self._set_busy(False, generation)
+
+        if not self._overtaken(generation):
+            self._deliver(apply)
+
+    def _take_ui(self, generation: int) -> bool:
+        """Wait for the lock only as long as there is a reason to: whoever closes this may hold it and wait for us."""
+        while not self._overtaken(generation):
+            if UI.acquire(timeout=0.05):
+                if not self._overtaken(generation):
+                    return True
+                UI.release()
+        return False
+
+    def _set_busy(self, busy: bool, generation: int) -> None:
+        if self._busy is None or not self._take_ui(generation):
+            return
+        try:
+            if busy != self._waiting:
+                self._waiting = busy
+                self._busy(busy)
+        finally:
+            UI.release()
+
+
+def _nothing() -> None:
+    return None
+
+
+class Ticker:
+    """Calls ``read`` on a thread every ``interval`` seconds and ``apply(value)`` with what it returned, under ``UI``.
+
+    A value of None is not applied. A tick is left out while the one before it is still to be applied. An exception goes to
+    ``failed`` and does not end the ticking. ``start`` works once; ``close`` stops and joins within a bound, and may be
+    called twice, also from ``apply``.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        apply: Callable[[Any], None],
+        *,
+        interval: float = 0.25,
+        failed: Callable[[Exception], None] | None = None,
+        deliver: Deliver | None = None,
+    ) -> None:
+        self._read, self._apply, self._failed = read, apply, failed
+        self._interval = interval
+        self._deliver = deliver or delivery()
+        self._stop = threading.Event()
+        self._applied = threading.Event()
+        self._applied.set()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; a second call changes nothing."""
+        if self._thread is None and not self._stop.is_set():
+            self._thread = threading.Thread(target=self._loop, name="workbench-ticker", daemon=True)
+            self._thread.start()
+
+    def close(self, timeout: float = JOIN_SECONDS) -> None:
+        """Stop ticking and wait at most ``timeout`` seconds for the thread to end."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            if self._applied.is_set():
+                try:
+                    value = self._read()
+                except Exception as error:
+                    self._hand_over(functools.partial(self._failed, error) if self._failed else None)
+                else:
+                    self._hand_over(functools.partial(self._apply, value) if value is not None else None)
+            self._stop.wait(max(self._interval - (time.monotonic() - began), self._interval / 4))
+
+    def _hand_over(self, change: Callable[[], None] | None) -> None:
+        if change is None:
+            return
+
+        def apply() -> None:
+            try:
+                while not self._stop.is_set():
+                    if UI.acquire(timeout=0.05):
+                        try:
+                            change()
+                        finally:
+                            UI.release()
+                        return
+            except Exception as error:
+                if self._failed:
+                    self._failed(error)
+            finally:
+                self._applied.set()
+
+        self._applied.clear()
+        self._deliver(apply)
+
+
+class Message(ipywidgets.HTML):
+    """The place in a panel where notes and errors stand. Text is escaped here, so callers pass it as it is."""
+
+    def note(self, text: str) -> None:
+        """Something the reader may like to know."""
+        self.value = f'<div class="wb-message" role="status">{html.escape(text)}</div>'
+
+    def error(self, error: BaseException) -> None:
+        """What was wrong, where, and what to do; an error that is no ``WorkbenchError`` comes with its traceback, folded."""
+        if isinstance(error, WorkbenchError):
+            parts = [("what", error.what), ("where", error.where), ("remedy", error.remedy)]
+            body = "".join(f'<div class="wb-{name}">{html.escape(text)}</div>' for name, text in parts if text)
+        else:
+            trace = html.escape("".join(traceback.format_exception(error)))
+            what = html.escape(f"{type(error).__name__}: {error}")
+            body = f'<div class="wb-what">{what}</div><details><summary>Where it happened</summary><pre>{trace}</pre></details>'
+        self.value = f'<div class="wb-message wb-error" role="alert">{body}</div>'
+
+    def clear(self) -> None:
+        """Leave the place empty."""
+        self.value = ""
+
+
+def guard(message: Message, controls: Iterable[Any] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """A decorator for widget callbacks: an exception shows in ``message`` and every one of ``controls`` is enabled again.
+
+    The callback runs under ``UI``. A message from before is cleared when the callback starts.
+    """
+    given = tuple(controls)
+
+    def decorate(callback: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(callback)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            with UI:
+                try:
+                    message.clear()
+                    callback(*args, **kwargs)
+                except Exception as error:
+                    message.error(error)
+                    for control in given:
+                        control.disabled = False
+
+        return guarded
+
+    return decorate
