@@ -1,7 +1,8 @@
 """Where a model's weights come from: the embedded model or a local folder.
 
-``open_model`` gives a ``Source``: names, configuration, a list of tensors, and one tensor's bytes at a time. It opens safetensors
-and nothing else: no pickle is ever loaded and no model's code is run. Reading from the Hub is not covered in this version.
+``open_model`` gives a ``Source``: names, configuration, a list of tensors, and one tensor's bytes at a time. It opens
+safetensors and nothing else: no pickle is ever loaded and no model's code is run. Reading from the Hub is not covered in this
+version.
 """
 
 from __future__ import annotations

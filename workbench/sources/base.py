@@ -99,8 +99,8 @@ class Source(ABC):
     def chunks(self, name: str, count: int, buffer: NDArray[Any] | None = None) -> Iterator[NDArray[Any]]:
         """The tensor flat, ``count`` elements at a time; only the last chunk may be shorter.
 
-        Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for it,
-        so that a survey can take one through every tensor; without it one is allocated.
+        Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for
+        it, so that a survey can take one through every tensor; without it one is allocated.
         """
         file, entry = self._find(name)
         dtype = entry.dtype.numpy
@@ -133,7 +133,7 @@ class Source(ABC):
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _check_out(out: NDArray[Any], entry: Entry, start: int) -> int:

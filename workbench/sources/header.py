@@ -2,7 +2,8 @@
 
 Covers parsing and checking a header, apart from how its bytes are fetched (a file, a byte range over HTTP). Does not read
 tensor data. The format (https://github.com/huggingface/safetensors, "Format"): eight bytes little-endian header length N, N
-bytes of JSON that begin with ``{`` and may be padded with spaces, then the data, which the tensors cover without gap or overlap.
+bytes of JSON that begin with ``{`` and may be padded with spaces, then the data, which the tensors cover without gap or
+overlap.
 
 The JSON is read by its own narrow grammar instead of into a general tree, so that a hostile header costs time and memory in
 proportion to its length and never recurses.
@@ -14,8 +15,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from json.decoder import scanstring
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +28,7 @@ MAX_RANK = 32  # numpy's limit before 2.0
 MAX_NAME = 1_000  # characters
 _MAX_ENTRY = 4_096  # characters of one tensor's {"dtype": …, "shape": …, "data_offsets": …}
 _MAX_INT = 2**63 - 1
+_DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 Fetch = Callable[[int, int], bytes]
@@ -185,10 +186,10 @@ class _Parser:
         if self.text[self.at : self.at + 1] != '"':
             self.fail(f"{what} is not a string")
         try:
-            value, self.at = scanstring(self.text, self.at + 1, True)
+            value, self.at = _DECODER.raw_decode(self.text, self.at)
         except ValueError:
             self.fail(f"{what} is not a JSON string")
-        return value
+        return str(value)
 
     def skip(self) -> None:
         match = _BLANK.match(self.text, self.at)
@@ -238,7 +239,7 @@ def _entry(name: str, fields: dict[str, Any], data_start: int, where: str) -> En
     return Entry(name, dtype, tuple(shape), data_start + begin, data_start + end)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_INT for v in value)
 
 

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class LocalSource(Source):
         found: dict[str, tuple[str, Entry]] = {}
         for file in dict.fromkeys(self._files.values()):
             with self._open(file) as read:
-                header = read_header(lambda at, n, read=read: _fetch(read, at, n), self._sizes[file], str(self.path / file))
+                header = read_header(partial(_fetch, read), self._sizes[file], str(self.path / file))
             for name, entry in header.entries.items():
                 if name in found:
                     what = f"The tensor {shown(name)} is also in {found[name][0]}."

@@ -1,9 +1,9 @@
 """Which tensors of a checkpoint a QLoRA load holds in 4 bits: the fast rule, by name, shape and model type.
 
-Covers what transformers 5 with bitsandbytes does: every ``nn.Linear`` and ``Conv1D`` becomes 4-bit, except the output head, what is
-tied to it, what a model keeps in fp32, and what is no longer a linear layer once the checkpoint has been converted (fused
-experts). A checkpoint names tensors, not modules, so the rule goes by the names that models give; ``tensors(exact=True)`` asks the
-model class itself. The tests hold the rule against real loads of tiny models.
+Covers what transformers 5 with bitsandbytes does: every ``nn.Linear`` and ``Conv1D`` becomes 4-bit, except the output head,
+what is tied to it, what a model keeps in fp32, and what is no longer a linear layer once the checkpoint has been converted
+(fused experts). A checkpoint names tensors, not modules, so the rule goes by the names that models give;
+``tensors(exact=True)`` asks the model class itself. The tests hold the rule against real loads of tiny models.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from workbench.sources.header import Entry
 
 AS_STORED, TRANSPOSED, FUSED = "as stored", "transposed", "fused"
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
 _OWN_LINEAR = {"falcon": "FalconLinear"}
 _KEPT_FP32 = {"t5": "wo", "mt5": "wo", "umt5": "wo", "udop": "wo", "pop2piano": "wo"}
-_EMBEDDINGS = frozenset(
+_EMBEDDINGS = _words(
     "embed_tokens wte wpe embed_in word_embeddings position_embeddings token_type_embeddings embed_positions embeddings "
     "embedding embed shared relative_attention_bias tok_embeddings tokens_embed positions_embed position_embedding "
-    "token_embedding embed_tokens_per_layer word_embedding".split()
+    "token_embedding embed_tokens_per_layer word_embedding"
 )
-_HEADS = frozenset("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head".split())
+_HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head")
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
 _EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
 _ROUTERS = frozenset({"gate", "router"})
@@ -70,7 +75,11 @@ class _Rule:
         if 0 in entry.shape:
             return "empty"
         if module in _EMBEDDINGS and rank == 2:
-            return "an embedding, tied to the output head" if self.tied and self._is_input(module) else "an embedding: looked up, not multiplied"
+            return (
+                "an embedding, tied to the output head"
+                if self.tied and self._is_input(module)
+                else "an embedding: looked up, not multiplied"
+            )
         if rank < 2:
             return "a bias, norm or other vector"
         if rank > 2:

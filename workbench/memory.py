@@ -1,0 +1,307 @@
+"""Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
+
+Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
+against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row by
+row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import ConfigError
+from workbench.footprint import FULL, LORA, NESTED_CODEBOOK, QLORA, Piece, Plan, activations, base_weights, loaded
+from workbench.footprint import optimizer_state as _optimizer_state
+from workbench.footprint import trained as _trained
+from workbench.quantization import QuantSpec
+from workbench.sources.base import Source, TensorInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPUTED, ESTIMATED = "computed", "estimated"
+GIB = 2**30
+_CUDA_CONTEXT = 500 * 2**20
+
+_NOTES = {
+    "weights": "every weight in the compute dtype",
+    "4-bit weights": "two weights a byte",
+    "absmax scales": "one a block; with double quantization in 8 bits",
+    "second-level scales": "double quantization: fp32, one for 256 scales, and the offset",
+    "codebooks": "bitsandbytes keeps its tables of levels once for every 4-bit weight",
+    "weights upcast to fp32": "what stays out of 4 bits; prepare_model_for_kbit_training makes it fp32",
+    "integer tensors": "counted as they are stored; what transformers makes of them is not known here",
+    "optimizer state": "Adam's two moments, on the device",
+    "optimizer state, paged": "in managed memory: the driver may move it to the host under pressure",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One category of memory."""
+
+    category: str
+    bytes: int
+    known: str
+    """``computed`` from shapes, or ``estimated``."""
+    note: str
+    place: str = "device"
+    """``device``, or ``managed``: memory that the driver may move to the host."""
+
+
+@dataclass(frozen=True)
+class MemoryLedger:
+    """What a fine-tune is forecast to take. The total is a sum of peaks, which do not all come at the same moment."""
+
+    title: str
+    model: str
+    plan: Plan
+    rows: tuple[Row, ...]
+    pieces: tuple[Piece, ...]
+    """The computed rows' bytes tensor by tensor."""
+
+    @property
+    def total(self) -> int:
+        """All bytes, wherever they lie."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def managed(self) -> int:
+        """Bytes that may leave the device under pressure."""
+        return sum(row.bytes for row in self.rows if row.place == "managed")
+
+    def __getitem__(self, category: str) -> int:
+        """The bytes of a category, 0 where the ledger has none."""
+        return sum(row.bytes for row in self.rows if row.category == category)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per row: category, bytes, known, place, note."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [dataclasses.asdict(row) for row in self.rows], columns=["category", "bytes", "known", "place", "note"]
+        )
+
+
+def forecast(src: Source, cfg: Any, device: str = "cuda") -> MemoryLedger:
+    """The ledger of fine-tuning ``src`` as ``cfg`` (a ``TrainConfig``, or anything with its fields) says, on one device.
+
+    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
+    """
+    return _ledger(src.tensors(), src.config, src.name, Plan.of(cfg, device))
+
+
+def compare_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
+    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
+    base = dataclasses.replace(Plan.of(cfg, device), optim="adamw_32bit", double_quant=False)
+    four_bit = dataclasses.replace(base, method=QLORA)
+    double = dataclasses.replace(four_bit, double_quant=True)
+    plans = {
+        "Full fine-tuning, 16-bit": dataclasses.replace(base, method=FULL),
+        "LoRA on a 16-bit base": dataclasses.replace(base, method=LORA),
+        f"QLoRA, {four_bit.spec.definition.title}": four_bit,
+        "+ double quantization": double,
+        "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
+    }
+    tensors = src.tensors()
+    return [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+
+
+def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
+    weights = base_weights(tensors, plan)
+    parameters = _trained(tensors, plan)
+    state = _optimizer_state(parameters, plan)
+    rows = _rows(weights)
+    experts = plan.method != FULL and any(".experts." in name for name in parameters)
+    known, note = COMPUTED, f"{sum(parameters.values()):,} parameters in fp32"
+    if experts:
+        known, note = ESTIMATED, f"{note}; how fused experts are adapted is peft's choice, here that of 0.21"
+    size = 4
+    if plan.method == FULL:
+        size, note = plan.compute_bytes, "of every weight, in its dtype"
+    else:
+        rows.append(Row("adapters", 4 * sum(parameters.values()), known, note))
+    rows.append(
+        Row("gradients", size * sum(parameters.values()), known, note if plan.method == FULL else "of the adapters, fp32")
+    )
+    rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
+    rows += _transient(tensors, config, plan, parameters)
+    adapters = [Piece("adapters", name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
+    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
+
+
+def _rows(pieces: Iterable[Piece]) -> list[Row]:
+    sums: dict[str, int] = defaultdict(int)
+    for piece in pieces:
+        sums[piece.category] += piece.bytes
+    return [
+        Row(name, sums[name], COMPUTED, note, "managed" if name.endswith("paged") else "device")
+        for name, note in _NOTES.items()
+        if name in sums
+    ]
+
+
+def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int]) -> list[Row]:
+    """What comes and goes within a step (estimated)."""
+    c, tokens = plan.compute_bytes, plan.tokens
+    kept = activations(tensors, config, plan)
+    how = "a layer's input each, and one layer computed again" if plan.gradient_checkpointing else "kept by every layer"
+    shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
+    heads = [t.numel for t in loaded(tensors) if t.reason.startswith("the output head")]
+    embeddings = [t for t in tensors if t.reason.startswith("an embedding") and len(t.shape) == 2]
+    vocabulary = max((max(t.shape) for t in embeddings), default=0)
+    rows = [
+        Row("activations", tokens * kept.kept(plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
+        Row(
+            "logits and loss",
+            tokens * vocabulary * (c + 8),
+            ESTIMATED,
+            f"{shape} × vocabulary {vocabulary:,} × ({c} + 4 + 4) bytes: logits, their fp32 copy, its gradient",
+        ),
+    ]
+    if plan.method == QLORA:
+        largest = max((t.numel for t in tensors if t.quantizable), default=0)
+        rows.append(Row("dequantized weight", largest * c, ESTIMATED, "the largest linear, unpacked while it multiplies"))
+    if plan.method != FULL and c == 2:
+        head = sum(heads) or max((t.numel for t in embeddings), default=0)
+        casts = sum(parameters.values()) + (head if plan.method == QLORA else 0)
+        rows.append(Row("16-bit casts", casts * c, ESTIMATED, "autocast's copies of the fp32 adapters and of the fp32 head"))
+    if plan.device == "cuda":
+        rows.append(
+            Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; not yet measured on a GPU")
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class DoubleQuantSavings:
+    """What double quantization saves on a model's 4-bit weights, in bytes."""
+
+    weights: int
+    """How many weights are quantized."""
+    absmax: int
+    """The scales without it: fp32."""
+    nested: int
+    """With it: 8-bit scales, second-level scales, offsets."""
+    codebooks: int
+    """What bitsandbytes keeps besides, a table of 256 levels for every tensor."""
+
+    @property
+    def saved(self) -> int:
+        """Bytes saved on scales."""
+        return self.absmax - self.nested
+
+    @property
+    def saved_bits_per_weight(self) -> float:
+        """The same in bits per weight: 0.373 for large tensors at block sizes 64 and 256."""
+        return 8 * self.saved / self.weights if self.weights else 0.0
+
+
+def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: int = 256) -> DoubleQuantSavings:
+    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
+    plain = QuantSpec("nf4", block_size=block_size)
+    double = QuantSpec("nf4", block_size=block_size, double_quant=True, nested_block_size=nested_block_size)
+    sizes = [t.numel for t in loaded(src.tensors()) if t.quantizable]
+    return DoubleQuantSavings(
+        weights=sum(sizes),
+        absmax=sum(plain.nbytes(n) - plain.storage(n)["codes"] for n in sizes),
+        nested=sum(double.nbytes(n) - double.storage(n)["codes"] for n in sizes),
+        codebooks=NESTED_CODEBOOK * len(sizes),
+    )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's memory. ``usable`` is about what CUDA reports as the total, which is below the name's round number."""
+
+    name: str
+    usable: int
+
+
+GPUS: Mapping[str, Gpu] = MappingProxyType(
+    {
+        gpu.name: gpu
+        for gpu in (
+            Gpu("RTX 3060 12 GB", int(11.7 * GIB)),
+            Gpu("T4 16 GB", int(14.7 * GIB)),
+            Gpu("L4 24 GB", int(22.1 * GIB)),
+            Gpu("RTX 4090 24 GB", int(23.5 * GIB)),
+            Gpu("A100 40 GB", int(39.3 * GIB)),
+            Gpu("A100 80 GB", int(79.1 * GIB)),
+            Gpu("H100 80 GB", int(79.1 * GIB)),
+        )
+    }
+)
+"""GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a ledger fits a GPU."""
+
+    gpu: Gpu
+    verdict: str
+    """``fits``; ``close``: under a tenth is left, less than the estimates are good for; ``pages``: only if the paged optimizer
+    state moves out; ``does not fit``."""
+    headroom: int
+    """Bytes left, negative where they are missing."""
+
+
+def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
+    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name in ``GPUS``."""
+    if isinstance(gpu, str):
+        if gpu not in GPUS:
+            raise ConfigError([f"{gpu!r} is no GPU known here."], where="gpu", remedy=f"Choose one of: {', '.join(GPUS)}.")
+        gpu = GPUS[gpu]
+    left = gpu.usable - ledger.total
+    if left >= gpu.usable // 10:
+        verdict = "fits"
+    elif left >= 0:
+        verdict = "close"
+    else:
+        verdict = "pages" if left + ledger.managed >= 0 else "does not fit"
+    return Fit(gpu, verdict, left)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields of the configuration to change, and what that saves after the changes before it."""
+
+    fields: Mapping[str, Any]
+    saved: int
+
+
+def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> list[Change] | None:
+    """The changes, cheapest in quality and speed first, after which the fine-tune fits; ``[]`` if it does, None if none helps."""
+    tensors, plan = src.tensors(), Plan.of(cfg, "cuda")
+    ledger = _ledger(tensors, src.config, src.name, plan)
+    done: list[Change] = []
+    for fields in _changes(plan):
+        if fit(ledger, gpu).verdict == "fits":
+            break
+        changed = dataclasses.replace(ledger.plan, **fields)
+        after = _ledger(tensors, src.config, src.name, changed)
+        if after.total < ledger.total:
+            done.append(Change(MappingProxyType(fields), ledger.total - after.total))
+            ledger = after
+    return done if fit(ledger, gpu).verdict != "does not fit" else None
+
+
+def _changes(plan: Plan) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [
+        {"double_quant": True}, {"optim": "paged_adamw_8bit"}, {"gradient_checkpointing": True}, {"method": QLORA},
+    ]  # fmt: skip
+    rows = plan.per_device_train_batch_size
+    while rows > 1:
+        rows = (rows + 1) // 2
+        steps.append({"per_device_train_batch_size": rows})
+    length = plan.max_length
+    while length > 256:
+        length = max(256, length // 2)
+        steps.append({"max_length": length})
+    return steps

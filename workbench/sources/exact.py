@@ -1,0 +1,107 @@
+"""Which tensors a QLoRA load holds in 4 bits, asked of transformers' own model class, built without weights.
+
+Covers every model type of the installed transformers: the class is built on the meta device, transformers' own functions say
+which modules stay as they are and which parameter a checkpoint's tensor becomes. Runs no code of the model's, and needs
+torch; imports it only when called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.errors import ModelError
+from workbench.sources.base import TensorInfo
+from workbench.sources.header import Entry, shown
+from workbench.sources.rule import AS_STORED, FUSED, TRANSPOSED, describe, info
+
+_COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w+)?|depths?")
+
+
+def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) -> list[TensorInfo]:
+    """A ``TensorInfo`` for every entry, as the model class of ``config`` would load it; ModelError where it cannot be built."""
+    _check_counts(config, len(entries), where)
+    try:
+        import torch
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+        from transformers.pytorch_utils import Conv1D
+        from transformers.quantizers.base import HfQuantizer
+        from transformers.quantizers.quantizers_utils import should_convert_module
+    except ImportError as error:
+        remedy = "Install torch and transformers 5, or leave exact out: the fast rule needs neither."
+        raise ModelError(f"The exact answer needs transformers' own loader: {error}.", where=where, remedy=remedy) from error
+
+    model = _without_weights(config, where)
+    parameters = model.state_dict()
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    modules = dict(model.named_modules())
+
+    def becomes(name: str) -> tuple[str, bool]:
+        """The parameter that a tensor is loaded into, and whether a conversion builds it out of several."""
+        loaded, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
+        if loaded not in parameters and name in parameters:
+            loaded, pattern = rename_source_key(name, [], [], model.base_model_prefix, parameters)
+        return loaded, pattern is not None
+
+    def judge(entry: Entry, by_rule: TensorInfo) -> tuple[bool, str, str]:
+        loaded, fused = becomes(entry.name)
+        layout = FUSED if fused else AS_STORED
+        if loaded not in parameters:
+            return False, f"{type(model).__name__} has no such parameter", layout
+        path, _, leaf = loaded.rpartition(".")
+        module = modules.get(path)
+        linear = type(module) is torch.nn.Linear or isinstance(module, Conv1D)
+        if linear and leaf == "weight" and should_convert_module(path, skipped):
+            if isinstance(module, Conv1D):
+                return True, "a linear layer (Conv1D), transposed before it is quantized", TRANSPOSED
+            return True, "a linear layer's weight", layout
+        if not by_rule.quantizable:
+            return False, by_rule.reason, layout
+        if linear:
+            return False, "a linear layer that transformers skips", layout
+        return False, f"a parameter of {type(module).__name__}, which transformers does not replace", layout
+
+    return [
+        info(entry, *judge(entry, by_rule)) for entry, by_rule in zip(entries.values(), describe(entries, config), strict=True)
+    ]
+
+
+def _without_weights(config: Mapping[str, Any], where: str) -> Any:
+    import torch
+    import transformers
+
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        what = f"The installed transformers {transformers.__version__} has no model type {shown(str(kind))}."
+        raise ModelError(what, where=where, remedy="Leave exact out, or upgrade transformers.")
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    try:
+        values = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
+        auto = transformers.AutoModelForCausalLM
+        cls: Any = getattr(transformers, first, None) if first.isidentifier() else None
+        with torch.device("meta"):
+            ours = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+            if ours and getattr(cls, "config_class", None) is type(values):
+                return cls(values)
+            return (auto if type(values) in auto._model_mapping else transformers.AutoModel).from_config(values)
+    except Exception as error:  # whatever a model class makes of a config.json that it does not expect
+        what = f"transformers cannot build the model from it: {type(error).__name__}: {shown(str(error), 200)}."
+        raise ModelError(
+            what, where=f"{where}: config.json", remedy="Leave exact out: the fast rule needs no class."
+        ) from error
+
+
+def _check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
+    """Refuse a config.json whose model would take for ever to build: every layer and every expert has a tensor or more."""
+    most = 64 * max(tensors, 16)
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    for key, value in ((key, value) for part in parts for key, value in part.items()):
+        if _COUNT.fullmatch(key) and isinstance(value, int) and value > most:
+            what = f"{key} is {shown(str(value))}, for a checkpoint of {tensors:,} tensors."
+            raise ModelError(what, where=f"{where}: config.json", remedy="Leave exact out, or mend config.json.")
