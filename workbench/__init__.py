@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format
-    from workbench.measure import ErrorStats, measure
+    from workbench.measurement import ErrorStats, measure
     from workbench.memory import MemoryLedger, forecast
-    from workbench.quantize import Quantized, QuantSpec, quantize
+    from workbench.quantization import Quantized, QuantSpec, quantize
     from workbench.sources import Source, TensorInfo, open_model
     from workbench.training.config import TrainConfig
     from workbench.training.runs import Run, attach, launch, runs
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _HOME = {
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format"),
-    "measure": ("ErrorStats", "measure"),
+    "measurement": ("ErrorStats", "measure"),
     "memory": ("MemoryLedger", "forecast"),
-    "quantize": ("QuantSpec", "Quantized", "quantize"),
+    "quantization": ("QuantSpec", "Quantized", "quantize"),
     "sources": ("Source", "TensorInfo", "open_model"),
     "training.config": ("TrainConfig",),
     "training.runs": ("Run", "attach", "launch", "runs"),

@@ -46,7 +46,8 @@ _POS = {"noun": "n.", "verb": "v.", "adj": "adj.", "adv": "adv."}
 def bible_chapters() -> Iterator[str]:
     """Each chapter of the King James Bible: a heading (``Genesis 1``), then a verse a line, without verse numbers."""
     text = subprocess.run(["bible", "-f", "Ge1:1-Re22:21"], check=True, capture_output=True, text=True).stdout
-    heading, verses = "", []
+    heading = ""
+    verses: list[str] = []
     for line in text.splitlines():
         if not (found := _VERSE.match(line)):
             continue

@@ -55,7 +55,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def pack(tokenizer: Any, texts: list[str], generator: np.random.Generator | None) -> np.ndarray:
-    """All documents, each between ``<s>`` and ``</s>``, laid end to end (shuffled if a generator is given): uint16 (tokens,)."""
+    """All documents, each between ``<s>`` and ``</s>``, end to end (shuffled if a generator is given): uint16 (tokens,)."""
     order = generator.permutation(len(texts)) if generator else np.arange(len(texts))
     encoded = tokenizer.backend_tokenizer.encode_batch([texts[i] for i in order], add_special_tokens=False)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -89,7 +89,7 @@ def heldout_loss(model: Any, rows: torch.Tensor) -> float:
     model.eval()
     losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in rows.split(16)]
     model.train()
-    return sum(losses) / len(rows)
+    return float(sum(losses)) / len(rows)
 
 
 def train(work: Path, steps: int, peak: float, seed: int = 0) -> None:
@@ -138,7 +138,7 @@ def train(work: Path, steps: int, peak: float, seed: int = 0) -> None:
         step += 1
         if step % 25 == 0:
             print(f"step {step} epoch {epoch} loss {loss.item():.3f} minutes {(time.monotonic() - began) / 60:.1f}", flush=True)
-        if step % 200 == 0 or step == steps:
+        if step % 100 == 0 or step == steps:
             temporary = checkpoint.with_suffix(".tmp")
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
             os.replace(temporary, checkpoint)
