@@ -1,0 +1,163 @@
+"""Drives a real JupyterLab in Chromium: opens notebooks, runs them, reads what the page shows.
+
+Covers the page and what crosses its websocket. Does not cover starting the server and the browser (conftest.py). Every wait is for
+a condition and has a bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, WebSocket
+
+# What JupyterLab itself logs in an ordinary session, none of it ours.
+IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
+
+_KERNEL_IDLE = """() => {
+    const session = globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session;
+    return session?.kernel?.connectionStatus === "connected" && session.kernel.status === "idle";
+}"""
+
+_PLOTS = "document.querySelectorAll('.js-plotly-plot')"
+
+
+def write_notebook(path: Path, *cells: str) -> Path:
+    """A notebook of code cells."""
+    notebook = {
+        "nbformat": 4, "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "cells": [
+            {"cell_type": "code", "id": f"cell-{i}", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
+            for i, source in enumerate(cells)
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+class Lab:
+    """One page of JupyterLab on one notebook; ``received`` counts the bytes of its websockets by direction."""
+
+    def __init__(self, page: Page, url: str, token: str) -> None:
+        self.page, self.url, self.token = page, url, token
+        self.errors: list[str] = []
+        self.received = self.sent = 0
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: message.type == "error" and self._error(message.text))
+        page.on("pageerror", lambda error: self._error(str(error)))
+        page.on("websocket", self._count)
+
+    def _error(self, text: str) -> None:
+        if not IGNORED_ERRORS.search(text):
+            self.errors.append(text)
+
+    def _count(self, socket: WebSocket) -> None:
+        def got(frame: str | bytes) -> None:
+            self.received += len(frame)
+
+        def gave(frame: str | bytes) -> None:
+            self.sent += len(frame)
+
+        socket.on("framereceived", got)
+        socket.on("framesent", gave)
+
+    def open(self, notebook: str) -> None:
+        """Open a notebook of the server's folder and wait for its kernel."""
+        self.page.goto(f"{self.url}/lab/tree/{notebook}?token={self.token}&reset")
+        self.until(_KERNEL_IDLE, 60)
+
+    def menu(self, *labels: str) -> None:
+        """Choose from the menu bar: ``menu("Run", "Run All Cells")``."""
+        bar, *items = labels
+        self.page.click(f'.lm-MenuBar-itemLabel:text-is("{bar}")')
+        for item in items:
+            self.page.click(f'.lm-Menu-itemLabel:text-is("{item}")')
+
+    def run_all(self, seconds: float = 60) -> None:
+        """Run every cell and wait until all have a number and the kernel is idle."""
+        self.start_all()
+        self.finished(seconds)
+
+    def start_all(self) -> None:
+        """Run every cell without waiting."""
+        self.menu("Run", "Run All Cells")
+
+    def finished(self, seconds: float = 60) -> None:
+        """Wait until every code cell has run."""
+        self.until(
+            """() => {
+                const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+                return prompts.length && prompts.every((p) => /\\[\\d+\\]:/.test(p.textContent));
+            }""",
+            seconds,
+        )
+        self.until(_KERNEL_IDLE, seconds)
+
+    def until(self, condition: str, seconds: float = 30, argument: Any = None) -> Any:
+        """Wait until a JavaScript function of the page is true, and return its value."""
+        return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000).json_value()
+
+    def plots(self, count: int = 1, seconds: float = 30) -> None:
+        """Wait until ``count`` plots are drawn."""
+        self.until(f"(n) => {_PLOTS}.length >= n && [...{_PLOTS}].every((p) => p.dataset.revision)", seconds, count)
+
+    def plot(self, index: int = 0, what: str = "data") -> Any:
+        """``data`` or ``layout`` of a plot, or any expression in ``plot``, as plain lists and dicts."""
+        expression = what if "plot" in what else f"plot.{what}"
+        return self.page.evaluate(
+            f"""(i) => {{
+                const plot = {_PLOTS}[i];
+                const plain = (v) => ArrayBuffer.isView(v) ? Array.from(v) : v;
+                return JSON.parse(JSON.stringify({expression}, (_, v) => plain(v)));
+            }}""",
+            index,
+        )
+
+    def until_plot(self, index: int, condition: str, seconds: float = 30) -> None:
+        """Wait until an expression in ``plot`` is true."""
+        self.until(f"(i) => {{ const plot = {_PLOTS}[i]; return plot && ({condition}); }}", seconds, index)
+
+    def text(self, selector: str) -> str:
+        """The text of the first element that matches."""
+        return self.page.locator(selector).first.inner_text()
+
+    def theme(self, name: str) -> None:
+        """Choose a theme in the settings menu and wait until the page has it."""
+        self.menu("Settings", "Theme", name)
+        self.until("(light) => document.body.dataset.jpThemeLight === light", 30, str("Light" in name).lower())
+
+    def kernel(self, code: str) -> str:
+        """Run code in the notebook's kernel, as a cell would but without one, and return what it printed."""
+        return str(
+            self.page.evaluate(
+                """async (code) => {
+                    const { kernel } = globalThis.jupyterapp.shell.currentWidget.sessionContext.session;
+                    const future = kernel.requestExecute({ code, store_history: false });
+                    let printed = "";
+                    future.onIOPub = ({ header, content }) => {
+                        if (header.msg_type === "stream") printed += content.text;
+                        if (header.msg_type === "error") printed += content.traceback.join("\\n");
+                    };
+                    const reply = await future.done;
+                    if (reply.content.status !== "ok") throw new Error(printed);
+                    return printed;
+                }""",
+                code,
+            )
+        )
+
+    def shot(self, name: str, selector: str | None = None) -> None:
+        """A picture into ``$WORKBENCH_SHOTS``, where that is set."""
+        folder = os.environ.get("WORKBENCH_SHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            target = self.page.locator(selector).first if selector else self.page
+            target.screenshot(path=Path(folder) / f"{name}.png")
+
+
+Opener = Callable[..., Lab]

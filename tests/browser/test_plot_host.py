@@ -1,0 +1,141 @@
+"""The plot host in a real JupyterLab: what crosses the wire, what the reader does, themes, reloads, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.browser.conftest import Server
+from tests.browser.lab import Lab, write_notebook
+
+TEN = """
+import numpy as np, plotly.graph_objects as go
+from widgets.plot import Plot
+x = np.arange(200, dtype=np.float32)
+plots = [Plot(go.Figure(go.Scatter(x=x, y=np.sin(x / (5 + i)))), summary=f"A sine, number {i}.", height=240) for i in range(10)]
+display(*plots)
+"""
+
+ONE = """
+import ipywidgets, numpy as np
+from widgets.plot import Plot
+
+def figure(heights, line=0.0):
+    x = np.arange(2000, dtype=np.float32)
+    return {"data": [{"type": "scatter", "x": x, "y": np.sin(x / 50) + line, "name": "line"},
+                     {"type": "bar", "x": [0, 500, 1000, 1500], "y": heights, "width": 300, "name": "bars"}],
+            "layout": {"title": {"text": "One plot"}}}
+
+said = ipywidgets.Label("nothing yet")
+plot = Plot(figure([9, 9, 9, 9]), summary="A line over four bars.", height=300)
+plot.on_click(lambda point: setattr(said, "value", f"clicked {point['name']} {point['index']} at {point['x']}"))
+plot.on_zoom(lambda ranges: setattr(said, "value", f"zoomed {sorted(ranges)}"))
+display(plot, said)
+plot.show(figure([2, 4, 3, 5]))  # at once: the page may still be loading the widget
+"""
+
+
+def test_ten_plots_share_one_plotly(lab: Lab, lab_server: Server) -> None:
+    write_notebook(lab_server.folder / "ten.ipynb", TEN)
+    lab.open("ten.ipynb")
+    before = lab.received
+    lab.run_all()
+    lab.plots(10)
+    crossed = lab.received - before
+    print(f"ten plots: {crossed / 1e6:.2f} MB over the websocket")
+    assert crossed < 2_000_000, "plotly.js crosses once, whatever the number of plots"
+    assert lab.page.evaluate("typeof globalThis.Plotly") == "undefined", "no global is left behind"
+    assert lab.page.locator(".workbench-plot [role=figure]").first.get_attribute("aria-label") == "A sine, number 0."
+    lab.shot("ten-plots")
+
+    lab.kernel("for plot in plots:\n    plot.close()\n    plot.close()")
+    lab.until("() => document.querySelectorAll('.js-plotly-plot').length === 0")
+
+
+def click_bar(lab: Lab, at: float) -> None:
+    """Click into the bar at ``x = at``, half way up."""
+    x, y = lab.plot(
+        0,
+        f"""(() => {{
+            const {{ xaxis, yaxis }} = plot._fullLayout, box = plot.getBoundingClientRect();
+            return [box.x + xaxis._offset + xaxis.d2p({at}), box.y + yaxis._offset + yaxis.d2p(1.5)];
+        }})()""",
+    )
+    lab.page.mouse.move(x, y)
+    lab.until("() => document.querySelector('.hoverlayer .hovertext')")
+    lab.page.mouse.click(x, y)
+
+
+def test_a_plot_lives(open_lab: Callable[[], Lab], lab_server: Server) -> None:
+    write_notebook(lab_server.folder / "one.ipynb", ONE)
+    lab = open_lab()
+    lab.open("one.ipynb")
+    lab.run_all()
+    lab.plots(1)
+    lab.until_plot(0, "plot.data[1].y[3] === 5")
+
+    click_bar(lab, 1000)
+    lab.page.wait_for_selector("text=clicked bars 2 at 1000")
+
+    # A change of the bars sends the bars alone, and the line keeps its array, so plotly need not redraw it.
+    lab.page.evaluate("() => { window.line = document.querySelector('.js-plotly-plot').data[0].y; }")
+    before = lab.received
+    lab.kernel("plot.show(figure([7, 4, 3, 5]))")
+    lab.until_plot(0, "plot.data[1].y[0] === 7 && plot.data[0].y === window.line")
+    assert lab.received - before < 20_000, "of which running the cell takes most"
+    lab.shot("plot-light")
+
+    lab.theme("JupyterLab Dark")
+    lab.until_plot(0, "plot._fullLayout.colorway[0] === '#56b4e9'")
+    assert lab.plot(0, "plot._fullLayout.paper_bgcolor") == "rgba(0,0,0,0)"
+    lab.shot("plot-dark")
+    lab.theme("JupyterLab Light")
+    lab.until_plot(0, "plot._fullLayout.colorway[0] === '#0072b2'")
+
+    # An error stands in the plot as text; the next figure replaces it.
+    lab.kernel("plot.fail('<img src=x> is <b>not</b> markup')")
+    lab.page.wait_for_selector(".workbench-plot [role=alert]:has-text('<img src=x> is <b>not</b> markup')")
+    lab.kernel("plot.show(figure([6, 4, 3, 5]))")
+    lab.page.wait_for_selector(".workbench-plot [role=alert]", state="hidden")
+
+    # Zooming comes back, and a changed figure keeps the zoom.
+    lab.page.locator(".workbench-plot .nsewdrag").first.scroll_into_view_if_needed()
+    box = lab.page.locator(".workbench-plot .nsewdrag").first.bounding_box()
+    assert box is not None
+    lab.page.mouse.move(box["x"] + 100, box["y"] + 40)
+    lab.page.mouse.down()
+    lab.page.mouse.move(box["x"] + 300, box["y"] + 150, steps=4)
+    lab.page.mouse.up()
+    lab.page.wait_for_selector("text=zoomed ['xaxis', 'yaxis']")
+    zoom = lab.plot(0, "plot._fullLayout.xaxis.range")
+    lab.kernel("plot.show(figure([6, 6, 3, 5]))")
+    lab.until_plot(0, "plot.data[1].y[1] === 6")
+    assert lab.plot(0, "plot._fullLayout.xaxis.range") == zoom
+
+    # A reloaded page and a second tab show the present figure, and both get what comes after.
+    lab.menu("File", "Save Notebook")
+    lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
+    lab.page.reload()
+    second = open_lab()
+    second.open("one.ipynb")
+    for tab in (lab, second):
+        tab.plots(1, 60)
+        tab.until_plot(0, "plot.data[1].y[1] === 6 && plot.data[0].y.length === 2000")
+    second.kernel("plot.show(figure([6, 6, 8, 5]))")
+    for tab in (lab, second):
+        tab.until_plot(0, "plot.data[1].y[2] === 8")
+    click_bar(lab, 1500)
+    lab.page.wait_for_selector("text=clicked bars 3 at 1500")
+
+
+def test_a_plot_that_was_hidden_fits_when_it_appears(lab: Lab, lab_server: Server) -> None:
+    write_notebook(
+        lab_server.folder / "hidden.ipynb",
+        ONE.replace("display(plot, said)", "box = ipywidgets.VBox([plot], layout={'display': 'none'}); display(box)"),
+        "other = Plot({'data': [{'type': 'scatter', 'y': [1, None, float('nan'), 2]}], 'layout': {'xaxis': {'title': 3}}}); other",
+    )
+    lab.open("hidden.ipynb")
+    lab.run_all()
+    lab.until_plot(0, "plot.dataset.revision === '0' && plot.data[0].y.length === 4")
+    lab.kernel("box.layout.display = 'flex'")
+    lab.plots(2)
+    lab.until_plot(0, "plot.data[1].y[3] === 5 && Math.abs(plot._fullLayout.width - plot.clientWidth) <= 1")
