@@ -110,7 +110,7 @@ function watchTheme(changed) {
   };
 }
 
-/** The theme's template in the page's own font and text colour. */
+/** The theme's template in the page's own font and colours. */
 function themed(themes, element) {
   const template = themes[isDark() ? "dark" : "light"];
   const style = getComputedStyle(element);
@@ -118,7 +118,8 @@ function themed(themes, element) {
   const font = { ...template.layout.font, family: style.fontFamily };
   const colour = own("--jp-ui-font-color1", "--vscode-foreground");
   if (colour) font.color = colour;
-  return { ...template, layout: { ...template.layout, font } };
+  const modebar = { bgcolor: own("--jp-layout-color1", "--vscode-editor-background") ?? "rgba(0,0,0,0)" };
+  return { ...template, layout: { ...template.layout, font, modebar } };
 }
 
 // ---------------------------------------------------------------- what the reader does

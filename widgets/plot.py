@@ -52,7 +52,7 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
         "margin": {"l": 60, "r": 20, "t": 36, "b": 48},
         "font": {**template["layout"].get("font", {}), "size": 12},
         "title": {"x": 0, "xref": "paper", "font": {"size": 14}},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
     }
     return template | {"layout": layout}
 

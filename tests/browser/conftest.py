@@ -105,7 +105,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture
-def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Server, tmp_path: Path) -> Iterator[Callable[[], Lab]]:
+def open_lab(
+    request: pytest.FixtureRequest, browser: Browser, lab_server: Server, tmp_path: Path
+) -> Iterator[Callable[[], Lab]]:
     """Makes pages of JupyterLab: ``open_lab()`` gives a ``Lab``; a second call in one test is a second tab."""
     external: list[str] = []
 

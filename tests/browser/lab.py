@@ -1,7 +1,7 @@
 """Drives a real JupyterLab in Chromium: opens notebooks, runs them, reads what the page shows.
 
-Covers the page and what crosses its websocket. Does not cover starting the server and the browser (conftest.py). Every wait is for
-a condition and has a bound.
+Covers the page and what crosses its websocket. Does not cover starting the server and the browser (conftest.py). Every wait
+is for a condition and has a bound.
 """
 
 from __future__ import annotations

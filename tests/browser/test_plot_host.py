@@ -131,7 +131,7 @@ def test_a_plot_that_was_hidden_fits_when_it_appears(lab: Lab, lab_server: Serve
     write_notebook(
         lab_server.folder / "hidden.ipynb",
         ONE.replace("display(plot, said)", "box = ipywidgets.VBox([plot], layout={'display': 'none'}); display(box)"),
-        "other = Plot({'data': [{'type': 'scatter', 'y': [1, None, float('nan'), 2]}], 'layout': {'xaxis': {'title': 3}}}); other",
+        "other = Plot({'data': [{'type': 'scatter', 'y': [1, None, float('nan'), 2]}]}); other",
     )
     lab.open("hidden.ipynb")
     lab.run_all()
