@@ -1,0 +1,251 @@
+"""Launching training runs, and picking them up from any kernel at any time.
+
+Covers ``launch``, ``attach``, ``runs`` and the handle they give, ``Run``. The run's folder is the only channel: a handle can be
+dropped and made again without the run noticing. Does not train, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import workbench
+from workbench.errors import RunError, WorkbenchError
+from workbench.training import data
+from workbench.training.config import TrainConfig
+from workbench.training.events import Event, EventReader, read_events
+from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, write_json
+from workbench.training.supervisor import STOP_PATIENCE
+
+_BEGIN_WITHIN = 30.0
+"""Seconds after which a run without any status is taken to have never begun."""
+_SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL", re.IGNORECASE)
+_children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
+
+
+class Run:
+    """A training run: what it is doing, what it has recorded, and how to steer it.
+
+    Made by ``launch``, ``attach`` and ``runs``. Several handles on one run, in several processes, are fine.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.dir.name}: {self.status.state}>"
+
+    @property
+    def dir(self) -> Path:
+        """The run's folder."""
+        return self._folder.root
+
+    @property
+    def config(self) -> TrainConfig:
+        """What was asked for."""
+        return TrainConfig.from_dict(json.loads(self._folder.config.read_text("utf-8")))
+
+    @property
+    def status(self) -> RunStatus:
+        """What the run is doing now, corrected where its supervisor is no longer there to say so."""
+        _reap()
+        status = self._folder.read_status()
+        if status is None or (self._process and status.pid != self._process.pid and self._process.poll() is None):
+            return self._not_begun(status)
+        if status.state in ENDED or alive(status.pid, status.create_time):
+            return status
+        again = self._folder.read_status() or status  # it may have written its last word since
+        if again.state in ENDED or again.pid != status.pid:
+            return again
+        return replace(
+            again,
+            state="killed",
+            kind="killed",
+            message="The supervisor was killed, possibly out of memory; the worker stops by itself.",
+            remedy="Resume continues from the last checkpoint.",
+        )
+
+    def _not_begun(self, before: RunStatus | None) -> RunStatus:
+        attempt = before.attempt + 1 if before else 1
+        process = self._process
+        age = time.time() - self._folder.config.stat().st_mtime
+        if (process and process.poll() is not None) or (process is None and age > _BEGIN_WITHIN):
+            message = "The supervisor ended before it began to work."
+            return RunStatus("failed", kind="error", message=message, remedy="See log.txt.", attempt=attempt)
+        return RunStatus("starting", attempt=attempt, pid=process.pid if process else None)
+
+    @property
+    def pid(self) -> int | None:
+        """The supervisor's process id; ``status.worker_pid`` is the process that trains."""
+        return self.status.pid
+
+    @property
+    def adapter_dir(self) -> Path | None:
+        """The adapter's folder, for ``peft.PeftModel.from_pretrained``; before the end that of the last checkpoint; or None."""
+        if (self._folder.adapter / "adapter_config.json").exists():
+            return self._folder.adapter
+        complete = self._folder.complete_checkpoints()
+        return complete[-1] if complete else None
+
+    @property
+    def log(self) -> Path:
+        """The file with both processes' output."""
+        return self._folder.log
+
+    def events(self) -> list[Event]:
+        """All events so far, in order of attempt and time."""
+        return read_events(self.dir)
+
+    def reader(self) -> EventReader:
+        """A reader whose ``poll()`` returns only what is new since its last call."""
+        return EventReader(self.dir)
+
+    def follow(self, interval: float = 0.1) -> Iterator[Event]:
+        """All events, those to come as they come, until the run has ended."""
+        reader = self.reader()
+        while True:
+            ended = self.status.state in ENDED
+            yield from reader.poll()
+            if ended:
+                return
+            time.sleep(interval)
+
+    def stop(self, patience: float = STOP_PATIENCE) -> None:
+        """Asks the run to save its adapter and end after its step, and returns; after ``patience`` seconds it is made to."""
+        self._ask("stop", patience)
+
+    def pause(self, patience: float = STOP_PATIENCE) -> None:
+        """Asks the run to write a checkpoint after the current step and end, and returns; ``resume`` continues from there."""
+        self._ask("pause", patience)
+
+    def _ask(self, what: str, patience: float) -> None:
+        if (status := self.status).state in ENDED:
+            raise RunError(f"the run has already ended ({status.state}).", where=str(self.dir), remedy=status.remedy)
+        self._folder.ask(what, patience)
+
+    def resume(self) -> Run:
+        """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run."""
+        status = self.status
+        if status.state == "finished":
+            raise RunError("the run is finished.", where=str(self.dir), remedy="Launch a new run with more max_steps.")
+        if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
+            raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
+        data.check(self.config)
+        data.model_folder(self.config.model)
+        _spawn(self)
+        return self
+
+    def wait(self, timeout: float | None = None) -> RunStatus:
+        """Waits for the run's end, at most ``timeout`` seconds; returns the status, whatever it is by then."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (status := self.status).state not in ENDED:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            time.sleep(0.05 if left is None else min(0.05, left))
+        return status
+
+
+def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
+    """Starts a run in processes of its own and returns at once.
+
+    The model's folder and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
+    ``DataError``, or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
+    """
+    if not isinstance(config, TrainConfig):
+        raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
+    data.check(config)
+    model = data.model_folder(config.model)
+    root = Path(run_dir).expanduser().absolute() if run_dir is not None else _default_dir(config, model)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
+    try:
+        (root / "control").mkdir(parents=True)
+        run = Run(RunFolder(root))
+        write_json(RunFolder(root).config, _absolute(config).to_dict())
+    except OSError as error:
+        what = f"the folder cannot be written ({error.strerror})."
+        raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
+    _spawn(run)
+    return run
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Paths that hold whatever the current directory is."""
+
+    def fixed(name: str) -> str:
+        return name if name == "builtin" else str(Path(name).expanduser().absolute())
+
+    held_out = config.eval_dataset and fixed(config.eval_dataset)
+    return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
+
+
+def _default_dir(config: TrainConfig, model: Path) -> Path:
+    name = "builtin" if config.model == "builtin" else model.name
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}"
+    root = Path("runs").absolute()
+    return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())
+
+
+def _spawn(run: Run) -> None:
+    """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it."""
+    folder = RunFolder(run.dir)
+    shutil.rmtree(folder.control, ignore_errors=True)
+    folder.control.mkdir()
+    # Nothing is fetched: the processes need no token, so they are given none, and no file of the run can come to hold one.
+    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    home = str(Path(workbench.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH", "")]))
+    with folder.log.open("ab") as log:
+        run._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workbench.training.supervisor", str(folder.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder.root,
+            env=environment,
+            start_new_session=True,
+        )
+    _children[run._process.pid] = run._process
+
+
+def _reap() -> None:
+    """Takes note of supervisors that have ended, so that they do not stay as zombies of this process."""
+    for pid, process in list(_children.items()):
+        if process.poll() is not None:
+            del _children[pid]
+
+
+def attach(run_dir: str | os.PathLike[str]) -> Run:
+    """The run in ``run_dir``, going or ended, with all its history. Raises ``RunError`` if there is none."""
+    folder = RunFolder(Path(run_dir).expanduser().absolute())
+    if not folder.config.is_file():
+        remedy = "wb.runs(folder) lists the runs in a folder."
+        raise RunError("there is no run in this folder.", where=str(folder.root), remedy=remedy)
+    run = Run(folder)
+    try:
+        _ = run.config
+    except (OSError, ValueError, WorkbenchError) as error:
+        what = f"the run's config.json cannot be read ({error})."
+        raise RunError(what, where=str(folder.root), remedy="Launch a new run.") from error
+    return run
+
+
+def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
+    """The runs in a folder, oldest first by name; [] where there are none."""
+    found = []
+    for path in sorted(Path(folder).expanduser().absolute().glob("*/config.json")):
+        try:
+            found.append(attach(path.parent))
+        except RunError:
+            continue
+    return found

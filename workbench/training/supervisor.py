@@ -1,0 +1,151 @@
+"""The process that watches over a run: ``python -m workbench.training.supervisor RUN_DIR``. Imports no torch.
+
+Covers starting and reaping the worker, measuring its memory from outside, carrying out Stop and Pause with a bound on every
+wait, and writing the final status, so that how a run ended is known even when the notebook that launched it is gone. Does not
+train and does not read what the worker measures of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.training.endings import STATE_OF_CODE
+from workbench.training.events import EventReader, EventWriter
+from workbench.training.folder import RunFolder, RunStatus, create_time
+from workbench.training.telemetry import host_counters
+
+STOP_PATIENCE = 120.0
+"""Seconds the worker is given to stop by itself (it may be in the middle of a step or a save)."""
+TERM_PATIENCE = 20.0
+"""Seconds between SIGTERM and SIGKILL, at most."""
+_TICK = 0.1
+_SAMPLE_EVERY = 0.2
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+}  # fmt: skip
+
+
+class Supervisor:
+    """One attempt at a run, from the worker's start to the final status."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
+        self.events = EventWriter(folder.events("supervisor"), attempt)
+        self.status = RunStatus(
+            "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
+        )
+        self._terminated = False
+
+    def set(self, state: str, **fields: Any) -> None:
+        """Changes the status on disk."""
+        self.status = replace(self.status, state=state, **fields)
+        self.folder.write_status(self.status)
+
+    def run(self) -> None:
+        """Runs the worker to its end."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: setattr(self, "_terminated", True))
+        self.set("starting")
+        try:
+            worker = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workbench.training.worker", str(self.folder.root), str(self.attempt)],
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder.root,
+                env={**os.environ, **_OFFLINE},
+            )
+        except OSError as error:
+            self.set("failed", kind="error", message=f"The worker could not be started ({error}).", ended=time.time())
+            return
+        self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
+        code = self._watch(worker)
+        self._conclude(code)
+
+    def _watch(self, worker: subprocess.Popen[bytes]) -> int:
+        """Samples and obeys until the worker has ended; returns its exit code."""
+        next_sample = 0.0
+        forces = [signal.SIGTERM, signal.SIGKILL]
+        while (code := worker.poll()) is None:
+            if time.monotonic() >= next_sample:
+                next_sample = time.monotonic() + _SAMPLE_EVERY
+                if counters := host_counters(worker.pid):
+                    with contextlib.suppress(OSError):  # a full disk must not end the watch
+                        self.events.emit("sample", source="supervisor", **counters)
+            if self._terminated and not self.folder.asked("stop"):
+                self.folder.ask("stop", TERM_PATIENCE)
+            if deadline := self.folder.deadline():
+                at, patience = deadline
+                if self.status.state != "stopping":
+                    what = "Stop" if self.folder.asked("stop") else "Pause"
+                    self.set("stopping", message=f"{what} was asked for; the worker ends after its current step.")
+                used = 2 - len(forces)
+                if forces and time.time() >= at + used * min(TERM_PATIENCE, patience):
+                    force = forces.pop(0)
+                    self.events.emit("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
+                    worker.send_signal(force)
+            time.sleep(_TICK)
+        return code
+
+    def _conclude(self, code: int) -> None:
+        """Turns the exit code and the worker's last error event into the final status."""
+        last_error: dict[str, Any] = {}
+        done = 0
+        for event in EventReader(self.folder.root).poll():
+            if event.get("attempt") == self.attempt and event["k"] == "error":
+                last_error = event
+            if event["k"] == "step":
+                done = event["n"]
+        steps = f"{done} step{'' if done == 1 else 's'}"
+        state, kind, remedy = STATE_OF_CODE.get(code, "failed"), "", ""
+        if state == "finished":
+            message = f"Finished after {steps}."
+        elif state == "stopped":
+            message = f"Stopped after {steps}; the adapter is saved." if done else "Stopped before the first step."
+        elif state == "paused":
+            message, remedy = f"Paused after {steps}.", "Resume continues from the checkpoint."
+        elif code < 0 and self.folder.asked("stop"):
+            state, message = "stopped", f"Stopped by {_signal_name(code)} after {steps}: the worker did not end in time."
+            remedy = "The adapter is that of the last checkpoint, if there is one."
+        elif code < 0:
+            state, kind = "killed", "killed"
+            guess = "killed, possibly out of memory" if code == -signal.SIGKILL else f"killed by {_signal_name(code)}"
+            message = f"The worker was {guess}, after {steps}."
+            remedy = "Resume continues from the last checkpoint. If memory is short, lower batch size or max_length."
+        elif last_error:
+            kind, message, remedy = last_error.get("kind", "error"), last_error.get("message", ""), last_error.get("remedy", "")
+        else:
+            kind, message, remedy = "error", f"The worker ended with exit code {code}.", "Its last words are in log.txt."
+        self.events.emit("exit", code=code, state=state)
+        self.events.close()
+        self.set(state, kind=kind, message=message, remedy=remedy, exit_code=code, ended=time.time())
+
+
+def _signal_name(code: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"
+
+
+def main(root: str) -> None:
+    """Supervises one attempt, unless another supervisor holds the run."""
+    folder = RunFolder(Path(root))
+    with (folder.root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("Another supervisor is running this run.")
+        before = folder.read_status()
+        Supervisor(folder, before.attempt + 1 if before else 1).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

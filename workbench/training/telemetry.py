@@ -1,0 +1,142 @@
+"""Memory and faults, sampled several times a second by a thread of the worker.
+
+Covers the host's counters of a process (also read from outside, by the supervisor), the CUDA allocator's and NVML's figures
+where there is a GPU [not yet run on a GPU], clock anchors, and the thread that records them. It also watches, on the same beat,
+for what must be noticed while the main thread is busy: a stop before training, a supervisor that is gone. Does not interpret.
+Imports torch only if the worker has already done so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from workbench.training.events import Event, EventWriter
+
+INTERVAL = 0.125
+"""Seconds between samples (8 a second); the real gaps are those between the events' ``t``."""
+_ANCHOR_EVERY = 30.0
+
+
+class Source(Protocol):
+    """Something that yields events when it is asked: a collector of ``paging``."""
+
+    def drain(self) -> list[Event]:
+        """Events since the last call."""
+
+
+def host_counters(pid: int | None = None) -> dict[str, int | None]:
+    """``rss`` in bytes, and minor and major page faults since the process began; {} if it is gone.
+
+    These are the operating system's faults on host memory, not GPU paging. On systems without /proc another process's faults
+    are not known: None.
+    """
+    own = pid is None or pid == os.getpid()
+    try:
+        if Path("/proc/self/statm").exists():
+            folder = f"/proc/{'self' if own else pid}"
+            rss = int(Path(folder, "statm").read_bytes().split()[1]) * resource.getpagesize()
+            fields = Path(folder, "stat").read_bytes().rpartition(b")")[2].split()  # after the name, which may hold spaces
+            return {"rss": rss, "minflt": int(fields[7]), "majflt": int(fields[9])}
+        rss = psutil.Process(pid).memory_info().rss
+    except (OSError, psutil.Error, IndexError, ValueError):
+        return {}
+    usage = resource.getrusage(resource.RUSAGE_SELF) if own else None
+    return {"rss": rss, "minflt": usage.ru_minflt if usage else None, "majflt": usage.ru_majflt if usage else None}
+
+
+class Gpu:
+    """One GPU's memory: the allocator's figures, and the device's by NVML where nvidia-ml-py answers. Not yet run on a GPU."""
+
+    def __init__(self) -> None:
+        self.why = "no CUDA device"
+        self._nvml: Any = None
+        torch = sys.modules["torch"]
+        if not torch.cuda.is_available():
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(0).uuid)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            self._nvml = lambda: pynvml.nvmlDeviceGetMemoryInfo(handle)
+            self.why = ""
+        except Exception as error:  # any answer of a driver or of its absence
+            self.why = f"NVML does not answer ({error})"
+
+    @property
+    def works(self) -> bool:
+        """Whether NVML answers."""
+        return self._nvml is not None
+
+    def counters(self, managed: int) -> dict[str, int | None]:
+        """The fields of a sample on a GPU, in bytes; ``allocated_peak`` is the peak since the step began."""
+        torch = sys.modules["torch"]
+        stats = torch.cuda.memory_stats()
+        device = self._nvml() if self._nvml else None
+        return {
+            "allocated": stats.get("allocated_bytes.all.current", 0),
+            "allocated_peak": stats.get("allocated_bytes.all.peak", 0),
+            "reserved": stats.get("reserved_bytes.all.current", 0),
+            "inactive_split": stats.get("inactive_split_bytes.all.current", 0),
+            "retries": stats.get("num_alloc_retries", 0),
+            "ooms": stats.get("num_ooms", 0),
+            "nvml_used": int(device.used) if device else None,
+            "nvml_total": int(device.total) if device else None,
+            "managed": managed,
+        }
+
+
+def anchors(cupti: Callable[[], int | None] | None = None) -> dict[str, int | None]:
+    """The same moment on the clocks in use: monotonic and wall nanoseconds, and CUPTI's where it runs."""
+    return {"monotonic_ns": time.monotonic_ns(), "time_ns": time.time_ns(), "cupti_ns": cupti() if cupti else None}
+
+
+class Sampler:
+    """A thread that records samples, and what its sources collected, every ``INTERVAL`` seconds until it is closed."""
+
+    def __init__(self, writer: EventWriter, watch: Callable[[], None]) -> None:
+        self._writer, self._watch = writer, watch
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="workbench-sampler", daemon=True)
+        self.sources: Sequence[Source] = ()
+        self.gpu: Gpu | None = None
+        self.managed: Callable[[], int] = lambda: 0
+        self.cupti_clock: Callable[[], int | None] | None = None
+
+    def start(self) -> None:
+        """Begins to sample."""
+        self._thread.start()
+
+    def _loop(self) -> None:
+        next_anchor = time.monotonic() + _ANCHOR_EVERY
+        while not self._stop.wait(INTERVAL):
+            self._watch()
+            with contextlib.suppress(OSError):  # a full disk: the main thread meets it too, and tells
+                self.sample()
+                if time.monotonic() >= next_anchor:
+                    next_anchor += _ANCHOR_EVERY
+                    self._writer.emit("anchor", anchors=anchors(self.cupti_clock))
+
+    def sample(self) -> None:
+        """Records one sample and what the sources have, in one write."""
+        event: Event = {"k": "sample", "source": "worker", **host_counters()}
+        if self.gpu is not None:
+            event |= self.gpu.counters(self.managed())
+        self._writer.emit_all([event, *(e for source in self.sources for e in source.drain())])
+
+    def close(self) -> None:
+        """Ends the thread; twice is fine."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)

@@ -1,0 +1,262 @@
+"""The process that trains: ``python -m workbench.training.worker RUN_DIR ATTEMPT``, started by the supervisor.
+
+Covers the order of things, from importing torch to the saved adapter, each in a marked phase, and how it ends. What happens in
+a phase is in ``model``, ``data``, ``trainer`` and ``optimizers``; they and torch are imported only after the sampler runs, so
+that importing is seen, and can be stopped, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from workbench.training import endings, telemetry
+from workbench.training.config import TrainConfig
+from workbench.training.events import EventWriter
+from workbench.training.folder import RunFolder
+from workbench.training.paging import Capability, HostFaults, open_cupti, paged_state
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+_LATER = Capability(False, "not known before the model is loaded")
+
+
+class Worker:
+    """One attempt at a run, inside its own process."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
+        self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
+        self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
+        self.where: dict[str, Any] = {}
+        self.device = "cpu"
+        self.capabilities = {
+            "cupti": _LATER, "paged optimizer state": _LATER, "prefetch requests": _LATER, "nvml": _LATER,
+            "host faults": HostFaults.capability,
+        }  # fmt: skip
+        self.sampler = telemetry.Sampler(self.writer, self._watch)
+        self._parent = os.getppid()
+        self._interruptible = True  # until there are adapters to save
+        self._ending = threading.Lock()
+
+    def asked(self) -> str | None:
+        """``"stop"``, ``"pause"`` or None."""
+        if self.folder.asked("stop") or os.getppid() != self._parent:
+            return "stop"
+        return "pause" if self.folder.asked("pause") else None
+
+    def _watch(self) -> None:
+        """On the sampler's thread: before there is anything to save, a stop ends the process at once, whatever it is doing."""
+        if self._interruptible and (asked := self.asked()):
+            with self._ending:
+                if self._interruptible:
+                    code = endings.STOPPED if asked == "stop" else endings.PAUSED
+                    self.writer.emit("exit", code=code, state=endings.STATE_OF_CODE[code])
+                    os._exit(code)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Marks a phase; an exception leaves it open, which tells where the run ended."""
+        self.writer.emit("phase", name=name, edge="begin")
+        yield
+        self.writer.emit("phase", name=name, edge="end")
+
+    def hello(self) -> None:
+        """Tells the versions, the device, the clocks, and which collectors work; told again when more is known."""
+        self.writer.emit(
+            "hello",
+            capabilities={name: c.to_dict() for name, c in self.capabilities.items()},
+            device=self.device,
+            versions=_versions(),
+            anchors=telemetry.anchors(self.sampler.cupti_clock),
+        )
+
+    def run(self) -> int:
+        """Does the whole run; returns the exit code."""
+        self.hello()
+        self.sampler.sources = (HostFaults(telemetry.host_counters),)
+        self.sampler.start()
+        collector = None
+        try:
+            with self.phase("import"):
+                import torch
+
+                from workbench.training import trainer  # noqa: F401  (brings transformers, peft and bitsandbytes)
+            cuda = torch.cuda.is_available()
+            if cuda:
+                torch.cuda.init()
+                self.device = torch.cuda.get_device_name(0)
+                self.sampler.gpu = telemetry.Gpu()
+            nvml = self.sampler.gpu or telemetry.Gpu()
+            self.capabilities["nvml"] = Capability(nvml.works, nvml.why)
+            collector, self.capabilities["cupti"] = open_cupti(cuda)
+            if collector:
+                self.sampler.sources = (*self.sampler.sources, collector)
+                self.sampler.cupti_clock = collector.clock
+            return self._train(cuda)
+        except endings.OtherEnding:
+            self.writer.emit("log", level="warning", text="Ended by SIGTERM.")
+            return endings.STOPPED
+        except BaseException as error:
+            traceback.print_exc()
+            ending = endings.ending_of(error, self.where)
+            self.writer.emit(
+                "error", kind=ending.kind, message=ending.message, remedy=ending.remedy, text=traceback.format_exc()[-4000:]
+            )
+            return endings.FAILED
+        finally:
+            if collector:
+                collector.close()
+            self.sampler.close()
+
+    def _train(self, cuda: bool) -> int:
+        from workbench.training import data, model, optimizers, trainer
+
+        config, phase = self.config, self.phase
+        dtype = model.compute_dtype(config)
+        source = data.model_folder(config.model)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(phase("load"))
+
+            def prepared() -> None:
+                if config.method == "qlora":
+                    stack.pop_all().close()
+                    stack.enter_context(phase("quantize"))
+
+            base = model.load_base(config, source, dtype, prepared)
+        with phase("attach"):
+            net = model.attach_adapters(base, config)
+        matrices = model.adapter_sizes(net)
+        paged = self.capabilities["paged optimizer state"] = paged_state(config, cuda, matrices)
+        self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
+        self.hello()
+        with phase("dataset"):
+            tokenizer = data.open_tokenizer(source)
+            rows = data.load(config, tokenizer)
+            self.writer.emit("dataset", split="train", **rows.counts())
+            held_out: tuple[data.Row, ...] = ()
+            if config.max_eval_rows and data.held_out_source(config):
+                found = data.load(config, tokenizer, "heldout", config.max_eval_rows)
+                self.writer.emit("dataset", split="heldout", **found.counts())
+                held_out = found.rows
+            prompts = data.sample_prompts(config)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        collator = trainer.Collator(pad)
+
+        def evaluate(n: int) -> None:
+            if not held_out:
+                return
+            with phase("evaluate"), trainer.measuring(net, dtype):
+                size = config.per_device_train_batch_size
+                loss = trainer.held_out_loss(net, held_out, collator, size, self.asked)
+                if loss is not None:
+                    self.writer.emit("eval", n=n, loss=loss)
+
+        def sample(stage: str) -> None:
+            if not prompts or self.asked():
+                return
+            with phase("sample"), trainer.measuring(net, dtype):
+                for prompt in prompts:
+                    if self.asked():
+                        return
+                    text = trainer.generate(net, tokenizer, prompt, config.sample_max_new_tokens, self.asked)
+                    self.writer.emit("generated", stage=stage, prompt=prompt, text=text)
+
+        steering = trainer.Steering(config, self.folder, self.writer, self.asked, self.where)
+        steering.evaluate = evaluate
+        net.config.use_cache = False
+        loop = trainer.TracedTrainer(
+            model=net,
+            args=trainer.training_arguments(config, self.folder, dtype),
+            train_dataset=trainer.RowSet(rows.rows),
+            data_collator=collator,
+            callbacks=[steering],
+            optimizer_cls_and_kwargs=optimizers.optimizer_for(config, functools.partial(self.writer.emit, "prefetch_req")),
+            phase=phase,
+            where=self.where,
+        )
+        steering.trainer = loop
+        with self._ending:
+            self._interruptible = False
+        signal.signal(signal.SIGTERM, _raise_other_ending)
+        self.sampler.managed = optimizers.managed_bytes
+        checkpoints = self.folder.complete_checkpoints()
+        try:
+            if self.attempt == 1 or not checkpoints:
+                evaluate(0)
+                sample("before")
+            if not self.asked():
+                with phase("train"):
+                    loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        finally:
+            done = loop.state.global_step
+            if sys.exc_info()[0] in (None, endings.OtherEnding):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
+                if done or not self.folder.adapter.exists():  # a resumed run that did nothing keeps what there was
+                    with phase("save"):
+                        self._save(net, tokenizer)
+        if done >= config.max_steps:
+            evaluate(done)
+            sample("after")
+            return endings.FINISHED
+        return endings.PAUSED if self.asked() == "pause" else endings.STOPPED
+
+    def _save(self, net: Any, tokenizer: Any) -> None:
+        """Puts the adapter in place whole: a reader never sees half of it."""
+        fresh = self.folder.root / ".adapter"
+        shutil.rmtree(fresh, ignore_errors=True)
+        net.save_pretrained(str(fresh))
+        tokenizer.save_pretrained(str(fresh))
+        shutil.rmtree(self.folder.adapter, ignore_errors=True)
+        os.replace(fresh, self.folder.adapter)
+
+
+def _raise_other_ending(*_: Any) -> None:
+    raise endings.OtherEnding
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+class _LogEvents(logging.Handler):
+    """Warnings of the libraries, as log events."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        super().__init__(logging.WARNING)
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.emit("log", level=record.levelname.lower(), text=record.getMessage()[:2000])
+
+
+def main(root: str, attempt: str) -> None:
+    """Runs one attempt and ends the process with its exit code."""
+    worker = Worker(RunFolder(Path(root)), int(attempt))
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
+    code = worker.run()
+    worker.writer.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
