@@ -103,8 +103,8 @@ def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
 def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
     """The frozen (or, for ``full``, trained) weights as they lie in memory.
 
-    ``prepare_model_for_kbit_training`` upcasts every weight that is not 4-bit to fp32, embeddings, norms, head and fused experts
-    alike; without 4-bit weights it is not called, and everything stays in the compute dtype.
+    ``prepare_model_for_kbit_training`` upcasts every weight that is not 4-bit to fp32, embeddings, norms, head and fused
+    experts alike; without 4-bit weights it is not called, and everything stays in the compute dtype.
     """
     pieces = []
     for t in loaded(tensors):
@@ -170,9 +170,9 @@ def _join_experts(found: Mapping[str, int]) -> dict[str, int]:
 def optimizer_state(parameters: Mapping[str, int], plan: Plan) -> list[Piece]:
     """Adam's two moments of every trained parameter, as bitsandbytes or torch hold them.
 
-    8-bit: two bytes an element and two fp32 scales for every 256, in fp32 below 4,096 elements; two tables of 256 levels besides.
-    Paged: moments of parameters from ``page_min_numel`` elements on lie in managed memory, their scales do not. torch keeps the
-    moments in the parameter's dtype and a step count in fp32.
+    8-bit: two bytes an element and two fp32 scales for every 256, in fp32 below 4,096 elements; two tables of 256 levels
+    besides. Paged: moments of parameters from ``page_min_numel`` elements on lie in managed memory, their scales do not.
+    torch keeps the moments in the parameter's dtype and a step count in fp32.
     """
     pieces = []
     eight_bit = "8bit" in plan.optim

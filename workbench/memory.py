@@ -1,8 +1,8 @@
 """Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
 
 Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
-against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row by
-row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
+against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row
+by row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class Change:
 
 
 def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> list[Change] | None:
-    """The changes, cheapest in quality and speed first, after which the fine-tune fits; ``[]`` if it does, None if none helps."""
+    """The changes, cheapest first, after which the fine-tune fits; ``[]`` if it does as it is, None if none of them helps."""
     tensors, plan = src.tensors(), Plan.of(cfg, "cuda")
     ledger = _ledger(tensors, src.config, src.name, plan)
     done: list[Change] = []

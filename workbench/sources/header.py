@@ -159,8 +159,11 @@ class _Parser:
         end = self.text.find("}", self.at, self.at + _MAX_ENTRY)
         if self.text[self.at : self.at + 1] != "{" or end < 0:
             self.fail(f"the entry of {shown(name)} is not a short JSON object")
+        text = self.text[self.at : end + 1]
+        if "\\" in text:
+            self.fail(f"the entry of {shown(name)} has escapes, which no dtype and no number needs")
         try:
-            fields = json.loads(self.text[self.at : end + 1], object_pairs_hook=unique)
+            fields = json.loads(text, object_pairs_hook=unique, parse_int=_natural)
         except (ValueError, RecursionError) as error:
             self.fail(f"the entry of {shown(name)} is not a tensor's: {str(error)[:80]}")
         self.at = end + 1
@@ -187,6 +190,7 @@ class _Parser:
             self.fail(f"{what} is not a string")
         try:
             value, self.at = _DECODER.raw_decode(self.text, self.at)
+            value.encode()  # half a surrogate is no text
         except ValueError:
             self.fail(f"{what} is not a JSON string")
         return str(value)
@@ -237,6 +241,11 @@ def _entry(name: str, fields: dict[str, Any], data_start: int, where: str) -> En
             where,
         )
     return Entry(name, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _natural(digits: str) -> int:
+    """A whole number, −1 for whatever has a sign: −0 is none."""
+    return -1 if digits.startswith("-") else int(digits)
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
