@@ -219,8 +219,8 @@ def test_control_c_in_the_middle_leaves_the_engine_usable():
 import numpy as np, workbench as wb
 x = np.random.default_rng(0).standard_normal((1500, 1024), np.float32)
 before = wb.measure(x, wb.QuantSpec()).rmse
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         wb.measure(x, wb.QuantSpec())
 except KeyboardInterrupt:
