@@ -68,6 +68,10 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
         assert value.__module__.startswith("workbench.")
 
 
+def test_the_list_of_public_names_is_the_list_of_where_they_are() -> None:
+    assert sorted(workbench.__all__) == sorted(workbench._MODULE)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = workbench.no_such_name

@@ -32,7 +32,32 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_MODULE)
+# Spelt out for type checkers and editors; a test holds it equal to the names above.
+__all__ = [
+    "FORMATS",
+    "ConfigError",
+    "DataError",
+    "ErrorStats",
+    "Format",
+    "FormatError",
+    "MemoryLedger",
+    "ModelError",
+    "QuantSpec",
+    "Quantized",
+    "Run",
+    "RunError",
+    "Source",
+    "TensorInfo",
+    "TrainConfig",
+    "WorkbenchError",
+    "attach",
+    "forecast",
+    "launch",
+    "measure",
+    "open_model",
+    "quantize",
+    "runs",
+]
 
 
 def __getattr__(name: str) -> Any:
