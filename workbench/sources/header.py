@@ -23,7 +23,8 @@ import numpy as np
 from workbench.errors import ModelError
 
 MAX_HEADER = 100_000_000  # bytes; the reference implementation's limit
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 300_000
+MAX_METADATA = 10_000  # keys
 MAX_RANK = 32  # numpy's limit before 2.0
 MAX_NAME = 1_000  # characters
 _MAX_ENTRY = 4_096  # characters of one tensor's {"dtype": …, "shape": …, "data_offsets": …}
@@ -61,7 +62,21 @@ def _dtypes() -> dict[str, DType]:
     return {name: DType(name, bits, None if kind is None else np.dtype(kind)) for name, (bits, kind) in known.items()}
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` for json that refuses a key given twice (ValueError)."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _natural(digits: str) -> int:
+    """A whole number, −1 for whatever has a sign: −0 is none."""
+    return -1 if digits.startswith("-") else int(digits)
+
+
 DTYPES = _dtypes()
+_FIELDS = json.JSONDecoder(object_pairs_hook=unique, parse_int=_natural)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +101,6 @@ class Header:
 def shown(name: str, limit: int = 80) -> str:
     """A name out of a file made fit for a message: printable ASCII, of bounded length."""
     return ascii(name if len(name) <= limit else f"{name[:limit]}…")
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An ``object_pairs_hook`` for json that refuses a key given twice (ValueError)."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def read_header(fetch: Fetch, size: int, where: str) -> Header:
@@ -163,7 +170,7 @@ class _Parser:
         if "\\" in text:
             self.fail(f"the entry of {shown(name)} has escapes, which no dtype and no number needs")
         try:
-            fields = json.loads(text, object_pairs_hook=unique, parse_int=_natural)
+            fields = _FIELDS.decode(text)
         except (ValueError, RecursionError) as error:
             self.fail(f"the entry of {shown(name)} is not a tensor's: {str(error)[:80]}")
         self.at = end + 1
@@ -179,6 +186,8 @@ class _Parser:
             if key in found:
                 self.fail(f"the metadata key {shown(key)} is given twice")
             found[key] = self.string("a metadata value")
+            if len(found) > MAX_METADATA:
+                self.fail(f"more than {MAX_METADATA:,} metadata keys")
             more = self.accept(",")
             if not more:
                 self.expect("}")
@@ -215,37 +224,29 @@ class _Parser:
 
 
 def _entry(name: str, fields: dict[str, Any], data_start: int, where: str) -> Entry:
-    tensor = f"the tensor {shown(name)}"
+    def fail(why: str) -> NoReturn:
+        _fail(f"the tensor {shown(name)} {why}", where)
+
     if not name or len(name) > MAX_NAME or not name.isprintable() or "<" in name or ">" in name:
-        _fail(
-            f"{tensor} has a name that no model gives: empty, over {MAX_NAME:,} characters, control characters, < or >", where
-        )
+        fail(f"has a name that no model gives: empty, over {MAX_NAME:,} characters, control characters, < or >")
     dtype = DTYPES.get(fields["dtype"]) if isinstance(fields.get("dtype"), str) else None
     if dtype is None:
-        _fail(f"{tensor} has the unknown dtype {shown(str(fields.get('dtype')))}", where)
+        fail(f"has the unknown dtype {shown(str(fields.get('dtype')))}")
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
     if not _naturals(shape) or len(shape) > MAX_RANK:
-        _fail(f"{tensor} has a shape that is not a list of at most {MAX_RANK} whole numbers of at least 0", where)
+        fail(f"has a shape that is not a list of at most {MAX_RANK} whole numbers of at least 0")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _fail(f"{tensor} has data_offsets that are not two numbers, the first at most the second", where)
+        fail("has data_offsets that are not two numbers, the first at most the second")
     # Zeros count as one, as numpy counts: the other dimensions of an empty tensor must not overflow either.
     extent = numel = 1
     for dim in shape:
         extent, numel = extent * max(dim, 1), numel * dim
         if extent * dtype.bits > _MAX_INT:
-            _fail(f"{tensor} has a shape too large to address", where)
+            fail("has a shape too large to address")
     begin, end = offsets
     if numel * dtype.bits != (end - begin) * 8:
-        _fail(
-            f"{tensor} has {end - begin:,} bytes, but its shape {shape} in {dtype.name} takes {numel * dtype.bits / 8:,.0f}",
-            where,
-        )
+        fail(f"has {end - begin:,} bytes, but its shape {shape} in {dtype.name} takes {numel * dtype.bits / 8:,.0f}")
     return Entry(name, dtype, tuple(shape), data_start + begin, data_start + end)
-
-
-def _natural(digits: str) -> int:
-    """A whole number, −1 for whatever has a sign: −0 is none."""
-    return -1 if digits.startswith("-") else int(digits)
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
