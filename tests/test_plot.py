@@ -65,6 +65,10 @@ def apply(tree: Any, operations: list[list[Any]], buffers: list[bytes]) -> Any:
             parent[key] = attach(values[0])
         elif verb == "del":
             del parent[key]
+        elif verb == "tail":
+            start, rest = values[0], attach(values[1])
+            kept = parent[key]["data"][: start * np.dtype(parent[key][ARRAY]).itemsize]
+            parent[key] = parent[key] | {"shape": [start + rest["shape"][0]], "data": kept + rest["data"]}
         else:
             del parent[key][values[0] :]
     return tree
@@ -145,6 +149,17 @@ def test_an_array_that_its_owner_changed_in_place_is_noticed(monkeypatch: pytest
     plot.close()
 
 
+def test_a_growing_curve_sends_only_its_new_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = np.arange(1000, dtype=np.float32)
+    plot = Plot({"data": [{"y": y[:990]}]})
+    wire = Wire(plot, monkeypatch)
+    plot.show({"data": [{"y": y}]})
+    [([[path, verb, start, _]], buffers)] = wire.patches()
+    assert (path, verb, start) == (["data", 0, "y"], "tail", 990)
+    assert [len(buffer) for buffer in buffers] == [40]
+    plot.close()
+
+
 def test_traces_come_and_go(plot: Plot, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(plot, monkeypatch)
     before = copy.deepcopy(plot.get_state("_current")["_current"]["content"])
@@ -157,7 +172,7 @@ def test_traces_come_and_go(plot: Plot, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 leaves = st.none() | st.integers(2, 5) | st.sampled_from(["a", "b"])
-arrays = st.lists(st.integers(0, 5), max_size=4).map(lambda items: encode(np.array(items, dtype=np.uint8)))
+arrays = st.lists(st.integers(0, 1), max_size=6).map(lambda items: encode(np.array(items, dtype=np.int16)))
 trees = st.recursive(
     leaves | arrays,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("pqr"), inner, max_size=3),

@@ -79,13 +79,24 @@ function attach(value, buffers) {
 }
 
 function applyPatch(content, operations, buffers) {
-  for (const [path, verb, value] of operations) {
+  for (const [path, verb, value, rest] of operations) {
     const parent = path.slice(0, -1).reduce((node, key) => node[key], content);
     const key = path[path.length - 1];
     if (verb === "set") parent[key] = attach(value, buffers);
     else if (verb === "del") delete parent[key];
     else if (verb === "cut") parent[key].length = value;
+    else if (verb === "tail") parent[key] = withTail(parent[key], value, attach(rest, buffers));
   }
+}
+
+/** A live curve: the first `start` elements as they were, and new ones after them. */
+function withTail(node, start, tail) {
+  const bytesOf = ({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength);
+  const kept = bytesOf(node.data).subarray(0, start * KINDS[node.$array].BYTES_PER_ELEMENT);
+  const whole = new Uint8Array(kept.length + tail.data.byteLength);
+  whole.set(kept);
+  whole.set(bytesOf(tail.data), kept.length);
+  return { $array: node.$array, shape: [start + tail.shape[0]], data: new DataView(whole.buffer) };
 }
 
 // ---------------------------------------------------------------- the page

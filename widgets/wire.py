@@ -2,9 +2,9 @@
 
 ``encode`` turns a figure into a tree of dicts, lists, scalars and array nodes ``{"$array": dtype, "shape": [...], "data":
 bytes}``. Trees are never changed after they are made, so one may be read while the next is being built. ``diff`` names what
-separates two trees as operations ``[path, "set", value]``, ``[path, "del"]`` and ``[path, "cut", length]``; ``detach``
-moves the bytes out of a value so that it can travel as JSON beside its buffers. Nothing here knows about widgets; plot.js
-holds the other half.
+separates two trees as operations: ``[path, "set", value]``, ``[path, "del"]``, ``[path, "cut", length]`` of a list, and
+``[path, "tail", start, array]`` for what an array has from ``start`` on. ``detach`` moves the bytes out of a value so that it
+can travel as JSON beside its buffers. Nothing here knows about widgets; plot.js holds the other half.
 """
 
 from __future__ import annotations
@@ -147,7 +147,23 @@ def _diff(old: Any, new: Any, path: list[Any], operations: list[list[Any]]) -> N
         if len(new) < len(old):
             operations.append([path, "cut", len(new)])
     elif type(old) is not type(new) or old != new:
-        operations.append([path, "set", new])
+        start = _shared_start(old, new)
+        operations.append([path, "tail", start, _from(new, start)] if start else [path, "set", new])
+
+
+def _shared_start(old: Any, new: Any) -> int:
+    """How many elements two arrays begin with in common, where that saves at least half of the second; else 0."""
+    if not (is_array(old) and is_array(new)) or old[ARRAY] != new[ARRAY] or len(old["shape"]) + len(new["shape"]) != 2:
+        return 0
+    length = min(len(old["data"]), len(new["data"]))
+    unequal = np.frombuffer(old["data"], np.uint8, length) != np.frombuffer(new["data"], np.uint8, length)
+    shared = int(unequal.argmax()) if unequal.any() else length
+    return shared // np.dtype(new[ARRAY]).itemsize if shared * 2 >= len(new["data"]) else 0
+
+
+def _from(node: dict[str, Any], start: int) -> dict[str, Any]:
+    data = node["data"][start * np.dtype(node[ARRAY]).itemsize :]
+    return {ARRAY: node[ARRAY], "shape": [node["shape"][0] - start], "data": data}
 
 
 def _holds_containers(node: Any) -> bool:

@@ -1,0 +1,230 @@
+"""What a training run's events amount to, ready to be drawn: curves, memory, paging over time, phases, samples.
+
+``RunHistory.feed`` takes events as they come, in any number of pieces; the rest reads. Curves are thinned to what a plot
+can show, keeping every bucket's extremes, and in such a way that a growing curve keeps its beginning. Nothing here draws,
+knows widgets, or reads files (``Run.reader`` does).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Event = dict[str, Any]
+Curve = tuple[NDArray[np.float32], NDArray[np.float32]]
+Lane = tuple[str, str]
+
+POINTS = 5_000
+"""Points a curve may have."""
+BARS = 200
+"""Bars a picture over time may have."""
+SLOT = 0.5
+"""Seconds in the finest bar that is kept."""
+LOG_EVENTS = 50
+"""Warnings that are kept."""
+
+_WIDTHS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 36000)
+_MEMORY = ("rss", "allocated", "reserved", "nvml_used", "managed")
+
+
+@dataclass
+class Phase:
+    """A stretch of the run; ``end`` is None while it lasts, ``depth`` 1 where it lies within another."""
+
+    name: str
+    begin: float
+    end: float | None
+    depth: int
+    attempt: int
+
+
+class Series:
+    """A growing curve."""
+
+    def __init__(self) -> None:
+        self.x, self.y = array("d"), array("d")
+
+    def append(self, x: float, y: float | None) -> None:
+        """Add a point; a missing value is a gap."""
+        self.x.append(x)
+        self.y.append(float("nan") if y is None else y)
+
+    def curve(self, points: int = POINTS) -> Curve:
+        """The curve with at most ``points`` points."""
+        return thin(np.array(self.x), np.array(self.y), points)
+
+
+def thin(x: NDArray[np.float64], y: NDArray[np.float64], points: int = POINTS) -> Curve:
+    """At most ``points`` points: of each bucket the lowest and the highest, in their order.
+
+    Buckets hold a power of two of points and are counted from the start, so a curve that grows keeps the points it had.
+    """
+    n = len(x)
+    size = 2
+    while n > points and 2 * -(-n // size) > points:
+        size *= 2
+    if n > points:
+        whole = n - n % size
+        buckets = y[:whole].reshape(-1, size)  # (buckets, size)
+        filled = np.where(np.isnan(buckets), np.inf, buckets)
+        low, high = filled.argmin(1), np.where(np.isnan(buckets), -np.inf, buckets).argmax(1)
+        kept = np.sort(np.stack([low, high], 1), 1) + np.arange(0, whole, size)[:, None]  # (buckets, 2)
+        index = np.concatenate([kept.ravel(), np.arange(whole, n)[-2:]])
+        x, y = x[index], y[index]
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+class RunHistory:
+    """All that has been heard of a run. Times are seconds since its first event; pauses between attempts are left out."""
+
+    def __init__(self) -> None:
+        self.hello: Event = {}
+        self.phases: list[Phase] = []
+        self.evals: dict[int, float] = {}
+        self.generated: dict[str, dict[str, str]] = {}
+        self.log: list[tuple[str, str]] = []
+        self.error: Event | None = None
+        self.dataset: dict[str, Event] = {}
+        self.memory: dict[Lane, Series] = defaultdict(Series)
+        self.device_total: int | None = None
+        self.counts: dict[Lane, int] = defaultdict(int)
+        self.now = 0.0
+        self._steps: dict[int, Event] = {}
+        self._ordered = True
+        self._slots: dict[Lane, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self._shift: dict[int, float] = {}
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take in events; of a kind that is not known nothing is kept."""
+        for event in events:
+            at = self._seconds(event["t"], event.get("attempt", 1))
+            self.now = max(self.now, at)
+            take = getattr(self, f"_on_{event['k']}", None)
+            if take is not None:
+                take(event, at)
+
+    @property
+    def device(self) -> str:
+        """Where the model is trained, as the worker said it: "cpu" or a GPU's name."""
+        return str(self.hello.get("device", ""))
+
+    @property
+    def last_step(self) -> Event | None:
+        """The step with the highest number."""
+        return self._steps[max(self._steps)] if self._steps else None
+
+    def step_curve(self, field: str) -> Curve:
+        """A field of the steps against their number; where a resumed run took a step again, as it was the last time."""
+        if not self._ordered:
+            self._steps = dict(sorted(self._steps.items()))
+            self._ordered = True
+        values = [np.nan if event.get(field) is None else event[field] for event in self._steps.values()]
+        return thin(np.fromiter(self._steps, float, len(self._steps)), np.array(values, float))
+
+    def lanes(self, *sources: str) -> list[Lane]:
+        """The kinds of paging events heard of so far from these sources, as (source, what)."""
+        return sorted(lane for lane in self._slots if lane[0] in sources)
+
+    def bar_width(self) -> float:
+        """Seconds a bar stands for, so that the whole run has at most ``BARS``."""
+        return float(next((width for width in _WIDTHS if self.now / width <= BARS), _WIDTHS[-1]))
+
+    def bars(self, lane: Lane) -> Curve:
+        """Sums over time: the middle of each bar in seconds, and its sum."""
+        width = self.bar_width()
+        slots = self._slots[lane]
+        at = np.fromiter(slots, float, len(slots)) * SLOT
+        bins = np.floor(at / width).astype(int)
+        sums = np.bincount(bins, weights=np.fromiter(slots.values(), float, len(slots)))
+        used = np.unique(bins)
+        return ((used + 0.5) * width).astype(np.float32), sums[used].astype(np.float32)
+
+    def _seconds(self, t: int, attempt: int) -> float:
+        seconds = t / 1e9
+        if attempt not in self._shift:
+            self._shift[attempt] = self.now - seconds
+            for phase in self.phases:
+                if phase.end is None and phase.attempt < attempt:
+                    phase.end = self.now
+        return seconds + self._shift[attempt]
+
+    def _add(self, lane: Lane, at: float, amount: float | None, count: int) -> None:
+        self.counts[lane] += count
+        if amount is not None:
+            self._slots[lane][int(max(at, 0.0) / SLOT)] += amount
+
+    def _on_hello(self, event: Event, at: float) -> None:
+        self.hello = event
+
+    def _on_phase(self, event: Event, at: float) -> None:
+        attempt = event.get("attempt", 1)
+        going = [phase for phase in self.phases if phase.end is None and phase.attempt == attempt]
+        if event["edge"] == "begin":
+            self.phases.append(Phase(event["name"], at, None, min(len(going), 1), attempt))
+        elif mine := [phase for phase in going if phase.name == event["name"]]:
+            mine[-1].end = at
+
+    def _on_sample(self, event: Event, at: float) -> None:
+        for field in _MEMORY:
+            if event.get(field) is not None:
+                self.memory[event["source"], field].append(at, event[field])
+        self.device_total = event.get("nvml_total") or self.device_total
+
+    def _on_step(self, event: Event, at: float) -> None:
+        known = self._steps.get(event["n"])
+        if known is None or event.get("attempt", 1) >= known.get("attempt", 1):
+            self._ordered = self._ordered and (not self._steps or event["n"] >= next(reversed(self._steps)))
+            self._steps[event["n"]] = event
+
+    def _on_eval(self, event: Event, at: float) -> None:
+        self.evals[event["n"]] = event["loss"]
+
+    def _on_page(self, event: Event, at: float) -> None:
+        when = self._seconds(event["end"], event.get("attempt", 1))
+        host = event["source"] == "host faults"
+        amount: float | None = event["count"] if host else event["bytes"]
+        self._add((event["source"], event["cause"] if host else event["direction"]), when, amount, event["count"])
+
+    def _on_prefetch_req(self, event: Event, at: float) -> None:
+        self._add(("prefetch requests", event["name"]), at, event["bytes"], event["count"])
+
+    def _on_dataset(self, event: Event, at: float) -> None:
+        self.dataset[event["split"]] = event
+
+    def _on_log(self, event: Event, at: float) -> None:
+        self.log = [*self.log, (event["level"], event["text"])][-LOG_EVENTS:]
+
+    def _on_error(self, event: Event, at: float) -> None:
+        self.error = event
+
+    def _on_generated(self, event: Event, at: float) -> None:
+        self.generated.setdefault(event["prompt"], {})[event["stage"]] = event["text"]
+
+
+PageView = Literal["gpu", "host", "none"]
+
+
+def page_view(history: RunHistory) -> PageView:
+    """What the paging picture shows: bytes that a GPU's pages moved or were asked to, else the host's faults, else nothing."""
+    if history.lanes("cupti", "prefetch requests"):
+        return "gpu"
+    return "host" if history.lanes("host faults") else "none"
+
+
+def why_no_gpu_paging(history: RunHistory) -> list[str]:
+    """The worker's own reasons for seeing no pages move on a GPU, a sentence each."""
+    capabilities: dict[str, dict[str, Any]] = history.hello.get("capabilities", {})
+    told = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
+    order = ("paged optimizer state", "cupti", "prefetch requests")
+    titles = {
+        "cupti": "CUPTI migrations",
+        "paged optimizer state": "Paged optimizer state",
+        "prefetch requests": "Prefetch requests",
+    }
+    return [f"{titles[name]}: {told[name]}." for name in order if told.get(name)]
