@@ -121,7 +121,7 @@ def test_without_4_bits_weights_stay_in_the_compute_dtype(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("model", "targets"),
     [
-        *((model, "all-linear") for model in ("llama", "llama-tied", "gpt2", "mixtral", "gpt-oss", "phi3", "opt")),
+        *((model, "all-linear") for model in ("llama", "llama-tied", "gpt2", "mixtral", "gpt-oss", "phi3", "opt", "falcon")),
         ("llama", ("q_proj", "v_proj")),
         ("llama", ("embed_tokens", "down_proj")),
         ("llama", r".*layers\.1\..*_proj"),

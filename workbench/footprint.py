@@ -134,9 +134,10 @@ def trained(tensors: Iterable[TensorInfo], plan: Plan) -> dict[str, int]:
     tensors = loaded(tensors)
     if plan.method == FULL:
         return {t.name: t.numel for t in tensors if t.dtype.startswith(("F", "BF"))}
+    adapted = _adapted(tensors, plan.target_modules)
     for t in tensors:
         module, r = t.name.removesuffix(".weight"), plan.lora_r
-        if len(t.shape) != 2 or not _targeted(t, module, plan.target_modules):
+        if t.name not in adapted:
             continue
         out_features, in_features = t.shape[::-1] if t.layout == "transposed" else t.shape
         expert = _EXPERT.search(t.name)
@@ -146,10 +147,24 @@ def trained(tensors: Iterable[TensorInfo], plan: Plan) -> dict[str, int]:
     return _join_experts(found)
 
 
-def _targeted(t: TensorInfo, module: str, targets: str | tuple[str, ...]) -> bool:
-    if targets == "all-linear":
-        fused = t.reason.startswith(("an expert", "a linear layer"))
-        return t.quantizable or fused
+def _adapted(tensors: Iterable[TensorInfo], targets: str | tuple[str, ...]) -> frozenset[str]:
+    """The weights that get an adapter: peft matches a string whole, names as endings, and ``all-linear`` by the layer's class.
+
+    With ``all-linear`` it also adapts experts that were fused on loading, and then their router.
+    """
+    matrices = {t.name.removesuffix(".weight"): t for t in tensors if len(t.shape) == 2}
+    if targets != "all-linear":
+        return frozenset(t.name for module, t in matrices.items() if _matches(module, targets))
+    blocks = {module.partition(".experts.")[0] for module, t in matrices.items() if _EXPERT.search(t.name)}
+    return frozenset(
+        t.name
+        for module, t in matrices.items()
+        if t.reason.startswith(("a linear layer", "an expert:"))
+        or (t.reason.startswith("an expert router") and module.rpartition(".")[0] in blocks)
+    )
+
+
+def _matches(module: str, targets: str | tuple[str, ...]) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in targets)
@@ -221,18 +236,19 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     boundary a layer keeps the residual, s·h. The last norm keeps 4h.
     """
     layers: dict[str, list[tuple[int, TensorInfo, float]]] = defaultdict(list)
-    adapted = plan.method != FULL
+    tensors = loaded(tensors)
+    adapted = frozenset() if plan.method == FULL else _adapted(tensors, plan.target_modules)
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, dict) else config
     share = _active_share(config)
     hidden = 0
-    for t in loaded(tensors):
+    for t in tensors:
         if len(t.shape) != 2 or not t.dtype.startswith(("F", "BF")):
             continue
         if "embedding" in t.reason:
             hidden = max(hidden, min(t.shape))
         match = _LAYER.match(t.name)
-        if match and (t.quantizable or t.reason.startswith(("a linear layer", "an expert"))):
+        if match and (t.reason.startswith(("a linear layer", "an expert"))):
             in_features = t.shape[0] if t.layout == "transposed" else t.shape[1]
             layers[match["layer"]].append((in_features, t, share if _EXPERT.search(t.name) else 1.0))
     hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "dim"), hidden)
@@ -244,8 +260,8 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     for linears in layers.values():
         kept = 8 * hidden + c * (2 * hidden + 2 * keys) + 3 * s * max(i for i, _, _ in linears)
         for in_features, t, active in linears:
-            lora = adapted and _targeted(t, t.name.removesuffix(".weight"), plan.target_modules)
-            kept += active * c * in_features * (lora or not adapted)
+            lora = t.name in adapted
+            kept += active * c * in_features * (lora or plan.method == FULL)
             kept += active * (mask_bytes * in_features + c * plan.lora_r) * lora
         per_layer.append(int(kept))
     formula = (
