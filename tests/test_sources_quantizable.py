@@ -89,3 +89,13 @@ def test_an_exact_answer_that_cannot_be_had_is_a_model_error(tmp_path: Path, cha
     with pytest.raises(wb.ModelError, match=fault):
         source.tensors(exact=True)
     assert len(source.tensors()) == 21
+
+
+@pytest.mark.parametrize("named", [["EvilModel"], ["Trainer"], "LlamaForCausalLM", None])
+def test_an_exact_answer_runs_no_code_of_the_models(tmp_path: Path, named: Any) -> None:
+    folder = tiny.save(tmp_path / "model", "llama", tiny.LLAMA)
+    (folder / "evil.py").write_text("raise SystemExit('the model ran')")
+    source = wb.open_model(folder)
+    auto = {"AutoModel": "evil.EvilModel", "AutoModelForCausalLM": "evil.EvilModel", "AutoConfig": "evil.EvilConfig"}
+    source.config = {**source.config, "auto_map": auto, "architectures": named}
+    assert sum(t.quantizable for t in source.tensors(exact=True)) == 14

@@ -89,7 +89,8 @@ def _without_weights(config: Mapping[str, Any], where: str) -> Any:
             ours = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
             if ours and getattr(cls, "config_class", None) is type(values):
                 return cls(values)
-            return (auto if type(values) in auto._model_mapping else transformers.AutoModel).from_config(values)
+            fallback = auto if type(values) in auto._model_mapping else transformers.AutoModel
+            return fallback.from_config(values, trust_remote_code=False)
     except Exception as error:  # whatever a model class makes of a config.json that it does not expect
         what = f"transformers cannot build the model from it: {type(error).__name__}: {shown(str(error), 200)}."
         raise ModelError(
