@@ -58,7 +58,8 @@ class Supervisor:
         self.set("starting")
         try:
             worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workbench.training.worker", str(self.folder.root), str(self.attempt)],
+                [sys.executable, "-P", "-m", "workbench.training.worker"]
+                + [str(self.folder.root), str(self.attempt), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder.root,
                 env={**os.environ, **_OFFLINE},

@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 def host_counters(pid: int | None = None) -> dict[str, int | None]:
-    """``rss`` in bytes, and minor and major page faults since the process began; {} if it is gone.
+    """``rss`` in bytes, and minor and major page faults since the process began; {} if it is gone or not yet begun.
 
     These are the operating system's faults on host memory, not GPU paging. On systems without /proc another process's faults
     are not known: None.
@@ -46,7 +46,7 @@ def host_counters(pid: int | None = None) -> dict[str, int | None]:
             folder = f"/proc/{'self' if own else pid}"
             rss = int(Path(folder, "statm").read_bytes().split()[1]) * resource.getpagesize()
             fields = Path(folder, "stat").read_bytes().rpartition(b")")[2].split()  # after the name, which may hold spaces
-            return {"rss": rss, "minflt": int(fields[7]), "majflt": int(fields[9])}
+            return {"rss": rss, "minflt": int(fields[7]), "majflt": int(fields[9])} if rss else {}
         rss = psutil.Process(pid).memory_info().rss
     except (OSError, psutil.Error, IndexError, ValueError):
         return {}

@@ -1,4 +1,4 @@
-"""The process that trains: ``python -m workbench.training.worker RUN_DIR ATTEMPT``, started by the supervisor.
+"""The process that trains: ``python -m workbench.training.worker RUN_DIR ATTEMPT SUPERVISOR_PID``.
 
 Covers the order of things, from importing torch to the saved adapter, each in a marked phase, and how it ends. What happens in
 a phase is in ``model``, ``data``, ``trainer`` and ``optimizers``; they and torch are imported only after the sampler runs, so
@@ -35,8 +35,8 @@ _LATER = Capability(False, "not known before the model is loaded")
 class Worker:
     """One attempt at a run, inside its own process."""
 
-    def __init__(self, folder: RunFolder, attempt: int) -> None:
-        self.folder, self.attempt = folder, attempt
+    def __init__(self, folder: RunFolder, attempt: int, supervisor: int) -> None:
+        self.folder, self.attempt, self.supervisor = folder, attempt, supervisor
         self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
         self.where: dict[str, Any] = {}
@@ -46,13 +46,12 @@ class Worker:
             "host faults": HostFaults.capability,
         }  # fmt: skip
         self.sampler = telemetry.Sampler(self.writer, self._watch)
-        self._parent = os.getppid()
         self._interruptible = True  # until there are adapters to save
         self._ending = threading.Lock()
 
     def asked(self) -> str | None:
-        """``"stop"``, ``"pause"`` or None."""
-        if self.folder.asked("stop") or os.getppid() != self._parent:
+        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody would reap this process or tell its end."""
+        if self.folder.asked("stop") or os.getppid() != self.supervisor:
             return "stop"
         return "pause" if self.folder.asked("pause") else None
 
@@ -246,9 +245,9 @@ class _LogEvents(logging.Handler):
             self._writer.emit("log", level=record.levelname.lower(), text=record.getMessage()[:2000])
 
 
-def main(root: str, attempt: str) -> None:
+def main(root: str, attempt: str, supervisor: str) -> None:
     """Runs one attempt and ends the process with its exit code."""
-    worker = Worker(RunFolder(Path(root)), int(attempt))
+    worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor))
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
     code = worker.run()
@@ -259,4 +258,4 @@ def main(root: str, attempt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:4])
