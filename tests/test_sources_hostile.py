@@ -100,7 +100,7 @@ FAULTS = {
     "a name with HTML": (text("model.b.weight", "<img src=x>"), "'<img src=x>' has a name that no model gives"),
     "a name with a newline": (text("model.b.weight", "a\\nb"), r"'a\nb' has a name that no model gives"),
     "a name with a terminal escape": (text("model.b.weight", "\\u001b[2J"), r"'\x1b[2J' has a name that no model gives"),
-    "a name with half a surrogate": (text("model.b.weight", "\\ud800"), "has a name that no model gives"),
+    "a name with half a surrogate": (text("model.b.weight", "\\ud800"), "a tensor\'s name is not a JSON string"),
     "a name that turns the text round": (text("model.b.weight", "\\u202e"), "has a name that no model gives"),
     "a name of 100 kB": (text("model.b.weight", "n" * 100_000), "has a name that no model gives"),
     "no name": (text("model.b.weight", ""), "has a name that no model gives"),
