@@ -44,16 +44,29 @@ def _plotly_js() -> tuple[bytes, str]:
 
 def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
     """A plotly template for figures on the page's own background."""
-    template = template_json(name)
-    layout = template["layout"] | {
-        "colorway": list(colours),
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 60, "r": 20, "t": 36, "b": 48},
-        "font": {**template["layout"].get("font", {}), "size": 12},
-        "title": {"x": 0, "xref": "paper", "font": {"size": 14}},
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-    }
+    template: dict[str, Any] = template_json(name)
+    axes = {axis: template["layout"].get(axis, {}) | {"title": {"standoff": 8}} for axis in ("xaxis", "yaxis")}
+    layout = (
+        template["layout"]
+        | axes
+        | {
+            "colorway": list(colours),
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 60, "r": 20, "t": 36, "b": 40},
+            "font": {**template["layout"].get("font", {}), "size": 12},
+            "title": {
+                "x": 0,
+                "xref": "paper",
+                "y": 1,
+                "yref": "container",
+                "yanchor": "top",
+                "pad": {"t": 8},
+                "font": {"size": 14},
+            },
+            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        }
+    )
     return template | {"layout": layout}
 
 
@@ -61,7 +74,7 @@ class PlotlyLibrary(anywidget.AnyWidget):
     """The one model a document gets that holds plotly.js and the two themes; it has no view."""
 
     _esm = "export default {};"
-    _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)
+    _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
     gzipped = traitlets.Bytes().tag(sync=True)
     version = traitlets.Unicode().tag(sync=True)
     themes = traitlets.Dict().tag(sync=True)

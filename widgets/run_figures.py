@@ -21,12 +21,11 @@ PHASE_COLOURS = {
     "first_forward": "#e69f00", "train": "#009e73", "evaluate": "#f0e442", "save": "#d55e00", "sample": "#aa4f8a",
 }  # fmt: skip
 _OTHER_PHASE = "#8c8c8c"
-_MARGIN = {"l": 64, "r": 16, "t": 34, "b": 44}
 _PHASES_DRAWN = 400
 
 _MEMORY_NAMES: dict[Lane, str] = {
-    ("worker", "rss"): "process RSS, read by the worker",
-    ("supervisor", "rss"): "process RSS, read by the supervisor",
+    ("worker", "rss"): "RSS, by the worker itself",
+    ("supervisor", "rss"): "RSS, by the supervisor",
     ("worker", "allocated"): "GPU allocated (PyTorch)",
     ("worker", "reserved"): "GPU reserved (PyTorch)",
     ("worker", "nvml_used"): "GPU used, all processes (NVML)",
@@ -46,7 +45,7 @@ def _layout(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
         "title": {"text": title},
         "xaxis": {"title": {"text": x}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": y}},
-        "margin": _MARGIN,
+        "legend": {"x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},  # below: it may take two rows
         "uirevision": key,
         "hovermode": "x unified",
         **more,
@@ -78,7 +77,7 @@ def learning_rate(history: RunHistory, key: str = "") -> Told:
     """Learning rate per step."""
     x, y = history.step_curve("lr")
     trace = {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": "%{y:.3g}<extra></extra>"}
-    layout = _layout("Learning rate", "step", "a step", key)
+    layout = _layout("Learning rate", "step", "", key)
     layout["yaxis"] |= {"rangemode": "tozero", "exponentformat": "power"}
     return {"data": [trace], "layout": layout}, f"Learning rate {y[-1]:.3g}." if len(x) else "No step yet."
 
@@ -99,7 +98,7 @@ def memory(history: RunHistory, key: str = "") -> Told:
         "GPU memory, not yet run on a GPU" if on_gpu else "Memory of the training process",
         "seconds", unit, key, shapes=_shading(history), showlegend=True,
     )  # fmt: skip
-    layout["yaxis"]["rangemode"] = "tozero"
+    layout["yaxis"]["range"] = [0, 1.18 * top / scale or 1]  # room for the phases' names
     if on_gpu and history.device_total:
         line = {"color": "#d55e00", "width": 1, "dash": "dash"}
         total = history.device_total / scale
@@ -146,13 +145,13 @@ def phases(history: RunHistory, key: str = "") -> Told:
     drawn = history.phases[-_PHASES_DRAWN:]
     ends = [history.now if phase.end is None else phase.end for phase in drawn]
     lengths = [end - phase.begin for phase, end in zip(drawn, ends, strict=True)]
-    span = max(history.now, 1e-9)
+    labelled = 0.075 * history.now  # seconds below which a name has no room
     trace: Figure = {
         "type": "bar", "orientation": "h", "showlegend": False,
-        "y": [("run", "within")[phase.depth] for phase in drawn],
+        "y": [("phase", "inside it")[phase.depth] for phase in drawn],
         "base": np.array([phase.begin for phase in drawn], np.float32),
         "x": np.array(lengths, np.float32),
-        "text": [html.escape(phase.name) if length / span > 0.05 else "" for phase, length in zip(drawn, lengths, strict=True)],
+        "text": [html.escape(phase.name) if length > labelled else "" for phase, length in zip(drawn, lengths, strict=True)],
         "customdata": [html.escape(phase.name) for phase in drawn],
         "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
         "marker": {"color": [PHASE_COLOURS.get(phase.name, _OTHER_PHASE) for phase in drawn]},
@@ -162,7 +161,7 @@ def phases(history: RunHistory, key: str = "") -> Told:
     layout["yaxis"] |= {
         "autorange": "reversed",
         "categoryorder": "array",
-        "categoryarray": ["run", "within"],
+        "categoryarray": ["phase", "inside it"],
         "fixedrange": True,
     }
     said = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))

@@ -32,6 +32,8 @@ class Panel(ipywidgets.VBox):
     newest first, then frees every widget inside, with its style and layout models; closing twice is harmless.
     """
 
+    children: tuple[Any, ...]
+
     def __init__(self, title: str, *children: Any) -> None:
         self.message = Message()
         self._endings: list[Callable[[], None]] = []
@@ -99,9 +101,14 @@ def grid(*children: Any) -> ipywidgets.Box:
     return _box("wb-grid", children)
 
 
-def fields(*controls: Any) -> ipywidgets.Box:
-    """Labelled controls in a grid, each label above its control; add the class ``wb-wide`` to one that needs two cells."""
-    return _box("wb-fields", controls)
+def fields(*controls: Any, width: int = 150) -> ipywidgets.Box:
+    """Labelled controls in a grid of cells at least ``width`` pixels wide, each label above its control.
+
+    A control with the class ``wb-span`` takes two cells.
+    """
+    box = _box("wb-fields", controls)
+    box.layout.grid_template_columns = f"repeat(auto-fill, minmax(min(100%, {width}px), 1fr))"
+    return box
 
 
 def _box(kind: str, children: tuple[Any, ...]) -> ipywidgets.Box:

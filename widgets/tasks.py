@@ -124,9 +124,9 @@ class Latest:
         try:
             future = self._executor.submit(self._run, generation, functools.partial(fn, *args, **kwargs))
         except RuntimeError:
-            if self._closed:  # by another thread, since we looked
-                return
-            raise
+            if not self._overtaken(generation):
+                raise
+            return  # closed by another thread since we looked
         with self._changed:
             self._futures = {other for other in self._futures if not other.done()} | {future}
 

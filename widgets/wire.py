@@ -51,7 +51,7 @@ def encode_figure(figure: Any) -> dict[str, Any]:
     stays.
     """
     if isinstance(figure, Mapping):
-        parts = {key: figure.get(key) or empty for key, empty in (("data", []), ("layout", {}), ("frames", []))}
+        parts: dict[str, Any] = {key: figure.get(key) or empty for key, empty in (("data", []), ("layout", {}), ("frames", []))}
     else:  # not figure.to_plotly_json(): from plotly 6 on it turns every array into base64 text
         parts = {
             "data": [trace.to_plotly_json() for trace in figure.data],
@@ -103,7 +103,8 @@ def detach(value: Any, buffers: list[bytes]) -> Any:
 
 def _encode_array(array: np.ndarray) -> Any:
     if array.dtype.kind == "M":
-        return encode(np.where(np.isnat(array), None, array.astype(str)).tolist())
+        texts = array.astype(str)
+        return [None if text == "NaT" else text for text in texts.tolist()] if array.ndim == 1 else texts.tolist()
     if array.dtype.kind not in "fiub" or array.ndim not in (1, 2):
         return encode(array.tolist())
     if array.dtype.name not in _NATIVE:

@@ -78,7 +78,8 @@ class RunView:
         self.widget = column(
             self._headline,
             grid(self.plots["loss"], self.plots["learning_rate"]),
-            grid(self.plots["memory"], column(self.plots["paging"], self._paging_note)),
+            grid(self.plots["memory"], self.plots["paging"]),
+            self._paging_note,
             self.plots["phases"],
             self._results,
             heading("Log"),

@@ -33,13 +33,14 @@ _COLUMNS = ("text_column", "prompt_column", "completion_column")
 class TrainingCell(Panel):
     """Controls of a run and its live view.
 
-    ``source``: the model to train, as a name, a folder or a ``Source`` (None: a field to fill in). ``config``: what the
+    ``model``: the model to train, as a name, a folder, a ``Source``, or a function that gives one of these when it is
+    needed (None: a field to fill in). ``config``: what the
     controls say at first. ``run``: a ``Run`` or a run's folder to attach to. Read ``config`` for what the controls say now
     as a ``TrainConfig``, ``run`` for the run on show (None before the first), ``code`` for the lines that do the same
     without the panel.
     """
 
-    def __init__(self, source: Any = None, *, config: TrainConfig | None = None, run: Any = None) -> None:
+    def __init__(self, model: Any = None, *, config: TrainConfig | None = None, run: Any = None) -> None:
         self.run: Run | None = None
         self._base = config or TrainConfig()
         self._controls = _controls()
@@ -56,23 +57,24 @@ class TrainingCell(Panel):
         self._pause = self._button("Pause", self._on_pause)
         self._resume = self._button("Resume", self._on_resume)
         self._attach = self._button("Attach to run folder", self._on_attach)
-        for wide in (self._controls["model"], self._controls["dataset"], self._columns, self._run_dir):
-            wide.add_class("wb-wide")
-        first, *rest = self._controls.values()
+        which, dataset, *numbers = self._controls.values()
+        self._controls["optim"].add_class("wb-span")
         manners, title = self.children[:2]
         self.children = (
             manners,
             title,
             note(_INTRODUCTION),
-            fields(first, rest[0], self._columns, *rest[1:], self._run_dir),
+            fields(which, dataset, self._columns, self._run_dir, width=185),
+            fields(*numbers, width=118),
             row(self._launch, self._stop, self._pause, self._resume, self._attach),
             self.message,
             self._code,
             self._view.widget,
         )
         self._fill(self._base)
-        if source is not None:
-            self.use_model(source)
+        self._ask_model: Callable[[], Any] | None = model if callable(model) else None
+        if model is not None:
+            self.use_model(model() if callable(model) else model)
         for control in (*self._controls.values(), self._columns, self._run_dir):
             control.observe(self._write_code, "value")
         self._write_code()
@@ -83,9 +85,12 @@ class TrainingCell(Panel):
     @property
     def config(self) -> TrainConfig:
         """What the controls say; raises ``ConfigError`` with every fault at once."""
-        values = {name: control.value for name, control in self._controls.items()}
-        values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-        return dataclasses.replace(self._base, **values, **_parse_columns(self._columns.value))
+        if self._ask_model is not None:
+            self.use_model(self._ask_model())
+        values: dict[str, Any] = dict(_parse_columns(self._columns.value))
+        for name, control in self._controls.items():
+            values[name] = control.value.strip() if isinstance(control.value, str) else control.value
+        return dataclasses.replace(self._base, **values)
 
     @property
     def code(self) -> str:
@@ -96,9 +101,9 @@ class TrainingCell(Panel):
         folder = f", run_dir={self._run_dir.value.strip()!r}" if self._run_dir.value.strip() else ""
         return f"import workbench as wb\n\nrun = wb.launch(wb.TrainConfig({arguments}){folder})"
 
-    def use_model(self, source: Any) -> None:
+    def use_model(self, model: Any) -> None:
         """Train this model: a name, a folder or a ``Source``; the field shows it and is no longer edited by hand."""
-        named = source if isinstance(source, (str, os.PathLike)) else "builtin" if source.name == "builtin" else source.path
+        named = model if isinstance(model, (str, os.PathLike)) else "builtin" if model.name == "builtin" else model.path
         self._controls["model"].value = str(named)
         self._controls["model"].disabled = True
 
@@ -133,10 +138,11 @@ class TrainingCell(Panel):
 
     def _changed(self, status: RunStatus | None) -> None:
         """Enable what can be done now, and say how a run ended."""
-        going = status is not None and status.state not in ENDED
+        state = status.state if status else ""
+        going = status is not None and state not in ENDED
         self._launch.disabled = self._attach.disabled = going
-        self._stop.disabled = self._pause.disabled = not going or status.state == "stopping"
-        self._resume.disabled = status is None or going or status.state == "finished"
+        self._stop.disabled = self._pause.disabled = not going or state == "stopping"
+        self._resume.disabled = status is None or going or state == "finished"
         if status is None or going:
             return
         if status.state in ("failed", "killed"):
@@ -174,12 +180,12 @@ def _controls() -> dict[str, Any]:
         "per_device_train_batch_size": whole(description="Batch (rows)"),
         "max_length": whole(description="Length (tokens)"),
         "learning_rate": real(description="Learning rate"),
-        "lora_r": whole(description="Rank of the adapters"),
-        "lora_alpha": whole(description="Alpha (scale × rank)"),
+        "lora_r": whole(description="Adapter rank"),
+        "lora_alpha": whole(description="Alpha"),
         "quant_type": ipywidgets.Dropdown(options=[(name.upper(), name) for name in QUANT_TYPES], description="4-bit format"),
         "optim": ipywidgets.Dropdown(options=list(OPTIMIZERS), description="Optimizer"),
-        "page_min_numel": whole(description="Page states from (elements)"),
-        "save_steps": whole(description="Checkpoint every (steps)"),
+        "page_min_numel": whole(description="Page from (elements)"),
+        "save_steps": whole(description="Save every (steps)"),
         "double_quant": ipywidgets.Checkbox(description="Double quantization", indent=False),
     }
 
