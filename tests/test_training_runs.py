@@ -17,8 +17,9 @@ import pytest
 
 import workbench as wb
 from tests.tiny_model import write_tiny_model
+from workbench.training.data import preview
 from workbench.training.events import Event, latest_steps
-from workbench.training.folder import create_time
+from workbench.training.folder import ENDED, create_time
 
 Launch = Callable[..., wb.Run]
 STEPS = 12
@@ -45,7 +46,7 @@ def launch(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 
     yield launch
     for run in started:
-        if run.wait(0).ended is None:
+        if run.status.state not in ENDED:
             run.stop(patience=0.1)
             run.wait(30)
 
@@ -333,6 +334,15 @@ def test_a_truncated_model_is_refused_at_once(model: Path, tmp_path: Path) -> No
         handle.truncate(1000)
     with pytest.raises(wb.ModelError, match=r"model\.safetensors"):
         wb.launch(wb.TrainConfig(model=str(tmp_path)), tmp_path / "run")
+
+
+def test_rows_can_be_looked_at_before_anything_starts(model: Path) -> None:
+    shown = preview(wb.TrainConfig(model=str(model), max_length=12), rows=2)
+    tokens, learnt = zip(*shown.rows[0], strict=True)
+    assert "".join(tokens).startswith("<s>abasement, n. A")
+    assert learnt == tuple(sorted(learnt))  # first the prompt, without loss, then the completion
+    assert "".join(t for t, bears_loss in shown.rows[0] if not bears_loss) == "<s>abasement, n."
+    assert (shown.counts["total"], shown.counts["truncated"]) == (2, 2)
 
 
 def test_attach_needs_a_run(tmp_path: Path) -> None:

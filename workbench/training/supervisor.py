@@ -58,8 +58,13 @@ class Supervisor:
         self.set("starting")
         try:
             worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workbench.training.worker"]
-                + [str(self.folder.root), str(self.attempt), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "workbench.training.worker",
+                    *map(str, (self.folder.root, self.attempt, os.getpid())),
+                ],
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder.root,
                 env={**os.environ, **_OFFLINE},

@@ -50,7 +50,7 @@ class Worker:
         self._ending = threading.Lock()
 
     def asked(self) -> str | None:
-        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody would reap this process or tell its end."""
+        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody else could tell how the run ended."""
         if self.folder.asked("stop") or os.getppid() != self.supervisor:
             return "stop"
         return "pause" if self.folder.asked("pause") else None
