@@ -1,0 +1,241 @@
+"""From ``ErrorStats`` and its kin to plotly figures: plain functions from values to values, no widgets.
+
+A figure is a mapping with ``data`` and ``layout`` (``plotly.graph_objects.Figure(figure)`` makes an object of it), its arrays
+are NumPy arrays, and its colours are left to the page's theme except where a colour means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widgets.plot import LIGHT_COLOURS
+from workbench.double_quant import NestedScales
+from workbench.formats import Format
+from workbench.measurement import ErrorStats, merge_equal_levels
+from workbench.memory import Gpu, MemoryLedger
+from workbench.quantization import QuantSpec
+
+Figure = dict[str, Any]
+
+FORMAT_COLOURS = ("#0072b2", "#d55e00", "#009e73")
+"""Okabe and Ito's blue, vermilion and green, for the first, second and third format in every view."""
+QUIET = "rgba(128,128,128,0.55)"
+
+
+def title_of(spec: QuantSpec) -> str:
+    """A specification's name on screen."""
+    return spec.definition.title + (" + double quantization" if spec.double_quant else "")
+
+
+def bins(form: Format) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(levels, lower edges, upper edges) of a format's distinct levels, the outer edges at −1 and 1 or the level beyond."""
+    levels = np.unique(form.levels).astype(np.float64)
+    middle = (levels[:-1] + levels[1:]) / 2
+    return levels, np.concatenate([[min(-1.0, levels[0])], middle]), np.concatenate([middle, [max(1.0, levels[-1])]])
+
+
+def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bool = False) -> Figure:
+    """The histogram of x / absmax with each format's levels over it, and below it a strip of bins a format.
+
+    Solid lines are levels, dotted ones decision edges; a strip's bins are shaded by how many weights fall into them.
+    """
+    width = 2 / counts.size
+    centres = np.linspace(-1 + width / 2, 1 - width / 2, counts.size)
+    share = 100 * counts / max(1, counts.sum())
+    seen = share[share > 0]
+    low, high = (float(seen.min()) / 2 if seen.size else 1e-3, float(share.max(initial=0)) * 1.06 or 1.0)
+    data: list[dict[str, Any]] = [
+        {
+            "type": "bar", "x": centres, "y": share, "width": width, "marker": {"color": QUIET, "line": {"width": 0}},
+            "name": "weights", "hovertemplate": "x / absmax near %{x:.3f}<br>%{y:.3g} % of weights<extra></extra>",
+            "showlegend": False,
+        }
+    ]  # fmt: skip
+    strip = 0.11 * len(stats)
+    ticks, names = [], []
+    for i, e in enumerate(stats):
+        colour, form = FORMAT_COLOURS[i], e.spec.definition
+        levels, lower, _ = bins(form)
+        for xs, name, line in (
+            (levels, "levels", {"color": colour, "width": 1.5}),
+            (lower[1:], "edges", {"color": colour, "width": 1, "dash": "dot"}),
+        ):
+            data.append(
+                {
+                    "type": "scatter", "mode": "lines", "x": np.repeat(xs, 3), "y": np.tile([low, high, np.nan], xs.size),
+                    "line": line, "opacity": 0.85 if name == "levels" else 0.5, "hoverinfo": "skip",
+                    "name": f"{form.title} {name}",
+                }
+            )  # fmt: skip
+        data.append(_strip(e, i, len(stats)))
+        ticks.append(len(stats) - 1 - i + 0.5)
+        names.append(form.title)
+    layout = {
+        "barmode": "overlay", "bargap": 0, "uirevision": "distribution",
+        "xaxis": {"title": {"text": "weight / absmax of its block"}, "range": [-1.03, 1.03], "anchor": "y2", "zeroline": False},
+        "yaxis": {
+            "title": {"text": "% of weights" + (", logarithmic" if log else "")}, "domain": [strip + 0.05, 1],
+            "type": "log" if log else "linear", "range": [np.log10(low), np.log10(high)] if log else [0, high],
+        },
+        "yaxis2": {
+            "domain": [0, strip], "range": [0, len(stats)], "tickvals": ticks, "ticktext": names, "fixedrange": True,
+            "showgrid": False, "zeroline": False,
+        },
+        "margin": {"l": 64, "r": 20, "t": 34, "b": 48},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _strip(e: ErrorStats, i: int, of: int) -> dict[str, Any]:
+    """A format's bins as a row of rectangles shaded by occupancy; hovering tells edges, level, count and share."""
+    form = e.spec.definition
+    levels, lower, upper = bins(form)
+    count = merge_equal_levels(form, e.occupancy)[1]
+    share = 100 * count / e.numel
+    text = [
+        f"{form.title} bin {k} of {levels.size}<br>level {level:+.4f}<br>from {a:+.4f} to {b:+.4f}<br>{n:,} weights, {s:.2f} %"
+        for k, (level, a, b, n, s) in enumerate(zip(levels, lower, upper, count, share, strict=True), 1)
+    ]
+    strength = 0.12 + 0.88 * share / max(float(share.max(initial=0)), 1e-9)
+    return {
+        "type": "bar", "x": (lower + upper) / 2, "width": upper - lower, "y": np.full(levels.size, 0.8), "yaxis": "y2",
+        "base": np.full(levels.size, of - 1 - i + 0.1), "hovertext": text, "hoverinfo": "text", "showlegend": False,
+        "name": form.title, "marker": {"color": FORMAT_COLOURS[i], "opacity": strength, "line": {"width": 1, "color": QUIET}},
+    }  # fmt: skip
+
+
+def occupancy(stats: Sequence[ErrorStats]) -> Figure:
+    """How full each bin is, beside the equal share of 1/16 that all bins of an ideal quantile format would have."""
+    data: list[dict[str, Any]] = []
+    for i, e in enumerate(stats):
+        levels, count = merge_equal_levels(e.spec.definition, e.occupancy)
+        data.append(
+            {
+                "type": "bar", "x": np.arange(levels.size), "y": 100 * count / e.numel, "name": e.spec.definition.title,
+                "marker": {"color": FORMAT_COLOURS[i]}, "customdata": levels.astype(np.float64),
+                "hovertext": [f"{n:,}" for n in count],
+                "hovertemplate": "bin %{x}, level %{customdata:+.4f}<br>%{hovertext} weights, %{y:.2f} %",
+            }
+        )  # fmt: skip
+    data.append(
+        {
+            "type": "scatter", "mode": "lines", "x": np.array([-0.6, 15.6]), "y": np.array([6.25, 6.25]),
+            "name": "equal share, 6.25 %", "line": {"color": "#7f7f7f", "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
+        }
+    )  # fmt: skip
+    layout = {
+        "barmode": "group", "bargap": 0.2, "uirevision": "occupancy",
+        "xaxis": {
+            "title": {"text": "bin, from the lowest level to the highest"}, "dtick": 1, "range": [-0.6, 15.6],
+            "zeroline": False,
+        },
+        "yaxis": {"title": {"text": "% of weights"}, "rangemode": "tozero"},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def scale_overhead(spec: QuantSpec) -> Figure:
+    """Bits per weight that scales take without and with double quantization, on top of the four of the codes."""
+    block, nested = spec.block_size, spec.nested_block_size
+    rows = ["without", "with"]
+    parts = [
+        ("float32 absmax", [32 / block, 0.0], LIGHT_COLOURS[1]),
+        ("8-bit absmax", [0.0, 8 / block], LIGHT_COLOURS[0]),
+        ("second-level scales", [0.0, 32 / (block * nested)], LIGHT_COLOURS[2]),
+    ]
+    data = [
+        {
+            "type": "bar", "orientation": "h", "y": rows, "x": np.array(bits), "name": name, "marker": {"color": colour},
+            "hovertemplate": f"{name}: %{{x:.4f}} bits per weight<extra></extra>",
+        }
+        for name, bits, colour in parts
+    ]  # fmt: skip
+    layout = {
+        "barmode": "stack", "bargap": 0.45,
+        "xaxis": {"title": {"text": "bits per weight for scales"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": ""}, "autorange": "reversed", "type": "category"},
+        "margin": {"l": 76, "r": 20, "t": 36, "b": 48},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
+    """The scales before, and by how much double quantization moves each, in percent of itself."""
+    finite = np.isfinite(absmax) & (absmax > 0)
+    before = absmax[finite].astype(np.float64)
+    moved = 100 * (nested.dequantize()[finite] / before - 1)
+    limit = float(np.percentile(np.abs(moved), 99.5)) if moved.size else 1.0
+    limit = limit or 1e-6
+    data = []
+    for values, borders, axis, name, colour in (
+        (before, np.linspace(0, float(before.max(initial=1e-12)), 81), "", "absmax of a block", LIGHT_COLOURS[1]),
+        (np.clip(moved, -limit, limit), np.linspace(-limit, limit, 81), "2", "change by double quantization", LIGHT_COLOURS[0]),
+    ):
+        share = 100 * np.histogram(values, borders)[0] / max(1, values.size)
+        data.append(
+            {
+                "type": "bar", "x": (borders[:-1] + borders[1:]) / 2, "y": share, "width": float(borders[1] - borders[0]),
+                "xaxis": f"x{axis}", "yaxis": f"y{axis}", "name": name, "marker": {"color": colour, "line": {"width": 0}},
+                "hovertemplate": "%{x:.4g}: %{y:.2f} % of blocks<extra></extra>",
+            }
+        )  # fmt: skip
+    layout = {
+        "bargap": 0, "showlegend": False,
+        "xaxis": {"title": {"text": "absmax of a block"}, "domain": [0, 0.45], "exponentformat": "e", "nticks": 5},
+        "xaxis2": {"title": {"text": "change by double quantization, %"}, "domain": [0.57, 1], "anchor": "y2", "nticks": 5},
+        "yaxis": {"title": {"text": "% of blocks"}},
+        "yaxis2": {"title": {"text": "% of blocks"}, "anchor": "x2"},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+MEMORY_GROUPS = (
+    ("base model", ("weights", "4-bit weights", "weights upcast to fp32", "integer tensors"), "#0072b2"),
+    ("scales of the 4-bit weights", ("absmax scales", "second-level scales", "codebooks"), "#56b4e9"),
+    ("adapters", ("adapters",), "#009e73"),
+    ("gradients", ("gradients",), "#b07d00"),
+    ("optimizer state", ("optimizer state", "optimizer state, paged"), "#d55e00"),
+    ("activations and logits", ("activations", "logits and loss"), "#aa4f8a"),
+    ("scratch and context", ("dequantized weight", "16-bit casts", "CUDA context"), "#8c8c8c"),
+)
+"""How the ledger's categories are gathered for the bars: name, categories, colour."""
+
+
+def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
+    """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
+
+    A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
+    """
+    names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": colour},
+            "x": np.array([sum(ledger[c] for c in categories) / 1e9 for ledger in ledgers]),
+            "hovertemplate": f"{group}: %{{x:.3f}} GB<extra>%{{y}}</extra>",
+        }
+        for group, categories, colour in MEMORY_GROUPS
+    ]  # fmt: skip
+    usable = gpu.usable / 1e9
+    largest = max(ledger.total for ledger in ledgers) / 1e9
+    inside = usable <= 4 * largest
+    if inside:
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "x": np.array([usable, usable]), "y": [names[0], names[-1]],
+                "line": {"color": "#c2185b", "width": 2, "dash": "dash"}, "name": gpu.name,
+                "hovertemplate": f"{gpu.name}: {usable:.2f} GB usable<extra></extra>",
+            }
+        )  # fmt: skip
+    layout = {
+        "barmode": "stack", "bargap": 0.35, "uirevision": "memory",
+        "xaxis": {
+            "title": {"text": "GB, forecast" + ("" if inside else f"; {gpu.name} has {usable:.1f}")}, "rangemode": "tozero",
+        },
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
+        "margin": {"l": 180, "r": 20, "t": 60, "b": 48},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}

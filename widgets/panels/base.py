@@ -1,0 +1,185 @@
+"""What all views of a tensor share: a panel that follows a ``Session``, alone or linked, and the common controls."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import ipywidgets
+
+from widgets.session import Analysis, Session
+from widgets.state import State
+from widgets.style import Panel, fields, set_note
+from widgets.tasks import UI, guard
+from workbench.formats import BLOCK_SIZES, FORMATS
+from workbench.sources import Source
+
+_NONE = "none"
+
+
+class View(Panel):
+    """A panel that draws each ``Analysis`` of its session.
+
+    Alone (``DistributionView("builtin")``) it has a session and controls of its own; given a ``session`` it shares that one's
+    and shows no controls. A view that is not ``active`` draws when it becomes so.
+    """
+
+    of_one_tensor = True
+    """Whether the view depends on tensor, formats and block size, and so has controls for them when it is alone."""
+
+    def __init__(
+        self,
+        title: str,
+        model: str | Source | None = None,
+        *,
+        session: Session | None = None,
+        state: State | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self._own = session is None
+        self.session = session or Session(state, executor)
+        self.plots: list[Any] = []
+        self._active, self._behind = True, False
+        super().__init__(title)
+        guarded = guard(self.message)
+        children = self.build()
+        if self._own and self.of_one_tensor:
+            children = [Controls(self.session), *children]
+        self.children = (*self.children[:-1], *children, self.message)
+        self.when_closed(self.session.on_analysis(guarded(self._take)))
+        self.when_closed(self.session.store.observe(guarded(self._follow)))
+        if self._own:
+            self.when_closed(self.session.close)
+            self.when_closed(self.session.on_failure(self.message.error))
+            guarded(self._begin)(model)
+        elif self.session.analysis is not None:
+            guarded(self.draw)(self.session.analysis)
+
+    @abc.abstractmethod
+    def build(self) -> list[Any]:
+        """The view's widgets, top to bottom, still empty."""
+
+    @abc.abstractmethod
+    def draw(self, analysis: Analysis) -> None:
+        """Shows an analysis; called under ``UI``."""
+
+    def redraw_on(self) -> frozenset[str]:
+        """Fields of the state that change the drawing without a new measurement."""
+        return frozenset()
+
+    @property
+    def active(self) -> bool:
+        """Whether the view is on screen; only then does it draw."""
+        return self._active
+
+    @active.setter
+    def active(self, active: bool) -> None:
+        self._active = active
+        if active and self._behind and self.session.analysis is not None:
+            guard(self.message)(self._take)(self.session.analysis)
+
+    def update(self, **changes: Any) -> None:
+        """Changes the state that the view shows."""
+        self.session.store.update(**changes)
+
+    def _begin(self, model: str | Source | None) -> None:
+        if model is not None and model != self.session.store.value.model:
+            self.session.open(model)
+        else:
+            self.session.start()
+
+    def _take(self, analysis: Analysis) -> None:
+        self._behind = not self._active
+        if self._active:
+            self.draw(analysis)
+
+    def _follow(self, _: State, changed: frozenset[str]) -> None:
+        if changed & self.redraw_on() and self.session.analysis is not None:
+            self._take(self.session.analysis)
+
+
+class Controls(ipywidgets.VBox):
+    """Tensor, formats, block size and double quantization, bound to a session's state in both directions."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._quiet = False
+        state = session.store.value
+        names = list(FORMATS)
+        self.tensor = ipywidgets.Dropdown(description="Tensor", options=[])
+        self.tensor.add_class("wb-wide")
+        self.lead = ipywidgets.Dropdown(description="Format", options=_titles(names), value=state.formats[0])
+        self.second = ipywidgets.Dropdown(description="Compare with", options=[(_NONE, _NONE), *_titles(names)])
+        self.third = ipywidgets.Dropdown(description="and with", options=[(_NONE, _NONE), *_titles(names)])
+        self.block_size = ipywidgets.SelectionSlider(
+            description="Block size (weights a scale)", options=BLOCK_SIZES, value=state.block_size, continuous_update=False
+        )
+        self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False, value=state.double_quant)
+        self.status = ipywidgets.HTML()
+        super().__init__([
+            fields(self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant), self.status
+        ])  # fmt: skip
+        self._inputs = [self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant]
+        for widget in self._inputs:
+            widget.observe(self._changed, "value")
+        self._endings: list[Callable[[], None]] = [
+            session.store.observe(lambda after, _: self._show(after)),
+            session.on_analysis(self._tell),
+            session.on_busy(lambda busy: set_note(self.status, "Measuring…") if busy else None),
+        ]
+        self._show(state)
+
+    def close(self) -> None:
+        """Ends the binding; the panel around it frees the widgets."""
+        while self._endings:
+            self._endings.pop()()
+        super().close()
+
+    def _show(self, state: State) -> None:
+        with UI:
+            self._quiet = True
+            try:
+                self.lead.value = state.formats[0]
+                self.second.value = state.formats[1] if len(state.formats) > 1 else _NONE
+                self.third.value = state.formats[2] if len(state.formats) > 2 else _NONE
+                self.block_size.value, self.double_quant.value = state.block_size, state.double_quant
+                if state.tensor in {value for _, value in self.tensor.options}:
+                    self.tensor.value = state.tensor
+            finally:
+                self._quiet = False
+
+    def _tell(self, analysis: Analysis) -> None:
+        names = tuple((t.name, t.name) for t in analysis.source.tensors() if t.quantizable or t.name == analysis.tensor.name)
+        self._quiet = True
+        try:
+            if self.tensor.options != names:
+                self.tensor.options = names
+            self.tensor.value = analysis.tensor.name
+        finally:
+            self._quiet = False
+        shape = " × ".join(map(str, analysis.tensor.shape))
+        text = f"{analysis.tensor.name}: {shape} {analysis.tensor.dtype}, {analysis.tensor.numel:,} weights, measured whole."
+        e = analysis.plain
+        if e.nans or e.infinities:
+            text += (
+                f" {e.nans:,} weights are NaN and {e.infinities:,} infinite; "
+                f"their {e.bad_blocks:,} blocks are left out of every average."
+            )
+        set_note(self.status, text)
+
+    def _changed(self, _: Any) -> None:
+        if self._quiet:
+            return
+        formats = [self.lead.value, *(f for f in (self.second.value, self.third.value) if f != _NONE)]
+        self._session.store.update(
+            tensor=self.tensor.value or self._session.store.value.tensor,
+            formats=tuple(dict.fromkeys(formats)),
+            block_size=self.block_size.value,
+            double_quant=self.double_quant.value,
+        )
+
+
+def _titles(names: list[str]) -> list[tuple[str, str]]:
+    return [(FORMATS[name].title, name) for name in names]

@@ -1,0 +1,28 @@
+"""Small HTML tables and amounts as a reader wants them. Every text is escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str, numbers: int = 1) -> str:
+    """An HTML table; the columns from ``numbers`` on are right-aligned. ``caption`` is read out by screen readers."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "".join(
+            f"<{tag}{' class=wb-number' if i >= numbers else ''}>{html.escape(str(cell))}</{tag}>"
+            for i, cell in enumerate(cells)
+        )
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    opening = f'<div class="wb-scroll"><table class="wb-table" aria-label="{html.escape(caption)}">'
+    return f"{opening}<thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def amount(count: float) -> str:
+    """Bytes in the unit that reads best: 1,234,567 → 1.23 MB (powers of ten, as disks and papers count)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,.0f} B"
