@@ -87,10 +87,9 @@ class TrainingCell(Panel):
         """What the controls say; raises ``ConfigError`` with every fault at once."""
         if self._ask_model is not None:
             self.use_model(self._ask_model())
-        values: dict[str, Any] = dict(_parse_columns(self._columns.value))
-        for name, control in self._controls.items():
-            values[name] = control.value.strip() if isinstance(control.value, str) else control.value
-        return dataclasses.replace(self._base, **values)
+        said: dict[str, Any] = {name: control.value for name, control in self._controls.items()}
+        said = {name: value.strip() if isinstance(value, str) else value for name, value in said.items()}
+        return dataclasses.replace(self._base, **(said | _parse_columns(self._columns.value)))
 
     @property
     def code(self) -> str:
@@ -145,7 +144,7 @@ class TrainingCell(Panel):
         self._resume.disabled = status is None or going or state == "finished"
         if status is None or going:
             return
-        if status.state in ("failed", "killed"):
+        if state in ("failed", "killed"):
             where = str(self.run.dir) if self.run else ""
             self.message.error(RunError(status.message, where=where, remedy=status.remedy))
         else:
@@ -190,7 +189,7 @@ def _controls() -> dict[str, Any]:
     }
 
 
-def _parse_columns(text: str) -> dict[str, str | None]:
+def _parse_columns(text: str) -> dict[str, Any]:
     """One name: a text column; two: prompt and completion; none: the dataset's own."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(names) > 2:
