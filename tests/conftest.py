@@ -12,6 +12,9 @@ from tests.chromium import REMEDY, find
 # Nothing that the tests do needs the Hub; a test that asked for it must fail at once, here and in the processes it starts.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a process: several test processes share the cores, and OpenMP threads that wait for each other by spinning make
+# a training step many times slower there. Set before torch is loaded, and inherited by kernels and training runs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,54 @@
+"""What the README says can be done, done: its Python runs, its commands, targets, files and links are there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import widgets
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("script", PYTHON)
+def test_the_python_runs(script: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    state, adapter = last.split(" ", 1)
+    assert state == "finished"
+    assert (Path(adapter) / "adapter_model.safetensors").is_file()
+    assert len(script.splitlines()) == 5
+
+
+def test_every_make_command_is_a_target_and_every_file_is_there() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = {word for command in COMMANDS for word in command.split() if re.search(r"\.(ipynb|yml|txt)$", word)}
+    assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} == {"lab", "test"} <= targets
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_and_pictures_are_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text("utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_views_are_those_of_the_package() -> None:
+    assert "DistributionView" in widgets.__all__
+    assert "Workbench" in widgets.__all__
