@@ -21,8 +21,8 @@ from workbench.quantization import QuantSpec
 
 Figure = dict[str, Any]
 
-FORMAT_COLOURS = ("#0072b2", "#d55e00", "#009e73")
-"""Okabe and Ito's blue, vermilion and green, for the first, second and third format in every view."""
+FORMAT_COLOURS = ("#2a86c8", "#e0701a", "#1a9f78")
+"""Blue, orange and green near Okabe and Ito's, legible on light and dark: the first, second and third format in every view."""
 QUIET = "rgba(128,128,128,0.55)"
 
 
@@ -158,7 +158,7 @@ def scale_overhead(spec: QuantSpec) -> Figure:
         "barmode": "stack", "bargap": 0.45,
         "xaxis": {"title": {"text": "bits per weight for scales"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": ""}, "autorange": "reversed", "type": "category"},
-        "margin": {"l": 76, "r": 20, "t": 36, "b": 48},
+        "legend": {"traceorder": "normal"}, "margin": {"l": 84, "r": 20, "t": 56, "b": 48},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -185,8 +185,8 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
         )  # fmt: skip
     layout = {
         "bargap": 0, "showlegend": False,
-        "xaxis": {"title": {"text": "absmax of a block"}, "domain": [0, 0.45], "exponentformat": "e", "nticks": 5},
-        "xaxis2": {"title": {"text": "change by double quantization, %"}, "domain": [0.57, 1], "anchor": "y2", "nticks": 5},
+        "xaxis": {"title": {"text": "absmax"}, "domain": [0, 0.44], "exponentformat": "e", "nticks": 5},
+        "xaxis2": {"title": {"text": "its change, %"}, "domain": [0.58, 1], "anchor": "y2", "nticks": 5},
         "yaxis": {"title": {"text": "% of blocks"}},
         "yaxis2": {"title": {"text": "% of blocks"}, "anchor": "x2"},
     }  # fmt: skip
@@ -236,6 +236,6 @@ def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
             "title": {"text": "GB, forecast" + ("" if inside else f"; {gpu.name} has {usable:.1f}")}, "rangemode": "tozero",
         },
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-        "margin": {"l": 180, "r": 20, "t": 60, "b": 48},
+        "legend": {"traceorder": "normal"}, "margin": {"l": 180, "r": 20, "t": 76, "b": 48},
     }  # fmt: skip
     return {"data": data, "layout": layout}

@@ -109,7 +109,7 @@ class Controls(ipywidgets.VBox):
         state = session.store.value
         names = list(FORMATS)
         self.tensor = ipywidgets.Dropdown(description="Tensor", options=[])
-        self.tensor.add_class("wb-wide")
+        self.tensor.add_class("wb-span")
         self.lead = ipywidgets.Dropdown(description="Format", options=_titles(names), value=state.formats[0])
         self.second = ipywidgets.Dropdown(description="Compare with", options=[(_NONE, _NONE), *_titles(names)])
         self.third = ipywidgets.Dropdown(description="and with", options=[(_NONE, _NONE), *_titles(names)])

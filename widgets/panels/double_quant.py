@@ -33,7 +33,7 @@ class DoubleQuantView(View):
             value=min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size)),
             continuous_update=False,
         )
-        self.nested.add_class("wb-wide")
+        self.nested.add_class("wb-span")
         self.nested.observe(lambda change: self.update(nested_block_size=change["new"]), "value")
         self.sum, self.table = note(), ipywidgets.HTML()
         return [

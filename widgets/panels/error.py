@@ -47,7 +47,7 @@ class BlockErrorView(View):
             fields(self.field),
             grid(self.map, self.spread),
             heading("One block"),
-            row(self.block, self.worst),
+            row(fields(self.block), self.worst),
             self.told,
             self.inspector,
             self.table,

@@ -1,0 +1,268 @@
+"""Views without a browser: what they draw, how they follow one state, and what they do with bad input."""
+
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from safetensors.numpy import save_file
+
+import workbench as wb
+from widgets import (
+    BlockErrorView,
+    DistributionView,
+    DoubleQuantView,
+    MemoryView,
+    ModelPicker,
+    Workbench,
+    block_figures,
+    figures,
+)
+from widgets.session import Session
+from widgets.state import State, Store
+from widgets.tasks import Immediate
+
+
+@pytest.fixture
+def session():
+    session = Session(executor=Immediate())
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def app():
+    app = Workbench("builtin", executor=Immediate())
+    yield app
+    app.close()
+
+
+def folder(path, x: np.ndarray):
+    save_file({"model.layers.0.mlp.up_proj.weight": x}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return str(path)
+
+
+def test_a_state_is_a_small_json_value_that_replays_in_plain_python(app):
+    app.controls.block_size.value = 128
+    app.controls.lead.value = "fp4"
+    state = State.from_dict(json.loads(json.dumps(app.state)))
+    shown = app.session.analysis.stats
+    source = wb.open_model(state.model)
+    replayed = wb.measure(source.read(state.tensor or app.session.analysis.tensor.name), state.specs)
+    assert [e.rmse for e in replayed] == [e.rmse for e in shown]
+    again = Workbench(state=app.state, executor=Immediate())
+    assert again.state == app.state
+    assert again.session.analysis.stats[0].rmse == shown[0].rmse
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"formats": ["nf5"]},
+        {"formats": []},
+        {"formats": ["nf4", "nf4"]},
+        {"block_size": 63},
+        {"error_field": "x"},
+        {"colour": 1},
+    ],
+)
+def test_an_impossible_state_is_refused(wrong):
+    with pytest.raises(wb.WorkbenchError):
+        State.from_dict(wrong)
+
+
+def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
+    store, seen = Store(State(block=3)), []
+    end = store.observe(lambda state, changed: seen.append((state.block, changed)))
+    store.update(block_size=64)
+    store.update(block_size=128)
+    end()
+    store.update(block_size=256)
+    assert seen == [(None, {"block"}), (None, {"block_size"})]
+
+
+def test_controls_and_state_follow_each_other(app):
+    app.controls.block_size.value = 256
+    assert app.state["block_size"] == 256
+    app.session.store.update(formats=("int4",), block_size=32)
+    assert (app.controls.lead.value, app.controls.second.value, app.controls.block_size.value) == ("int4", "none", 32)
+
+
+def test_only_the_view_on_screen_draws_and_the_others_catch_up(app):
+    before = app.error.map.summary
+    app.controls.lead.value = "fp4"
+    assert "FP4" in app.distribution.histogram.summary
+    assert app.error.map.summary == before
+    app.tabs.selected_index = 2
+    assert "FP4" in app.error.map.summary
+
+
+def test_distribution_shows_every_weight_once(session):
+    view = DistributionView(session=session)
+    session.start()
+    analysis = session.analysis
+    assert analysis.histogram.sum() == analysis.tensor.numel
+    data = figures.distribution(analysis.histogram, analysis.stats)["data"]
+    assert data[0]["y"].sum() == pytest.approx(100)
+    bars = figures.occupancy(analysis.stats)["data"]
+    assert bars[0]["y"].sum() == pytest.approx(100)
+    assert bars[1]["x"].size == 16, "INT4 uses all 16 codes"
+    for e in analysis.stats:
+        assert f"{e.sqnr_db:.2f} dB" in view.table.value
+    view.close()
+
+
+def test_every_figure_is_one_that_plotly_accepts(session):
+    session.start()
+    analysis = session.analysis
+    source = analysis.source
+    ledgers = [wb.forecast(source, wb.TrainConfig())] * 2
+    from workbench.memory import GPUS
+
+    for figure in (
+        figures.distribution(analysis.histogram, analysis.stats, log=True),
+        figures.occupancy(analysis.stats),
+        figures.scale_overhead(analysis.doubled.spec),
+        figures.absmax_spread(analysis.plain.block_absmax, analysis.nested),
+        figures.memory_methods(ledgers, GPUS["T4 16 GB"]),
+        block_figures.block_map(analysis.stats[0], "block_rmse", selected=5),
+        block_figures.block_distribution(analysis.stats, "block_max"),
+        block_figures.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
+    ):
+        go.Figure(figure)
+
+
+def test_a_click_on_the_map_inspects_the_worst_block_of_its_cell(session):
+    view = BlockErrorView(session=session)
+    session.start()
+    lead = session.analysis.stats[0]
+    view._clicked({"x": 2, "y": 7})
+    block = session.store.value.block
+    assert block == 7 * lead.blocks_per_row + 2 or lead.block_rmse.size > block_figures.MAP_HEIGHT * lead.blocks_per_row
+    size = lead.spec.block_size
+    weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
+    assert f"{weights[0]:.6g}" in view.table.value
+    assert f"absmax {np.abs(weights).max():.6g}" in view.told.value
+    error = weights - wb.quantize(weights, lead.spec).dequantize()
+    assert f"{error[5]:+.3e}" in view.table.value
+    assert f"largest error {np.abs(error).max():.3e}" in view.told.value
+    view.worst.click()
+    assert view.block.value == block_figures.worst_block(lead, "block_rmse")
+    view.close()
+
+
+@pytest.mark.parametrize(("blocks", "per_row"), [(160 * 11, 11), (1000 * 700, 700), (333, None)])
+def test_every_cell_of_a_map_leads_to_a_block_inside_it(blocks, per_row):
+    shape = (blocks // per_row, per_row * 64) if per_row else (blocks * 64 + 1,)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32) if blocks < 10_000 else np.zeros(shape, np.float32)
+    e = wb.measure(x, wb.QuantSpec())
+    figure = block_figures.block_map(e, "block_absmax")
+    trace, row = figure["data"][0], block_figures.map_row_length(e)
+    cells = trace["z"]
+    for i, j in [(0, 0), (cells.shape[0] - 1, 0), (cells.shape[0] // 2, cells.shape[1] // 2)]:
+        x0, y0 = trace["x0"] + j * trace["dx"], trace["y0"] + i * trace["dy"]
+        block = block_figures.block_at(e, "block_absmax", x0, y0)
+        assert abs(block % row - x0) <= trace["dx"]
+        assert abs(block // row - y0) <= trace["dy"]
+        assert e.block_absmax[block] == cells[i, j]
+
+
+def test_double_quantization_is_told_in_bits_bytes_and_error(session):
+    view = DoubleQuantView(session=session)
+    session.start()
+    assert "32/64 = 0.5" in view.sum.value
+    assert "0.1270" in view.sum.value
+    assert "256" in view.sum.value
+    plain, doubled = session.analysis.plain, session.analysis.doubled
+    assert f"{100 * (doubled.rmse / plain.rmse - 1):+.3f} %" in view.table.value
+    session.store.update(nested_block_size=64)
+    assert "32/(64·64)" in view.sum.value
+    view.close()
+
+
+def test_memory_follows_its_controls(session):
+    view = MemoryView(session=session)
+    session.start()
+    before = wb.forecast(session.source, view.config)
+    view.rank.value, view.optimizer.value = 256, "paged_adamw_8bit"
+    after = wb.forecast(session.source, view.config)
+    assert after["adapters"] == 16 * before["adapters"]
+    assert "fits T4" in view.verdict.value
+    view.close()
+
+
+def test_the_model_s_tensors_are_listed_with_their_fate(session):
+    view = ModelPicker(session=session)
+    session.start()
+    assert "an embedding, tied to the output head" in view.table.value
+    assert "model.layers.5.mlp.down_proj.weight" in view.table.value
+    view.close()
+
+
+@pytest.mark.parametrize("broken", ["missing", "truncated", "not a model"])
+def test_a_model_that_cannot_be_opened_is_told_and_the_old_one_stays(app, tmp_path, broken):
+    path = tmp_path / "model"
+    path.mkdir()
+    if broken == "truncated":
+        folder(path, np.ones((64, 64), np.float32))
+        whole = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(whole[:-1000])
+    app.model.name.value = str(tmp_path / "nowhere") if broken == "missing" else str(path)
+    app.model.button.click()
+    assert 'role="alert"' in app.model.message.value
+    assert not app.model.button.disabled
+    assert app.state["model"] == "builtin"
+    app.model.name.value = "builtin"
+    app.model.button.click()
+    assert app.model.message.value == ""
+
+
+def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
+    x = np.random.default_rng(0).standard_normal((64, 256), np.float32)
+    x[3, :2], x[9, 9] = np.nan, np.inf
+    app.model.name.value = folder(tmp_path, x)
+    app.model.button.click()
+    assert "2 weights are NaN and 1 infinite; their 2 blocks are left out" in app.controls.status.value
+    for index in range(6):
+        app.tabs.selected_index = index
+    for view in app.views:
+        assert view.message.value == ""
+        assert [plot.error for plot in view.plots] == [""] * len(view.plots)
+    app.tabs.selected_index = 2
+    app.session.store.update(block=3 * 4)
+    assert "nan" in app.error.table.value
+
+
+def test_text_from_a_model_is_escaped(app, tmp_path):
+    save_file({"<img src=x onerror=alert(1)>": np.ones((64, 64), np.float32)}, tmp_path / "model.safetensors")
+    app.model.name.value = str(tmp_path)
+    app.model.button.click()
+    assert "&lt;img" in app.model.message.value, "such a name is refused, and told"
+    good = tmp_path / "good"
+    good.mkdir()
+    folder(good, np.ones((64, 64), np.float32))
+    (good / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["<script>alert(2)</script>"]}))
+    app.model.name.value = str(good)
+    app.model.button.click()
+    app.tabs.selected_index = 0
+    assert "&lt;script" in app.model.summary.value
+    shown = app.controls.status.value + app.model.summary.value + app.model.table.value + app.model.message.value
+    assert "<img" not in shown
+    assert "<script" not in shown
+
+
+def test_a_view_alone_has_controls_and_closes_whole():
+    import ipywidgets
+
+    from widgets.plot import PlotlyLibrary
+
+    DistributionView("builtin", executor=Immediate()).close()  # plotly.js itself stays for the next plot
+    before = len(ipywidgets.widgets.widget._instances)
+    view = DistributionView("builtin", executor=Immediate())
+    assert len(ipywidgets.widgets.widget._instances) > before
+    view.close()
+    view.close()
+    assert len(ipywidgets.widgets.widget._instances) == before
+    assert PlotlyLibrary.shared() is PlotlyLibrary.shared()
