@@ -209,6 +209,14 @@ def test_old_kernels_and_colab_get_changes_through_their_event_loop(
     assert len(posted) == (not direct)
 
 
+def test_a_widgets_messages_can_be_left_to_the_subshell_that_the_page_chose() -> None:
+    button = ipywidgets.Button()
+    tasks.at_once(button)
+    assert button.comm._reply_subshell_for({"method": "custom"}, "a subshell") == "a subshell"
+    button.close()
+    tasks.at_once(button)
+
+
 def test_a_ticker_applies_what_it_reads_survives_errors_and_ends() -> None:
     values = iter([1, None, OSError("gone"), 2])
     applied: list[int] = []

@@ -64,6 +64,22 @@ def _event_loop() -> Any:
     return getattr(kernel, "io_loop", None) if old or "google.colab" in sys.modules else None
 
 
+def at_once(*widgets: Any) -> None:
+    """Have what the page sends to these widgets handled even while a cell is busy, where the front end has subshells.
+
+    ipykernel (7.4) otherwise hands a widget's messages to the shell that last spoke for it: for a widget made in a cell, the
+    one that runs cells. Callbacks then run on another thread, under ``UI`` if they are guarded. Only for controls that mean
+    the same whatever others say at the time: theirs may still be waiting for the cell.
+    """
+    for widget in widgets:
+        if widget.comm is not None:
+            widget.comm._reply_subshell_for = _as_the_page_chose
+
+
+def _as_the_page_chose(_: Any, subshell: Any) -> Any:
+    return subshell
+
+
 class Immediate(Executor):
     """Runs each job within ``submit``: background work becomes ordinary calls, for tests and scripts."""
 

@@ -17,7 +17,7 @@ import ipywidgets
 
 from widgets.panels.run_view import RunView
 from widgets.style import Panel, fields, note, row
-from widgets.tasks import guard
+from widgets.tasks import at_once, guard
 from workbench.errors import ConfigError, RunError
 from workbench.training.config import OPTIMIZERS, QUANT_TYPES, TrainConfig
 from workbench.training.folder import ENDED, RunStatus
@@ -57,6 +57,7 @@ class TrainingCell(Panel):
         self._pause = self._button("Pause", self._on_pause)
         self._resume = self._button("Resume", self._on_resume)
         self._attach = self._button("Attach to run folder", self._on_attach)
+        at_once(self._stop, self._pause)
         which, dataset, *numbers = self._controls.values()
         self._controls["optim"].add_class("wb-span")
         manners, title = self.children[:2]
