@@ -10,7 +10,6 @@ import pytest
 from workbench import DataError
 from workbench.training.endings import Diverged, ending_of
 
-
 NO_CPU_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 NO_GPU_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
