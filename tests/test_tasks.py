@@ -31,7 +31,7 @@ class Gate:
 
 
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("workbench-")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("workbench-latest", "workbench-ticker"))]
 
 
 def ended(count: int = 0) -> bool:
