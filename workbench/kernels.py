@@ -123,46 +123,77 @@ def _normalise(span: Any, block_size: Any, is_tail: Any, absmax: Any, normalised
 
 @_jit()
 def _round(normalised: Any, edges: Any, levels: Any, ranks: Any, rounded: Any) -> None:
-    """The rank and level of each normalised weight: a chain of 15 selects, twice as fast as a table look-up."""
+    """The rank of each normalised weight and the bits of its level.
+
+    Levels come and go as the int32 bits of a float32: adding the differences of neighbours where an edge is passed ends at
+    exactly the right bits, and takes an "and" and an "add" where choosing between floats takes a slower blend.
+    """
     e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
     e8, e9, e10, e11, e12, e13, e14 = edges[8], edges[9], edges[10], edges[11], edges[12], edges[13], edges[14]
-    l0, l1, l2, l3, l4, l5, l6, l7 = levels[0], levels[1], levels[2], levels[3], levels[4], levels[5], levels[6], levels[7]
-    l8, l9, l10, l11, l12, l13, l14, l15 = (
-        levels[8], levels[9], levels[10], levels[11], levels[12], levels[13], levels[14], levels[15]
-    )  # fmt: skip
+    lowest = levels[0]
+    d0 = levels[1] - levels[0]
+    d1 = levels[2] - levels[1]
+    d2 = levels[3] - levels[2]
+    d3 = levels[4] - levels[3]
+    d4 = levels[5] - levels[4]
+    d5 = levels[6] - levels[5]
+    d6 = levels[7] - levels[6]
+    d7 = levels[8] - levels[7]
+    d8 = levels[9] - levels[8]
+    d9 = levels[10] - levels[9]
+    d10 = levels[11] - levels[10]
+    d11 = levels[12] - levels[11]
+    d12 = levels[13] - levels[12]
+    d13 = levels[14] - levels[13]
+    d14 = levels[15] - levels[14]
     for j in range(normalised.size):
         x = normalised[j]
-        rank, level = _I32(0), l0
+        rank, level = _I32(0), lowest
         if not (x <= e0):
-            rank, level = _I32(1), l1
+            rank += _I32(1)
+            level += d0
         if not (x <= e1):
-            rank, level = _I32(2), l2
+            rank += _I32(1)
+            level += d1
         if not (x <= e2):
-            rank, level = _I32(3), l3
+            rank += _I32(1)
+            level += d2
         if not (x <= e3):
-            rank, level = _I32(4), l4
+            rank += _I32(1)
+            level += d3
         if not (x <= e4):
-            rank, level = _I32(5), l5
+            rank += _I32(1)
+            level += d4
         if not (x <= e5):
-            rank, level = _I32(6), l6
+            rank += _I32(1)
+            level += d5
         if not (x <= e6):
-            rank, level = _I32(7), l7
+            rank += _I32(1)
+            level += d6
         if not (x <= e7):
-            rank, level = _I32(8), l8
+            rank += _I32(1)
+            level += d7
         if not (x <= e8):
-            rank, level = _I32(9), l9
+            rank += _I32(1)
+            level += d8
         if not (x <= e9):
-            rank, level = _I32(10), l10
+            rank += _I32(1)
+            level += d9
         if not (x <= e10):
-            rank, level = _I32(11), l11
+            rank += _I32(1)
+            level += d10
         if not (x <= e11):
-            rank, level = _I32(12), l12
+            rank += _I32(1)
+            level += d11
         if not (x <= e12):
-            rank, level = _I32(13), l13
+            rank += _I32(1)
+            level += d12
         if not (x <= e13):
-            rank, level = _I32(14), l14
+            rank += _I32(1)
+            level += d13
         if not (x <= e14):
-            rank, level = _I32(15), l15
+            rank += _I32(1)
+            level += d14
         ranks[j] = np.uint8(rank)
         rounded[j] = level
 
@@ -180,7 +211,7 @@ def _errors(block: Any, rounded: Any, scale: Any, per_absmax: Any) -> Any:
     """Σ(e/absmax)², Σ|e|/absmax and max|e| with e = x − level · scale. Sums in units of absmax never overflow."""
     squares, magnitudes, largest = _F32(0), _F32(0), _I32(0)
     for j in range(block.size):
-        error = _decode(block[j]) - rounded[j] * scale
+        error = _decode(block[j]) - _decode(rounded[j]) * scale
         largest = max(largest, _magnitude(error))
         error *= per_absmax
         squares += error * error
@@ -214,8 +245,8 @@ def block_absmax(bits: Any, block_size: Any, absmax: Any) -> None:
 @_jit()
 def rank_span(bits: Any, block_size: Any, has_tail: Any, edges: Any, absmax: Any, ranks: Any) -> None:
     """Ranks (n,) and absmax (blocks,) of a span of n weights for one format's ``edges`` (15,)."""
-    normalised, rounded = np.empty(CHUNK, _F32), np.empty(CHUNK, _F32)
-    levels = np.zeros(16, _F32)
+    normalised, rounded = np.empty(CHUNK, _F32), np.empty(CHUNK, _I32)
+    levels = np.zeros(16, _I32)
     for start in range(0, bits.size, CHUNK):
         span = bits[start : start + CHUNK]
         first, blocks = start // block_size, (span.size + block_size - 1) // block_size
@@ -231,16 +262,17 @@ def measure_span(
 ) -> None:  # fmt: skip
     """Every statistic of a span of n weights in F formats, one pass.
 
-    Reads ``bits`` (n,), ``edges`` (F, 15), ``levels`` (F, 16) and ``scales`` (F, blocks): what each block is dequantized
+    Reads ``bits`` (n,), ``edges`` (F, 15), ``levels`` (F, 16) as int32 bits, and ``scales`` (F, blocks): what each block is dequantized
     with, or (F, 0) for its own absmax. Writes ``absmax`` and ``squares`` = Σ(x/absmax)² (blocks,), ``error_squares``,
     ``error_sums`` (units of absmax) and ``error_max`` (F, blocks); adds to ``occupancy`` (F, 16) and, unless it is empty,
     to ``bins``, a histogram of x / absmax over [−1, 1].
     """
     formats = edges.shape[0]
     own_scale = scales.shape[1] == 0
-    normalised, rounded = np.empty(CHUNK, _F32), np.empty(CHUNK, _F32)
+    normalised, rounded = np.empty(CHUNK, _F32), np.empty(CHUNK, _I32)
     ranks, pairs = np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.uint8)
     counts = np.zeros((formats, 4, 256), _I32)
+    bin_counts = np.zeros((4, bins.size + 1), _I32)
     for start in range(0, bits.size, CHUNK):
         span = bits[start : start + CHUNK]
         n = span.size
@@ -249,7 +281,7 @@ def measure_span(
         for b in range(blocks):
             squares[first + b] = _sum_squares(normalised[b * block_size : min(n, (b + 1) * block_size)])
         if bins.size:
-            _count_bins(normalised[:n], bins)
+            _count_bins(normalised[:n], rounded, bin_counts)
         for f in range(formats):
             _round(normalised[:n], edges[f], levels[f], ranks[:n], rounded)
             for b in range(blocks):
@@ -268,15 +300,27 @@ def measure_span(
             total = counts[f, 0, pair] + counts[f, 1, pair] + counts[f, 2, pair] + counts[f, 3, pair]
             occupancy[f, pair & 15] += total
             occupancy[f, pair >> 4] += total
+    for k in range(bins.size):
+        bins[k] += bin_counts[0, k] + bin_counts[1, k] + bin_counts[2, k] + bin_counts[3, k]
 
 
 @_jit()
-def _count_bins(normalised: Any, bins: Any) -> None:
-    half, last = _F32(bins.size / 2), _I32(bins.size - 1)
+def _count_bins(normalised: Any, places: Any, counts: Any) -> None:
+    """Counts x over [−1, 1] into ``counts`` (4, bins + 1), four tables as in ``_count_pairs``; NaNs go to the last column."""
+    bins = _I32(counts.shape[1] - 1)
+    half = _F32(counts.shape[1] - 1) / _F32(2)
     for j in range(normalised.size):
         x = normalised[j]
-        if x == x:  # a NaN is in no bin
-            bins[min(max(_I32((x + _F32(1)) * half), _I32(0)), last)] += 1
+        place = min(max(_I32((x + _F32(1)) * half), _I32(0)), bins - _I32(1))
+        places[j] = place if x == x else bins
+    whole = normalised.size // 4 * 4
+    for j in range(0, whole, 4):
+        counts[0, places[j]] += 1
+        counts[1, places[j + 1]] += 1
+        counts[2, places[j + 2]] += 1
+        counts[3, places[j + 3]] += 1
+    for j in range(whole, normalised.size):
+        counts[0, places[j]] += 1
 
 
 @_jit()

@@ -139,7 +139,7 @@ def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Canc
         blocks = slice(span.start // block_size, -(-span.stop // block_size))
         part = np.zeros(bins, np.int64)
         kernels.measure_span(
-            bits[span], block_size, bits.size % block_size != 0 and span.stop == bits.size, nothing, nothing, nothing,
+            bits[span], block_size, bits.size % block_size != 0 and span.stop == bits.size, nothing, _NO_LEVELS, nothing,
             absmax[blocks], np.empty(absmax[blocks].size, np.float32), nothing, nothing, nothing,
             np.empty((0, 16), np.int64), part,
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _one_pass(
     blocks = -(-bits.size // block_size)
     has_tail = bits.size % block_size != 0
     edges = np.stack([s.definition.edges for s in specs])
-    levels = np.stack([s.definition.levels for s in specs])
+    levels = np.stack([s.definition.levels.view(np.int32) for s in specs])
     absmax, squares = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     error_squares, error_sums, error_max = (np.empty((formats, blocks), np.float32) for _ in range(3))
     occupancies: list[NDArray[np.int64]] = []
@@ -272,3 +272,4 @@ def _raise_if(cancelled: Cancelled | None) -> None:
 
 
 _NO_BINS: NDArray[np.int64] = np.empty(0, np.int64)
+_NO_LEVELS: NDArray[np.int32] = np.empty((0, 16), np.int32)

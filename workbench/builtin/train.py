@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.builtin import corpus
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 VOCABULARY = 4096
 CONTEXT = 256
 BATCH = 8
-BASE, END, PAD = "<s>", "</s>", "<pad>"
+START, END, PAD = "<s>", "</s>", "<pad>"
 
 
 def documents() -> tuple[list[str], list[str]]:
@@ -46,11 +47,14 @@ def write_dataset(folder: Path) -> None:
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,096 tokens, so that no text is out of vocabulary."""
+    """A byte-level BPE of 4,096 tokens, so that no text is out of vocabulary; every text begins with ``<s>``."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[BASE, END, PAD], show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[START, END, PAD], show_progress=False
+    )
+    bpe._tokenizer.post_processor = TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 0)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=BASE, eos_token=END, pad_token=PAD, model_max_length=2 * CONTEXT
+        tokenizer_object=bpe._tokenizer, bos_token=START, eos_token=END, pad_token=PAD, model_max_length=2 * CONTEXT
     )
 
 
@@ -115,17 +119,14 @@ def train(work: Path, steps: int, peak: float, seed: int = 0) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    tokens = len(pack(tokenizer, training, None))
+    per_epoch = tokens // CONTEXT // BATCH
     epoch, order = -1, torch.empty(0)
     began = time.monotonic()
     while step < steps:
-        per_epoch = len(order) // BATCH
-        if epoch < 0 or step // per_epoch != epoch:
-            if epoch < 0:
-                order = rows_of(pack(tokenizer, training, np.random.default_rng(0)), CONTEXT)
-                per_epoch = len(order) // BATCH
+        if step // per_epoch != epoch:
             epoch = step // per_epoch
             order = rows_of(pack(tokenizer, training, np.random.default_rng(1000 + epoch)), CONTEXT)
-            per_epoch = len(order) // BATCH
         at = step % per_epoch * BATCH
         batch = order[at : at + BATCH]
         for group in optimizer.param_groups:
@@ -146,15 +147,15 @@ def train(work: Path, steps: int, peak: float, seed: int = 0) -> None:
                 print(f"step {step} held-out loss {heldout_loss(model, held):.4f}", flush=True)
     model.to(torch.bfloat16).save_pretrained(HERE / "model")
     tokenizer.save_pretrained(HERE / "model")
-    tokens = steps * BATCH * CONTEXT
-    (work / "done.json").write_text(json.dumps({"steps": steps, "tokens": tokens, "corpus_tokens": int(order.numel())}))
+    seen = steps * BATCH * CONTEXT
+    (work / "done.json").write_text(json.dumps({"steps": steps, "tokens": seen, "corpus_tokens": tokens}))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/builtin"), help="checkpoints and tokenizer while training")
-    parser.add_argument("--steps", type=int, default=4000, help=f"each of {BATCH}x{CONTEXT} tokens")
+    parser.add_argument("--steps", type=int, default=2300, help=f"each of {BATCH}x{CONTEXT} tokens")
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     write_dataset(HERE / "data")

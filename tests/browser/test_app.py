@@ -1,0 +1,162 @@
+"""The main job in a real JupyterLab: the committed notebook, bins, block errors, double quantization, a run, its adapter."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import ROOT, Server
+from tests.browser.lab import Lab, write_notebook
+
+APP = "from widgets import Workbench\napp = Workbench('builtin')\napp"
+
+# The plot whose summary begins so, as ``plot``, when it is drawn and on screen.
+_FIND = """
+    const figures = [...document.querySelectorAll('[role=figure][data-revision]')];
+    const plot = figures.find((e) => e.getAttribute('aria-label').startsWith(start) && e.checkVisibility());
+    if (!plot) return false;
+"""
+
+
+def read(lab: Lab, start: str, expression: str) -> Any:
+    """An expression in ``plot``, as soon as the plot whose summary starts so is on screen."""
+    return lab.until(f"(start) => {{ {_FIND} return JSON.stringify({expression}) ?? 'null'; }}", 60, start)
+
+
+def until(lab: Lab, start: str, condition: str) -> None:
+    """Wait until a condition on that plot holds."""
+    lab.until(f"(start) => {{ {_FIND} return {condition}; }}", 60, start)
+
+
+def tab(lab: Lab, name: str) -> None:
+    """Bring one of the app's tabs to the front."""
+    lab.page.locator(".widget-tab .lm-TabBar-tab", has_text=name).click()
+
+
+def open_app(lab: Lab, server: Server) -> None:
+    write_notebook(server.folder / "app.ipynb", APP)
+    lab.page.set_viewport_size({"width": 1400, "height": 1500})
+    lab.open("app.ipynb")
+    before = lab.received
+    lab.run_all(120)
+    until(lab, "Histogram of", "plot.data.length === 7")
+    print(f"the app opened with {(lab.received - before) / 1e6:.2f} MB over the websocket")
+    assert lab.received - before < 2_500_000
+
+
+def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    lab.shot("distribution-light", ".wb-panel")
+
+    before = read(lab, "Share of", "Array.from(plot.data[0].y)")
+    block_size = lab.page.get_by_role("slider", name="Block size (weights a scale)")
+    block_size.focus()
+    lab.page.keyboard.press("ArrowRight")
+    until(lab, "Share of", f"JSON.stringify(Array.from(plot.data[0].y)) !== {before!r}")
+    assert "block_size': 128" in lab.kernel("print(app.state)")
+    lab.page.get_by_label("Format", exact=True).select_option(label="FP4")
+    until(lab, "Share of", "plot.data[0].name === 'FP4' && plot.data[0].y.length === 15")
+    lab.page.get_by_label("Format", exact=True).select_option(label="NF4")
+    lab.page.get_by_label("and with", exact=True).select_option(label="FP4")
+    until(lab, "Histogram of", "plot.data.length === 10")
+
+    block_size.focus()
+    lab.page.keyboard.press("ArrowLeft")
+    tab(lab, "Error")
+    until(lab, "RMSE of each", "plot.data[0].type === 'heatmap' && plot.layout.xaxis.range[1] === 10.5")
+    place = read(
+        lab,
+        "RMSE of each",
+        """(() => {
+            const { xaxis, yaxis } = plot._fullLayout, box = plot.getBoundingClientRect();
+            return [box.x + xaxis._offset + xaxis.d2p(3), box.y + yaxis._offset + yaxis.d2p(100)];
+        })()""",
+    )
+    x, y = (float(part) for part in place.strip("[]").split(","))
+    lab.page.mouse.click(x, y)
+    lab.until("() => /Block [\\d,]+ \\(row (9[89]|10[0-2]), block 3 of the row\\)/.test(document.body.innerText)")
+    assert lab.page.locator(".wb-table[aria-label^='Weights, codes and errors'] tbody tr").count() == 64
+    lab.shot("error-light", ".wb-panel")
+
+    tab(lab, "Double quant")
+    until(lab, "Scales take", "plot.data.length === 3")
+    assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
+    lab.shot("double-quant-light", ".wb-panel")
+    tab(lab, "Memory")
+    until(lab, "Forecast memory", "plot.data.length >= 7")
+    lab.shot("memory-light", ".wb-panel")
+    tab(lab, "Model")
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
+    lab.shot("model-light", ".wb-panel")
+
+    lab.theme("JupyterLab Dark")
+    for name, start in (("Distribution", "Histogram of"), ("Error", "RMSE of each"), ("Memory", "Forecast memory")):
+        tab(lab, name)
+        until(lab, start, "plot._fullLayout.colorway[0] === '#56b4e9'")
+        lab.shot(f"{name.lower()}-dark", ".wb-panel")
+    lab.theme("JupyterLab Light")
+
+
+@pytest.mark.parametrize("wrong", ["no such folder", ""])
+def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_server: Server, wrong: str) -> None:
+    open_app(lab, lab_server)
+    tab(lab, "Model")
+    field = lab.page.get_by_label("Model (builtin, or a folder)").locator("visible=true")
+    field.fill(str(lab_server.folder / wrong) if wrong else "")
+    field.press("Tab")
+    button = lab.page.get_by_role("button", name="Open", exact=True)
+    button.click()
+    lab.page.wait_for_selector(".wb-error[role=alert]")
+    assert "Traceback" not in lab.page.locator(".wb-panel").first.inner_text()
+    field.fill("builtin")
+    field.press("Tab")
+    button.click()
+    lab.page.wait_for_selector(".wb-error[role=alert]", state="detached")
+
+
+def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    block_size = lab.page.get_by_role("slider", name="Block size (weights a scale)")
+    block_size.focus()
+    for key in ["ArrowRight", "ArrowLeft"] * 25:
+        lab.page.keyboard.press(key)
+    lab.page.keyboard.press("End")
+    lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '4096'")
+    lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')", 30)
+    assert "block_size': 4096" in lab.kernel("print(app.state)")
+
+
+def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server) -> None:
+    shutil.copy(ROOT / "notebooks" / "00_workbench.ipynb", lab_server.folder / "00_workbench.ipynb")
+    lab.page.set_viewport_size({"width": 1400, "height": 1500})
+    lab.open("00_workbench.ipynb")
+    lab.run_all(240)
+    assert lab.page.locator(".jp-OutputArea [data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    until(lab, "Histogram of", "plot.data.length === 7")
+
+    tab(lab, "Train")
+    for label, value in (("Steps", "8"), ("Batch (rows)", "2"), ("Length (tokens)", "64")):
+        field = lab.page.locator(".wb-panel[aria-label=Train]").get_by_label(label, exact=True)
+        field.fill(value)
+        field.press("Tab")
+    panel = lab.page.locator(".wb-panel[aria-label=Train]")
+    panel.get_by_role("button", name="Launch", exact=True).click()
+    until(lab, "Training loss", "plot.data[0].y?.length > 1")
+    running = panel.locator(".wb-state-running, .wb-state-starting").count()
+    panel.locator(".wb-state-finished").wait_for(timeout=180_000)
+    assert running, "points arrived while the run was under way"
+    until(lab, "Training loss", "plot.data[0].y.length === 8")
+    lab.shot("train-light", ".wb-panel")
+
+    field = panel.get_by_label("Steps", exact=True)
+    field.fill("100000")
+    field.press("Tab")
+    panel.get_by_role("button", name="Launch", exact=True).click()
+    panel.locator(".wb-state-running").wait_for(timeout=60_000)
+    until(lab, "Training loss", "plot.data[0].y?.length > 1 && plot.data[0].y.length !== 8")
+    panel.get_by_role("button", name="Stop", exact=True).click()
+    panel.locator(".wb-state-stopped").wait_for(timeout=120_000)
+    adapters = list((lab_server.folder / "runs").glob("*/adapter/adapter_model.safetensors"))
+    assert len(adapters) >= 2, "of the run that finished and of the one that was stopped"
