@@ -1,7 +1,7 @@
 """The engine beside bitsandbytes, on one 4096 × 11008 bfloat16 matrix, in one process: ``python benchmarks/engine.py``.
 
-Times are medians of interleaved repetitions; ratios are what to quote, since absolute times drift with the machine. The peer does
-what a user would write today: quantize, dequantize, and the same statistics in torch.
+Times are medians of interleaved repetitions; ratios are what to quote, since absolute times drift with the machine. The peer
+does what a user would write today: quantize, dequantize, and the same statistics in torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import bitsandbytes.functional as bnb
@@ -49,9 +49,10 @@ def main() -> None:
     began = time.perf_counter()
     wb.measure(x[:1], nf4)
     first = time.perf_counter() - began
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
     stats = wb.measure(x, nf4)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
     block_rmse, _, block_max, absmax, codes, rmse, _ = peer(tensor)
     assert np.array_equal(codes.numpy(), stats.occupancy)
     assert np.array_equal(absmax.numpy(), stats.block_absmax)
@@ -78,12 +79,10 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in times.items()}
     single = median[f"wb.measure, {cores} threads"]
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {x.shape} bfloat16, NF4, block 64"
-    )
-    print(
-        f"first call in this process {first:.2f} s; peak memory of one measurement {peak:.0f} MB over its {x.nbytes / 2**20:.0f} MB input"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    print(f"{machine}; {x.shape} bfloat16, NF4, block 64")
+    print(f"first call in this process {first:.2f} s")
+    print(f"memory of one measurement at its peak {peak:.0f} MB, beside an input of {x.nbytes / 2**20:.0f} MB")
     print(f"{'':28}{'ms':>9}{'peer / this':>14}{'this / one pass':>18}")
     for name, value in median.items():
         print(f"{name:28}{1e3 * value:9.1f}{median['bitsandbytes + torch'] / value:14.1f}{value / single:18.2f}")

@@ -262,10 +262,10 @@ def measure_span(
 ) -> None:  # fmt: skip
     """Every statistic of a span of n weights in F formats, one pass.
 
-    Reads ``bits`` (n,), ``edges`` (F, 15), ``levels`` (F, 16) as int32 bits, and ``scales`` (F, blocks): what each block is dequantized
-    with, or (F, 0) for its own absmax. Writes ``absmax`` and ``squares`` = Σ(x/absmax)² (blocks,), ``error_squares``,
-    ``error_sums`` (units of absmax) and ``error_max`` (F, blocks); adds to ``occupancy`` (F, 16) and, unless it is empty,
-    to ``bins``, a histogram of x / absmax over [−1, 1].
+    Reads ``bits`` (n,), ``edges`` (F, 15), ``levels`` (F, 16) as int32 bits, and ``scales`` (F, blocks): what each block is
+    dequantized with, or (F, 0) for its own absmax. Writes ``absmax`` and ``squares`` = Σ(x/absmax)² (blocks,),
+    ``error_squares``, ``error_sums`` (units of absmax) and ``error_max`` (F, blocks); adds to ``occupancy`` (F, 16) and,
+    unless it is empty, to ``bins``, a histogram of x / absmax over [−1, 1].
     """
     formats = edges.shape[0]
     own_scale = scales.shape[1] == 0
