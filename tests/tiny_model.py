@@ -12,16 +12,10 @@ ROWS = Path(workbench.__file__).parent / "builtin" / "data" / "train.jsonl"
 
 
 def tiny_tokenizer(vocabulary: int = 512) -> Any:
-    """A byte-level BPE that puts ``<s>`` in front, as Llama's does."""
-    from tokenizers import ByteLevelBPETokenizer
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
+    """The embedded model's kind of tokenizer, with fewer tokens."""
+    from workbench.builtin.train import make_tokenizer
 
-    texts = [json.loads(line)["text"] for line in ROWS.read_text("utf-8").splitlines()]
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocabulary, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False)
-    bpe._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return make_tokenizer([json.loads(line)["text"] for line in ROWS.read_text("utf-8").splitlines()], vocabulary)
 
 
 def write_tiny_model(folder: Path) -> Path:

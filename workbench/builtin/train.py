@@ -46,11 +46,11 @@ def write_dataset(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), "utf-8")
 
 
-def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,096 tokens, so that no text is out of vocabulary; every text begins with ``<s>``."""
+def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, so that no text is out of vocabulary; every text begins with ``<s>``."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
-        texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[START, END, PAD], show_progress=False
+        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=[START, END, PAD], show_progress=False
     )
     bpe._tokenizer.post_processor = TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 0)])
     return PreTrainedTokenizerFast(

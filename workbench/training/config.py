@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
+from workbench.formats import BLOCK_SIZES, FORMATS
 
 METHODS = ("qlora", "lora")
-QUANT_TYPES = ("nf4", "fp4")
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+QUANT_TYPES = tuple(name for name, form in FORMATS.items() if form.trainable)
 COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
