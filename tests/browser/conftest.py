@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Route, sync_playwright
 
+import workbench as wb
 from tests.browser.lab import Lab
 
 TOKEN = "browser-tests"
@@ -39,7 +41,7 @@ _LAB_SETTINGS = {
 
 @dataclass(frozen=True)
 class Server:
-    """A running JupyterLab and the folder whose notebooks it serves."""
+    """A running JupyterLab and the folder whose notebooks it serves, empty at the start of each test."""
 
     url: str
     folder: Path
@@ -133,6 +135,7 @@ def open_lab(
     errors = [error for lab in labs for error in lab.errors]
     context.close()
     _end_kernels(lab_server)
+    _empty(lab_server.folder)
     assert not external, f"the page asked for things outside: {external}"
     assert not errors, f"the page logged errors: {errors}"
 
@@ -160,6 +163,19 @@ def _answers(url: str, process: subprocess.Popen[bytes], seconds: float) -> bool
         except OSError:
             pause.wait(0.1)
     return False
+
+
+def _empty(folder: Path) -> None:
+    """Stop the training runs that a test left going, and remove what it wrote."""
+    for run in wb.runs(folder / "runs"):
+        if run.status.state in ("starting", "running", "stopping"):
+            run.stop(patience=0)
+            run.wait(60)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _end_kernels(server: Server) -> None:

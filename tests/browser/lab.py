@@ -49,7 +49,7 @@ class Lab:
         self.received = self.sent = 0
         page.set_default_timeout(30_000)
         page.on("console", lambda message: message.type == "error" and self._error(message.text))
-        page.on("pageerror", lambda error: self._error(str(error)))
+        page.on("pageerror", lambda error: self._error(error.stack or str(error)))
         page.on("websocket", self._count)
 
     def _error(self, text: str) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import workbench as wb
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.tiny_model import write_tiny_model
@@ -32,16 +30,6 @@ while not pathlib.Path({gate!r}).exists():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def end_runs(lab_server: Server) -> Iterator[None]:
-    """Whatever a test left running is stopped."""
-    yield
-    for run in wb.runs(lab_server.folder / "runs"):
-        if run.status.state in ("starting", "running", "stopping"):
-            run.stop(patience=0)
-            run.wait(60)
 
 
 def open_cell(lab: Lab, server: Server, model: Path, *more: str, steps: int, held_out: int, prompts: tuple[str, ...]) -> None:
