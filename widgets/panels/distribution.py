@@ -12,6 +12,7 @@ from widgets.plot import Plot
 from widgets.session import Analysis
 from widgets.style import grid, note, row
 from widgets.tables import table
+from workbench.measurement import merge_equal_levels
 
 
 class DistributionView(View):
@@ -48,8 +49,10 @@ class DistributionView(View):
         log = self.session.store.value.log_counts
         self.log_counts.value = log
         names = " and ".join(e.spec.definition.title for e in analysis.stats)
+        shares = [100 * merge_equal_levels(e.spec.definition, e.occupancy)[1] / e.numel for e in analysis.stats]
         fullest = ", ".join(
-            f"{e.spec.definition.title} {100 * e.occupancy.max() / e.numel:.1f} % in its fullest bin" for e in analysis.stats
+            f"{e.spec.definition.title} {share.max():.1f} % in its fullest bin"
+            for e, share in zip(analysis.stats, shares, strict=True)
         )
         self.histogram.show(
             figures.distribution(analysis.histogram, analysis.stats, log),
@@ -66,8 +69,8 @@ class DistributionView(View):
                 ["mean error", *(f"{e.mae:.3e}" for e in analysis.stats)],
                 ["largest error", *(f"{e.max:.3e}" for e in analysis.stats)],
                 ["entropy of the codes", *(f"{e.entropy_bits:.2f} of 4 bits" for e in analysis.stats)],
-                ["fullest bin", *(f"{100 * e.occupancy.max() / e.numel:.2f} %" for e in analysis.stats)],
-                ["emptiest bin", *(f"{100 * e.occupancy.min() / e.numel:.2f} %" for e in analysis.stats)],
+                ["fullest bin", *(f"{share.max():.2f} %" for share in shares)],
+                ["emptiest bin", *(f"{share.min():.2f} %" for share in shares)],
             ],
             "What each format costs on this tensor",
         )
