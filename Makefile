@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lab: env ## Open JupyterLab on notebooks/00_workbench.ipynb
-	$(BIN)/jupyter lab notebooks/00_workbench.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_workbench.ipynb
 
 test: env ## Run every test: unit, notebooks, browser
 	@$(BIN)/python -m tests.chromium
