@@ -305,7 +305,9 @@ Temperature 0.7, top-k 50, seed 0; the prompt is bold.
 ## What an adapter does
 
 A QLoRA run on `data/train.jsonl` through `workbench.launch`, NF4 with double quantization, loss on the completions only:
-{asked}. On the {rows} rows of `data/heldout.jsonl` the loss falls from **{before:.3f}** to **{after:.3f}** nats a token.
+{asked}.
+
+On the {rows} rows of `data/heldout.jsonl` the loss falls from **{before:.3f}** to **{after:.3f}** nats a token.
 
 {completions}
 """
