@@ -49,7 +49,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.shot("distribution-light", ".wb-panel")
 
     before = read(lab, "Share of", "Array.from(plot.data[0].y)")
-    block_size = lab.page.get_by_role("slider", name="Block size (weights a scale)")
+    block_size = lab.page.get_by_role("slider", name="Block size (weights)")
     block_size.focus()
     lab.page.keyboard.press("ArrowRight")
     until(lab, "Share of", f"JSON.stringify(Array.from(plot.data[0].y)) !== {before!r}")
@@ -116,7 +116,7 @@ def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_s
 
 def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
-    block_size = lab.page.get_by_role("slider", name="Block size (weights a scale)")
+    block_size = lab.page.get_by_role("slider", name="Block size (weights)")
     block_size.focus()
     for key in ["ArrowRight", "ArrowLeft"] * 25:
         lab.page.keyboard.press(key)

@@ -114,7 +114,7 @@ class Controls(ipywidgets.VBox):
         self.second = ipywidgets.Dropdown(description="Compare with", options=[(_NONE, _NONE), *_titles(names)])
         self.third = ipywidgets.Dropdown(description="and with", options=[(_NONE, _NONE), *_titles(names)])
         self.block_size = ipywidgets.SelectionSlider(
-            description="Block size (weights a scale)", options=BLOCK_SIZES, value=state.block_size, continuous_update=False
+            description="Block size (weights)", options=BLOCK_SIZES, value=state.block_size, continuous_update=False
         )
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False, value=state.double_quant)
         self.status = ipywidgets.HTML()

@@ -36,9 +36,9 @@ class TrainingCell(Panel):
     """Controls of a run and its live view.
 
     ``model``: the model to train, as a name, a folder or a ``Source`` (None: a field to fill in). ``config``: what the
-    controls say at first; without it what suits the model. ``run``: a ``Run`` or a run's folder to attach to. Read ``config`` for what the controls say now
-    as a ``TrainConfig``, ``run`` for the run on show (None before the first), ``code`` for the lines that do the same
-    without the panel.
+    controls say at first; without it what suits the model. ``run``: a ``Run`` or a run's folder to attach to. Read
+    ``config`` for what the controls say now as a ``TrainConfig``, ``run`` for the run on show (None before the first),
+    ``code`` for the lines that do the same without the panel.
     """
 
     def __init__(self, model: Any = None, *, config: TrainConfig | None = None, run: Any = None) -> None:
