@@ -3,9 +3,8 @@
 Covers the numba kernels: serial, nogil, on raw bits, a chunk of 4,096 weights at a time so that everything between the read
 and the sums stays in the first-level cache. Does not cover threads (``pool.py``) nor the numbers' meaning (``measurement.py``).
 
-Weights come as their bits, and the integer type says how to decode them: uint32 float32, uint16 bfloat16, int16 float16.
-Codes are ranks: the number of thresholds below x / absmax. Comparisons are written ``not (x <= edge)`` so that a NaN passes
-every threshold and gets the last rank, as in bitsandbytes.
+Weights come as their bits (``bits.py``). Codes are ranks: the number of thresholds below x / absmax. Comparisons are written
+``not (x <= edge)`` so that a NaN passes every threshold and gets the last rank, as in bitsandbytes.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
+
+from workbench.bits import decode, from_magnitude, jit, magnitude
 
 CHUNK = 4096
 """Weights held in the first-level cache at once; every block size divides it."""
@@ -24,85 +21,29 @@ TINY = np.float32(1e-38)
 """bitsandbytes' floor for an absmax that is divided by."""
 
 _F32, _I32, _U32 = np.float32, np.int32, np.uint32
-_INT32 = ir.IntType(32)
 
 
-def _jit(reassociate: bool = False) -> Any:
-    """numba's njit with an on-disk cache where one can be written; sums may be reordered (and so vectorised) if asked."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reassociate else False}
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # neither beside the source nor in the user's cache folder can a file be written
-            return njit(**options)(function)
-
-    return decorate
-
-
-@intrinsic  # numba ships no types
-def _decode(context: Any, bits: Any) -> Any:
-    """The float32 value of a weight's bits."""
-
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        if bits == types.uint16:
-            return builder.bitcast(builder.shl(builder.zext(args[0], _INT32), ir.Constant(_INT32, 16)), ir.FloatType())
-        if bits == types.int16:
-            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(bits), build
-
-
-@intrinsic
-def _magnitude(context: Any, bits: Any) -> Any:
-    """The bits without their sign as int32: ordered as |x| is, with NaN above infinity; its maximum vectorises."""
-    width = 16 if bits in (types.uint16, types.int16) else 32
-
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        value = builder.bitcast(args[0], _INT32) if bits == types.float32 else args[0]
-        value = builder.and_(value, ir.Constant(ir.IntType(width), (1 << (width - 1)) - 1))
-        return builder.zext(value, _INT32) if width == 16 else value
-
-    return types.int32(bits), build
-
-
-@intrinsic
-def _from_magnitude(context: Any, magnitude: Any, like: Any) -> Any:
-    """The float32 value of an int32 magnitude that was taken from bits of ``like``'s kind."""
-
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        value = args[0]
-        if like == types.uint16:
-            value = builder.shl(value, ir.Constant(_INT32, 16))
-        elif like == types.int16:
-            return builder.fpext(builder.bitcast(builder.trunc(value, ir.IntType(16)), ir.HalfType()), ir.FloatType())
-        return builder.bitcast(value, ir.FloatType())
-
-    return types.float32(types.int32, like), build
-
-
-@_jit()
+@jit()
 def _absmax(block: Any) -> Any:
     largest = _I32(0)
     for j in range(block.size):
-        largest = max(largest, _magnitude(block[j]))
-    return _from_magnitude(largest, block[0])
+        largest = max(largest, magnitude(block[j]))
+    return from_magnitude(largest, block[0])
 
 
-@_jit()
+@jit()
 def _multiply(block: Any, normalised: Any, factor: Any) -> None:
     for j in range(block.size):
-        normalised[j] = _decode(block[j]) * factor
+        normalised[j] = decode(block[j]) * factor
 
 
-@_jit()
+@jit()
 def _divide(block: Any, normalised: Any, divisor: Any) -> None:
     for j in range(block.size):
-        normalised[j] = _decode(block[j]) / divisor
+        normalised[j] = decode(block[j]) / divisor
 
 
-@_jit()
+@jit()
 def _normalise(span: Any, block_size: Any, is_tail: Any, absmax: Any, normalised: Any) -> None:
     """Each block of ``span`` divided by its absmax, exactly as bitsandbytes' CPU kernel rounds it.
 
@@ -121,7 +62,7 @@ def _normalise(span: Any, block_size: Any, is_tail: Any, absmax: Any, normalised
             _multiply(block, out, _F32(1) / floored)
 
 
-@_jit()
+@jit()
 def _round(normalised: Any, edges: Any, levels: Any, ranks: Any, rounded: Any) -> None:
     """The rank of each normalised weight and the bits of its level.
 
@@ -198,7 +139,7 @@ def _round(normalised: Any, edges: Any, levels: Any, ranks: Any, rounded: Any) -
         rounded[j] = level
 
 
-@_jit(reassociate=True)
+@jit(reassociate=True)
 def _sum_squares(normalised: Any) -> Any:
     total = _F32(0)
     for j in range(normalised.size):
@@ -206,20 +147,20 @@ def _sum_squares(normalised: Any) -> Any:
     return total
 
 
-@_jit(reassociate=True)
+@jit(reassociate=True)
 def _errors(block: Any, rounded: Any, scale: Any, per_absmax: Any) -> Any:
     """Σ(e/absmax)², Σ|e|/absmax and max|e| with e = x − level · scale. Sums in units of absmax never overflow."""
     squares, magnitudes, largest = _F32(0), _F32(0), _I32(0)
     for j in range(block.size):
-        error = _decode(block[j]) - _decode(rounded[j]) * scale
-        largest = max(largest, _magnitude(error))
+        error = decode(block[j]) - decode(rounded[j]) * scale
+        largest = max(largest, magnitude(error))
         error *= per_absmax
         squares += error * error
         magnitudes += abs(error)
-    return squares, magnitudes, _from_magnitude(largest, _U32(0))
+    return squares, magnitudes, from_magnitude(largest, _U32(0))
 
 
-@_jit()
+@jit()
 def _count_pairs(ranks: Any, pairs: Any, counts: Any) -> None:
     """Counts pairs of ranks into four tables of 256: equal neighbours then wait for one another four times less."""
     half = ranks.size // 2
@@ -235,14 +176,14 @@ def _count_pairs(ranks: Any, pairs: Any, counts: Any) -> None:
         counts[0, pairs[j]] += 1
 
 
-@_jit()
+@jit()
 def block_absmax(bits: Any, block_size: Any, absmax: Any) -> None:
     """The absmax of each block of ``bits`` into ``absmax`` (blocks,), without the tail block's floor."""
     for b in range(absmax.size):
         absmax[b] = _absmax(bits[b * block_size : (b + 1) * block_size])
 
 
-@_jit()
+@jit()
 def rank_span(bits: Any, block_size: Any, has_tail: Any, edges: Any, absmax: Any, ranks: Any) -> None:
     """Ranks (n,) and absmax (blocks,) of a span of n weights for one format's ``edges`` (15,)."""
     normalised, rounded = np.empty(CHUNK, _F32), np.empty(CHUNK, _I32)
@@ -255,7 +196,7 @@ def rank_span(bits: Any, block_size: Any, has_tail: Any, edges: Any, absmax: Any
         _round(normalised[: span.size], edges, levels, ranks[start : start + span.size], rounded)
 
 
-@_jit()
+@jit()
 def measure_span(
     bits: Any, block_size: Any, has_tail: Any, edges: Any, levels: Any, scales: Any,
     absmax: Any, squares: Any, error_squares: Any, error_sums: Any, error_max: Any, occupancy: Any, bins: Any,
@@ -304,7 +245,7 @@ def measure_span(
         bins[k] += bin_counts[0, k] + bin_counts[1, k] + bin_counts[2, k] + bin_counts[3, k]
 
 
-@_jit()
+@jit()
 def _count_bins(normalised: Any, places: Any, counts: Any) -> None:
     """Counts x over [−1, 1] into ``counts`` (4, bins + 1), four tables as in ``_count_pairs``; NaNs go to the last column."""
     bins = _I32(counts.shape[1] - 1)
@@ -323,20 +264,42 @@ def _count_bins(normalised: Any, places: Any, counts: Any) -> None:
         counts[0, places[j]] += 1
 
 
-@_jit()
+@jit()
+def finish_span(
+    block_size: Any, tail: Any, absmax: Any, squares: Any, error_squares: Any, error_sums: Any, error_max: Any, totals: Any
+) -> None:
+    """From the sums of a span's blocks, in units of absmax, to values and the span's totals, in place.
+
+    ``error_squares`` becomes the root mean square error and ``error_sums`` the mean absolute error of each block (F, blocks);
+    both and ``error_max`` become NaN where a block is not finite, and such blocks are left out of ``totals`` (F, 5), float64:
+    weights, Σx², Σe², Σ|e|, max|e|. ``tail`` is the size of the last block, 0 where that is whole.
+    """
+    for f in range(error_squares.shape[0]):
+        weights, power, noise, sums, largest = 0.0, 0.0, 0.0, 0.0, 0.0
+        for b in range(absmax.size):
+            scale = np.float64(absmax[b])
+            count = tail if tail and b == absmax.size - 1 else block_size
+            if scale - scale != 0.0:
+                error_squares[f, b] = error_sums[f, b] = error_max[f, b] = np.nan
+                continue
+            weights += count
+            power += squares[b] * scale * scale
+            noise += error_squares[f, b] * scale * scale
+            sums += error_sums[f, b] * scale
+            largest = max(largest, np.float64(error_max[f, b]))
+            error_squares[f, b] = scale * np.sqrt(error_squares[f, b] / count)
+            error_sums[f, b] = scale * error_sums[f, b] / count
+        totals[f, 0], totals[f, 1], totals[f, 2], totals[f, 3], totals[f, 4] = weights, power, noise, sums, largest
+
+
+@jit()
 def nonfinite_span(bits: Any) -> Any:
     """How many of the weights are NaN and how many infinite."""
     nans, infinities = 0, 0
     for j in range(bits.size):
-        x = _decode(bits[j])
+        x = decode(bits[j])
         if x != x:
             nans += 1
         elif x - x != _F32(0):
             infinities += 1
     return nans, infinities
-
-
-def as_bits(array: NDArray[Any]) -> NDArray[Any]:
-    """A contiguous float32, float16 or bfloat16 array, flat, viewed as the integers that kernels take; nothing is copied."""
-    view = {"float32": np.uint32, "float16": np.int16, "bfloat16": np.uint16}[array.dtype.name]
-    return array.reshape(-1).view(view)

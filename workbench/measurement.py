@@ -128,9 +128,10 @@ def measure(
 def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
     """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin."""
     from workbench import kernels, pool
+    from workbench.bits import as_bits
 
     QuantSpec(block_size=block_size)  # the same check, the same message
-    bits = kernels.as_bits(as_weights(array))
+    bits = as_bits(as_weights(array))
     absmax = np.empty(-(-bits.size // block_size), np.float32)
     parts: list[NDArray[np.int64]] = []
     nothing = np.empty((0, 0), np.float32)
@@ -177,16 +178,16 @@ def _one_pass(
 ) -> list[ErrorStats]:
     """The statistics of ``specs``, which have one block size, in one pass over the weights (two with double quantization)."""
     from workbench import kernels, pool
+    from workbench.bits import as_bits
 
     block_size, formats = specs[0].block_size, len(specs)
-    bits = kernels.as_bits(flat)
+    bits = as_bits(flat)
     blocks = -(-bits.size // block_size)
-    has_tail = bits.size % block_size != 0
+    tail = bits.size % block_size
     edges = np.stack([s.definition.edges for s in specs])
     levels = np.stack([s.definition.levels.view(np.int32) for s in specs])
     absmax, squares = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     error_squares, error_sums, error_max = (np.empty((formats, blocks), np.float32) for _ in range(3))
-    occupancies: list[NDArray[np.int64]] = []
     scales = np.empty((formats, 0), np.float32)
 
     def own(span: slice) -> slice:
@@ -194,65 +195,56 @@ def _one_pass(
 
     if any(s.double_quant for s in specs):
         pool.run(lambda span: kernels.block_absmax(bits[span], block_size, absmax[own(span)]), bits.size, cancelled)
-        if has_tail:
+        if tail:
             absmax[-1] = np.maximum(absmax[-1], kernels.TINY)
         plain = absmax.copy()
         sizes2 = {s.nested_block_size for s in specs if s.double_quant}
         nested = {size: double_quantize(plain, size).dequantize() for size in sizes2}
         scales = np.stack([nested[s.nested_block_size] if s.double_quant else plain for s in specs])
 
+    pieces = -(-bits.size // pool.SPAN)
+    occupancies = np.zeros((pieces, formats, 16), np.int64)
+    totals = np.zeros((pieces, formats, 5))
+
     def work(span: slice) -> None:
-        part, counts = own(span), np.zeros((formats, 16), np.int64)
+        part, i = own(span), span.start // pool.SPAN
+        last = tail if span.stop == bits.size else 0
         kernels.measure_span(
-            bits[span], block_size, has_tail and span.stop == bits.size, edges, levels, scales[:, part], absmax[part],
-            squares[part], error_squares[:, part], error_sums[:, part], error_max[:, part], counts, _NO_BINS,
+            bits[span], block_size, last > 0, edges, levels, scales[:, part], absmax[part],
+            squares[part], error_squares[:, part], error_sums[:, part], error_max[:, part], occupancies[i], _NO_BINS,
         )  # fmt: skip
-        occupancies.append(counts)
+        kernels.finish_span(
+            block_size, last, absmax[part], squares[part],
+            error_squares[:, part], error_sums[:, part], error_max[:, part], totals[i],
+        )  # fmt: skip
 
     pool.run(work, bits.size, cancelled)
     _raise_if(cancelled)
-    occupancy = np.asarray(np.sum(occupancies, axis=0), np.int64)
-    sizes = np.full(blocks, block_size, np.float32)
-    if has_tail:
-        sizes[-1] = bits.size % block_size
-    finite = np.isfinite(absmax)
-    nans = infinities = 0
-    if not finite.all():
-        nans, infinities = kernels.nonfinite_span(bits)
-        error_squares[:, ~finite] = error_sums[:, ~finite] = error_max[:, ~finite] = np.nan
-    scale64 = absmax[finite].astype(np.float64)
-    count = float(sizes[finite].sum(dtype=np.float64))
-    rms = _root_mean(squares[finite], scale64, count)
-    result = []
-    for f, spec in enumerate(specs):
-        result.append(
-            ErrorStats(
-                spec=spec,
-                shape=shape,
-                numel=bits.size,
-                occupancy=occupancy[f],
-                block_rmse=absmax * np.sqrt(error_squares[f] / sizes),
-                block_mae=absmax * (error_sums[f] / sizes),
-                block_max=error_max[f],
-                block_absmax=absmax,
-                rmse=_root_mean(error_squares[f][finite], scale64, count),
-                mae=float(error_sums[f][finite] @ scale64 / count) if count else float("nan"),
-                max=float(error_max[f][finite].max(initial=0)),
-                rms=rms,
-                nans=nans,
-                infinities=infinities,
-                sampled=sampled,
-            )
+    nans, infinities = (0, 0) if np.isfinite(absmax).all() else kernels.nonfinite_span(bits)
+    occupancy = occupancies.sum(axis=0)
+    weights, power, noise, sums = totals[:, :, :4].sum(axis=0).T  # each (formats,); in the spans' order, whoever ran them
+    with np.errstate(invalid="ignore"):  # a tensor without a finite block has no mean: NaN
+        rms, rmse, mae = np.sqrt(power / weights), np.sqrt(noise / weights), sums / weights
+    return [
+        ErrorStats(
+            spec=spec,
+            shape=shape,
+            numel=bits.size,
+            occupancy=occupancy[f],
+            block_rmse=error_squares[f],
+            block_mae=error_sums[f],
+            block_max=error_max[f],
+            block_absmax=absmax,
+            rmse=float(rmse[f]),
+            mae=float(mae[f]),
+            max=float(totals[:, f, 4].max()),
+            rms=float(rms[f]),
+            nans=nans,
+            infinities=infinities,
+            sampled=sampled,
         )
-    return result
-
-
-def _root_mean(squares: NDArray[np.float32], scale: NDArray[np.float64], count: float) -> float:
-    """√(Σ squares · scale² / count), with the largest scale taken out so that no square overflows; NaN without weights."""
-    if not count:
-        return float("nan")
-    top = float(scale.max(initial=0))
-    return top * float(np.sqrt((squares @ (scale / top) ** 2) / count)) if top else 0.0
+        for f, spec in enumerate(specs)
+    ]
 
 
 def _evenly_spaced(flat: NDArray[Any], share: float) -> tuple[NDArray[Any], float | None]:

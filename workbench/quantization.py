@@ -132,10 +132,11 @@ def quantize(array: Any, spec: QuantSpec, cancelled: Callable[[], bool] | None =
     CPU torch tensors. Raises FormatError on other dtypes and on empty arrays.
     """
     from workbench import kernels, pool  # numba loads here
+    from workbench.bits import as_bits
 
     weights = as_weights(array)
     form, block_size = spec.definition, spec.block_size
-    bits = kernels.as_bits(weights)
+    bits = as_bits(weights)
     ranks = np.empty(bits.size, np.uint8)
     absmax = np.empty(-(-bits.size // block_size), np.float32)
     has_tail = bits.size % block_size != 0
