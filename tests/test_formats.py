@@ -9,7 +9,7 @@ import pytest
 import workbench as wb
 
 
-@pytest.mark.parametrize("name", ["nf4", "fp4"])
+@pytest.mark.parametrize("name", ["nf4", "fp4", "af4"])
 def test_stored_codes_mean_what_bitsandbytes_says(name):
     assert np.array_equal(wb.FORMATS[name].level_of_code, bnb.get_4bit_type(name, device="cpu").numpy())
 
@@ -27,6 +27,12 @@ def test_int4_has_all_sixteen_codes_of_a_signed_nibble():
     assert wb.FORMATS["int4"].levels.tolist() == [k / 8 for k in range(-8, 8)]
 
 
+def test_symmetric_int4_has_fifteen_levels_and_no_clipping():
+    form = wb.FORMATS["int4-sym"]
+    np.testing.assert_array_equal(np.unique(form.levels), np.arange(-7, 8, dtype=np.float32) / np.float32(7))
+    assert form.widest_error == pytest.approx(1 / 14)
+
+
 @pytest.mark.parametrize("form", wb.FORMATS.values(), ids=wb.FORMATS)
 def test_no_point_lies_farther_from_its_level_than_the_widest_error(form):
     x = np.union1d(np.linspace(-1, 1, 2001, dtype=np.float32), form.edges)
@@ -41,7 +47,7 @@ def test_levels_cannot_be_overwritten():
 
 
 def test_an_unknown_format_is_told_with_the_names_there_are():
-    with pytest.raises(wb.FormatError, match=r"no format 'nf5'.*nf4, fp4, int4"):
+    with pytest.raises(wb.FormatError, match=r"no format 'nf5'.*nf4, fp4, af4, int4"):
         wb.QuantSpec("nf5")
 
 

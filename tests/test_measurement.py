@@ -66,13 +66,15 @@ def test_error_on_a_normal_matrix_is_what_bitsandbytes_own_tests_expect(name, bl
 
 def test_relative_rmse_on_a_normal_matrix():
     x = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
-    nf4, double, int4, fp4 = wb.measure(
-        x, [wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True), wb.QuantSpec("int4"), wb.QuantSpec("fp4")]
+    nf4, double, int4, fp4, af4, symmetric = wb.measure(
+        x, [wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True), *map(wb.QuantSpec, ("int4", "fp4", "af4", "int4-sym"))]
     )
     assert nf4.relative_rmse == pytest.approx(0.0920, abs=2e-4)
     assert double.relative_rmse == pytest.approx(0.0920, abs=2e-4)
     assert fp4.relative_rmse == pytest.approx(0.1220, abs=3e-4)
     assert 0.095 < int4.relative_rmse < 0.101
+    assert af4.relative_rmse == pytest.approx(0.0957, abs=3e-4)
+    assert symmetric.relative_rmse == pytest.approx(0.1077, abs=3e-4)
 
 
 def assert_same(a: wb.ErrorStats, b: wb.ErrorStats) -> None:

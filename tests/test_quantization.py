@@ -134,13 +134,14 @@ def test_dequantized_values_are_those_of_bitsandbytes(name, dtype):
     np.testing.assert_array_equal(to_torch(ours).float().numpy(), theirs.float().numpy())
 
 
-def test_int4_is_its_definition_in_double_precision():
+@pytest.mark.parametrize(("name", "steps", "lowest"), [("int4", 8, -8), ("int4-sym", 7, -7)])
+def test_integer_formats_are_their_definition_in_double_precision(name, steps, lowest):
     x = weights((64, 256)).astype(np.float64)
     blocks = x.reshape(-1, 64)
-    step = np.abs(blocks).max(axis=1, keepdims=True) / 8
-    codes = np.clip(np.ceil(blocks / step - 0.5), -8, 7)  # a tie goes to the lower level
-    q = wb.quantize(x.astype(np.float32), wb.QuantSpec("int4"))
-    np.testing.assert_array_equal(q.codes.reshape(-1, 64).astype(int) - 8, codes)
+    step = np.abs(blocks).max(axis=1, keepdims=True) / steps
+    codes = np.clip(np.ceil(blocks / step - 0.5), lowest, 7)  # a tie goes to the lower level
+    q = wb.quantize(x.astype(np.float32), wb.QuantSpec(name))
+    np.testing.assert_array_equal(q.codes.reshape(-1, 64).astype(int) + lowest, codes)
     np.testing.assert_allclose(q.dequantize().reshape(-1, 64), codes * step, rtol=1e-6)
 
 

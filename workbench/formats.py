@@ -35,7 +35,7 @@ class Format:
     title: str
     """The name to show."""
     steps: tuple[float, ...]
-    """16 levels in ascending order, in units of the block's absmax. A level may occur twice (+0 and −0)."""
+    """16 levels in ascending order, in units of the block's absmax. A level may occur twice (±0, a spare code)."""
     codes: tuple[int, ...]
     """The stored 4-bit code of each level, in the order of ``steps``."""
     scale_rule: str
@@ -101,6 +101,13 @@ _FP4 = (
     0.0052083334885537624, 0.1666666716337204, 0.25, 0.3333333432674408, 0.5, 0.6666666865348816, 1.0,
 )  # fmt: skip
 _FP4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
+# Yoshida, NF4 Isn't Information Theoretically Optimal (and that's Good), arXiv 2306.06965: levels of least mean absolute error for
+# normal weights in blocks of 64; the float32 numbers and their falling codes are bitsandbytes' get_4bit_type('af4').
+_AF4 = (
+    -1.0, -0.6944100856781006, -0.5124374032020569, -0.37369510531425476, -0.25607553124427795, -0.14982478320598602,
+    -0.049348119646310806, 0.0, 0.0427316389977932, 0.12934483587741852, 0.2196127474308014, 0.3167566657066345,
+    0.4256388247013092, 0.5549623370170593, 0.7242486476898193, 1.0,
+)  # fmt: skip
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
@@ -109,12 +116,28 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("nf4", "NF4", _NF4, _RANKS, _ABSMAX, "QLoRA, arXiv 2305.14314; bitsandbytes get_4bit_type('nf4')", True),
             Format("fp4", "FP4", _FP4, _FP4_CODES, _ABSMAX, "bitsandbytes get_4bit_type('fp4')", True),
             Format(
+                "af4",
+                "AF4",
+                _AF4,
+                _RANKS[::-1],
+                _ABSMAX,
+                "arXiv 2306.06965, for blocks of 64; bitsandbytes names its levels and cannot quantize to them",
+            ),
+            Format(
                 "int4",
                 "INT4",
                 tuple(k / 8 for k in range(-8, 8)),
                 _RANKS,
                 "absmax / 8: codes −8…7 times that step; a weight at +absmax, which would need +8, is clipped to 7.",
                 "two's-complement 4-bit integers; all 16 levels in use",
+            ),
+            Format(
+                "int4-sym",
+                "INT4 symmetric",
+                (*(k / 7 for k in range(-7, 8)), 1.0),
+                _RANKS,
+                "absmax / 7: codes −7…7 times that step; the sixteenth code is never needed.",
+                "the symmetric 4-bit integers of most weight-only quantizers",
             ),
         )
     }
