@@ -219,6 +219,27 @@ def test_a_model_that_cannot_be_opened_is_told_and_the_old_one_stays(app, tmp_pa
     assert app.model.message.value == ""
 
 
+def test_opening_the_same_folder_again_reads_it_again(app, tmp_path):
+    app.model.name.value = folder(tmp_path, np.full((64, 64), 1, np.float32))
+    app.model.button.click()
+    folder(tmp_path, np.full((64, 64), 3, np.float32))
+    app.model.button.click()
+    assert app.session.analysis.plain.block_absmax.max() == 3
+
+
+def test_a_request_that_is_overtaken_by_another_model_leaves_no_weights_under_the_old_one(session, tmp_path):
+    paths = []
+    for value in (1, 3):
+        (tmp_path / str(value)).mkdir()
+        paths.append(folder(tmp_path / str(value), np.full((64, 64), value, np.float32)))
+    session.open(paths[0])
+    old = session.store.value
+    session.open(paths[1])
+    session._analyse(old)  # what a slow thread does with a state from before the model was changed
+    session.open(paths[0])
+    assert session.analysis.plain.block_absmax.max() == 1
+
+
 def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
     x = np.random.default_rng(0).standard_normal((64, 256), np.float32)
     x[3, :2], x[9, 9] = np.nan, np.inf

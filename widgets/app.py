@@ -57,18 +57,12 @@ class Workbench(Panel):
         self.when_closed(self.session.on_failure(self.message.error))
         self.when_closed(self.session.on_analysis(lambda _: self.message.clear()))
         self.when_closed(self.session.store.observe(self._train_what_is_open))
-        guard(self.message)(self._begin)(model)
+        guard(self.message)(self.session.begin)(model)
 
     @property
     def state(self) -> dict[str, Any]:
         """What is on screen as a small JSON value; ``Workbench(state=…)`` opens the same view."""
         return self.session.store.value.to_dict()
-
-    def _begin(self, model: str | Source | None) -> None:
-        if model is not None and model != self.session.store.value.model:
-            self.session.open(model)
-        else:
-            self.session.start()
 
     def _train_what_is_open(self, state: State, changed: frozenset[str]) -> None:
         if "model" in changed:

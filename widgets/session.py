@@ -64,7 +64,7 @@ class Session:
         self._failed: list[Callable[[Exception], None]] = []
         self._busy: list[Callable[[bool], None]] = []
         self._source: Source | None = None
-        self._held: tuple[str, str, NDArray[Any]] | None = None
+        self._held: tuple[Source, str, NDArray[Any]] | None = None
         self._work = Latest(
             executor,
             apply=self._apply,
@@ -75,19 +75,29 @@ class Session:
         if executor is None:
             _warm_up()
 
+    def begin(self, model: str | Source | None) -> None:
+        """Opens ``model`` if it is another one than the state names, and measures; None: what the state names."""
+        if model is None or model == self.store.value.model:
+            self.start()
+        else:
+            self.open(model)
+
     def start(self) -> None:
         """Measures what the state names."""
         self._work.submit(self._analyse, self.store.value)
 
     def open(self, model: str | Source) -> Source:
-        """Opens another model and points the state at it; raises ModelError and leaves everything as it was."""
+        """Opens a model (anew, if it is the present one) and points the state at it; ModelError leaves everything as it was."""
         source = model if isinstance(model, Source) else open_model(model)
         first = next((t.name for t in source.tensors() if t.quantizable), None)
         if first is None:
             raise ModelError("No tensor of this model would be quantized.", where=source.name, remedy="Choose another model.")
         self._source = source
         name = model if isinstance(model, str) else str(model.path or model.name)
+        before = self.store.value
         self.store.update(model=name, tensor=first)
+        if self.store.value is before:
+            self.start()
         return source
 
     @property
@@ -128,9 +138,10 @@ class Session:
         tensor = next((t for t in tensors if t.name == wanted), None)
         if tensor is None:
             raise ModelError(f"There is no tensor {wanted!r}.", where=source.name, remedy="Choose one from the list.")
-        if self._held is None or self._held[:2] != (state.model, tensor.name):
-            self._held = (state.model, tensor.name, as_weights(source.read(tensor.name)))
-        weights = self._held[2]
+        held = self._held
+        if held is None or held[0] is not source or held[1] != tensor.name:
+            held = self._held = (source, tensor.name, as_weights(source.read(tensor.name)))
+        weights = held[2]
         lead = state.formats[0]
         doubled = QuantSpec(lead, state.block_size, double_quant=True, nested_block_size=state.nested_block_size)
         specs = [*state.specs, QuantSpec(lead, state.block_size), doubled]

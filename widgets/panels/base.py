@@ -53,7 +53,7 @@ class View(Panel):
         if self._own:
             self.when_closed(self.session.close)
             self.when_closed(self.session.on_failure(self.message.error))
-            guarded(self._begin)(model)
+            guarded(self.session.begin)(model)
         elif self.session.analysis is not None:
             guarded(self.draw)(self.session.analysis)
 
@@ -83,12 +83,6 @@ class View(Panel):
     def update(self, **changes: Any) -> None:
         """Changes the state that the view shows."""
         self.session.store.update(**changes)
-
-    def _begin(self, model: str | Source | None) -> None:
-        if model is not None and model != self.session.store.value.model:
-            self.session.open(model)
-        else:
-            self.session.start()
 
     def _take(self, analysis: Analysis) -> None:
         self._behind = not self._active

@@ -51,11 +51,6 @@ class RunStatus:
     ended: float | None = None
     """Its end."""
 
-    @property
-    def ended_well(self) -> bool:
-        """Whether the run reached its last step."""
-        return self.state == "finished"
-
 
 @dataclass(frozen=True)
 class RunFolder:
