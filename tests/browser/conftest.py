@@ -127,7 +127,7 @@ def open_lab(
     request.node.labs = labs
 
     def make() -> Lab:
-        lab = Lab(context.new_page(), lab_server.url, TOKEN)
+        lab = Lab(context.new_page(), lab_server.url, TOKEN, f"page-{len(labs)}")
         labs.append(lab)
         return lab
 

@@ -41,10 +41,14 @@ def write_notebook(path: Path, *cells: str) -> Path:
 
 
 class Lab:
-    """One page of JupyterLab on one notebook; ``received`` counts the bytes of its websockets by direction."""
+    """One page of JupyterLab on one notebook; ``received`` counts the bytes of its websockets by direction.
 
-    def __init__(self, page: Page, url: str, token: str) -> None:
-        self.page, self.url, self.token = page, url, token
+    ``workspace`` must be each open page's own: pages that ask for one name settle it among themselves with reloads, and
+    log an error when their messages cross.
+    """
+
+    def __init__(self, page: Page, url: str, token: str, workspace: str) -> None:
+        self.page, self.url, self.token, self.workspace = page, url, token, workspace
         self.errors: list[str] = []
         self.received = self.sent = 0
         page.set_default_timeout(30_000)
@@ -68,7 +72,7 @@ class Lab:
 
     def open(self, notebook: str) -> None:
         """Open a notebook of the server's folder and wait for its kernel."""
-        self.page.goto(f"{self.url}/lab/tree/{notebook}?token={self.token}&reset")
+        self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
         self.until(_KERNEL_IDLE, 60)
 
     def menu(self, *labels: str) -> None:
