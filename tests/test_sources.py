@@ -153,6 +153,43 @@ def test_a_file_above_four_gigabytes(tmp_path: Path) -> None:
     assert last.tolist() == [0, 0, 0, 0]
 
 
+def test_progress_tells_the_bytes_and_cancelling_stops_the_reading(folder: Path) -> None:
+    source, name = wb.open_model(folder), "model.layers.0.mlp.up_proj.weight"
+    seen: list[tuple[int, int]] = []
+    source.read(name, progress=lambda done, total: seen.append((done, total)), cancelled=lambda: False)
+    assert seen == [(16_384, 16_384)]
+    with pytest.raises(InterruptedError):
+        source.read(name, cancelled=lambda: True)
+    asked = iter([False, True])
+    with pytest.raises(InterruptedError):
+        list(source.chunks(name, 3_000, cancelled=lambda: next(asked)))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "licence"),
+    [
+        ("README.md", "---\nlanguage: en\nlicense: apache-2.0  # as is\n---\n# A model", "apache-2.0"),
+        ("README.md", "---\nlicense: other\nlicense_name: 'own-terms'\n---\n", "own-terms"),
+        ("README.md", "license: mit\n", ""),
+        ("LICENSE", "\n                    Apache License\n   Version 2.0\n", "Apache License"),
+        ("LICENSE", "\x1b" + "long " * 100, "long " * 100),
+        ("COPYING", "", ""),
+    ],
+)
+def test_the_licence_is_what_the_card_or_the_licence_file_names(tmp_path: Path, file: str, text: str, licence: str) -> None:
+    model = write(tmp_path / "m", {"x": ("F32", (1,), b"abcd")})
+    (model / file).write_text(text)
+    told = wb.open_model(model).licence
+    assert told == (licence if len(licence) <= 80 else f"{licence[:80]}…")
+
+
+def test_a_licence_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("a secret")
+    model = write(tmp_path / "m", {"x": ("F32", (1,), b"abcd")})
+    (model / "LICENSE").symlink_to("../secret")
+    assert wb.open_model(model).licence == ""
+
+
 def test_a_misspelt_tensor_is_told_what_is_near(folder: Path) -> None:
     with pytest.raises(wb.ModelError, match=r"Near it: .*model\.norm\.weight") as caught:
         wb.open_model(folder).read("model.norm.wieght")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,31 @@ class TensorInfo:
     """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or ``fused`` with others on loading."""
 
 
+Progress = Callable[[int, int], None]
+"""Told how much there is and how much there will be: bytes while a tensor is read, files while a model is opened."""
+Cancelled = Callable[[], bool]
+"""Asked now and then; once it says yes, the call that asks raises InterruptedError."""
+
+
+class Watch:
+    """Whoever looks on while a source works. Both callables are called on the thread that reads, and on no other."""
+
+    def __init__(self, total: int, progress: Progress | None = None, cancelled: Cancelled | None = None) -> None:
+        self.done, self.total = 0, total
+        self._progress, self._cancelled = progress, cancelled
+
+    def check(self) -> None:
+        """Raise InterruptedError if the reading is no longer wanted."""
+        if self._cancelled is not None and self._cancelled():
+            raise InterruptedError("The reading was cancelled.")
+
+    def moved(self, count: int) -> None:
+        """Tell that ``count`` more of the total are there."""
+        self.done += count
+        if self._progress is not None:
+            self._progress(self.done, self.total)
+
+
 class Reader(Protocol):
     """An open file of a source: fills a buffer from a place in the file."""
 
@@ -52,19 +77,21 @@ class Source(ABC):
     """A model's weights and configuration, read a tensor at a time."""
 
     name: str
-    """Identity: ``builtin``, or the folder's name."""
+    """Identity: ``builtin``, the folder's name, or the id on the Hub."""
     config: dict[str, Any]
     """config.json, or ``{}`` where there is none."""
     path: Path | None
     """The folder, None where there is none."""
+    licence: str = ""
+    """The licence as the model's card or licence file names it; empty where neither does."""
 
     @abstractmethod
     def _entries(self) -> dict[str, tuple[str, Entry]]:
         """Tensor name → (the file that holds it, where in it), in the order of the checkpoint."""
 
     @abstractmethod
-    def _open(self, file: str) -> AbstractContextManager[Reader]:
-        """One of the source's files, open for reading."""
+    def _open(self, file: str, begin: int, end: int, watch: Watch) -> AbstractContextManager[Reader]:
+        """One of the source's files, open for reading the bytes from ``begin`` to ``end``: all of them as a rule, in order."""
 
     def tensors(self, exact: bool = False) -> list[TensorInfo]:
         """Every tensor of the checkpoint.
@@ -81,26 +108,42 @@ class Source(ABC):
             return describe_exactly(entries, self.config, self.name)
         return describe(entries, self.config)
 
-    def read(self, name: str) -> NDArray[Any]:
-        """The tensor in its stored dtype and shape; no other tensor's bytes are read."""
+    def read(self, name: str, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> NDArray[Any]:
+        """The tensor in its stored dtype and shape; no other tensor's bytes are read.
+
+        ``progress(done, total)`` is told the bytes as they arrive. Once ``cancelled()`` says yes the call raises
+        InterruptedError, within a tenth of a second also while the network keeps it waiting.
+        """
         file, entry = self._find(name)
         array = np.empty(entry.shape, entry.dtype.numpy)
-        with self._open(file) as read:
-            read(entry.begin, _bytes(array))
+        self._fill(file, entry.begin, array, progress, cancelled)
         return array
 
-    def read_into(self, name: str, out: NDArray[Any], start: int = 0) -> None:
+    def read_into(
+        self,
+        name: str,
+        out: NDArray[Any],
+        start: int = 0,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> None:
         """Fill ``out`` (contiguous, of the stored dtype) with the tensor's elements from flat position ``start`` on."""
         file, entry = self._find(name)
         itemsize = _check_out(out, entry, start)
-        with self._open(file) as read:
-            read(entry.begin + start * itemsize, _bytes(out))
+        self._fill(file, entry.begin + start * itemsize, out, progress, cancelled)
 
-    def chunks(self, name: str, count: int, buffer: NDArray[Any] | None = None) -> Iterator[NDArray[Any]]:
+    def _fill(self, file: str, begin: int, out: NDArray[Any], progress: Progress | None, cancelled: Cancelled | None) -> None:
+        with self._open(file, begin, begin + out.nbytes, Watch(out.nbytes, progress, cancelled)) as read:
+            read(begin, _bytes(out))
+
+    def chunks(
+        self, name: str, count: int, buffer: NDArray[Any] | None = None, *, cancelled: Cancelled | None = None
+    ) -> Iterator[NDArray[Any]]:
         """The tensor flat, ``count`` elements at a time; only the last chunk may be shorter.
 
         Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for
-        it, so that a survey can take one through every tensor; without it one is allocated.
+        it, so that a survey can take one through every tensor; without it one is allocated. ``cancelled`` as in ``read``.
         """
         file, entry = self._find(name)
         dtype = entry.dtype.numpy
@@ -110,7 +153,8 @@ class Source(ABC):
         if count < 1 or (buffer is not None and (buffer.dtype != np.uint8 or buffer.nbytes < size)):
             raise ModelError(f"A chunk of {count} elements needs a uint8 buffer of {max(size, 1):,} bytes.", where=shown(name))
         held = np.empty(size, np.uint8) if buffer is None else buffer[:size]
-        with self._open(file) as read:
+        watch = Watch(entry.end - entry.begin, cancelled=cancelled)
+        with self._open(file, entry.begin, entry.end, watch) as read:
             for start in range(0, total, count):
                 part = held[: min(count, total - start) * dtype.itemsize]
                 read(entry.begin + start * dtype.itemsize, _bytes(part))
