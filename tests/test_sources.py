@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,18 @@ def test_chunks_stream_a_tensor_through_one_buffer(folder: Path) -> None:
     assert [c.size for c in seen] == [3_000, 3_000, 2_192]
     assert np.concatenate(seen).tobytes() == whole.tobytes()
     assert np.concatenate([c.copy() for c in source.chunks(name, 10**9)]).tobytes() == whole.tobytes()
+
+
+def test_chunks_take_several_buffers_in_turn(folder: Path) -> None:
+    source, name = wb.open_model(folder), "model.layers.0.mlp.up_proj.weight"
+    two = [np.empty(2 * 3_000, np.uint8) for _ in range(2)]
+    whole, chunks = source.read(name).reshape(-1), source.chunks(name, 3_000, cycle(two))
+    first, second = next(chunks), next(chunks)
+    assert [np.shares_memory(chunk, held) for chunk in (first, second) for held in two] == [True, False, False, True]
+    assert np.concatenate([first, second]).tobytes() == whole[:6_000].tobytes(), "the first is still there"
+    for count, buffer in ((0, None), (3_000, two[0][:5_999]), (3_000, np.empty(6_000, np.int8))):
+        with pytest.raises(wb.ModelError, match="needs a uint8 buffer"):
+            list(source.chunks(name, count, buffer))
 
 
 def test_read_into_takes_a_part_from_anywhere(folder: Path) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,24 +139,33 @@ class Source(ABC):
             read(begin, _bytes(out))
 
     def chunks(
-        self, name: str, count: int, buffer: NDArray[Any] | None = None, *, cancelled: Cancelled | None = None
+        self,
+        name: str,
+        count: int,
+        buffer: NDArray[Any] | Iterator[NDArray[Any]] | None = None,
+        *,
+        cancelled: Cancelled | None = None,
     ) -> Iterator[NDArray[Any]]:
         """The tensor flat, ``count`` elements at a time; only the last chunk may be shorter.
 
         Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for
-        it, so that a survey can take one through every tensor; without it one is allocated. ``cancelled`` as in ``read``.
+        it, so that a survey can take one through every tensor; without it one is allocated. An iterator is asked for a buffer
+        before each chunk is read, so that one can be filled while another is in use. ``cancelled`` as in ``read``.
         """
         file, entry = self._find(name)
         dtype = entry.dtype.numpy
         assert dtype is not None  # _find refuses what has none
         total = (entry.end - entry.begin) // dtype.itemsize
-        size = min(count, total) * dtype.itemsize
-        if count < 1 or (buffer is not None and (buffer.dtype != np.uint8 or buffer.nbytes < size)):
-            raise ModelError(f"A chunk of {count} elements needs a uint8 buffer of {max(size, 1):,} bytes.", where=shown(name))
-        held = np.empty(size, np.uint8) if buffer is None else buffer[:size]
+        size = min(max(count, 1), total) * dtype.itemsize
+        if buffer is None or isinstance(buffer, np.ndarray):
+            buffer = repeat(np.empty(size, np.uint8) if buffer is None else buffer)
         watch = Watch(entry.end - entry.begin, cancelled=cancelled)
         with self._open(file, entry.begin, entry.end, watch) as read:
-            for start in range(0, total, count):
+            for start in range(0, total, max(count, 1)):
+                held = next(buffer)
+                if count < 1 or held.dtype != np.uint8 or held.nbytes < size:
+                    what = f"A chunk of {count} elements needs a uint8 buffer of {max(size, 1):,} bytes."
+                    raise ModelError(what, where=shown(name))
                 part = held[: min(count, total - start) * dtype.itemsize]
                 read(entry.begin + start * dtype.itemsize, _bytes(part))
                 yield part.view(dtype)
