@@ -16,6 +16,7 @@ from workbench.errors import ModelError
 from workbench.sources.base import Source, TensorInfo
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
+from workbench.sources.packed_names import refuse
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 
@@ -48,7 +49,14 @@ def open_model(model: str | os.PathLike[str], revision: str | None = None, token
     if not folder.is_dir():
         remedy = f"Pass its folder: {shown(str(folder.parent))}."
         raise ModelError("It is a file; a model is opened by its folder.", where=str(folder), remedy=remedy)
-    return LocalSource(folder)
+    return decodable(LocalSource(folder))
+
+
+def decodable(source: Source) -> Source:
+    """The source; ModelError where its weights are quantized in a way that is named and not decoded (GPTQ, AWQ …)."""
+    entries = {name: entry for name, (_, entry) in source._entries().items()}
+    refuse(entries, source.config, str(source.path or source.name))
+    return source
 
 
 def _not_found(text: str, folder: Path) -> ModelError:

@@ -14,13 +14,19 @@ from typing import Any
 from workbench.errors import ModelError
 from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry, shown
+from workbench.sources.packed_names import find_packings
 from workbench.sources.rule import AS_STORED, FUSED, TRANSPOSED, describe, info
 
 _COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w+)?|depths?")
 
 
 def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) -> list[TensorInfo]:
-    """A ``TensorInfo`` for every entry, as the model class of ``config`` would load it; ModelError where it cannot be built."""
+    """A ``TensorInfo`` for every entry, as the model class of ``config`` would load it; ModelError where it cannot be built.
+
+    A checkpoint that is quantized already is loaded as it is, so that the rule's answer, told from its parts, is exact for it.
+    """
+    if find_packings(entries, config):
+        return describe(entries, config)
     _check_counts(config, len(entries), where)
     try:
         import torch
@@ -64,7 +70,7 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
             return False, by_rule.reason, layout
         if linear:
             return False, "a linear layer that transformers skips", layout
-        return False, f"a parameter of {type(module).__name__}, which transformers does not replace", layout
+        return False, f"a weight of {type(module).__name__}, which transformers does not replace", layout
 
     return [
         info(entry, *judge(entry, by_rule)) for entry, by_rule in zip(entries.values(), describe(entries, config), strict=True)

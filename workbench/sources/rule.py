@@ -4,18 +4,25 @@ Covers what transformers 5 with bitsandbytes does: every ``nn.Linear`` and ``Con
 what is tied to it, what a model keeps in fp32, and what is no longer a linear layer once the checkpoint has been converted
 (fused experts). A checkpoint names tensors, not modules, so the rule goes by the names that models give;
 ``tensors(exact=True)`` asks the model class itself. The tests hold the rule against real loads of tiny models.
+
+A checkpoint that is quantized already is not quantized further: its packed weights say what they are in, and the rest stays.
+And ``left_in_16_bits`` adds up what all of that costs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry
+from workbench.sources.packed_names import Packing, find_packings
 
 AS_STORED, TRANSPOSED, FUSED = "as stored", "transposed", "fused"
+_ALREADY = "already in "
+_PART = "a part of the packed weight "
 
 
 def _words(text: str) -> frozenset[str]:
@@ -35,6 +42,8 @@ _HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_pr
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
 _EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
 _ROUTERS = frozenset({"gate", "router"})
+# Reasons that begin so are told of weights that are multiplied like a linear layer's and stay in 16 bits all the same.
+_UNEXPECTED = ("an expert:", "fused experts:", "a linear layer ", "a weight of ", "not quantized further:")
 
 
 def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[TensorInfo]:
@@ -42,8 +51,45 @@ def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[Te
     text = config.get("text_config")
     tied = config.get("tie_word_embeddings") is True or (isinstance(text, dict) and text.get("tie_word_embeddings") is True)
     blocks = frozenset(m["block"] for name in entries if (m := _EXPERTS.match(name)))
-    rule = _Rule(str(config.get("model_type", "")), tied, blocks)
+    packings = find_packings(entries, config)
+    rule = _Rule(str(config.get("model_type", "")), tied, blocks, packings)
     return [info(entry, *rule.judge(entry)) for entry in entries.values()]
+
+
+def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the tensor ``name`` is the weight of a Conv1D, which is transposed before it is quantized."""
+    return config.get("model_type") in _CONV1D_MODELS and _CONV1D.search(name) is not None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Weights that a QLoRA load leaves in 16 bits for one reason."""
+
+    reason: str
+    tensors: int
+    numel: int
+    nbytes: int
+    """Bytes that they take, at two a weight."""
+    extra: int
+    """Bytes more than in NF4, blocks of 64, double quantized."""
+    unexpected: bool
+    """Whether a user may have expected them in 4 bits: they are matrices that are multiplied, like a linear layer's."""
+
+
+def left_in_16_bits(tensors: Iterable[TensorInfo]) -> list[LeftOut]:
+    """What stays in 16 bits, by reason, the largest first; integers and what is packed already are no part of it."""
+    from workbench.quantization import QuantSpec
+
+    groups: dict[str, list[int]] = {}
+    for t in tensors:
+        if not t.quantizable and t.numel and t.dtype.startswith(("F", "BF")) and not t.reason.startswith((_ALREADY, _PART)):
+            groups.setdefault(t.reason, []).append(t.numel)
+    spec = QuantSpec("nf4", 64, double_quant=True)
+    found = []
+    for reason, sizes in groups.items():
+        numel, in_4_bits = sum(sizes), sum(map(spec.nbytes, sizes))
+        found.append(LeftOut(reason, len(sizes), numel, 2 * numel, 2 * numel - in_4_bits, reason.startswith(_UNEXPECTED)))
+    return sorted(found, key=lambda left: -left.nbytes)
 
 
 def info(entry: Entry, quantizable: bool, reason: str, layout: str) -> TensorInfo:
@@ -53,16 +99,30 @@ def info(entry: Entry, quantizable: bool, reason: str, layout: str) -> TensorInf
     return TensorInfo(entry.name, entry.shape, entry.dtype.name, numel, nbytes, quantizable, reason, layout)
 
 
+def already_in(bits: int, title: str) -> str:
+    """The reason of a weight that is packed in the checkpoint."""
+    return f"{_ALREADY}{bits} bits: {title}"
+
+
 class _Rule:
-    def __init__(self, model_type: str, tied: bool, expert_blocks: frozenset[str]) -> None:
-        self.model_type, self.tied, self.expert_blocks = model_type, tied, expert_blocks
+    def __init__(self, model_type: str, tied: bool, expert_blocks: frozenset[str], packings: Mapping[str, Packing]) -> None:
+        self.model_type, self.tied, self.expert_blocks, self.packings = model_type, tied, expert_blocks, packings
+        self.parts = {part: codes for codes, packing in packings.items() for part in packing.parts.values()}
 
     def judge(self, entry: Entry) -> tuple[bool, str, str]:
         """(quantizable, reason, layout)."""
+        if entry.name in self.packings:
+            packing = self.packings[entry.name]
+            return False, already_in(packing.bits, packing.title), AS_STORED
+        if entry.name in self.parts:
+            return False, f"{_PART}{self.parts[entry.name]}", AS_STORED
         left = self._left_out(entry)
+        if left is None and self.packings:
+            title = next(iter(self.packings.values())).title
+            left = f"not quantized further: a linear layer's weight that the checkpoint, in {title}, keeps as it is"
         if left is not None:
             return False, left, FUSED if _EXPERT.match(entry.name) else AS_STORED
-        if self.model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
+        if is_transposed(entry.name, {"model_type": self.model_type}):
             return True, "a linear layer (Conv1D), transposed before it is quantized", TRANSPOSED
         return True, "a linear layer's weight", AS_STORED
 
