@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.memory import MemoryLedger, forecast
     from workbench.quantization import Quantized, QuantSpec, quantize
     from workbench.sources import Source, TensorInfo, open_model
+    from workbench.surveying import Survey, survey
     from workbench.training.config import TrainConfig
     from workbench.training.runs import Run, attach, launch, runs
 
@@ -26,6 +27,7 @@ _HOME = {
     "memory": ("MemoryLedger", "forecast"),
     "quantization": ("QuantSpec", "Quantized", "quantize"),
     "sources": ("Source", "TensorInfo", "open_model"),
+    "surveying": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
     "training.runs": ("Run", "attach", "launch", "runs"),
 }
@@ -47,6 +49,7 @@ __all__ = [
     "Run",
     "RunError",
     "Source",
+    "Survey",
     "TensorInfo",
     "TrainConfig",
     "WorkbenchError",
@@ -57,6 +60,7 @@ __all__ = [
     "open_model",
     "quantize",
     "runs",
+    "survey",
 ]
 
 

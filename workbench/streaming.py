@@ -1,0 +1,188 @@
+"""A model's tensors through memory a chunk at a time: read ahead on a thread, and measured as the chunks come.
+
+Covers the two buffers that every tensor passes through, and the row that comes of it, with its error where it cannot be read.
+Does not cover which tensors are measured, on what machine, or what is made of the rows (``surveying.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import ModelError, WorkbenchError
+from workbench.kinds import kind_of, layer_of
+from workbench.quantization import QuantSpec, as_weights
+from workbench.sources.base import Source, TensorInfo
+from workbench.sources.header import DTYPES
+from workbench.survey_rows import Row
+
+BUFFER = 8 << 20
+"""Bytes of each of the two buffers."""
+_WIDEST = 4  # bytes of a weight as it is measured: 8-bit floats are widened to float32
+_PATIENCE = 0.1  # seconds between two looks at whether to stop, while waiting for bytes
+_LONGEST_ERROR = 1_000  # characters
+
+Stopped = Callable[[], bool]
+Seen = Callable[[TensorInfo, float], object]
+
+
+class _Stop(Exception):
+    """The survey has been told to stop."""
+
+
+@dataclass
+class _Chunk:
+    """What the reading thread hands over: a part of a tensor, or the tensor's end."""
+
+    seconds: float = 0.0
+    """Time that reading took."""
+    share: float = 1.0
+    """How much of the tensor's work is done with this chunk."""
+    array: NDArray[Any] | None = None
+    """None at the end."""
+    buffer: NDArray[np.uint8] | None = None
+    """What ``array`` is a view of."""
+    look: bool = False
+    feed: bool = False
+    error: Exception | None = None
+    """Why the tensor ended before it was read."""
+
+
+def measured(
+    source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped, seen: Seen
+) -> Iterator[Row]:
+    """A row for each tensor, in their order; ends early, without the row it is at, once ``stopped()``.
+
+    ``seen`` is told after each chunk which share of the present tensor is done.
+    """
+    with _ReadAhead(source, infos, specs, stopped) as ahead:
+        for info in infos:
+            try:
+                row = _measure(info, specs, ahead, seen)
+            except _Stop:
+                return
+            yield row
+
+
+def failed(info: TensorInfo, error: BaseException, *seconds: float) -> Row:
+    """The row of a tensor that could not be measured; ``seconds`` went into reading and computing it."""
+    text = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+    return Row(info, layer_of(info.name), kind_of(info.name), (), math.nan, text[:_LONGEST_ERROR], *seconds)
+
+
+def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, seen: Seen) -> Row:
+    from workbench.measurement import Tally
+    from workbench.moments import Moments, moments
+
+    tally, of_weights = Tally(specs), Moments()
+    reading = computing = 0.0
+    error: Exception | None = None
+    for chunk in ahead.chunks():
+        reading += chunk.seconds
+        error = error or chunk.error
+        if error is None and chunk.array is not None:
+            began = time.perf_counter()
+            try:
+                weights = as_weights(chunk.array)
+                if chunk.look:
+                    tally.look(weights)
+                if chunk.feed:
+                    tally.feed(weights)
+                    of_weights = moments(weights, of_weights)
+            except Exception as fault:  # one tensor's trouble, whatever it is, must not end the survey of the others
+                error = fault
+            computing += time.perf_counter() - began
+        seen(info, chunk.share)
+    if error is not None:
+        return failed(info, error, reading, computing)
+    totals = tuple(tally.totals())
+    return Row(info, layer_of(info.name), kind_of(info.name), totals, of_weights.kurtosis, None, reading, computing)
+
+
+class _ReadAhead:
+    """Reads tensor after tensor on a thread of its own, one chunk ahead of the one in use. To be used with ``with``."""
+
+    def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped) -> None:
+        from workbench.measurement import Tally
+
+        self._source, self._infos, self._stopped = source, infos, stopped
+        self._looks_first, self._step = Tally(specs).looks_first, Tally.STEP
+        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="workbench-read", daemon=True)
+
+    def __enter__(self) -> Self:
+        for _ in range(2):
+            self._free.put(np.empty(BUFFER, np.uint8))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the thread. One that hangs in a read that cannot be cancelled ends when the read does."""
+        self._closed.set()
+        self._free.put(np.empty(0, np.uint8))  # wakes it
+        self._thread.join(_PATIENCE)
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """The next tensor's chunks and its end. A chunk is overwritten once the next is asked for; _Stop when told to stop."""
+        while True:
+            try:
+                chunk = self._ready.get(timeout=_PATIENCE)
+            except queue.Empty:
+                chunk = None
+            if self._stopped():
+                raise _Stop
+            if chunk is not None:
+                yield chunk
+                if chunk.buffer is None:
+                    return
+                self._free.put(chunk.buffer)
+
+    def _run(self) -> None:
+        for info in self._infos:
+            error: Exception | None = None
+            try:
+                self._read(info)
+            except Exception as fault:  # becomes the tensor's row; the thread lives on for the others
+                error = fault
+            if self._closed.is_set():
+                return
+            self._ready.put(_Chunk(error=error))
+
+    def _read(self, info: TensorInfo) -> None:
+        dtype = DTYPES[info.dtype].numpy
+        if dtype is None:
+            raise ModelError(f"It is stored as {info.dtype}, packed below a byte: listed and not measured.", where=info.name)
+        as_weights(np.zeros(min(info.numel, 1), dtype))  # what it refuses need not be read
+        count = self._step * (BUFFER // (self._step * max(dtype.itemsize, _WIDEST)))
+        at_once = info.numel <= count
+        passes = [(self._looks_first, True)] if at_once or not self._looks_first else [(True, False), (False, True)]
+        done, everything = 0, info.numel * len(passes)
+        for look, feed in passes:
+            self._began = time.perf_counter()
+            for array in self._source.chunks(info.name, count, self._buffers(), cancelled=self._closed.is_set):
+                done += array.size
+                seconds = time.perf_counter() - self._began
+                self._ready.put(_Chunk(seconds, done / everything, array, self._buffer, look, feed))
+                self._began = time.perf_counter()
+        if done != everything:
+            what = f"It has {done // len(passes):,} weights where {info.numel:,} were listed."
+            raise ModelError(what, where=info.name, remedy="The model has changed: open it again.")
+
+    def _buffers(self) -> Iterator[NDArray[np.uint8]]:
+        while True:
+            waiting = time.perf_counter()
+            self._buffer = self._free.get()
+            self._began += time.perf_counter() - waiting
+            if self._closed.is_set():
+                raise InterruptedError
+            yield self._buffer

@@ -1,0 +1,281 @@
+"""A whole model under any number of specifications: ``survey``, which streams it, and ``Survey``, its rows and tables.
+
+Covers which tensors are measured, where (here, or on any ``concurrent.futures.Executor``), progress, stopping, and going on.
+Does not cover how a tensor is streamed (``streaming.py``) nor the tables themselves (``survey_rows.py``).
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import FormatError, ModelError, WorkbenchError
+from workbench.quantization import QuantSpec
+from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.header import DTYPES, shown
+from workbench.survey_rows import Row, frame, grouped, worst
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    import pandas as pd
+
+__all__ = ["Row", "Survey", "survey"]
+
+Progress = Callable[[int, int], object]
+
+
+def survey(
+    src: Source | str | os.PathLike[str],
+    specs: QuantSpec | Sequence[QuantSpec],
+    tensors: Sequence[str] | str | None = None,
+    executor: Executor | None = None,
+    progress: bool | Progress = True,
+    *,
+    worker_threads: int = 1,
+) -> Survey:
+    """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
+
+    ``src`` is a source or what ``open_model`` takes. ``tensors``: None for those that QLoRA holds in 4 bits, ``"all"`` for
+    every other floating-point one too, or names. Nothing is read before the survey is iterated, run, or asked for a table.
+
+    ``executor``: any ``concurrent.futures.Executor``; tensors are then measured by its workers, and come in the order in which
+    they finish. A worker in another process opens the model again by its path, and runs its kernels on ``worker_threads``
+    threads. The numbers are the same wherever they are computed.
+
+    ``progress``: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
+    their total, on the thread that iterates.
+
+    Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
+    tensor later becomes the ``error`` of its row.
+
+    Tensors are cut into blocks in the order in which they are stored. Where ``TensorInfo.layout`` says ``transposed``, as in
+    GPT-2, bitsandbytes transposes first: its blocks, and so its errors, differ a little.
+    """
+    source = src if isinstance(src, Source) else open_model(src)
+    wanted = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
+    if not wanted or not all(isinstance(spec, QuantSpec) for spec in wanted):
+        raise FormatError("A survey needs at least one QuantSpec.", where="specs", remedy="Give workbench.QuantSpec('nf4').")
+    if worker_threads < 1:
+        raise WorkbenchError(f"{worker_threads} threads cannot work.", where="worker_threads", remedy="Give 1 or more.")
+    return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads)
+
+
+class Survey:
+    """A survey's rows as they finish, and tables of them.
+
+    Iterating does the work, one row after the other. Leaving the loop stops it; iterating again gives the finished rows and
+    goes on with the rest. The tables show what has finished; where nothing has been begun they run the survey first.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        specs: tuple[QuantSpec, ...],
+        infos: Sequence[TensorInfo],
+        executor: Executor | None,
+        progress: bool | Progress,
+        worker_threads: int,
+    ) -> None:
+        self.source, self.specs, self.infos = source, specs, tuple(infos)
+        self._executor, self._progress, self._worker_threads = executor, progress, worker_threads
+        self._rows: list[Row] = []
+        self._work: Generator[Row, None, None] | None = None
+        self._working = threading.Lock()
+        self._cancelled = threading.Event()
+        self._begun = False
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that have finished."""
+        return tuple(self._rows)
+
+    @property
+    def done(self) -> bool:
+        """Whether every tensor has its row."""
+        return len(self._rows) == len(self.infos)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called."""
+        return self._cancelled.is_set()
+
+    @property
+    def errors(self) -> tuple[Row, ...]:
+        """The rows of tensors that could not be measured."""
+        return tuple(row for row in self.rows if row.error is not None)
+
+    @property
+    def seconds_reading(self) -> float:
+        """Seconds that reading took, summed over the finished rows; it goes on beside the computing."""
+        return sum(row.seconds_reading for row in self.rows)
+
+    @property
+    def seconds_computing(self) -> float:
+        """Seconds that computing took, summed over the finished rows."""
+        return sum(row.seconds_computing for row in self.rows)
+
+    def __len__(self) -> int:
+        """How many tensors there are to measure."""
+        return len(self.infos)
+
+    def __iter__(self) -> Iterator[Row]:
+        position = 0
+        try:
+            while self._advance_to(position):
+                yield self._rows[position]
+                position += 1
+        finally:
+            self._pause()
+
+    def run(self) -> Survey:
+        """Does what is left to do, and returns the survey itself."""
+        for _ in self:
+            pass
+        return self
+
+    def cancel(self) -> None:
+        """Ends the survey for good, within a second, from any thread; the rows that have finished stay."""
+        self._cancelled.set()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line for each tensor and specification: name, layer, kind, shape, storage, errors, kurtosis, what went wrong."""
+        self._begin()
+        return frame(self.rows, self.specs)
+
+    def worst(self, k: int = 10, by: str = "relative_rmse") -> pd.DataFrame:
+        """The ``k`` lines of ``to_frame()`` that are worst by a column: the largest, but the smallest SQNR and entropy."""
+        return worst(self.to_frame(), k, by)
+
+    def by_layer(self) -> pd.DataFrame:
+        """One line for each layer and specification, pooled over the layer's tensors; those outside the layers come last."""
+        self._begin()
+        return grouped(self.rows, self.specs, "layer")
+
+    def by_kind(self) -> pd.DataFrame:
+        """One line for each kind (``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` …) and specification, pooled."""
+        self._begin()
+        return grouped(self.rows, self.specs, "kind")
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes ``to_frame()`` as CSV, UTF-8."""
+        self.to_frame().to_csv(path, index=False)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Writes ``to_frame()`` as Parquet; shapes become lists."""
+        self.to_frame().to_parquet(path, engine="pyarrow", index=False)
+
+    def __repr__(self) -> str:
+        return f"Survey({self.source.name!r}: {self._state()})"
+
+    def _repr_html_(self) -> str:
+        name, specs = html.escape(self.source.name), html.escape("; ".join(spec.title for spec in self.specs))
+        return f"<b>Survey of {name}</b>: {html.escape(self._state())}<br>{specs}"
+
+    def _state(self) -> str:
+        rows, errors = len(self._rows), len(self.errors)
+        told = [f"{rows} of {len(self.infos)} tensors"]
+        if errors:
+            told.append(f"{errors} could not be measured")
+        if self.cancelled and not self.done:
+            told.append("cancelled")
+        return ", ".join(told)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self.run()
+
+    def _advance_to(self, position: int) -> bool:
+        """Works until row ``position`` is there; False where it never will be. One thread at a time works, the others wait."""
+        with self._working:
+            self._begun = True
+            while len(self._rows) <= position:
+                if self.done or self.cancelled:
+                    return False
+                if self._work is None:
+                    self._work = self._start()
+                try:
+                    self._rows.append(next(self._work))
+                except StopIteration:
+                    self._work = None
+                    return False
+                except BaseException:
+                    self._work = None
+                    raise
+            return True
+
+    def _pause(self) -> None:
+        """Stops what goes on in the background; not while another thread is waiting for a row of it."""
+        if self._working.acquire(blocking=False):
+            try:
+                if self._work is not None:
+                    self._work.close()
+                    self._work = None
+            finally:
+                self._working.release()
+
+    def _start(self) -> Generator[Row, None, None]:
+        from workbench.streaming import measured
+
+        finished = {row.tensor.name for row in self._rows}
+        left = [info for info in self.infos if info.name not in finished]
+        total = sum(info.nbytes for info in self.infos)
+        at = total - sum(info.nbytes for info in left)
+        with _telling(self._progress, at, total) as tell:
+
+            def seen(info: TensorInfo, share: float) -> None:
+                tell(at + int(share * info.nbytes))
+
+            for row in measured(self.source, left, self.specs, self._cancelled.is_set, seen):
+                at += row.tensor.nbytes
+                tell(at)
+                yield row
+
+
+def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorInfo]:
+    infos = source.tensors()
+    if tensors is None:
+        return [info for info in infos if info.quantizable]
+    if tensors == "all":
+        return [info for info in infos if info.quantizable or (info.numel and _is_float(info.dtype))]
+    if isinstance(tensors, str):
+        raise ModelError(f"tensors={shown(tensors)} is neither 'all' nor a list of names.", where=source.name)
+    known = {info.name: info for info in infos}
+    missing = [name for name in tensors if name not in known]
+    if missing:
+        what = f"There is no tensor {', '.join(shown(str(name)) for name in missing[:3])}{' …' if missing[3:] else ''}."
+        raise ModelError(what, where=source.name, remedy="tensors() lists the names.")
+    return [known[name] for name in dict.fromkeys(tensors)]
+
+
+def _is_float(dtype: str) -> bool:
+    """Whether weights of this dtype can be measured; F8_E8M0 holds scales, and has no sign and no zero."""
+    kind = DTYPES[dtype]
+    return kind.floating and kind.numpy is not None and dtype != "F8_E8M0"
+
+
+@contextmanager
+def _telling(progress: bool | Progress, done: int, total: int) -> Iterator[Callable[[int], object]]:
+    """Something to tell the bytes done: the caller's function, a bar, or nothing."""
+    if callable(progress):
+        yield lambda at: progress(at, total)
+    elif progress and (bar := _bar(done, total)) is not None:
+        with bar:
+            yield lambda at: bar.update(at - bar.n)
+    else:
+        yield lambda at: None
+
+
+def _bar(done: int, total: int) -> Any:
+    """tqdm's bar for a notebook or terminal; None where there is no tqdm, and in a log file it stays silent."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    disable = False if in_notebook else None  # None: unless it is a terminal
+    return tqdm(total=total, initial=done, desc="Survey", unit="B", unit_scale=True, disable=disable)
