@@ -13,7 +13,7 @@ import pytest
 import workbench as wb
 from tests import tiny
 from workbench.footprint import Plan, activations, base_weights, optimizer_state, trained
-from workbench.memory import GIB, GPUS, Gpu, compare_methods, double_quant_savings, fit, ways_to_fit
+from workbench.memory import GIB, GPUS, GROUPS, Gpu, compare_methods, double_quant_savings, fit, ways_to_fit
 from workbench.sources.base import Source, TensorInfo
 
 MIDDLE = {
@@ -232,6 +232,15 @@ def _kept_per_token(folder: Path, plan: Plan, vocabulary: int) -> float:
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+def test_every_category_is_in_one_group(llama_7b: Shapes, method: str) -> None:
+    ledger = wb.forecast(llama_7b, Plan(method=method))
+    gathered = [category for categories in GROUPS.values() for category in categories]
+    assert len(gathered) == len(set(gathered))
+    assert {row.category for row in ledger.rows} <= set(gathered)
+    assert sum(ledger[category] for category in gathered) == ledger.total
 
 
 def test_every_row_says_how_it_is_known(llama_7b: Shapes) -> None:

@@ -16,7 +16,7 @@ from widgets.plot import LIGHT_COLOURS
 from workbench.double_quant import NestedScales
 from workbench.formats import Format
 from workbench.measurement import ErrorStats, merge_equal_levels
-from workbench.memory import Gpu, MemoryLedger
+from workbench.memory import GROUPS, Gpu, MemoryLedger
 from workbench.quantization import QuantSpec
 
 Figure = dict[str, Any]
@@ -193,16 +193,8 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
     return {"data": data, "layout": layout}
 
 
-MEMORY_GROUPS = (
-    ("base model", ("weights", "4-bit weights", "weights upcast to fp32", "integer tensors"), "#0072b2"),
-    ("scales of the 4-bit weights", ("absmax scales", "second-level scales", "codebooks"), "#56b4e9"),
-    ("adapters", ("adapters",), "#009e73"),
-    ("gradients", ("gradients",), "#b07d00"),
-    ("optimizer state", ("optimizer state", "optimizer state, paged"), "#d55e00"),
-    ("activations and logits", ("activations", "logits and loss"), "#aa4f8a"),
-    ("scratch and context", ("dequantized weight", "16-bit casts", "CUDA context"), "#8c8c8c"),
-)
-"""How the ledger's categories are gathered for the bars: name, categories, colour."""
+MEMORY_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#b07d00", "#d55e00", "#aa4f8a", "#8c8c8c")
+"""Of the groups in ``workbench.memory.GROUPS``, in their order."""
 
 
 def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
@@ -217,7 +209,7 @@ def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
             "x": np.array([sum(ledger[c] for c in categories) / 1e9 for ledger in ledgers]),
             "hovertemplate": f"{group}: %{{x:.3f}} GB<extra>%{{y}}</extra>",
         }
-        for group, categories, colour in MEMORY_GROUPS
+        for (group, categories), colour in zip(GROUPS.items(), MEMORY_COLOURS, strict=True)
     ]  # fmt: skip
     usable = gpu.usable / 1e9
     largest = max(ledger.total for ledger in ledgers) / 1e9

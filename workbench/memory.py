@@ -41,6 +41,20 @@ _NOTES = {
 }
 
 
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "base model": ("weights", "4-bit weights", "weights upcast to fp32", "integer tensors"),
+        "scales of the 4-bit weights": ("absmax scales", "second-level scales", "codebooks"),
+        "adapters": ("adapters",),
+        "gradients": ("gradients",),
+        "optimizer state": ("optimizer state", "optimizer state, paged"),
+        "activations and logits": ("activations", "logits and loss"),
+        "scratch and context": ("dequantized weight", "16-bit casts", "CUDA context"),
+    }
+)
+"""The categories gathered for where they are too many to show; each is in one group."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One category of memory."""
