@@ -26,7 +26,9 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name differs by more t
 NOT_ON_COLAB = {"bitsandbytes"}
 # Import names that are not the distribution's own name, and packages that come with one that is required.
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
-BROUGHT_BY = {"llvmlite": "numba", "pyarrow": "datasets", "ipython": "ipywidgets", "traitlets": "ipywidgets"}
+BROUGHT_BY = {
+    "llvmlite": "numba", "pyarrow": "datasets", "ipython": "ipywidgets", "traitlets": "ipywidgets", "tqdm": "huggingface-hub",
+}  # fmt: skip
 
 
 def required(*extras: str) -> dict[str, Requirement]:
@@ -68,7 +70,7 @@ def test_colab_already_has_a_version_that_satisfies_us(name: str) -> None:
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:
     constraints = pinned("constraints.txt")
-    for name, requirement in required("lab", "dev").items():
+    for name, requirement in required("dask", "lab", "dev").items():
         assert constraints[name] in requirement.specifier
     assert constraints["torch"] == Version("2.13.0")  # without a local label, so that CPU and CUDA wheels both fit
 

@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,12 +21,12 @@ from workbench.errors import ModelError, WorkbenchError
 from workbench.kinds import kind_of, layer_of
 from workbench.quantization import QuantSpec, as_weights
 from workbench.sources.base import Source, TensorInfo
-from workbench.sources.header import DTYPES
+from workbench.sources.packed_names import find_packings
 from workbench.survey_rows import Row
+from workbench.weight_chunks import weight_chunks
 
 BUFFER = 8 << 20
 """Bytes of each of the two buffers."""
-_WIDEST = 4  # bytes of a weight as it is measured: 8-bit floats are widened to float32
 _PATIENCE = 0.1  # seconds between two looks at whether to stop, while waiting for bytes
 _LONGEST_ERROR = 1_000  # characters
 
@@ -52,13 +52,15 @@ class _Chunk:
     """What ``array`` is a view of."""
     look: bool = False
     feed: bool = False
+    info: TensorInfo | None = None
+    """At the end: the weight that was read, which is not the stored tensor where that held it packed."""
     error: Exception | None = None
     """Why the tensor ended before it was read."""
 
 
 def measured(
     source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped, seen: Seen
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """A row for each tensor, in their order; ends early, without the row it is at, once ``stopped()``.
 
     ``seen`` is told after each chunk which share of the present tensor is done.
@@ -84,10 +86,10 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
 
     tally, of_weights = Tally(specs), Moments()
     reading = computing = 0.0
-    error: Exception | None = None
+    weight, error = info, None
     for chunk in ahead.chunks():
         reading += chunk.seconds
-        error = error or chunk.error
+        weight, error = chunk.info or weight, error or chunk.error
         if error is None and chunk.array is not None:
             began = time.perf_counter()
             try:
@@ -104,7 +106,7 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
     if error is not None:
         return failed(info, error, reading, computing)
     totals = tuple(tally.totals())
-    return Row(info, layer_of(info.name), kind_of(info.name), totals, of_weights.kurtosis, None, reading, computing)
+    return Row(weight, layer_of(info.name), kind_of(info.name), totals, of_weights.kurtosis, None, reading, computing)
 
 
 class _ReadAhead:
@@ -115,6 +117,7 @@ class _ReadAhead:
 
         self._source, self._infos, self._stopped = source, infos, stopped
         self._looks_first, self._step = Tally(specs).looks_first, Tally.STEP
+        self._packings = find_packings({name: entry for name, (_, entry) in source._entries().items()}, source.config)
         self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -149,34 +152,34 @@ class _ReadAhead:
 
     def _run(self) -> None:
         for info in self._infos:
-            error: Exception | None = None
             try:
-                self._read(info)
-            except Exception as fault:  # becomes the tensor's row; the thread lives on for the others
-                error = fault
+                end = _Chunk(info=self._read(info))
+            except Exception as error:  # becomes the tensor's row; the thread lives on for the others
+                end = _Chunk(error=error)
             if self._closed.is_set():
                 return
-            self._ready.put(_Chunk(error=error))
+            self._ready.put(end)
 
-    def _read(self, info: TensorInfo) -> None:
-        dtype = DTYPES[info.dtype].numpy
-        if dtype is None:
-            raise ModelError(f"It is stored as {info.dtype}, packed below a byte: listed and not measured.", where=info.name)
-        as_weights(np.zeros(min(info.numel, 1), dtype))  # what it refuses need not be read
-        count = self._step * (BUFFER // (self._step * max(dtype.itemsize, _WIDEST)))
-        at_once = info.numel <= count
+    def _read(self, info: TensorInfo) -> TensorInfo:
+        """Hands over the tensor's chunks, once or twice, and returns the weight that they are of."""
+        cancelled = self._closed.is_set
+        weight, count, chunks = weight_chunks(
+            self._source, info, self._packings, self._step, BUFFER, self._buffers(), cancelled
+        )
+        at_once = weight.numel <= count
         passes = [(self._looks_first, True)] if at_once or not self._looks_first else [(True, False), (False, True)]
-        done, everything = 0, info.numel * len(passes)
+        done, everything = 0, weight.numel * len(passes)
         for look, feed in passes:
             self._began = time.perf_counter()
-            for array in self._source.chunks(info.name, count, self._buffers(), cancelled=self._closed.is_set):
+            for array in chunks():
                 done += array.size
                 seconds = time.perf_counter() - self._began
                 self._ready.put(_Chunk(seconds, done / everything, array, self._buffer, look, feed))
                 self._began = time.perf_counter()
         if done != everything:
-            what = f"It has {done // len(passes):,} weights where {info.numel:,} were listed."
+            what = f"It has {done // len(passes):,} weights where {weight.numel:,} were listed."
             raise ModelError(what, where=info.name, remedy="The model has changed: open it again.")
+        return weight
 
     def _buffers(self) -> Iterator[NDArray[np.uint8]]:
         while True:

@@ -134,7 +134,7 @@ _RANKABLE = (*STATISTICS, "kurtosis", "nans", "infinities", "numel", "nbytes")
 
 def _line(row: Row, i: int, spec: QuantSpec) -> dict[str, Any]:
     info = row.tensor
-    line = {"tensor": info.name, "layer": row.layer, "kind": row.kind, "shape": info.shape, "dtype": info.dtype}
+    line: dict[str, Any] = {"tensor": info.name, "layer": row.layer, "kind": row.kind, "shape": info.shape, "dtype": info.dtype}
     line |= {"numel": info.numel, **_spec(spec), "error": row.error}
     if row.error is None:
         nbytes = spec.nbytes(info.numel)

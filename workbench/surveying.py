@@ -10,7 +10,7 @@ import html
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError, WorkbenchError
@@ -220,20 +220,27 @@ class Survey:
 
     def _start(self) -> Generator[Row, None, None]:
         from workbench.streaming import measured
+        from workbench.survey_workers import dispatched
 
+        sizes = {info.name: info.nbytes for info in self.infos}
         finished = {row.tensor.name for row in self._rows}
         left = [info for info in self.infos if info.name not in finished]
-        total = sum(info.nbytes for info in self.infos)
-        at = total - sum(info.nbytes for info in left)
+        at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._cancelled.is_set
         with _telling(self._progress, at, total) as tell:
 
             def seen(info: TensorInfo, share: float) -> None:
                 tell(at + int(share * info.nbytes))
 
-            for row in measured(self.source, left, self.specs, self._cancelled.is_set, seen):
-                at += row.tensor.nbytes
-                tell(at)
-                yield row
+            rows: Generator[Row, None, None]
+            if self._executor is None:
+                rows = measured(self.source, left, self.specs, stopped, seen)
+            else:
+                rows = dispatched(self._executor, self.source, left, self.specs, self._worker_threads, stopped)
+            with closing(rows):
+                for row in rows:
+                    at += sizes[row.tensor.name]
+                    tell(at)
+                    yield row
 
 
 def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorInfo]:
