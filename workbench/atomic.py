@@ -1,0 +1,40 @@
+"""Writing a file so that a reader sees the old one or the new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A fresh file beside ``path`` to write to, which takes its place when the block ends well, and is removed when not.
+
+    A link is followed. What is there and is not a regular file (a pipe, ``/dev/stdout``) is written to directly. Raises
+    WorkbenchError, telling the path, where the file cannot be made, written or moved.
+    """
+    draft = None
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file() and not target.is_dir():
+            yield path
+            return
+        draft = target.with_name(f".{secrets.token_hex(4)}.{target.name}"[-255:])
+        draft.open("xb").close()
+        yield draft
+        with draft.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(draft, target)
+        draft = None
+    except OSError as error:
+        what = f"Cannot be written: {error.strerror or error}."
+        raise WorkbenchError(what, where=str(path), remedy="Name a file in a folder that can be written to.") from error
+    finally:
+        if draft is not None:
+            with contextlib.suppress(OSError):
+                draft.unlink()

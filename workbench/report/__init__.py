@@ -1,0 +1,47 @@
+"""One self-contained HTML page about a model: its error by layer, formats at equal bits, double quantization, memory, outliers.
+
+Covers gathering (``contents.py``), words and tables (``sections.py``, ``text.py``), plots as plotly JSON (``figures.py``) and
+the page (``page.py``, ``page.css``, ``page.js``). The page holds plotly.js itself, asks the network for nothing, and runs
+nothing that a model's names may hold. Does not import plotly: its JavaScript is read as a file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.atomic import replacing
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from workbench.surveying import Progress, Survey
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    surveyed: Survey,
+    path: str | os.PathLike[str],
+    *,
+    bits: float = 4.5,
+    executor: Executor | None = None,
+    progress: bool | Progress = True,
+) -> Path:
+    """Writes the report of a survey, which is run first where it has not been, as one HTML file of some two megabytes.
+
+    ``bits`` is the target of the duel in it, measured on the survey's tensors; ``executor`` and ``progress`` are its, as in
+    ``survey``. The file appears whole or not at all. Returns its path. Raises ModelError where no tensor could be measured,
+    FormatError where no format keeps to ``bits``, and WorkbenchError where the file cannot be written.
+
+    >>> wb.write_report(wb.survey("builtin", wb.QuantSpec("nf4")), "report.html")  # doctest: +SKIP
+    """
+    from workbench.report.contents import gather
+    from workbench.report.page import page
+
+    target = Path(path)
+    text = page(gather(surveyed, bits, executor, progress))
+    with replacing(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return target
