@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
 from tests.chromium import REMEDY, find
@@ -15,6 +16,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a process: several test processes share the cores, and OpenMP threads that wait for each other by spinning make
 # a training step many times slower there. Set before torch is loaded, and inherited by kernels and training runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A test says what holds, not how fast; the first example of a kernel compiles it.
+hypothesis.settings.register_profile("workbench", deadline=None)
+hypothesis.settings.load_profile("workbench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

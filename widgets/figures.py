@@ -28,12 +28,31 @@ QUIET = "rgba(128,128,128,0.55)"
 
 def title_of(spec: QuantSpec) -> str:
     """A specification's name on screen."""
-    return spec.definition.title + (" + double quantization" if spec.double_quant else "")
+    own = f" (blocks of {spec.block_size})" if len(spec.definition.block_sizes) == 1 else ""
+    return spec.definition.title + own + (" + double quantization" if spec.double_quant else "")
 
 
-def bins(form: Format) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(levels, lower edges, upper edges) of a format's distinct levels, the outer edges at −1 and 1 or the level beyond."""
-    levels = np.unique(form.levels).astype(np.float64)
+def bins(e: ErrorStats) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(levels, lower edges, upper edges) of a format's distinct levels, in units of absmax; outermost −1 and 1 or beyond.
+
+    Where scales or zero points are not the absmax alone, levels lie elsewhere in every block: these are a middling block's.
+    """
+    levels = np.unique(e.spec.definition.levels).astype(np.float64)
+    if not moves_with_block(e.spec.definition):
+        return _between(levels)
+    finite = np.isfinite(e.block_scale) & (e.block_absmax > 0)
+    if not finite.any():
+        return _between(levels / np.abs(levels).max())
+    ratio = float(np.median(e.block_scale[finite] / e.block_absmax[finite]))
+    return _between(np.sort((levels - float(np.median(e.block_zero[finite]))) * ratio))
+
+
+def moves_with_block(form: Format) -> bool:
+    """Whether the levels, in units of a block's absmax, differ from block to block."""
+    return not form.double_quantizable
+
+
+def _between(levels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     middle = (levels[:-1] + levels[1:]) / 2
     return levels, np.concatenate([[min(-1.0, levels[0])], middle]), np.concatenate([middle, [max(1.0, levels[-1])]])
 
@@ -59,11 +78,14 @@ def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bo
     ticks, names = [], []
     for i, e in enumerate(stats):
         colour, form = FORMAT_COLOURS[i], e.spec.definition
-        levels, lower, _ = bins(form)
+        levels, lower, _ = bins(e)
+        drawn = () if moves_with_block(form) or levels.size > 16 else ("levels", "edges")
         for xs, name, line in (
             (levels, "levels", {"color": colour, "width": 1.5}),
             (lower[1:], "edges", {"color": colour, "width": 1, "dash": "dot"}),
         ):
+            if name not in drawn:
+                continue
             data.append(
                 {
                     "type": "scatter", "mode": "lines", "x": np.repeat(xs, 3), "y": np.tile([low, high, np.nan], xs.size),
@@ -73,7 +95,7 @@ def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bo
             )  # fmt: skip
         data.append(_strip(e, i, len(stats)))
         ticks.append(len(stats) - 1 - i + 0.5)
-        names.append(form.title)
+        names.append(form.title + (" (median block)" if moves_with_block(form) else ""))
     layout = {
         "barmode": "overlay", "bargap": 0, "uirevision": "distribution",
         "xaxis": {"title": {"text": "weight / absmax of its block"}, "range": [-1.03, 1.03], "anchor": "y2", "zeroline": False},
@@ -93,7 +115,7 @@ def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bo
 def _strip(e: ErrorStats, i: int, of: int) -> dict[str, Any]:
     """A format's bins as a row of rectangles shaded by occupancy; hovering tells edges, level, count and share."""
     form = e.spec.definition
-    levels, lower, upper = bins(form)
+    levels, lower, upper = bins(e)
     count = merge_equal_levels(form, e.occupancy)[1]
     share = 100 * count / e.numel
     text = [
@@ -121,6 +143,7 @@ def occupancy(stats: Sequence[ErrorStats]) -> Figure:
                 "hovertemplate": "bin %{x}, level %{customdata:+.4f}<br>%{hovertext} weights, %{y:.2f} %",
             }
         )  # fmt: skip
+    most = max(np.unique(e.spec.definition.levels).size for e in stats)
     data.append(
         {
             "type": "scatter", "mode": "lines", "x": np.array([-0.6, 15.6]), "y": np.array([6.25, 6.25]),
@@ -130,7 +153,8 @@ def occupancy(stats: Sequence[ErrorStats]) -> Figure:
     layout = {
         "barmode": "group", "bargap": 0.2, "uirevision": "occupancy",
         "xaxis": {
-            "title": {"text": "bin, from the lowest level to the highest"}, "dtick": 1, "range": [-0.6, 15.6],
+            "title": {"text": "bin, from the lowest level to the highest"}, "dtick": 1 if most <= 16 else 16,
+            "range": [-0.6, max(15.6, most - 0.4)],
             "zeroline": False,
         },
         "yaxis": {"title": {"text": "% of weights"}, "rangemode": "tozero"},

@@ -21,6 +21,7 @@ from widgets.state import State, Store
 from widgets.tasks import Latest
 from workbench.double_quant import NestedScales, double_quantize
 from workbench.errors import ModelError
+from workbench.formats import find_format
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.quantization import QuantSpec, as_weights
 from workbench.sources import Source, TensorInfo, open_model
@@ -43,7 +44,7 @@ class Analysis:
     histogram: NDArray[np.int64]
     """int64 (256,): weights by x / absmax over [−1, 1]."""
     plain: ErrorStats
-    """The leading format without double quantization."""
+    """The leading format without double quantization; NF4 where it has no scales that could be."""
     doubled: ErrorStats
     """And with it."""
     nested: NestedScales
@@ -143,13 +144,14 @@ class Session:
             held = self._held = (source, tensor.name, as_weights(source.read(tensor.name)))
         weights = held[2]
         lead = state.formats[0]
-        doubled = QuantSpec(lead, state.block_size, double_quant=True, nested_block_size=state.nested_block_size)
-        specs = [*state.specs, QuantSpec(lead, state.block_size), doubled]
+        if not find_format(lead).double_quantizable:
+            lead = "nf4"
+        specs = [*state.specs, state.spec(lead), state.spec(lead, double_quant=True)]
         unique = list(dict.fromkeys(specs))
         found = dict(zip(unique, measure(weights, unique, cancelled=self._work.stale), strict=True))
         *stats, plain, with_nested = (found[spec] for spec in specs)
         counts = histogram(weights, state.block_size, cancelled=self._work.stale)
-        nested = double_quantize(plain.block_absmax, state.nested_block_size)
+        nested = double_quantize(plain.block_absmax, with_nested.spec.nested_block_size)
         return Analysis(state, source, tensor, weights.reshape(-1), tuple(stats), counts, plain, with_nested, nested)
 
     def _apply(self, analysis: Analysis) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
+from workbench.formats import BLOCK_SIZES, find_format
 from workbench.quantization import QuantSpec
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}
@@ -57,10 +58,15 @@ class State:
     @property
     def specs(self) -> tuple[QuantSpec, ...]:
         """One ``QuantSpec`` a format."""
-        return tuple(
-            QuantSpec(f, self.block_size, double_quant=self.double_quant, nested_block_size=self.nested_block_size)
-            for f in self.formats
-        )
+        return tuple(self.spec(name, self.double_quant) for name in self.formats)
+
+    def spec(self, name: str, double_quant: bool = False) -> QuantSpec:
+        """A format at the state's block size, double quantized or not: as far as the format's definition allows either."""
+        form = find_format(name)
+        size = self.block_size if self.block_size in form.block_sizes or self.block_size not in BLOCK_SIZES else 0
+        if not (double_quant and form.double_quantizable):
+            return QuantSpec(name, size)
+        return QuantSpec(name, size, double_quant=True, nested_block_size=self.nested_block_size)
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
-    from workbench.formats import FORMATS, Format
-    from workbench.measurement import ErrorStats, measure
+    from workbench.formats import FORMATS, Format, register_format
+    from workbench.measurement import ErrorStats, Tally, Totals, measure
     from workbench.memory import MemoryLedger, forecast
     from workbench.quantization import Quantized, QuantSpec, quantize
     from workbench.sources import Source, TensorInfo, open_model
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
-    "formats": ("FORMATS", "Format"),
-    "measurement": ("ErrorStats", "measure"),
+    "formats": ("FORMATS", "Format", "register_format"),
+    "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
     "memory": ("MemoryLedger", "forecast"),
     "quantization": ("QuantSpec", "Quantized", "quantize"),
     "sources": ("Source", "TensorInfo", "open_model"),
@@ -50,7 +50,9 @@ __all__ = [
     "RunError",
     "Source",
     "Survey",
+    "Tally",
     "TensorInfo",
+    "Totals",
     "TrainConfig",
     "WorkbenchError",
     "attach",
@@ -59,6 +61,7 @@ __all__ = [
     "measure",
     "open_model",
     "quantize",
+    "register_format",
     "runs",
     "survey",
 ]

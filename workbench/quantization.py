@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.double_quant import NestedScales, double_quantize
+from workbench.double_quant import NestedScales
 from workbench.errors import FormatError
-from workbench.formats import BLOCK_SIZES, Format, find_format
+from workbench.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.scaling import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
 
 _DIRECT = ("float32", "float16", "bfloat16")
 _WIDENED = ("float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
@@ -28,24 +29,33 @@ class QuantSpec:
 
     format: str = "nf4"
     """A key of ``FORMATS``."""
-    block_size: int = 64
-    """Consecutive weights that share a scale."""
+    block_size: int = 0
+    """Consecutive weights that share a scale; 0 becomes the format's own: 64, or what its definition says."""
     scale_dtype: str | None = None
-    """How a scale is stored; None: as the format stores it, which is float32 for every format here."""
+    """What a scale is stored in; None becomes the format's own."""
     double_quant: bool = False
     """Whether the scales are quantized again, to 8 bits (bitsandbytes' ``compress_statistics``)."""
     nested_block_size: int = 256
     """Consecutive scales that share a second-level scale; bitsandbytes has 256."""
 
     def __post_init__(self) -> None:
-        find_format(self.format)
-        if self.block_size not in BLOCK_SIZES:
-            sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise FormatError(f"A block size of {self.block_size!r} is not possible.", remedy=f"Choose one of: {sizes}.")
-        if self.scale_dtype not in (None, "float32"):
+        form = find_format(self.format)
+        if self.block_size == 0 and not isinstance(self.block_size, bool):
+            object.__setattr__(self, "block_size", form.default_block_size)
+        if self.scale_dtype is None:
+            object.__setattr__(self, "scale_dtype", form.scale_dtype)
+        if self.block_size not in form.block_sizes:
+            sizes = ", ".join(map(str, form.block_sizes))
+            raise FormatError(f"{form.title} has no blocks of {self.block_size!r} weights.", remedy=f"Choose one of: {sizes}.")
+        if self.scale_dtype not in form.scale_dtypes:
             raise FormatError(
-                f"{self.definition.title} stores its scales as float32, not {self.scale_dtype!r}.",
-                remedy="Leave scale_dtype out.",
+                f"{form.title} does not store its scales as {self.scale_dtype!r}.",
+                remedy=f"Choose one of: {', '.join(form.scale_dtypes)}.",
+            )
+        if self.double_quant and (not form.double_quantizable or self.scale_dtype != "float32"):
+            raise FormatError(
+                f"{self.title} cannot be double quantized: that takes absmax scales in float32.",
+                remedy="Leave double_quant out, or choose nf4 or another format with such scales.",
             )
         size = self.nested_block_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -57,23 +67,43 @@ class QuantSpec:
         return find_format(self.format)
 
     @property
+    def title(self) -> str:
+        """The specification in words: ``NF4, blocks of 64, double quantized``."""
+        form = self.definition
+        own = self.scale_dtype == form.scale_dtype
+        nested = "" if self.nested_block_size == 256 else f" in blocks of {self.nested_block_size}"
+        return (
+            f"{form.title}, blocks of {self.block_size}"
+            + ("" if own else f", {self.scale_dtype} scales")
+            + (f", double quantized{nested}" if self.double_quant else "")
+        )
+
+    @property
     def bits_per_weight(self) -> float:
-        """Bits per weight of a large tensor: 4 + 32/B, or 4 + 8/B + 32/(B·N) with double quantization."""
+        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N)."""
+        form, block = self.definition, self.block_size
         if self.double_quant:
-            return 4 + 8 / self.block_size + 32 / (self.block_size * self.nested_block_size)
-        return 4 + 32 / self.block_size
+            return form.bits + 8 / block + 32 / (block * self.nested_block_size)
+        return form.bits + (SCALE_BITS[self.scale_dtype] + form.zero_point_bits) / block
 
     def storage(self, numel: int) -> dict[str, int]:
         """Bytes that a tensor of ``numel`` weights takes, by part; partial blocks count as whole ones.
 
-        Parts: "codes" (two a byte), then "absmax" (float32 a block), or "absmax codes" (a byte a block), "nested absmax"
-        (float32 a block of blocks) and "offset" (one float32).
+        Parts: "codes" (two a byte, or one), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
+        block), "nested absmax" (float32 a block of blocks), "offset" (one float32), "scales" (a scale a block that is not its
+        absmax), "zero points" (two a byte) and "tensor scale" (one float32).
         """
+        form = self.definition
         blocks = -(-numel // self.block_size)
-        if not self.double_quant:
-            return {"codes": (numel + 1) // 2, "absmax": 4 * blocks}
-        nested = -(-blocks // self.nested_block_size)
-        return {"codes": (numel + 1) // 2, "absmax codes": blocks, "nested absmax": 4 * nested, "offset": 4}
+        parts = {"codes": -(-numel * form.bits // 8)}
+        if self.double_quant:
+            return parts | {"absmax codes": blocks, "nested absmax": 4 * -(-blocks // self.nested_block_size), "offset": 4}
+        parts["absmax" if form.rule == ABSMAX else "scales"] = blocks * SCALE_BITS[self.scale_dtype] // 8
+        if form.zero_point_bits:
+            parts["zero points"] = -(-blocks * form.zero_point_bits // 8)
+        if form.rule == TWO_LEVEL:
+            parts["tensor scale"] = 4
+        return parts
 
     def nbytes(self, numel: int) -> int:
         """The sum of ``storage(numel)``."""
@@ -93,24 +123,32 @@ class Quantized:
     dtype: np.dtype[Any]
     """The dtype of the array that was quantized."""
     codes: NDArray[np.uint8]
-    """uint8 (numel,): the stored 4-bit code of each weight, as bitsandbytes numbers them."""
+    """uint8 (numel,): the stored code of each weight, as the format numbers them."""
     absmax: NDArray[np.float32]
-    """float32 (blocks,): each block's absmax before double quantization."""
-    nested: NestedScales | None
+    """float32 (blocks,): the largest magnitude of each block; a partial last block's is at least 1e-38, as in bitsandbytes."""
+    scales: NDArray[np.float32]
+    """float32 (blocks,): what levels are multiplied with; after rounding to the stored dtype or double quantization."""
+    stored_scales: NDArray[Any]
+    """(blocks,) in ``spec.scale_dtype``: the scales as a checkpoint would hold them, before double quantization."""
+    zero_points: NDArray[np.uint8] | None = None
+    """uint8 (blocks,): the code that stands for 0; None in formats without."""
+    tensor_scale: np.float32 | None = None
+    """The tensor's one float32, which ``stored_scales`` are in units of; None in formats without."""
+    nested: NestedScales | None = None
     """The double-quantized absmax values, None without double quantization."""
 
     @property
     def packed(self) -> NDArray[np.uint8]:
-        """uint8 (⌈numel/2⌉, 1): two codes a byte, the first in the high half, as bitsandbytes stores them."""
-        codes = self.codes
-        if codes.size % 2:
-            codes = np.append(codes, self.spec.definition.code_of_rank[_rank_of_zero(self.spec.definition)])
-        return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
+        """uint8 (⌈numel/2⌉, 1): two codes a byte, the first in the high half, as bitsandbytes stores them.
 
-    @property
-    def scales(self) -> NDArray[np.float32]:
-        """float32 (blocks,): what the blocks are dequantized with, after double quantization if there is any."""
-        return self.absmax if self.nested is None else self.nested.dequantize()
+        The half byte after an odd number of weights holds the code that zero rounds to. Codes of 8 bits stay as they are.
+        """
+        codes, form = self.codes, self.spec.definition
+        if form.bits == 8:
+            return codes[:, None]
+        if codes.size % 2:
+            codes = np.append(codes, form.code_of_rank[int((form.edges < 0).sum())])
+        return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
 
     @property
     def nbytes(self) -> int:
@@ -118,37 +156,61 @@ class Quantized:
         return self.spec.nbytes(self.codes.size)
 
     def dequantize(self, dtype: Any = np.float32) -> NDArray[Any]:
-        """The weights that a matrix product sees: level · scale in float32, then rounded to ``dtype``, in the array's shape."""
+        """The weights that a matrix product sees: level · scale in float32, then rounded to ``dtype``, in the array's shape.
+
+        With zero points, (level − zero point) · scale.
+        """
         values = self.spec.definition.level_of_code[self.codes]
         with np.errstate(over="ignore", invalid="ignore"):
+            if self.zero_points is not None:
+                values -= np.repeat(self.zero_points.astype(np.float32), self.spec.block_size)[: values.size]
             values *= np.repeat(self.scales, self.spec.block_size)[: values.size]
         return values.astype(dtype, copy=False).reshape(self.shape)
 
 
-def quantize(array: Any, spec: QuantSpec, cancelled: Callable[[], bool] | None = None) -> Quantized:
+def quantize(
+    array: Any, spec: QuantSpec, cancelled: Callable[[], bool] | None = None, *, overview: Overview | None = None
+) -> Quantized:
     """Quantizes an array of any shape, read in C order as one row of weights cut into blocks.
+
+    ``overview`` tells of the tensor that the array is a piece of, for formats whose scales depend on all of it.
 
     Takes float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32, NumPy arrays or
     CPU torch tensors. Raises FormatError on other dtypes and on empty arrays.
     """
-    from workbench import kernels, pool  # numba loads here
+    from workbench import block_kernels, kernels, pool  # numba loads here
     from workbench.bits import as_bits
 
     weights = as_weights(array)
     form, block_size = spec.definition, spec.block_size
     bits = as_bits(weights)
-    ranks = np.empty(bits.size, np.uint8)
-    absmax = np.empty(-(-bits.size // block_size), np.float32)
-    has_tail = bits.size % block_size != 0
+    blocks = -(-bits.size // block_size)
+    ranks, absmax = np.empty(bits.size, np.uint8), np.empty(blocks, np.float32)
+
+    def own(span: slice) -> slice:
+        return slice(span.start // block_size, -(-span.stop // block_size))
+
+    pool.run(lambda span: block_kernels.block_absmax(bits[span], block_size, absmax[own(span)]), bits.size, cancelled)
+    tail = bits.size % block_size
+    if overview is None:
+        overview = Overview.of(absmax, block_size)
+    scales = find_scales(spec, bits, absmax, overview, cancelled)
+    zeros = zero_ranks(spec, scales, blocks)
 
     def rank(span: slice) -> None:
-        blocks = slice(span.start // block_size, -(-span.stop // block_size))
-        kernels.rank_span(bits[span], block_size, has_tail and span.stop == bits.size, form.edges, absmax[blocks], ranks[span])
+        whole = slice(span.start, span.stop - (tail if span.stop == bits.size else 0))
+        for part, divide in ((whole, not multiplies(spec)), (slice(whole.stop, span.stop), True)):
+            kernels.rank_span(
+                bits[part], block_size, divide, form.grid, np.float32(form.even_steps), zeros[own(part)],
+                last_rank(form), scales.divisors[own(part)], ranks[part],
+            )  # fmt: skip
 
     pool.run(rank, bits.size, cancelled)
-    codes = ranks if form.codes == tuple(range(16)) else form.code_of_rank[ranks]
-    nested = double_quantize(absmax, spec.nested_block_size) if spec.double_quant else None
-    return Quantized(spec, weights.shape, weights.dtype, codes, absmax, nested)
+    codes = ranks if form.codes == tuple(range(form.levels.size)) else form.code_of_rank[ranks]
+    return Quantized(
+        spec, weights.shape, weights.dtype, codes, with_tail_floored(absmax, bits.size, block_size),
+        scales.values, scales.stored, scales.zero_points, scales.tensor_scale, scales.nested,
+    )  # fmt: skip
 
 
 def as_weights(array: Any) -> NDArray[Any]:
@@ -172,8 +234,3 @@ def as_weights(array: Any) -> NDArray[Any]:
     if array.size == 0:
         raise FormatError(f"An array of shape {array.shape} has no weights.", remedy="Give at least one weight.")
     return np.ascontiguousarray(array)
-
-
-def _rank_of_zero(form: Format) -> int:
-    """The rank that zero rounds to: the number of thresholds below it."""
-    return int((form.edges < 0).sum())

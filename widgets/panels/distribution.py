@@ -68,7 +68,7 @@ class DistributionView(View):
                 ["RMSE", *(f"{e.rmse:.3e}" for e in analysis.stats)],
                 ["mean error", *(f"{e.mae:.3e}" for e in analysis.stats)],
                 ["largest error", *(f"{e.max:.3e}" for e in analysis.stats)],
-                ["entropy of the codes", *(f"{e.entropy_bits:.2f} of 4 bits" for e in analysis.stats)],
+                ["entropy of the codes", *(f"{e.entropy_bits:.2f} of {e.spec.definition.bits} bits" for e in analysis.stats)],
                 ["fullest bin", *(f"{share.max():.2f} %" for share in shares)],
                 ["emptiest bin", *(f"{share.min():.2f} %" for share in shares)],
             ],

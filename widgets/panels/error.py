@@ -17,6 +17,7 @@ from widgets.style import fields, grid, heading, note, row, set_note
 from widgets.tables import table
 from widgets.tasks import guard
 from workbench.quantization import quantize
+from workbench.scaling import Overview
 
 
 class BlockErrorView(View):
@@ -78,34 +79,37 @@ class BlockErrorView(View):
         e = analysis.stats[0]
         size, form = e.spec.block_size, e.spec.definition
         weights = analysis.weights[block * size : (block + 1) * size].astype(np.float32)
-        codes = quantize(weights, e.spec).codes
-        absmax = e.block_absmax[block]
-        scale = analysis.nested.dequantize()[block] if e.spec.double_quant else absmax
+        codes = quantize(weights, e.spec, overview=Overview.of(e.block_absmax, size)).codes
+        absmax, scale, zero = e.block_absmax[block], e.block_scale[block], e.block_zero[block]
+        levels = form.level_of_code[codes] - zero
         with np.errstate(invalid="ignore"):
-            restored = form.level_of_code[codes] * scale
+            restored = levels * scale
         self._typing = False
         self.block.max, self.block.value = e.block_rmse.size - 1, block
         self._typing = True
         per_row = e.blocks_per_row
         place = f"row {block // per_row}, block {block % per_row} of the row" if per_row else "in storage order"
         through = f", {scale:.6g} after double quantization" if e.spec.double_quant else ""
+        if not form.double_quantizable:
+            through = f", scale {scale:.6g}" + (f", zero point {zero:.0f}" if form.zero_point_bits else "")
         set_note(
             self.told,
             f"Block {block:,} ({place}): {weights.size} weights, absmax {absmax:.6g}{through}, "
             f"RMSE {e.block_rmse[block]:.3e}, largest error {e.block_max[block]:.3e}.",
         )
         self.inspector.show(
-            figures.block_weights(weights, restored, np.unique(form.levels) * scale, title_of(e.spec)),
+            figures.block_weights(weights, restored, (np.unique(form.levels) - zero) * scale, title_of(e.spec)),
             f"The {weights.size} weights of block {block} and the levels they become.",
         )
         shown = min(weights.size, 256)
         with np.errstate(invalid="ignore", divide="ignore"):
-            normalised = weights / absmax if absmax else weights
+            unit, name = (absmax, "absmax") if form.double_quantizable else (scale, "scale")
+            normalised = weights / unit if unit else weights
         self.table.value = table(
-            ["weight", "value", "value / absmax", "code", "level", "becomes", "error"],
+            ["weight", "value", f"value / {name}", "code", "level", "becomes", "error"],
             [
-                (i, f"{w:.6g}", f"{n:+.4f}", int(c), f"{form.level_of_code[c]:+.4f}", f"{r:.6g}", f"{w - r:+.3e}")
-                for i, (w, n, c, r) in enumerate(zip(weights[:shown], normalised, codes, restored, strict=False))
+                (i, f"{w:.6g}", f"{n:+.4f}", int(c), f"{level:+.4f}", f"{r:.6g}", f"{w - r:+.3e}")
+                for i, (w, n, c, level, r) in enumerate(zip(weights[:shown], normalised, codes, levels, restored, strict=False))
             ],
             f"Weights, codes and errors of block {block}" + (f", the first {shown}" if shown < weights.size else ""),
             numbers=0,

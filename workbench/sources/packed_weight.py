@@ -114,7 +114,8 @@ class PackedWeight:
             raise ModelError(f"{self.title} is not a block-wise format of the workbench's.", where=shown(self.name))
         nested_size = 256 if self.nested is None else self.nested.block_size
         spec = QuantSpec(self.packing.scheme, self.tile[0], None, self.nested is not None, nested_size)
-        return Quantized(spec, self.shape, self.dtype, self.codes, self.scales, self.nested)
+        scales = self.scales if self.nested is None else self.nested.dequantize()
+        return Quantized(spec, self.shape, self.dtype, self.codes, self.scales, scales, self.scales, nested=self.nested)
 
     @property
     def _per_byte(self) -> int:
