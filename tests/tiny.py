@@ -13,6 +13,10 @@ LLAMA = {
 _PLAIN = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 _GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 64}
 _MOE = {"num_experts": 4, "moe_intermediate_size": 64}
+_VISION = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 16,
+}  # fmt: skip
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: (model type, configuration, class; "" for causal)
     "llama": ("llama", LLAMA, ""),
@@ -51,6 +55,32 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: (model ty
     "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 4}, ""),
     "qwen2-moe": ("qwen2_moe", {**LLAMA, **_MOE, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1}, ""),
     "gpt-oss": ("gpt_oss", {**LLAMA, "num_local_experts": 4, "head_dim": 16}, ""),
+    "qwen3-moe": ("qwen3_moe", {**LLAMA, **_MOE, "head_dim": 16}, ""),
+    "granite-moe": ("granitemoe", {**LLAMA, "num_local_experts": 4}, ""),
+    "deepseek-v3": (
+        "deepseek_v3",
+        {
+            **LLAMA, **_MOE, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+            "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 16, "v_head_dim": 16,
+        },
+        "",
+    ),
+    "gemma3-vision": (
+        "gemma3",
+        {"text_config": {**LLAMA, "head_dim": 16}, "vision_config": {**_VISION, "vision_use_head": True}},
+        "Gemma3ForConditionalGeneration",
+    ),
+    "clip": ("clip", {"text_config": {**_PLAIN}, "vision_config": _VISION, "projection_dim": 64}, "CLIPModel"),
+    "whisper": (
+        "whisper",
+        {
+            "d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "vocab_size": 128, "num_mel_bins": 8, "max_source_positions": 32,
+            "max_target_positions": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+        },
+        "WhisperForConditionalGeneration",
+    ),
     "bert": ("bert", _PLAIN, "BertForMaskedLM"),
     "distilbert": (
         "distilbert",

@@ -32,16 +32,23 @@ def _words(text: str) -> frozenset[str]:
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
 _OWN_LINEAR = {"falcon": "FalconLinear"}
-_KEPT_FP32 = {"t5": "wo", "mt5": "wo", "umt5": "wo", "udop": "wo", "pop2piano": "wo"}
-_EMBEDDINGS = _words(
-    "embed_tokens wte wpe embed_in word_embeddings position_embeddings token_type_embeddings embed_positions embeddings "
-    "embedding embed shared relative_attention_bias tok_embeddings tokens_embed positions_embed position_embedding "
-    "token_embedding embed_tokens_per_layer word_embedding"
+_KEPT_FP32 = {
+    **dict.fromkeys(_words("t5 mt5 umt5 udop pop2piano"), "wo"),
+    **dict.fromkeys(_words("deepseek_v32 glm_moe_dsa mistral_large4 mistral_large4_text axk2"), "weights_proj"),
+}
+# The input embedding, to which an output head may be tied; and other tables: pos_embed, query_embeddings, input_embeds_layer …
+_INPUTS = _words(
+    "embed_tokens wte embed_in word_embeddings embeddings embedding embed shared tok_embeddings tokens_embed token_embedding "
+    "word_embedding"
 )
+_TABLES = _words("wpe relative_attention_bias embed_tokens_per_layer embed_positions embed_text_tokens audio_bos_eos_token")
+_TABLE = re.compile(r"(?:^|(?<!patch|inear)_)(?:emb|embed|embeds|embedding|embeddings|embedder)(?:_layers?|_table)?$")
 _HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head")
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
 _EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
 _ROUTERS = frozenset({"gate", "router"})
+_CLIP = _words("clip chinese_clip altclip clipseg metaclip_2 owlvit owlv2 blip aimv2")
+_IN_PROJ = ".in_proj_weight"
 # Reasons that begin so are told of weights that are multiplied like a linear layer's and stay in 16 bits all the same.
 _UNEXPECTED = ("an expert:", "fused experts:", "a linear layer ", "a weight of ", "not quantized further:")
 
@@ -52,7 +59,8 @@ def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[Te
     tied = config.get("tie_word_embeddings") is True or (isinstance(text, dict) and text.get("tie_word_embeddings") is True)
     blocks = frozenset(m["block"] for name in entries if (m := _EXPERTS.match(name)))
     packings = find_packings(entries, config)
-    rule = _Rule(str(config.get("model_type", "")), tied, blocks, packings)
+    attentions = frozenset(name.removesuffix(_IN_PROJ) for name in entries if name.endswith(_IN_PROJ))
+    rule = _Rule(str(config.get("model_type", "")), tied, blocks, attentions, packings)
     return [info(entry, *rule.judge(entry)) for entry in entries.values()]
 
 
@@ -105,8 +113,12 @@ def already_in(bits: int, title: str) -> str:
 
 
 class _Rule:
-    def __init__(self, model_type: str, tied: bool, expert_blocks: frozenset[str], packings: Mapping[str, Packing]) -> None:
-        self.model_type, self.tied, self.expert_blocks, self.packings = model_type, tied, expert_blocks, packings
+    def __init__(
+        self, model_type: str, tied: bool, expert_blocks: frozenset[str], attentions: frozenset[str],
+        packings: Mapping[str, Packing],
+    ) -> None:  # fmt: skip
+        self.model_type, self.tied, self.packings = model_type, tied, packings
+        self.expert_blocks, self.attentions = expert_blocks, attentions
         self.parts = {part: codes for codes, packing in packings.items() for part in packing.parts.values()}
 
     def judge(self, entry: Entry) -> tuple[bool, str, str]:
@@ -134,12 +146,10 @@ class _Rule:
             return f"stored as {entry.dtype.name}: not a floating-point weight, listed and not measured"
         if 0 in entry.shape:
             return "empty"
-        if module in _EMBEDDINGS and rank == 2:
-            return (
-                "an embedding, tied to the output head"
-                if self.tied and self._is_input(module)
-                else "an embedding: looked up, not multiplied"
-            )
+        if rank == 2 and self.tied and module in _INPUTS:
+            return "an embedding, tied to the output head"
+        if rank == 2 and (module in _INPUTS or _is_table(parts)):
+            return "an embedding: looked up, not multiplied"
         if rank < 2:
             return "a bias, norm or other vector"
         if rank > 2:
@@ -158,7 +168,8 @@ class _Rule:
     def _special_linear(self, parts: list[str], module: str) -> str | None:
         if module in _HEADS or parts[-4:-1] == ["cls", "predictions", "decoder"] or parts[:-1] == ["lm_head", "decoder"]:
             return "the output head, tied to the embedding" if self.tied else "the output head: transformers skips it"
-        if module in _ROUTERS and ".".join(parts[:-2]) in self.expert_blocks:
+        block = ".".join(parts[:-2])
+        if (module in _ROUTERS and block in self.expert_blocks) or block.endswith(".block_sparse_moe.router"):
             return "an expert router: a parameter of its own, not a linear layer"
         if "norm" in module.lower():
             return "a norm"
@@ -166,7 +177,14 @@ class _Rule:
             return f"a linear layer of the model's own class ({own}), which transformers does not replace"
         if _KEPT_FP32.get(self.model_type) == module:
             return "a linear layer that the model keeps in fp32"
+        if module == "out_proj" and block in self.attentions:
+            return "a linear layer of torch's own attention, which transformers does not replace"
+        if self.model_type in _CLIP and parts == ["text_projection", "weight"]:
+            return "a linear layer that transformers skips: the model's last"
         return None
 
-    def _is_input(self, module: str) -> bool:
-        return "position" not in module and module not in {"wpe", "token_type_embeddings", "relative_attention_bias"}
+
+def _is_table(parts: list[str]) -> bool:
+    """Whether the names belong to an embedding; in a list of them the name stands before the number."""
+    named = next((part for part in reversed(parts[:-1]) if not part.isdigit()), "")
+    return parts[-1] == "weight" and (named in _TABLES or _TABLE.search(named) is not None)
