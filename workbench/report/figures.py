@@ -15,9 +15,9 @@ from typing import Any
 from workbench.formats import FORMATS
 from workbench.memory import GROUPS, MemoryLedger
 from workbench.quantization import QuantSpec
-from workbench.report.text import short
 from workbench.scores import Duel, winners
 from workbench.survey_rows import Row, pooled
+from workbench.wording import short
 
 Figure = dict[str, Any]
 

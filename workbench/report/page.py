@@ -21,7 +21,8 @@ from workbench.formats import FORMATS
 from workbench.report import sections
 from workbench.report.contents import Contents
 from workbench.report.sections import Section
-from workbench.report.text import amount, bracketed, count, escaped, listed, percent
+from workbench.report.text import escaped
+from workbench.wording import amount, bracketed, count, jsonable, listed, percent
 
 _HERE = Path(__file__).parent
 
@@ -116,16 +117,8 @@ def _cards(c: Contents) -> str:
 
 def embedded(value: Any) -> str:
     """JSON for a script element: what could end it is escaped, and numbers that JSON has not are null."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(jsonable(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _hash(script: bytes) -> str:

@@ -15,9 +15,10 @@ from workbench.quantization import QuantSpec
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
-from workbench.report.text import amount, bracketed, code, count, escaped, listed, number, percent, table
+from workbench.report.text import code, escaped, table
 from workbench.scores import MEASURES
 from workbench.survey_rows import Row, pooled
+from workbench.wording import amount, bracketed, count, listed, number, percent
 
 WORST = 15
 _MOST_NAMES = 4

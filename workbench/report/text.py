@@ -1,19 +1,11 @@
-"""Words, numbers and HTML tables for the report. Every text is escaped here; nothing else may put text into the page."""
+"""HTML tables and texts for the report. Every text is escaped here; nothing else may put text into the page."""
 
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 
-_NONE = "–"
-_LONGEST = 160  # characters of a name
-
-
-def short(name: str) -> str:
-    """A name out of a file as a label: bounded, and with what is not printable made visible."""
-    kept = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in kept)
+from workbench.wording import short
 
 
 def escaped(value: object) -> str:
@@ -24,45 +16,6 @@ def escaped(value: object) -> str:
 def code(value: object) -> str:
     """A name as HTML in the code font."""
     return f"<code>{escaped(value)}</code>"
-
-
-def percent(ratio: float, digits: int = 2) -> str:
-    """0.0912 → 9.12 %."""
-    if ratio == 0:
-        return "0 %"
-    return f"{100 * ratio:,.{digits}f} %" if math.isfinite(ratio) else _NONE
-
-
-def number(value: float, form: str = "#.3g") -> str:
-    """A number in a format, a dash where there is none."""
-    return format(value, form) if math.isfinite(value) else "∞" if value == math.inf else _NONE
-
-
-def count(value: int) -> str:
-    """4423680 → 4.42 million; small numbers in full."""
-    for size, name in ((10**9, "billion"), (10**6, "million")):
-        if value >= size:
-            return f"{value / size:.3g} {name}"
-    return f"{value:,}"
-
-
-def amount(nbytes: float) -> str:
-    """Bytes in the unit that reads best, powers of ten."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(nbytes) >= size:
-            return f"{nbytes / size:,.2f} {unit}"
-    return f"{nbytes:,.0f} B"
-
-
-def bracketed(title: str) -> str:
-    """NF4, blocks of 64 → NF4 (blocks of 64), for the middle of a sentence."""
-    name, comma, rest = title.partition(", ")
-    return f"{name} ({rest})" if comma else name
-
-
-def listed(items: Sequence[str], last: str = "and") -> str:
-    """a; a and b; a, b and c."""
-    return f" {last} ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
 
 
 def table(

@@ -1,0 +1,318 @@
+"""The command ``workbench``: survey, duel and forecast a model, and list the formats, from a terminal or a script.
+
+Covers arguments, exit codes and what goes where: results to standard output (as text, or with ``--json`` as one JSON value),
+progress and errors to standard error. Exit codes: 0, 1 for what went wrong (with what, where and the remedy), 2 for wrong
+usage, 130 after Ctrl-C, 141 where the reader of a pipe has gone. Does not cover what the results look like (``cli_text.py``).
+
+What a command needs is imported when it runs, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from workbench import __version__
+from workbench.errors import ConfigError, FormatError, WorkbenchError
+from workbench.wording import printable
+
+if TYPE_CHECKING:
+    from workbench.quantization import QuantSpec
+    from workbench.sources import Source
+    from workbench.surveying import Survey
+
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell tells a process that SIGINT or SIGPIPE ended
+
+
+class _Failure(click.ClickException):
+    """What went wrong, where, and the remedy, on standard error."""
+
+    def __init__(self, error: WorkbenchError) -> None:
+        where = f"{error.where}: " if error.where else ""
+        super().__init__(printable(f"{where}{error.what}"))
+        self.remedy = printable(error.remedy)
+
+    def show(self, file: Any = None) -> None:
+        super().show(file)
+        if self.remedy:
+            click.echo(self.remedy, file=file, err=file is None)
+
+
+class _Group(click.Group):
+    """Commands whose errors are told without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WorkbenchError as error:
+            raise _Failure(error) from error
+        except BrokenPipeError:
+            _forget_output()
+            raise click.exceptions.Exit(_BROKEN_PIPE) from None
+
+
+def main() -> NoReturn:
+    """Runs the command line and ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    try:
+        code = cli.main(prog_name="workbench", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        _forget_output()
+        code = _BROKEN_PIPE
+    except OSError as error:  # the disk that standard output goes to is full
+        _forget_output()
+        click.echo(f"Error: {error.strerror or error}.", err=True)
+        code = 1
+    sys.exit(code)
+
+
+def _forget_output() -> None:
+    """What is still buffered for a standard output that takes nothing must not be written when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """See what 4-bit quantization does to a model's weights, and what a QLoRA fine-tune of it takes.
+
+    MODEL is "builtin", a folder with safetensors, or OWNER/NAME on the Hugging Face Hub.
+    """
+
+
+def _commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], list[Any]]:
+    """A callback for values between commas, none where the option is left out."""
+
+    def parse(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[Any]:
+        try:
+            return [] if text is None else list(dict.fromkeys(kind(part.strip()) for part in text.split(",")))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a list of whole numbers between commas.") from None
+
+    return parse
+
+
+_model = click.argument("model")
+_revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value in place of text.")
+_tensors = click.option(
+    "--tensors", "patterns", metavar="PATTERN", multiple=True,
+    help="Only tensors whose name matches, such as '*.mlp.*'; may be given several times. "
+    "[default: every tensor that QLoRA quantizes]",
+)  # fmt: skip
+
+
+@cli.command()
+@_model
+@click.option(
+    "--formats", default="nf4", show_default=True, metavar="NAMES", callback=_commas(str), help="Formats, between commas."
+)
+@click.option(
+    "--block-size", "block_sizes", metavar="SIZES", callback=_commas(int),
+    help="Block sizes, between commas.  [default: each format's own]",
+)  # fmt: skip
+@click.option("--scale-dtype", metavar="DTYPE", help="What scales are stored in.  [default: each format's own]")
+@click.option(
+    "--double-quant", type=click.Choice(["no", "yes", "both"]), default="no", show_default=True,
+    help="Quantize the scales too.",
+)  # fmt: skip
+@_tensors
+@_revision
+@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every tensor's numbers as CSV.")
+@click.option("--parquet", type=click.Path(path_type=Path), metavar="FILE", help="Write them as Parquet.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write a report that opens in any browser: the error by layer, the formats at equal bits, memory, outliers.",
+)  # fmt: skip
+@click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight of the report's duel.")
+@click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
+@_json
+def survey(
+    model: str, formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str,
+    patterns: tuple[str, ...], revision: str | None, csv: Path | None, parquet: Path | None, html: Path | None, bits: float,
+    worst: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure every tensor of MODEL under one or several formats.
+
+    Prints the totals and the worst tensors. A tensor that cannot be read is named, the others are measured all the same, and
+    the exit code is then 1.
+    """
+    files = {option: path for option, path in (("--csv", csv), ("--parquet", parquet), ("--html", html)) if path is not None}
+    _check_targets(files)
+    with _usage():
+        specs = _specs(formats, block_sizes, scale_dtype, double_quant)
+        _contenders(bits, [])
+    source = _open(model, revision)
+    surveyed = _survey(source, specs, patterns)
+    from workbench import cli_text
+    from workbench.atomic import replacing
+
+    for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
+        if path is not None:
+            with replacing(path) as draft:
+                write(draft)
+    if html is not None:
+        from workbench.report import write_report
+
+        write_report(surveyed, html, bits=bits, progress=_on_terminal())
+    click.echo(cli_text.survey_json(surveyed) if as_json else cli_text.survey_text(surveyed, worst))
+    for path in files.values():
+        click.echo(f"Wrote {printable(str(path))} ({path.stat().st_size:,} bytes).", err=True)
+    if surveyed.errors:
+        first = surveyed.errors[0]
+        raise WorkbenchError(
+            f"{len(surveyed.errors)} of {len(surveyed)} tensors could not be measured.",
+            where=source.name,
+            remedy=f"The first, {first.tensor.name}: {first.error}",
+        )
+
+
+@cli.command()
+@_model
+@click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight that no format may exceed.")
+@click.option("--formats", metavar="NAMES", callback=_commas(str), help="Formats, between commas.  [default: all]")
+@click.option("--by", type=click.Choice(["tensor", "layer", "kind"]), help="Tell who wins on each as well.")
+@_tensors
+@_revision
+@_json
+def duel(
+    model: str, bits: float, formats: list[str], by: str | None, patterns: tuple[str, ...], revision: str | None, as_json: bool
+) -> None:
+    """Set the formats against each other at equal bits per weight on MODEL.
+
+    Each takes part in its largest configuration of at most --bits bits per weight, scales and zero points counted.
+    """
+    with _usage():
+        candidates = _contenders(bits, formats)
+    from workbench import cli_text
+    from workbench.comparison import duel as fight
+
+    source = _open(model, revision)
+    found = fight(source, bits, candidates, tensors=_names(source, patterns), progress=_on_terminal())
+    click.echo(cli_text.duel_json(found, by) if as_json else cli_text.duel_text(found, by))
+
+
+@cli.command()
+@_model
+@click.option("--gpu", metavar="NAME", help="Judge against this GPU alone, such as 'T4 16 GB'.  [default: every known one]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows in a forward pass.")
+@click.option("--max-length", type=click.IntRange(2), help="Tokens in a row.")
+@click.option("--lora-r", type=click.IntRange(1), help="Rank of the adapters.")
+@click.option("--block-size", type=int, help="Weights that share a scale.")
+@_revision
+@_json
+def forecast(
+    model: str, gpu: str | None, batch_size: int | None, max_length: int | None, lora_r: int | None, block_size: int | None,
+    revision: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Forecast what fine-tuning MODEL takes in memory, by method, and which GPUs it fits.
+
+    Only headers are read. Weights, adapters, gradients and optimizer state follow from the shapes; activations are estimated.
+    """
+    from workbench import cli_text
+    from workbench.memory import GPUS, compare_methods, fit
+    from workbench.training.config import TrainConfig
+
+    if gpu is not None and gpu not in GPUS:
+        raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(GPUS)}.", param_hint="--gpu")
+    given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
+    with _usage():
+        config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    ledgers = compare_methods(_open(model, revision), config)
+    fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else GPUS)]
+    click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
+
+
+@cli.command()
+@_json
+def formats(as_json: bool) -> None:
+    """List the formats: bits per weight, block sizes, scales, and where they are defined."""
+    from workbench import cli_text
+
+    click.echo(cli_text.formats_json() if as_json else cli_text.formats_text())
+
+
+def _open(model: str, revision: str | None) -> Source:
+    from workbench.sources import open_model
+
+    return open_model(model, revision)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """What the options ask for and nothing has is wrong usage, told before any model is opened."""
+    try:
+        yield
+    except (FormatError, ConfigError) as error:
+        raise click.UsageError(printable(str(error))) from error
+
+
+def _specs(formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str) -> list[QuantSpec]:
+    """Every combination; with ``both``, double quantization where there is any."""
+    from workbench.comparison import configurations
+    from workbench.quantization import QuantSpec
+
+    specs = [QuantSpec(name, size, scale_dtype, double_quant == "yes") for name in formats for size in block_sizes or [0]]
+    if double_quant != "both":
+        return specs
+    found = (configurations([s.format], block_sizes=[s.block_size], scale_dtypes=[s.scale_dtype]) for s in specs)
+    return [spec for both in found for spec in both]
+
+
+def _contenders(bits: float, formats: list[str]) -> tuple[QuantSpec, ...]:
+    from workbench.comparison import configurations, largest
+
+    candidates = configurations(formats or None)
+    largest(bits, candidates)
+    return candidates
+
+
+def _survey(source: Source, specs: list[QuantSpec], patterns: tuple[str, ...]) -> Survey:
+    from workbench.surveying import survey
+
+    return survey(source, specs, _names(source, patterns), progress=_on_terminal()).run()
+
+
+def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:
+    """The tensors that the patterns choose, None without any. One that chooses nothing is wrong usage."""
+    if not patterns:
+        return None
+    names = [info.name for info in source.tensors()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise click.BadParameter(f"No tensor's name matches {pattern!r}.", param_hint="--tensors")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _check_targets(files: dict[str, Path]) -> None:
+    """Refuses before anything is measured what could not be written after it."""
+    for option, path in files.items():
+        folder = path.parent
+        if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            what = (
+                "is a folder" if path.is_dir() else "cannot be written" if folder.is_dir() else "is in no folder that there is"
+            )
+            raise click.BadParameter(f"{str(path)!r} {what}.", param_hint=option)
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise click.UsageError(f"{' and '.join(files)} need files of their own.")
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()

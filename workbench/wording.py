@@ -1,0 +1,68 @@
+"""Names and numbers as a reader wants them, for the terminal and for reports alike. Gives plain text, which is not HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+NONE = "–"
+_LONGEST = 160
+
+
+def printable(text: str) -> str:
+    """Text out of a file or a message fit for a terminal: what is not printable is made visible."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def short(name: str) -> str:
+    """A name out of a file as a label: printable, and at most 160 characters long."""
+    return printable(name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}")
+
+
+def percent(ratio: float, digits: int = 2) -> str:
+    """0.0912 → 9.12 %."""
+    if ratio == 0:
+        return "0 %"
+    return f"{100 * ratio:,.{digits}f} %" if math.isfinite(ratio) else NONE
+
+
+def number(value: float, form: str = "#.3g") -> str:
+    """A number in a format, a dash where there is none."""
+    return format(value, form) if math.isfinite(value) else "∞" if value == math.inf else NONE
+
+
+def count(value: int) -> str:
+    """4423680 → 4.42 million; small numbers in full."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value:,}"
+
+
+def amount(nbytes: float) -> str:
+    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count)."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(nbytes) >= size:
+            return f"{nbytes / size:,.2f} {unit}"
+    return f"{nbytes:,.0f} B" if nbytes else NONE
+
+
+def listed(items: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
+
+
+def bracketed(title: str) -> str:
+    """NF4, blocks of 64 → NF4 (blocks of 64), for the middle of a sentence."""
+    name, comma, rest = title.partition(", ")
+    return f"{name} ({rest})" if comma else name
+
+
+def jsonable(value: Any) -> Any:
+    """The same value for JSON, which has no tuples and no numbers that are not finite: those become null."""
+    if isinstance(value, dict):
+        return {key: jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
