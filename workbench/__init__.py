@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.bnb import BackendCheck, check_backend
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format, register_format
     from workbench.measurement import ErrorStats, Tally, Totals, measure
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.training.runs import Run, attach, launch, runs
 
 _HOME = {
+    "bnb": ("BackendCheck", "check_backend"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format", "register_format"),
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 # Spelt out for type checkers and editors; a test holds it equal to the names above.
 __all__ = [
     "FORMATS",
+    "BackendCheck",
     "ConfigError",
     "DataError",
     "ErrorStats",
@@ -56,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "WorkbenchError",
     "attach",
+    "check_backend",
     "forecast",
     "launch",
     "measure",

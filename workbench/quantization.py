@@ -167,6 +167,22 @@ class Quantized:
             values *= np.repeat(self.scales, self.spec.block_size)[: values.size]
         return values.astype(dtype, copy=False).reshape(self.shape)
 
+    def to_bnb(self, device: str = "cpu") -> tuple[Any, Any]:
+        """(packed tensor, ``QuantState``) for ``bitsandbytes.functional.dequantize_4bit`` and ``Params4bit``.
+
+        FormatError for formats that bitsandbytes does not hold.
+        """
+        from workbench.bnb import to_bnb
+
+        return to_bnb(self, device)
+
+    @staticmethod
+    def from_bnb(packed: Any, state: Any) -> Quantized:
+        """Reads a packed weight and its ``QuantState``, or a ``Params4bit`` and its ``quant_state``."""
+        from workbench.bnb import from_bnb
+
+        return from_bnb(packed, state)
+
 
 def quantize(
     array: Any, spec: QuantSpec, cancelled: Callable[[], bool] | None = None, *, overview: Overview | None = None

@@ -174,9 +174,9 @@ def _fitted(spec: QuantSpec, bits: NDArray[Any], absmax: Floats, cancelled: Call
         kernels.fit_span(bits[span], spec.block_size, spec.definition.grid, divisors[own], products[own], squares[own])
 
     pool.run(fit, bits.size, cancelled)
-    best = np.divide(products, squares, out=np.zeros(absmax.size), where=squares > 0).astype(np.float32)
-    best[~np.isfinite(absmax)] = np.nan
-    stored = _rounded(best, spec.scale_dtype)
+    best = np.where(np.isfinite(absmax), 0.0, np.nan)
+    np.divide(products, squares, out=best, where=np.isfinite(squares) & (squares > 0))
+    stored = _rounded(best.astype(np.float32), spec.scale_dtype)
     return Scales(divisors, stored.astype(np.float32), stored)
 
 

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
+from workbench.bnb import check_backend
 from workbench.errors import ConfigError, ModelError
 from workbench.training.config import TrainConfig
 
@@ -101,16 +102,11 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
                 where=config.model,
                 remedy="Use block_size=64, or a model that is not quantized yet.",
             )
-        avx512 = linear.weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        if avx512 and config.block_size < 2048 and linear.in_features % config.block_size:
-            raise ConfigError(
-                [
-                    f"block_size is {config.block_size}, but {name} has {linear.in_features} inputs, which is no multiple of "
-                    "it: bitsandbytes dequantizes such a layer wrongly on this CPU."
-                ],
-                where="TrainConfig",
-                remedy="Choose a block_size that divides it, or train on a GPU.",
-            )
+        if linear.weight.device.type == "cpu":
+            shape = linear.weight.quant_state.shape
+            backend = check_backend(shape, config.block_size, torch.backends.cpu.get_cpu_capability())
+            if not backend.right:
+                raise ConfigError([f"{name}: {backend.why}"], where="block_size", remedy=backend.remedy)
         # Without gradients, on some CPUs, bitsandbytes repacks a weight for inference, and products with it then pass no
         # gradient on: after the samples taken before training, adapters below the top layer would not learn.
         if hasattr(linear, "support_avx512bf16_for_cpu"):
