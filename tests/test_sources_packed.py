@@ -90,6 +90,7 @@ def test_codes_scales_and_values_are_those_of_bitsandbytes(checkpoint: Path) -> 
         assert held is not None
         assert (held.shape, held.tile) == (tuple(state.shape), (state.blocksize,))
         q = held.quantized()
+        assert (q.spec.format, q.spec.double_quant, q.nbytes) == (state.quant_type, state.nested, q.spec.nbytes(held.numel))
         np.testing.assert_array_equal(q.packed.reshape(-1), codes.view(torch.uint8).reshape(-1).numpy())
         if state.nested:
             assert q.nested is not None

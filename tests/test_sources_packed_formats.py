@@ -73,6 +73,15 @@ def test_mxfp4_is_ocps_definition_in_ml_dtypes(tmp_path: Path) -> None:
     assert np.isnan(held.dequantize()[0, 0, :32]).all()
 
 
+def test_mxfp4_blocks_are_a_format_of_the_workbench(tmp_path: Path) -> None:
+    source, _ = mxfp4(tmp_path, np.random.default_rng(3).integers(100, 150, (3, 10, 4), np.uint8))
+    held = opened(source, f"{EXPERTS}_blocks")
+    q = held.quantized()
+    assert (q.spec, q.stored_scales.dtype) == (wb.QuantSpec("mxfp4"), ml_dtypes.float8_e8m0fnu)
+    np.testing.assert_array_equal(q.dequantize(held.dtype), held.dequantize())
+    np.testing.assert_array_equal(q.absmax, np.abs(held.dequantize(np.float32)).reshape(-1, 32).max(axis=1))
+
+
 def test_mxfp4_experts_are_listed_with_their_own_shape(tmp_path: Path) -> None:
     source, blocks = mxfp4(tmp_path, np.full((3, 10, 4), 120, np.uint8))
     stored = {t.name: t for t in source.tensors()}

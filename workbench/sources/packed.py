@@ -25,8 +25,6 @@ from workbench.sources.packed_state import MAX_STATE, State, parse_state
 from workbench.sources.packed_weight import PackedWeight
 from workbench.sources.rule import TRANSPOSED, is_transposed
 
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_E2M1 = np.array([*_MAGNITUDES, *(-level for level in _MAGNITUDES)], np.float32)
 _NONE = np.zeros(0, np.float32)
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
 
@@ -152,8 +150,8 @@ class _Opener:
         if len(shape) < 2 or shape[-1] != 16 or 0 in shape:
             self.fail(f"has the shape {list(shape)}; MXFP4 blocks are sixteen bytes each")
         scales = self.part("scales", ("U8", "F8_E8M0"), shape[:-1]).view(ml_dtypes.float8_e8m0fnu)
-        logical, bfloat16 = (*shape[:-2], shape[-2] * 32), _dtype("bfloat16")
-        return self.weight(self.packing.title, logical, bfloat16, (32,), _E2M1, scales)
+        logical, levels = (*shape[:-2], shape[-2] * 32), find_format("mxfp4").level_of_code
+        return self.weight(self.packing.title, logical, _dtype("bfloat16"), (32,), levels, scales)
 
     def llm_int8(self) -> PackedWeight:
         shape = self.entry.shape

@@ -107,15 +107,22 @@ class PackedWeight:
             yield self._values(codes, start, wanted)
 
     def quantized(self) -> Quantized:
-        """The weight as ``quantize`` would give it; ModelError where the format is not one of ``FORMATS``."""
+        """The weight as ``quantize`` would give it; ModelError where the format is not one of ``FORMATS``.
+
+        Its ``absmax`` is that of the weights as they are stored: what they were before is not in the checkpoint.
+        """
         from workbench.quantization import Quantized, QuantSpec
 
-        if len(self.tile) != 1 or self.packing.scheme == "mxfp4":
+        if len(self.tile) != 1:
             raise ModelError(f"{self.title} is not a block-wise format of the workbench's.", where=shown(self.name))
         nested_size = 256 if self.nested is None else self.nested.block_size
         spec = QuantSpec(self.packing.scheme, self.tile[0], None, self.nested is not None, nested_size)
-        scales = self.scales if self.nested is None else self.nested.dequantize()
-        return Quantized(spec, self.shape, self.dtype, self.codes, self.scales, scales, self.scales, nested=self.nested)
+        stored, codes = self.scales.reshape(-1), self.codes
+        scales = absmax = stored.astype(np.float32)
+        if self.packing.scheme == "mxfp4":
+            with np.errstate(over="ignore", invalid="ignore"):
+                absmax = np.abs(self.levels)[codes].reshape(-1, 32).max(axis=1) * scales
+        return Quantized(spec, self.shape, self.dtype, codes, absmax, scales, stored, nested=self.nested)
 
     @property
     def _per_byte(self) -> int:
