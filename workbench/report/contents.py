@@ -22,6 +22,7 @@ from workbench.outlying import Outliers, outliers
 from workbench.quantization import QuantSpec
 from workbench.scores import Duel, Measured
 from workbench.sources.base import Source
+from workbench.sources.packed import weights
 from workbench.survey_rows import Row
 
 if TYPE_CHECKING:
@@ -73,10 +74,12 @@ def gather(surveyed: Survey, bits: float, executor: Executor | None, progress: b
     names = [row.tensor.name for row in measured.rows]
     ledgers, no_ledgers = _forecasts(source)
     infos = source.tensors()
-    counts = Counter(info.reason for info in infos if not info.quantizable)
-    weights: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for info in infos:
-        weights[info.reason] += info.numel
+        if not info.quantizable:
+            counts[info.reason] += 1
+            sizes[info.reason] += info.numel
     return Contents(
         source=source,
         measured=measured,
@@ -85,7 +88,7 @@ def gather(surveyed: Survey, bits: float, executor: Executor | None, progress: b
         ledgers=ledgers,
         no_ledgers=no_ledgers,
         tails=tuple(_tails(source, measured)),
-        left=tuple((reason, count, weights[reason]) for reason, count in counts.most_common()),
+        left=tuple((reason, count, sizes[reason]) for reason, count in counts.most_common()),
         made=datetime.now(UTC),
         versions=_versions(),
     )
@@ -93,7 +96,8 @@ def gather(surveyed: Survey, bits: float, executor: Executor | None, progress: b
 
 def _tails(source: Source, measured: Measured) -> list[tuple[Row, Outliers]]:
     heaviest = sorted((row for row in measured.rows if row.kurtosis == row.kurtosis), key=lambda row: -row.kurtosis)[:HEAVIEST]
-    return [(row, outliers(source.read(row.tensor.name), measured.specs[0], SIGMAS)) for row in heaviest]
+    spec = measured.specs[0]
+    return [(row, outliers(weights(source, row.tensor.name, row.tensor.layout), spec, SIGMAS)) for row in heaviest]
 
 
 def _forecasts(source: Source) -> tuple[tuple[MemoryLedger, ...], str]:

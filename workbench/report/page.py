@@ -87,12 +87,13 @@ def _section(part: Section) -> str:
 
 def _lead(c: Contents) -> str:
     rows, titles = c.measured.rows, [escaped(bracketed(spec.title)) for spec in c.specs]
-    total = sum(info.numel for info in c.source.tensors())
+    infos = set(c.source.tensors())
+    total = sum(info.numel for info in infos)
+    # A weight that the checkpoint holds packed is told by its own shape, which cannot be set against what is stored.
+    packed = any(row.tensor not in infos for row in rows)
+    share = "" if packed else f", {percent(c.weights / total, 0)} of the model's"
     failed = f" {len(c.measured.failed):,} tensors could not be read." if c.measured.failed else ""
-    return (
-        f"{len(rows):,} tensors with {count(c.weights)} weights, {percent(c.weights / total, 0)} of the model's, measured "
-        f"whole under {listed(titles)}.{failed}"
-    )
+    return f"{len(rows):,} tensors with {count(c.weights)} weights{share}, measured whole under {listed(titles)}.{failed}"
 
 
 def _cards(c: Contents) -> str:
@@ -103,7 +104,8 @@ def _cards(c: Contents) -> str:
     if won is not None:
         label = listed([FORMATS[name].title for name in winners])
         cards.append((label, f"least error at {c.duel.bits:g} bits", f"{percent(won.relative_rmse)}, {won.spec.title}"))
-    cards.append((amount(c.savings.saved), "saved by double quantization", "NF4, blocks of 64"))
+    if c.savings.weights:
+        cards.append((amount(c.savings.saved), "saved by double quantization", "NF4, blocks of 64"))
     if c.ledgers:
         least = min(c.ledgers, key=lambda ledger: ledger.total)
         cards.append(

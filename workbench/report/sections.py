@@ -164,12 +164,13 @@ def double_quantization(c: Contents) -> Section:
     """What quantizing the scales gains and costs."""
     section = Section("double-quantization", "Double quantization")
     s = c.savings
-    section.say(
+    told = (
         f"QLoRA's own configuration, NF4 in blocks of 64, stores {amount(s.absmax)} of scales for this model; with the scales "
         f"quantized to 8 bits it stores {amount(s.nested)}. That saves <strong>{amount(s.saved)}</strong>, "
         f"{s.saved_bits_per_weight:.3f} bits per weight."
-        + (f" (bitsandbytes keeps {amount(s.codebooks)} of tables besides.)" if s.codebooks else "")
+        f" (bitsandbytes keeps {amount(s.codebooks)} of tables besides.)"
     )
+    section.say(told if s.weights else "The model has no tensors that QLoRA would quantize.")
     section.plot(
         "double-quantization-moves",
         figures.double_quant_moves(c.duel),
@@ -301,10 +302,16 @@ def _python(c: Contents) -> str:
         f"duel = wb.duel(src, bits={c.duel.bits:g}{chosen})",
         'duel.to_frame(), duel.to_frame("tensor"), duel.winners("rmse")',
         "wb.forecast(src, wb.TrainConfig()).to_frame()",
-        *(f"wb.outliers(src.read({row.tensor.name!r}), specs[0]).to_frame()" for row, _ in c.tails[:1]),
+        *(f"wb.outliers(src.read({row.tensor.name!r}), specs[0]).to_frame()" for row in _as_stored(c)[:1]),
         f'wb.write_report(survey, "report.html", bits={c.duel.bits:g})',
     ]
     return "\n".join(html.escape(line) for line in lines)
+
+
+def _as_stored(c: Contents) -> list[Row]:
+    """The tensors with the heaviest tails that ``read`` gives as they were measured: neither transposed nor dequantized."""
+    stored = {info.name: info for info in c.source.tensors() if info.layout == "as stored"}
+    return [row for row, _ in c.tails if stored.get(row.tensor.name) == row.tensor]
 
 
 def _call(spec: QuantSpec) -> str:
