@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.bnb import BackendCheck, check_backend
+    from workbench.comparison import configurations, duel, pareto
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format, register_format
     from workbench.measurement import ErrorStats, Tally, Totals, measure
     from workbench.memory import MemoryLedger, forecast
+    from workbench.outlying import Outliers, outliers
     from workbench.quantization import Quantized, QuantSpec, quantize
+    from workbench.report import write_report
+    from workbench.scores import Duel, Pareto
     from workbench.sources import Source, TensorInfo, open_model
     from workbench.surveying import Survey, survey
     from workbench.training.config import TrainConfig
@@ -23,11 +27,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "bnb": ("BackendCheck", "check_backend"),
+    "comparison": ("configurations", "duel", "pareto"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format", "register_format"),
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
     "memory": ("MemoryLedger", "forecast"),
+    "outlying": ("Outliers", "outliers"),
     "quantization": ("QuantSpec", "Quantized", "quantize"),
+    "report": ("write_report",),
+    "scores": ("Duel", "Pareto"),
     "sources": ("Source", "TensorInfo", "open_model"),
     "surveying": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
@@ -42,11 +50,14 @@ __all__ = [
     "BackendCheck",
     "ConfigError",
     "DataError",
+    "Duel",
     "ErrorStats",
     "Format",
     "FormatError",
     "MemoryLedger",
     "ModelError",
+    "Outliers",
+    "Pareto",
     "QuantSpec",
     "Quantized",
     "Run",
@@ -60,14 +71,19 @@ __all__ = [
     "WorkbenchError",
     "attach",
     "check_backend",
+    "configurations",
+    "duel",
     "forecast",
     "launch",
     "measure",
     "open_model",
+    "outliers",
+    "pareto",
     "quantize",
     "register_format",
     "runs",
     "survey",
+    "write_report",
 ]
 
 
