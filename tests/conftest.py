@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from tests.chromium import REMEDY, find
+
+if TYPE_CHECKING:
+    from tests.hub_server import HubServer
 
 # Nothing that the tests do needs the Hub; a test that asked for it must fail at once, here and in the processes it starts.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,6 +53,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.skipped and item.get_closest_marker("browser") and os.environ.get("CI", "").lower() in ("1", "true"):
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on the loopback interface, which huggingface_hub uses for the time of the test."""
+    from tests.hubs import at_loopback
+
+    with at_loopback(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

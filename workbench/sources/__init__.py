@@ -1,8 +1,7 @@
-"""Where a model's weights come from: the embedded model or a local folder.
+"""Where a model's weights come from: the embedded model, a local folder, or the Hugging Face Hub.
 
 ``open_model`` gives a ``Source``: names, configuration, a list of tensors, and one tensor's bytes at a time. It opens
-safetensors and nothing else: no pickle is ever loaded and no model's code is run. Reading from the Hub is not covered in this
-version.
+safetensors and nothing else: no pickle is ever loaded and no model's code is run.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import ModelError
-from workbench.sources.base import Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
@@ -23,18 +23,30 @@ __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
 """The embedded model's folder."""
 
-_HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+_HUB_ID = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}")
 
 
-def open_model(model: str | os.PathLike[str], revision: str | None = None, token: str | None = None) -> Source:
-    """Open ``"builtin"`` or a folder with safetensors and config.json; ModelError says what was wrong with anything else.
+def open_model(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | None = None,
+    *,
+    download: bool = False,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> Source:
+    """Open ``"builtin"``, a folder with safetensors, or ``owner/name`` on the Hugging Face Hub; ModelError says what is wrong.
 
-    ``revision`` and ``token`` belong to models on the Hub, which this version does not read; a local model refuses a revision
-    and has no use for a token. Only headers are read: the call takes milliseconds whatever the model's size.
+    Only headers are read: milliseconds for a folder, whatever its size, and seconds for the Hub. ``revision`` (a branch, tag or
+    commit), ``token`` (else the one that huggingface_hub knows) and ``download`` are for the Hub; what is read later is of the
+    commit that the revision is now. ``download`` allows taking whole files into Hugging Face's cache where a server gives no
+    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` is told of each header,
+    or of the bytes of whole files; once ``cancelled()`` says yes the call raises InterruptedError.
     """
     text = os.fspath(model)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise ModelError("A model is named by 'builtin' or by the path of a folder.", where=f"model={shown(str(text))}")
+        what = "A model is named by 'builtin', by the path of a folder, or by its owner/name on the Hub."
+        raise ModelError(what, where=f"model={shown(str(text))}")
     local = text == "builtin" or os.path.lexists(os.path.expanduser(text))
     if local and revision is not None:
         raise ModelError("A local model has no revisions.", where=f"revision={shown(revision)}", remedy="Leave revision out.")
@@ -42,37 +54,51 @@ def open_model(model: str | os.PathLike[str], revision: str | None = None, token
         if not BUILTIN.is_dir():
             remedy = "Reinstall the package, train it with 'python -m workbench.builtin.train', or open a folder."
             raise ModelError("The embedded model is not in this installation.", where=str(BUILTIN), remedy=remedy)
-        return LocalSource(BUILTIN, name="builtin")
+        return LocalSource(BUILTIN, name="builtin", licence="Apache-2.0")
     folder = Path(text).expanduser()
     if not local:
-        raise _not_found(text, folder)
+        near = _near(folder)
+        if not _HUB_ID.fullmatch(text) or (near and "/" not in text):
+            raise _not_found(text, near)
+        how = {"download": download, "progress": progress, "cancelled": cancelled}
+        return _decodable(_on_the_hub(text, near, revision, token, **how))
     if not folder.is_dir():
         remedy = f"Pass its folder: {shown(str(folder.parent))}."
         raise ModelError("It is a file; a model is opened by its folder.", where=str(folder), remedy=remedy)
-    return decodable(LocalSource(folder))
+    return _decodable(LocalSource(folder))
 
 
-def decodable(source: Source) -> Source:
+def _decodable(source: Source) -> Source:
     """The source; ModelError where its weights are quantized in a way that is named and not decoded (GPTQ, AWQ …)."""
     entries = {name: entry for name, (_, entry) in source._entries().items()}
     refuse(entries, source.config, str(source.path or source.name))
     return source
 
 
-def _not_found(text: str, folder: Path) -> ModelError:
-    if _HUB_ID.fullmatch(text) and not folder.parent.is_dir():
-        remedy = f"Download it to a folder first ('hf download {text} --local-dir FOLDER') and open that folder."
-        return ModelError(
-            "There is no such folder, and reading from the Hub is not available yet in this version.", where=text, remedy=remedy
-        )
+def _on_the_hub(text: str, near: list[str], revision: str | None, token: str | None, **how: Any) -> Source:
+    from workbench.sources.faults import NotListed, Unreachable
+    from workbench.sources.hub import open_hub
+
+    try:
+        return open_hub(text, revision, token, **how)
+    except (NotListed, Unreachable) as error:
+        if near:
+            error.remedy += f" On this machine there is {', '.join(near)}."
+        raise
+
+
+def _near(folder: Path) -> list[str]:
+    """What there is on this machine that is spelt much like it."""
     parent = folder.parent
     try:
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
     except OSError:
         beside = []
-    near = difflib.get_close_matches(folder.name, [*beside, "builtin"], n=3)
-    if near:
-        remedy = f"Near it: {', '.join(n if n == 'builtin' else str(parent / n) for n in near)}."
-    else:
-        remedy = "Check the path; 'builtin' is the embedded model."
+    names = [*beside, *(["builtin"] if parent == Path() else [])]
+    near = difflib.get_close_matches(folder.name, names, n=3)
+    return [name if name == "builtin" else str(parent / name) for name in near]
+
+
+def _not_found(text: str, near: list[str]) -> ModelError:
+    remedy = f"Near it: {', '.join(near)}." if near else "Check the path; 'builtin' is the embedded model."
     return ModelError("There is no such folder.", where=shown(text, 300), remedy=remedy)

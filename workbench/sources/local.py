@@ -26,7 +26,7 @@ _STEP = 1 << 25
 class LocalSource(Source):
     """A folder as transformers saves one. Headers are read and checked when it is opened, tensors when they are asked for."""
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
+    def __init__(self, folder: Path, name: str | None = None, licence: str | None = None) -> None:
         self.path: Path = folder.resolve()
         self.name = name or self.path.name
         names = _listing(self.path)
@@ -34,7 +34,7 @@ class LocalSource(Source):
         for file in dict.fromkeys(files.values()):
             inside(self.path, file)
         self.config = self._json(CONFIG) if CONFIG in names else {}
-        self.licence = licences.of_folder(names, lambda file: _head(self.path, file, licences.ENOUGH))
+        self.licence = licence or licences.of_folder(names, lambda file: _head(self.path, file, licences.ENOUGH))
         self._sizes: dict[str, int] = {}
         self._where = join(files, ((file, self._header(file)) for file in dict.fromkeys(files.values())), self._place)
 
@@ -65,8 +65,8 @@ class LocalSource(Source):
 def inside(folder: Path, file: str) -> Path:
     """The regular file ``file`` of ``folder``; ModelError where the name or a link leads out of the folder.
 
-    Links into ``blobs`` are followed in a snapshot of the Hugging Face cache, whose layout
-    (``models--*/snapshots/REVISION`` beside ``models--*/blobs``) consists of them.
+    Links into ``blobs`` are followed in a snapshot of the Hugging Face cache, whose layout consists of them:
+    ``models--*/snapshots/REVISION`` beside ``models--*/blobs``, from which in turn links may lead to what repositories share.
     """
     where = str(folder / CONFIG if file == CONFIG else folder)
     check_name(file, where)
@@ -77,7 +77,9 @@ def inside(folder: Path, file: str) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         remedy = "Fetch the missing file, from the same revision as the others."
         raise ModelError(f"The file {shown(file)} is missing or cannot be read.", where=where, remedy=remedy) from error
-    homes = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    homes = [folder]
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        homes += [folder.parents[1] / "blobs", folder.parents[2] / "blobs"]
     if not any(target.is_relative_to(home) for home in homes):
         what = f"The file {shown(file)} is a link out of the folder."
         raise ModelError(what, where=where, remedy="Copy the file itself into the folder.")
