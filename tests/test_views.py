@@ -1,6 +1,7 @@
 """Views without a browser: what they draw, how they follow one state, and what they do with bad input."""
 
 import json
+import re
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,6 +22,7 @@ from widgets import (
 from widgets.session import Session
 from widgets.state import State, Store
 from widgets.tasks import Immediate
+from workbench.formats import _formats
 
 
 @pytest.fixture
@@ -287,3 +289,38 @@ def test_a_view_alone_has_controls_and_closes_whole():
     view.close()
     assert len(ipywidgets.widgets.widget._instances) == before
     assert PlotlyLibrary.shared() is PlotlyLibrary.shared()
+
+
+@pytest.mark.parametrize("name", wb.FORMATS)
+def test_every_format_is_shown_with_the_numbers_of_its_own_definition(app, name):
+    """Formats with block sizes of their own, zero points or a scale of the tensor, in the lead of every view."""
+    app.tabs.selected_index = 2
+    app.session.store.update(formats=(name, "nf4" if name != "nf4" else "int4"), block_size=128, double_quant=True)
+    source = app.session.source
+    array = source.read(app.session.analysis.tensor.name)
+    e = app.session.analysis.stats[0]
+    form = wb.FORMATS[name]
+    assert e.spec.block_size == (128 if 128 in form.block_sizes else form.block_sizes[0])
+    assert e.spec.double_quant is form.double_quantizable
+    block = block_figures.worst_block(e, "block_rmse")
+    inside = slice(block * e.spec.block_size, (block + 1) * e.spec.block_size)
+    x, restored = array.reshape(-1)[inside].astype(np.float32), wb.quantize(array, e.spec).dequantize().reshape(-1)[inside]
+    rows = re.findall(r"<tr>.*?</tr>", app.error.table.value)[1:]
+    shown = [float(re.findall(r"<td[^>]*>(.*?)</td>", row)[5]) for row in rows]
+    np.testing.assert_allclose(shown, restored[: len(shown)], rtol=1e-4)
+    assert len(shown) == min(x.size, 256)
+    assert np.sqrt(np.mean((x - restored) ** 2)) == pytest.approx(e.block_rmse[block], rel=1e-4)
+    app.tabs.selected_index = 3
+    assert ("NF4 is shown" in app.double_quant.sum.value) is not form.double_quantizable
+
+
+def test_a_registered_format_is_among_an_app_s_controls():
+    wb.register_format("<b>mine</b>", np.linspace(-1, 1, 16))
+    try:
+        app = Workbench("builtin", executor=Immediate())
+        app.controls.lead.value = "<b>mine</b>"
+        assert app.session.analysis.stats[0].spec.format == "<b>mine</b>"
+        assert "<b>mine" not in app.distribution.table.value
+        app.close()
+    finally:
+        del _formats["<b>mine</b>"]

@@ -55,14 +55,19 @@ class DoubleQuantView(View):
         if nested in NESTED_SIZES:
             self.nested.value = nested
         saved = plain.spec.bits_per_weight - spec.bits_per_weight
+        for_scales = spec.bits_per_weight - spec.definition.bits
+        lead = analysis.stats[0].spec.definition
+        instead = (
+            "" if lead.double_quantizable else f"{lead.title} keeps no absmax that could be quantized again; NF4 is shown. "
+        )
         set_note(
             self.sum,
-            f"Bits per weight for scales: 32/{block} = {32 / block:.4g}  →  8/{block} + 32/({block}·{nested}) = "
-            f"{spec.bits_per_weight - 4:.4f}. Saved: {saved:.4f} bits per weight, on {plain.spec.bits_per_weight:.4g} in all.",
+            f"{instead}Bits per weight for scales: 32/{block} = {32 / block:.4g}  →  8/{block} + 32/({block}·{nested}) = "
+            f"{for_scales:.4f}. Saved: {saved:.4f} bits per weight, on {plain.spec.bits_per_weight:.4g} in all.",
         )
         self.overhead.show(
             figures.scale_overhead(spec),
-            f"Scales take {32 / block:.4g} bits per weight; with double quantization {spec.bits_per_weight - 4:.4f}.",
+            f"Scales take {32 / block:.4g} bits per weight; with double quantization {for_scales:.4f}.",
         )
         self.spread.show(
             figures.absmax_spread(plain.block_absmax, analysis.nested),
