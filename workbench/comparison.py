@@ -180,7 +180,8 @@ def _of_model(
         if cancelled is not None and cancelled():
             surveyed.cancel()
 
-    surveyed = survey(model, specs, tensors, executor, progress if cancelled is None else watch).run()
+    surveyed = survey(model, specs, tensors, executor, progress if cancelled is None else watch)
+    surveyed.run()
     if surveyed.cancelled:
         raise InterruptedError("comparing was cancelled")
     return of_survey(surveyed)
