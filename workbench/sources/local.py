@@ -137,7 +137,7 @@ def _head(folder: Path, file: str, count: int) -> bytes:
     """The first ``count`` bytes of a file of the folder, or all of it."""
     path = inside(folder, file)
     try:
-        with path.open("rb") as stream:
-            return stream.read(count)
+        with path.open("rb") as stream:  # a buffer of ``count`` bytes is made first, however short the file is
+            return stream.read(min(count, os.fstat(stream.fileno()).st_size))
     except OSError as error:
         raise ModelError(f"Cannot be read: {error.strerror}.", where=str(folder / file)) from error
