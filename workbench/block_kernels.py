@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.bits import decode, jit
 from workbench.kernels import TINY, absmax_of
+from workbench.simd import larger, largest, load, smaller, splat
 
 _F32, _I32 = np.float32, np.int32
 
@@ -22,17 +23,21 @@ def block_absmax(bits: Any, block_size: Any, absmax: Any) -> None:
         absmax[b] = absmax_of(bits[b * block_size : (b + 1) * block_size])
 
 
-@jit(reassociate=True)
+@jit()
 def block_extremes(bits: Any, block_size: Any, low: Any, high: Any) -> None:
     """The smallest and the largest weight of each block into ``low`` and ``high`` (blocks,); NaNs are passed over."""
     for b in range(low.size):
-        block = bits[b * block_size : (b + 1) * block_size]
-        least, most = _F32(np.inf), _F32(-np.inf)
-        for j in range(block.size):
-            x = decode(block[j])
-            least = x if x < least else least
-            most = x if x > most else most
-        low[b], high[b] = least, most
+        start, stop = b * block_size, min(bits.size, (b + 1) * block_size)
+        least, most = splat(_F32(np.inf)), splat(_F32(-np.inf))
+        whole = start + (stop - start) // 8 * 8
+        for j in range(start, whole, 8):
+            x = load(bits, j)
+            least, most = smaller(x, least), larger(x, most)
+        low[b], high[b] = -largest(splat(_F32(0)) - least), largest(most)
+        for j in range(whole, stop):
+            x = decode(bits[j])
+            low[b] = x if x < low[b] else low[b]
+            high[b] = x if x > high[b] else high[b]
 
 
 @jit()
@@ -82,7 +87,7 @@ def finish_span(
         weights, power, noise, sums, most = 0.0, 0.0, 0.0, 0.0, 0.0
         for b in range(absmax.size):
             scale = np.float64(absmax[b])
-            count = tail if tail and b == absmax.size - 1 else block_size
+            count = _F32(tail if tail and b == absmax.size - 1 else block_size)
             if scale - scale != 0.0:
                 error_squares[f, b] = error_sums[f, b] = error_max[f, b] = np.nan
                 continue
@@ -91,8 +96,8 @@ def finish_span(
             noise += error_squares[f, b] * scale * scale
             sums += error_sums[f, b] * scale
             most = max(most, np.float64(error_max[f, b]))
-            error_squares[f, b] = scale * np.sqrt(error_squares[f, b] / count)
-            error_sums[f, b] = scale * error_sums[f, b] / count
+            error_squares[f, b] = absmax[b] * np.sqrt(error_squares[f, b] / count)
+            error_sums[f, b] = absmax[b] * (error_sums[f, b] / count)
         totals[f, 0], totals[f, 1], totals[f, 2], totals[f, 3], totals[f, 4] = weights, power, noise, sums, most
 
 

@@ -274,22 +274,21 @@ def rank_span(
 
 
 @jit()
-def fit_span(bits: Any, block_size: Any, grid: Any, divisors: Any, products: Any, squares: Any) -> None:
-    """Σ x²·level·x and Σ x²·level² of each block (blocks,), float64, with the levels that x · (1/divisor) rounds to.
+def fit_span(bits: Any, block_size: Any, grid: Any, divisors: Any, ratios: Any) -> None:
+    """How many ``divisors`` the scale is that fits each block best, least squares weighted with x²: ``ratios`` (blocks,).
 
-    Their quotient is the scale that fits the block best by least squares weighted with x².
+    Σ s²·level·s / Σ s²·level² with s = x · (1/divisor) and the levels that s rounds to; 0 for a block of zeros.
     """
     rows = _rows(grid)
-    levels = np.empty(8, _F32)
     for b in range(divisors.size):
-        product, square = 0.0, 0.0
-        stop = min(bits.size, (b + 1) * block_size)
-        for start in range(b * block_size, stop, 8):
-            some = _eight(bits, start, min(stop, start + 8))
-            _, level = _round(load(some, 0), divisors[b], False, rows, _F32(0), _F32(0), _F32(15))
-            store(levels, 0, level)
-            for j in range(min(8, stop - start)):
-                x, q = np.float64(decode(some[j])), np.float64(levels[j])
-                product += x * x * x * q
-                square += x * x * q * q
-        products[b], squares[b] = product, square
+        start, stop = b * block_size, min(bits.size, (b + 1) * block_size)
+        factor = splat(_F32(1) / divisors[b])
+        products, squares = splat(_F32(0)), splat(_F32(0))
+        for j in range(start, stop, 8):
+            x = load(bits, j) if j + 8 <= stop else load(_eight(bits, j, stop), 0)
+            x = x * factor
+            _, level = _in_grid(x, rows)
+            weighted = x * x * level
+            products, squares = add_product(weighted, x, products), add_product(weighted, level, squares)
+        square = total(squares)
+        ratios[b] = total(products) / square if square > _F32(0) else _F32(0)

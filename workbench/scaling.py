@@ -87,8 +87,12 @@ def is_plain(spec: QuantSpec) -> bool:
 
 
 def multiplies(spec: QuantSpec) -> bool:
-    """Whether whole blocks are multiplied by the reciprocal of the scale, as bitsandbytes and llama.cpp do, not divided."""
-    return spec.definition.rule in (ABSMAX, FITTED) and spec.scale_dtype == spec.definition.scale_dtype
+    """Whether whole blocks are multiplied by the reciprocal of the scale, as bitsandbytes and llama.cpp do, not divided.
+
+    For a power of two both are the same.
+    """
+    rule = spec.definition.rule
+    return rule in (FITTED, POWER_OF_TWO) or (rule == ABSMAX and spec.scale_dtype == "float32")
 
 
 def last_rank(form: Format) -> np.float32:
@@ -167,16 +171,17 @@ def _fitted(spec: QuantSpec, bits: NDArray[Any], absmax: Floats, cancelled: Call
     lowest = spec.definition.levels[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         divisors = _never_zero(np.where(high > -low, high, low) / lowest)
-    products, squares = np.empty(absmax.size), np.empty(absmax.size)
+    ratios = np.empty(absmax.size, np.float32)
 
     def fit(span: slice) -> None:
         own = slice(span.start // spec.block_size, -(-span.stop // spec.block_size))
-        kernels.fit_span(bits[span], spec.block_size, spec.definition.grid, divisors[own], products[own], squares[own])
+        kernels.fit_span(bits[span], spec.block_size, spec.definition.grid, divisors[own], ratios[own])
 
     pool.run(fit, bits.size, cancelled)
-    best = np.where(np.isfinite(absmax), 0.0, np.nan)
-    np.divide(products, squares, out=best, where=np.isfinite(squares) & (squares > 0))
-    stored = _rounded(best.astype(np.float32), spec.scale_dtype)
+    best = np.zeros(absmax.size, np.float32)
+    np.multiply(ratios, divisors, out=best, where=np.isfinite(divisors))
+    best[~np.isfinite(absmax)] = np.nan
+    stored = _rounded(best, spec.scale_dtype)
     return Scales(divisors, stored.astype(np.float32), stored)
 
 
