@@ -115,7 +115,8 @@ def outliers(
     before = measure(weights, spec, cancelled=cancelled)
     split = _Split(weights, spec.block_size, found.mean, cancelled)
     spread = found.std if found.std > 1e-12 * abs(found.mean) else math.nan  # all weights equal, but for the mean's rounding
-    lines = [_line(k, split, k * spread, before, cancelled) for k in wanted]
+    noise = _Noise(before)
+    lines = [_line(k, split, k * spread, before, noise, cancelled) for k in wanted]
     return Outliers(
         spec, weights.shape, weights.size, found.mean, found.std, found.kurtosis if spread == spread else math.nan,
         split.farthest / spread, before.rmse, before.nans + before.infinities, tuple(lines),
@@ -153,15 +154,30 @@ class _Split:
         self.farthest = max(farthest)
 
 
-def _line(sigmas: float, split: _Split, distance: float, before: ErrorStats, cancelled: Callable[[], bool] | None) -> Beyond:
+class _Noise:
+    """Σe² and the number of weights of each block, both 0 where a block is not finite."""
+
+    def __init__(self, stats: ErrorStats) -> None:
+        finite = np.isfinite(stats.block_rmse)
+        self.weights = np.where(finite, float(stats.spec.block_size), 0.0)
+        if finite[-1]:
+            self.weights[-1] = stats.numel - stats.spec.block_size * (finite.size - 1)
+        self.squares = np.where(finite, stats.block_rmse, np.float32(0)).astype(np.float64) ** 2 * self.weights
+
+    def rmse(self, chosen: NDArray[np.bool_]) -> float:
+        """Root mean square error over the weights of the chosen blocks; NaN where there are none."""
+        weights = float(chosen @ self.weights)
+        return math.sqrt(chosen @ self.squares / weights) if weights else math.nan
+
+
+def _line(
+    sigmas: float, split: _Split, distance: float, before: ErrorStats, noise: _Noise, cancelled: Callable[[], bool] | None
+) -> Beyond:
     split.at(distance)
     after = measure(split.dense, before.spec, cancelled=cancelled)
-    size, numel = before.spec.block_size, before.numel
-    sizes = np.full(split.counts.size, size, np.float64)
-    sizes[-1] = numel - size * (split.counts.size - 1)
     spoilt = split.counts > 0
     count, blocks = int(split.counts.sum()), int(spoilt.sum())
-    finite = numel - before.nans - before.infinities
+    finite = before.numel - before.nans - before.infinities
     return Beyond(
         sigmas=sigmas,
         weights=count,
@@ -169,16 +185,9 @@ def _line(sigmas: float, split: _Split, distance: float, before: ErrorStats, can
         normal_share=math.erfc(sigmas / math.sqrt(2)),
         blocks=blocks,
         block_share=blocks / spoilt.size,
-        rmse=_over(before.block_rmse, sizes, spoilt),
-        rmse_apart=_over(after.block_rmse, sizes, spoilt),
-        rmse_others=_over(before.block_rmse, sizes, ~spoilt),
+        rmse=noise.rmse(spoilt),
+        rmse_apart=_Noise(after).rmse(spoilt),
+        rmse_others=noise.rmse(~spoilt),
         tensor_rmse_apart=after.rmse,
-        extra_bits=count * (8 * split.weights.itemsize + POSITION_BITS) / numel,
+        extra_bits=count * (8 * split.weights.itemsize + POSITION_BITS) / before.numel,
     )
-
-
-def _over(block_rmse: NDArray[np.float32], sizes: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
-    """Root mean square error over the weights of the chosen finite blocks; NaN where there are none."""
-    kept = chosen & np.isfinite(block_rmse)
-    errors = block_rmse[kept].astype(np.float64)
-    return float(np.sqrt(np.average(errors**2, weights=sizes[kept]))) if errors.size else math.nan
