@@ -10,9 +10,12 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 
 import bitsandbytes.functional as bnb
 import ml_dtypes
@@ -45,10 +48,9 @@ def main() -> None:
     sizes = [wb.QuantSpec("nf4", size) for size in (32, 64, 128, 256, 512, 1024, 2048, 4096)]
     cores = pool.threads()
     torch.set_num_threads(cores)
+    others = [wb.QuantSpec(name) for name in ("int8", "int4-asym", "mxfp4", "nvfp4", "iq4_nl")]
 
-    began = time.perf_counter()
-    wb.measure(x[:1], nf4)
-    first = time.perf_counter() - began
+    wb.measure(x[:1], [nf4, *others])
     tracemalloc.start()
     stats = wb.measure(x, nf4)
     peak = tracemalloc.get_traced_memory()[1] / 2**20
@@ -65,12 +67,13 @@ def main() -> None:
         f"wb.measure, {cores} threads": lambda: wb.measure(x, nf4),
         "wb.measure, 1 thread": lambda: _alone(lambda: wb.measure(x, nf4)),
         "with double quantization": lambda: wb.measure(x, doubled),
-        "two formats in one pass": lambda: wb.measure(x, [nf4, int4]),
+        "a further format": lambda: wb.measure(x, [nf4, int4]),
         "eight block sizes": lambda: wb.measure(x, sizes),
         "a sample of 1/16": lambda: wb.measure(x, nf4, sample=1 / 16),
         "histogram": lambda: histogram(x),
         "wb.quantize": lambda: wb.quantize(x, nf4),
     }
+    rows |= {spec.title: partial(wb.measure, x, spec) for spec in others}
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(args.repeat):
         for name, work in rows.items():
@@ -78,14 +81,37 @@ def main() -> None:
             work()
             times[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in times.items()}
+    # Taken off repetition by repetition: the machine's pace changes less between neighbours than over the run.
+    alone, together = times[f"wb.measure, {cores} threads"], times["a further format"]
+    median["a further format"] = statistics.median(two - one for one, two in zip(alone, together, strict=True))
     single = median[f"wb.measure, {cores} threads"]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     print(f"{machine}; {x.shape} bfloat16, NF4, block 64")
-    print(f"first call in this process {first:.2f} s")
+    print(_fresh_process())
     print(f"memory of one measurement at its peak {peak:.0f} MB, beside an input of {x.nbytes / 2**20:.0f} MB")
     print(f"{'':28}{'ms':>9}{'peer / this':>14}{'this / one pass':>18}")
     for name, value in median.items():
         print(f"{name:28}{1e3 * value:9.1f}{median['bitsandbytes + torch'] / value:14.1f}{value / single:18.2f}")
+
+
+def _fresh_process() -> str:
+    """Seconds that a new process takes, the kernels compiled before."""
+    script = """
+import time
+t = [time.perf_counter()]
+import workbench as wb
+t.append(time.perf_counter())
+import numba, numpy as np
+t.append(time.perf_counter())
+wb.measure(np.ones(4096, np.float32), wb.QuantSpec("nf4"))
+t.append(time.perf_counter())
+print(*(b - a for a, b in zip(t, t[1:])))
+"""
+    runs = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(4)]
+    package, numba, first = (
+        statistics.median(column) for column in zip(*(map(float, run.split()) for run in runs[1:]), strict=True)
+    )
+    return f"a fresh process: import workbench {package:.3f} s, numba and numpy {numba:.2f} s, first measurement {first:.2f} s"
 
 
 def _alone(work: Callable[[], object]) -> None:
