@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _PARAMETER = re.compile(r"[._](?:weight|bias|blocks|scales)$")
-_LAYER = re.compile(r"(?<!experts)\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?<!experts)\.([0-9]+)(?:\.|$)")
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)att\.", re.IGNORECASE)
 
 _ANYWHERE = {
@@ -21,8 +21,8 @@ _ANYWHERE = {
     "o": "o_proj",
     "gate": "gate_proj wi_0 w1",
     "up": "up_proj fc1 fc_in c_fc wi_1 wi w3 dense_h_to_4h lin1",
-    "down": "down_proj fc2 fc_out w2 dense_4h_to_h lin2",
-    "gate_up": "gate_up_proj",
+    "down": "down_proj fc2 fc_out w2 dense_4h_to_h lin2 output_linear",
+    "gate_up": "gate_up_proj input_linear",
 }
 # What these are depends on whether the module sits in an attention block: (inside it, outside it; "": its own name).
 _BY_PLACE = {
@@ -68,6 +68,6 @@ def _kind(parent: str, module: str) -> str:
         if lower == "dense":  # BERT: intermediate.dense is the way up, output.dense the way down
             return {"intermediate": "up", "output": "down"}.get(parent.rpartition(".")[2], "")
         return outside
-    if lower == "router" or (lower == "gate" and parent):  # a gated MLP's own matrix is called gate_proj
+    if lower == "router" or parent.endswith(".router") or (lower == "gate" and parent):  # a gated MLP's own is called gate_proj
         return "router"
     return _KIND.get(lower, "")

@@ -12,18 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError, WorkbenchError
 from workbench.kinds import kind_of, layer_of
+from workbench.measurement import Tally
 from workbench.quantization import QuantSpec, as_weights
 from workbench.sources.base import Source, TensorInfo
-from workbench.sources.packed_names import find_packings
 from workbench.survey_rows import Row
-from workbench.weight_chunks import weight_chunks
+from workbench.weight_chunks import packings_of, weight_chunks
 
 BUFFER = 8 << 20
 """Bytes of each of the two buffers."""
@@ -65,13 +65,15 @@ def measured(
 
     ``seen`` is told after each chunk which share of the present tensor is done.
     """
-    with _ReadAhead(source, infos, specs, stopped) as ahead:
+    ahead = _ReadAhead(source, infos, specs, stopped)
+    try:  # from before the start, which an interrupt may hit when the thread is there already
+        ahead.start()
         for info in infos:
-            try:
-                row = _measure(info, specs, ahead, seen)
-            except _Stop:
-                return
-            yield row
+            yield _measure(info, specs, ahead, seen)
+    except _Stop:
+        return
+    finally:
+        ahead.close()
 
 
 def failed(info: TensorInfo, error: BaseException, *seconds: float) -> Row:
@@ -81,7 +83,6 @@ def failed(info: TensorInfo, error: BaseException, *seconds: float) -> Row:
 
 
 def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, seen: Seen) -> Row:
-    from workbench.measurement import Tally
     from workbench.moments import Moments, moments
 
     tally, of_weights = Tally(specs), Moments()
@@ -110,30 +111,29 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
 
 
 class _ReadAhead:
-    """Reads tensor after tensor on a thread of its own, one chunk ahead of the one in use. To be used with ``with``."""
+    """Reads tensor after tensor on a thread of its own, one chunk ahead of the one in use."""
 
     def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped) -> None:
-        from workbench.measurement import Tally
-
         self._source, self._infos, self._stopped = source, infos, stopped
         self._looks_first, self._step = Tally(specs).looks_first, Tally.STEP
-        self._packings = find_packings({name: entry for name, (_, entry) in source._entries().items()}, source.config)
+        self._packings = packings_of(source)
         self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workbench-read", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begins to read."""
         for _ in range(2):
             self._free.put(np.empty(BUFFER, np.uint8))
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Ends the thread. One that hangs in a read that cannot be cancelled ends when the read does."""
         self._closed.set()
         self._free.put(np.empty(0, np.uint8))  # wakes it
-        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self._thread.join(_PATIENCE)
 
     def chunks(self) -> Iterator[_Chunk]:
         """The next tensor's chunks and its end. A chunk is overwritten once the next is asked for; _Stop when told to stop."""
@@ -152,12 +152,12 @@ class _ReadAhead:
 
     def _run(self) -> None:
         for info in self._infos:
+            if self._closed.is_set():
+                return
             try:
                 end = _Chunk(info=self._read(info))
             except Exception as error:  # becomes the tensor's row; the thread lives on for the others
                 end = _Chunk(error=error)
-            if self._closed.is_set():
-                return
             self._ready.put(end)
 
     def _read(self, info: TensorInfo) -> TensorInfo:

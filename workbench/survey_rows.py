@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import WorkbenchError
+from workbench.measurement import Totals
 from workbench.quantization import QuantSpec
 from workbench.sources.base import TensorInfo
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from workbench.measurement import Totals
 
 STATISTICS = ("rmse", "mae", "max", "rms", "relative_rmse", "sqnr_db", "entropy_bits")
 """The columns that are read off ``Totals``, in the order of the table."""
@@ -51,8 +50,6 @@ def pooled(totals: Sequence[Totals]) -> Totals:
 
     Weights in blocks that are not finite are left out, as in each tensor. Raises WorkbenchError on none at all.
     """
-    from workbench.measurement import Totals
-
     if not totals:
         raise WorkbenchError("There are no totals to pool.", remedy="Give those of at least one tensor.")
     counts = np.array([max(t.numel - t.bad_blocks * t.spec.block_size, 0) for t in totals], np.float64)

@@ -14,10 +14,12 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError, WorkbenchError
+from workbench.measurement import Tally
 from workbench.quantization import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.header import DTYPES, shown
 from workbench.survey_rows import Row, frame, grouped, worst
+from workbench.weight_chunks import packings_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -40,8 +42,9 @@ def survey(
 ) -> Survey:
     """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
 
-    ``src`` is a source or what ``open_model`` takes. ``tensors``: None for those that QLoRA holds in 4 bits, ``"all"`` for
-    every other floating-point one too, or names. Nothing is read before the survey is iterated, run, or asked for a table.
+    ``src`` is a source or what ``open_model`` takes. ``tensors``: None for those that QLoRA would quantize, ``"all"`` for
+    every floating-point one, weights that the checkpoint holds packed included, or names. Nothing is read before the survey is
+    iterated, run, or asked for a table.
 
     ``executor``: any ``concurrent.futures.Executor``; tensors are then measured by its workers, and come in the order in which
     they finish. A worker in another process opens the model again by its path, and runs its kernels on ``worker_threads``
@@ -53,13 +56,14 @@ def survey(
     Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
     tensor later becomes the ``error`` of its row.
 
-    Tensors are cut into blocks in the order in which they are stored. Where ``TensorInfo.layout`` says ``transposed``, as in
-    GPT-2, bitsandbytes transposes first: its blocks, and so its errors, differ a little.
+    A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
+    checkpoint holds it packed.
     """
     source = src if isinstance(src, Source) else open_model(src)
     wanted = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
     if not wanted or not all(isinstance(spec, QuantSpec) for spec in wanted):
         raise FormatError("A survey needs at least one QuantSpec.", where="specs", remedy="Give workbench.QuantSpec('nf4').")
+    Tally(wanted)  # refuses what cannot be measured in a stream
     if worker_threads < 1:
         raise WorkbenchError(f"{worker_threads} threads cannot work.", where="worker_threads", remedy="Give 1 or more.")
     return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads)
@@ -170,10 +174,11 @@ class Survey:
         self.to_frame().to_parquet(path, engine="pyarrow", index=False)
 
     def __repr__(self) -> str:
-        return f"Survey({self.source.name!r}: {self._state()})"
+        return f"Survey({shown(self.source.name)}: {self._state()})"
 
     def _repr_html_(self) -> str:
-        name, specs = html.escape(self.source.name), html.escape("; ".join(spec.title for spec in self.specs))
+        titles = [spec.title for spec in self.specs[:4]] + [f"{len(self.specs) - 4} more"] * (len(self.specs) > 4)
+        name, specs = html.escape(shown(self.source.name)), html.escape("; ".join(titles))
         return f"<b>Survey of {name}</b>: {html.escape(self._state())}<br>{specs}"
 
     def _state(self) -> str:
@@ -246,23 +251,30 @@ class Survey:
 def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorInfo]:
     infos = source.tensors()
     if tensors is None:
-        return [info for info in infos if info.quantizable]
-    if tensors == "all":
-        return [info for info in infos if info.quantizable or (info.numel and _is_float(info.dtype))]
-    if isinstance(tensors, str):
+        chosen = [info for info in infos if info.quantizable]
+    elif tensors == "all":
+        packings = packings_of(source)
+        parts = {part for packing in packings.values() for part in packing.parts.values()}
+        chosen = [info for info in infos if info.name in packings or (_is_float(info) and info.name not in parts)]
+    elif isinstance(tensors, str):
         raise ModelError(f"tensors={shown(tensors)} is neither 'all' nor a list of names.", where=source.name)
-    known = {info.name: info for info in infos}
-    missing = [name for name in tensors if name not in known]
-    if missing:
-        what = f"There is no tensor {', '.join(shown(str(name)) for name in missing[:3])}{' …' if missing[3:] else ''}."
-        raise ModelError(what, where=source.name, remedy="tensors() lists the names.")
-    return [known[name] for name in dict.fromkeys(tensors)]
+    else:
+        known = {info.name: info for info in infos}
+        missing = [shown(str(name)) for name in tensors if name not in known]
+        if missing:
+            what = f"There is no tensor {', '.join(missing[:3])}{' …' if missing[3:] else ''}."
+            raise ModelError(what, where=source.name, remedy="tensors() lists the names.")
+        chosen = [known[name] for name in dict.fromkeys(tensors)]
+    if not chosen:
+        what = "It has no such tensors to measure: none that QLoRA would quantize, or none was named."
+        raise ModelError(what, where=source.name, remedy="Pass tensors='all' or names; tensors() says what each is.")
+    return chosen
 
 
-def _is_float(dtype: str) -> bool:
-    """Whether weights of this dtype can be measured; F8_E8M0 holds scales, and has no sign and no zero."""
-    kind = DTYPES[dtype]
-    return kind.floating and kind.numpy is not None and dtype != "F8_E8M0"
+def _is_float(info: TensorInfo) -> bool:
+    """Whether it holds weights that can be measured; F8_E8M0 holds scales, and has no sign and no zero."""
+    kind = DTYPES[info.dtype]
+    return info.numel > 0 and kind.floating and kind.numpy is not None and kind.name != "F8_E8M0"
 
 
 @contextmanager

@@ -16,13 +16,18 @@ from workbench.quantization import as_weights
 from workbench.sources.base import Cancelled, Source, TensorInfo
 from workbench.sources.header import DTYPES
 from workbench.sources.packed import packed
-from workbench.sources.packed_names import Packing
+from workbench.sources.packed_names import Packing, find_packings
 from workbench.sources.rule import TRANSPOSED
 
-_WIDEST = 4  # bytes of a weight as it is measured: 8-bit floats are widened to float32
+_WIDENED = 4  # bytes of a weight as it is measured where it is stored in fewer than two: 8-bit floats become float32
 
 Buffers = Iterator[NDArray[np.uint8]]
 Chunks = Callable[[], Iterator[NDArray[Any]]]
+
+
+def packings_of(source: Source) -> dict[str, Packing]:
+    """The weights that the source holds packed, by the name of the tensor with their codes."""
+    return find_packings({name: entry for name, (_, entry) in source._entries().items()}, source.config)
 
 
 def weight_chunks(
@@ -37,7 +42,7 @@ def weight_chunks(
     """The weight that ``info`` is of, how many weights a chunk has, and what gives its chunks, from the start at every call.
 
     A chunk has a multiple of ``step`` weights, but for the last. A buffer of ``size`` bytes is taken from ``buffers`` before
-    each, and the chunk is in it or, dequantized, in about as much memory. ``packings``: ``find_packings`` of the source.
+    each, and the chunk is in it or, dequantized, in about as much memory. ``packings``: ``packings_of`` the source.
     ModelError or FormatError on what holds no weights.
     """
     if info.name in packings:
@@ -46,7 +51,7 @@ def weight_chunks(
     if dtype is None:
         raise ModelError(f"It is stored as {info.dtype}, packed below a byte: listed and not measured.", where=info.name)
     as_weights(np.zeros(min(info.numel, 1), dtype))  # what it refuses need not be read
-    count = step * (size // (step * max(dtype.itemsize, _WIDEST)))
+    count = step * (size // (step * (dtype.itemsize if dtype.itemsize > 1 else _WIDENED)))
     if info.layout == TRANSPOSED and len(info.shape) == 2:
         return info, count, lambda: _transposed(source, info, dtype, count, buffers, cancelled)
     return info, count, lambda: source.chunks(info.name, count, buffers, cancelled=cancelled)
