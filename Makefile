@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
+SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench
+.PHONY: help env lab test lint bench fuzz smollm2
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Create .venv with everything for development (PYTHON=python3.12 picks another Python)
 
@@ -40,3 +41,11 @@ bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \
 	  test -e "$$script" || { echo "There are no benchmarks here."; exit 0; }; \
 	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+fuzz: env ## Mutate real model files 100,000 times, or FUZZ_CASES times, from FUZZ_SEED
+	FUZZ_CASES=$(or $(FUZZ_CASES),100000) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist load tests/test_sources_fuzz.py
+
+smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and run the tests that need it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	@$(BIN)/python -m tests.smollm2 $(SMOLLM2)
+	SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -m smollm2 tests/test_smollm2.py

@@ -1,0 +1,87 @@
+"""The workbench over a real model, tensor by tensor. `make smollm2` makes the model and runs these; `make test` does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests import smollm2, tiny
+from workbench.sources.packed import logical, packed, weights
+from workbench.sources.rule import left_in_16_bits
+
+pytestmark = pytest.mark.smollm2
+FOLDER = Path(os.environ.get("SMOLLM2", smollm2.FOLDER))
+SPEC = wb.QuantSpec("nf4", 64, double_quant=True)
+
+
+@pytest.fixture(scope="module")
+def source() -> wb.Source:
+    return wb.open_model(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The model as QLoRA loads it."""
+    return tiny.load_4bit(FOLDER)
+
+
+def test_it_opens_with_its_tensors_and_configuration(source: wb.Source) -> None:
+    infos = source.tensors()
+    assert (len(infos), sum(t.numel for t in infos)) == (272, 134_515_008)
+    assert (source.config["model_type"], source.licence) == ("llama", "apache-2.0")
+    assert {t.dtype for t in infos} == {"BF16"}
+
+
+def test_the_rule_is_exact_and_both_are_what_the_load_does(source: wb.Source, model: Any) -> None:
+    import bitsandbytes as bnb
+
+    held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert len(held) == 30 * 7
+    for exact in (False, True):
+        assert {t.name for t in source.tensors(exact=exact) if t.quantizable} == held
+
+
+def test_every_code_is_that_of_the_loaded_model(source: wb.Source, model: Any) -> None:
+    for t in source.tensors():
+        if t.quantizable:
+            module = model.get_submodule(t.name.removesuffix(".weight"))
+            q = wb.quantize(weights(source, t.name), SPEC)
+            np.testing.assert_array_equal(q.packed, module.weight.data.numpy(), err_msg=t.name)
+
+
+def test_what_stays_in_16_bits_is_the_tied_embedding(source: wb.Source) -> None:
+    left = left_in_16_bits(source.tensors())
+    assert (left[0].reason, left[0].nbytes) == ("an embedding, tied to the output head", 49_152 * 576 * 2)
+    assert not any(out.unexpected for out in left)
+
+
+def test_a_survey_of_every_tensor_is_finite(source: wb.Source) -> None:
+    specs = [wb.QuantSpec(name) for name in ("nf4", "fp4", "int4", "mxfp4")]
+    rows = list(wb.survey(source, specs, tensors="all", progress=False))
+    assert {row.tensor.name for row in rows} == {t.name for t in source.tensors()}
+    assert {row.error for row in rows} == {None}
+    assert all(np.isfinite(totals.rmse) and totals.nans == 0 for row in rows for totals in row.totals)
+    nf4 = [row.totals[0].relative_rmse for row in rows if row.tensor.quantizable]
+    assert 0.05 < min(nf4) < max(nf4) < 0.15
+
+
+def test_saved_in_4_bits_it_opens_with_the_same_codes(source: wb.Source, model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "packed", max_shard_size="30MB")
+    saved = wb.open_model(tmp_path / "packed")
+    own = {t.name: t for t in logical(saved)}
+    for t in source.tensors():
+        if t.quantizable:
+            assert own[t.name].shape == t.shape
+            assert own[t.name].reason == "already in 4 bits: NF4, blocks of 64, double quantized"
+    for name in ("model.layers.0.self_attn.k_proj.weight", "model.layers.17.mlp.down_proj.weight"):
+        held = packed(saved, name)
+        assert held is not None
+        q = wb.quantize(source.read(name), SPEC)
+        np.testing.assert_array_equal(held.codes, q.codes)
+        np.testing.assert_array_equal(held.dequantize(), held.quantized().dequantize(held.dtype))
+        np.testing.assert_allclose(held.scales, q.scales, rtol=1e-2)
