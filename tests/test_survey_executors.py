@@ -16,6 +16,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import workbench as wb
+from tests.hub_server import HubServer
 from tests.surveys import SPECS, assert_same, checkpoint, layers, weights
 from workbench import pool, survey_workers
 from workbench.formats import _formats
@@ -115,6 +116,16 @@ def test_a_source_opens_once_in_each_process_and_anew_for_each_survey(folder: Pa
     assert b"q_proj" not in pickle.dumps(order), "no headers travel"
     assert sent(Order(source, SPECS, 1)).source() is not sent(order).source()
     assert sent(Order(wb.open_model("builtin"), SPECS, 1)).source().name == "builtin"
+
+
+def test_a_model_on_the_hub_gives_the_rows_of_its_folder(folder: Path, local: list[Row], hub: HubServer) -> None:
+    hub.add("org/model", folder)
+    source = wb.open_model("org/model")
+    assert_same(wb.survey(source, SPECS, "all", progress=False), local)
+    with ThreadPoolExecutor(2) as threads:
+        assert_same(wb.survey(source, SPECS, "all", threads, progress=False), local)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as others:
+        assert_same(wb.survey(source, SPECS, "all", others, progress=False), local)
 
 
 class Elsewhere(LocalSource):
