@@ -22,7 +22,7 @@ import click
 
 from workbench import __version__
 from workbench.errors import ConfigError, FormatError, WorkbenchError
-from workbench.wording import printable
+from workbench.wording import counted, printable
 
 if TYPE_CHECKING:
     from workbench.quantization import QuantSpec
@@ -114,8 +114,8 @@ _revision = click.option("--revision", metavar="REV", help="Branch, tag or commi
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value in place of text.")
 _tensors = click.option(
     "--tensors", "patterns", metavar="PATTERN", multiple=True,
-    help="Only tensors whose name matches, such as '*.mlp.*'; may be given several times. "
-    "[default: every tensor that QLoRA quantizes]",
+    help="Of the tensors that QLoRA quantizes only those whose name matches, such as '*.mlp.*'; where that is none, of all. "
+    "May be given several times.",
 )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def survey(
     if surveyed.errors:
         first = surveyed.errors[0]
         raise WorkbenchError(
-            f"{len(surveyed.errors)} of {len(surveyed)} tensors could not be measured.",
+            f"{len(surveyed.errors)} of {counted(len(surveyed), 'tensor')} could not be measured.",
             where=source.name,
             remedy=f"The first, {first.tensor.name}: {first.error}",
         )
@@ -291,14 +291,17 @@ def _survey(source: Source, specs: list[QuantSpec], patterns: tuple[str, ...]) -
 
 
 def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:
-    """The tensors that the patterns choose, None without any. One that chooses nothing is wrong usage."""
+    """The tensors that the patterns choose, None without any. A pattern that chooses nothing is wrong usage."""
     if not patterns:
         return None
-    names = [info.name for info in source.tensors()]
+    infos = source.tensors()
+    names, chosen = [info.name for info in infos], set[str]()
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        if not matched:
             raise click.BadParameter(f"No tensor's name matches {pattern!r}.", param_hint="--tensors")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen |= {info.name for info in infos if info.quantizable and info.name in matched} or matched
+    return [name for name in names if name in chosen]
 
 
 def _check_targets(files: dict[str, Path]) -> None:

@@ -19,7 +19,7 @@ from workbench.quantization import QuantSpec
 from workbench.scores import Duel
 from workbench.surveying import Survey
 from workbench.training.config import TrainConfig
-from workbench.wording import amount, count, jsonable, listed, number, percent, printable, short
+from workbench.wording import amount, count, counted, jsonable, listed, number, percent, printable, short
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -68,7 +68,7 @@ def survey_text(surveyed: Survey, worst: int) -> str:
         texts=2,
     )  # fmt: skip
     weights = count(sum(row.tensor.numel for row in found.rows))
-    intro = f"{short(found.name)}: {len(found.rows):,} tensors, {weights} weights, measured whole"
+    intro = f"{short(found.name)}: {counted(len(found.rows), 'tensor')}, {weights} weights, measured whole"
     return f"{intro}\n\n{totals}\n\nThe worst by relative RMSE, {min(worst, len(lines))} of {len(lines):,}\n{worst_lines}"
 
 
@@ -115,7 +115,9 @@ def duel_text(duel: Duel, by: str | None) -> str:
         ]  # fmt: skip
         parts.append(columns((by, "least error", *(FORMATS[s.spec.format].title for s in duel.contenders)), rows, texts=2))
     if failed := duel.measured.failed:
-        parts.append(f"{len(failed)} tensors could not be read and are in no number; the first, {failed[0].tensor.name}.")
+        parts.append(
+            f"{counted(len(failed), 'tensor')} could not be read, and count nowhere; the first: {short(failed[0].tensor.name)}."
+        )
     return "\n\n".join(parts)
 
 

@@ -40,6 +40,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(many: int, thing: str) -> str:
+    """1 tensor, 2 tensors."""
+    return f"{many:,} {thing}" if many == 1 else f"{many:,} {thing}s"
+
+
 def amount(nbytes: float) -> str:
     """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count)."""
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

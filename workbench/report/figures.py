@@ -163,7 +163,7 @@ def duel_bars(duel: Duel) -> Figure:
     layout = {
         "height": 90 + 30 * len(scores), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
         "xaxis": {"title": {"text": "relative RMSE over all tensors, %"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True},
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -247,7 +247,7 @@ def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
     layout = {
         "height": 330, "barmode": "stack", "bargap": 0.35, "showlegend": True, "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": f"{unit}, forecast"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True},
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 

@@ -22,7 +22,7 @@ from workbench.report import sections
 from workbench.report.contents import Contents
 from workbench.report.sections import Section
 from workbench.report.text import escaped
-from workbench.wording import amount, bracketed, count, jsonable, listed, percent
+from workbench.wording import amount, bracketed, count, counted, jsonable, listed, percent
 
 _HERE = Path(__file__).parent
 
@@ -92,8 +92,9 @@ def _lead(c: Contents) -> str:
     # A weight that the checkpoint holds packed is told by its own shape, which cannot be set against what is stored.
     packed = any(row.tensor not in infos for row in rows)
     share = "" if packed else f", {percent(c.weights / total, 0)} of the model's"
-    failed = f" {len(c.measured.failed):,} tensors could not be read." if c.measured.failed else ""
-    return f"{len(rows):,} tensors with {count(c.weights)} weights{share}, measured whole under {listed(titles)}.{failed}"
+    failed = f" {counted(len(c.measured.failed), 'tensor')} could not be read." if c.measured.failed else ""
+    what = f"{counted(len(rows), 'tensor')} with {count(c.weights)} weights{share}"
+    return f"{what}, measured whole under {listed(titles)}.{failed}"
 
 
 def _cards(c: Contents) -> str:

@@ -18,7 +18,7 @@ from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
 from workbench.scores import MEASURES
 from workbench.survey_rows import Row, pooled
-from workbench.wording import amount, bracketed, count, listed, number, percent
+from workbench.wording import amount, bracketed, count, counted, listed, number, percent
 
 WORST = 15
 _MOST_NAMES = 4
@@ -266,8 +266,8 @@ def method(c: Contents) -> Section:
     made = c.made.strftime("%Y-%m-%d %H:%M UTC")
     versions = listed([f"{escaped(name)} {escaped(version)}" for name, version in c.versions.items()])
     section.say(
-        f"Every weight of {len(c.measured.rows):,} tensors was quantized and compared with itself, none was sampled. Errors "
-        f"are x − level · scale in float32, as bitsandbytes' kernels form it. Made on {made} with {versions}."
+        f"Every weight of {counted(len(c.measured.rows), 'tensor')} was quantized and compared with itself, none was sampled. "
+        f"Errors are x − level · scale in float32, as bitsandbytes' kernels form it. Made on {made} with {versions}."
     )
     if c.left:
         section.html += table(

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from workbench.wording import short
 
+_LONG = 120
+"""From so many characters on a cell's text is wrapped."""
+
 
 def escaped(value: object) -> str:
     """Text as HTML, with what is not printable made visible."""
@@ -29,7 +32,7 @@ def table(
     tall, shared = group
 
     def cell(row: int, i: int, value: str) -> str:
-        kind = "" if i < texts else ' class="number"'
+        kind = "" if i < texts and len(value) < _LONG else ' class="long"' if i < texts else ' class="number"'
         if i < shared and tall > 1:
             kind += f' rowspan="{tall}"'
             return "" if row % tall else f'<th scope="rowgroup"{kind}>{value}</th>' if i == 0 else f"<td{kind}>{value}</td>"
