@@ -199,6 +199,9 @@ def test_the_good_index_is_good(tmp_path: Path) -> None:
         ({"a": "s3.safetensors"}, "The file 's3.safetensors' is missing"),
         ({"a": "s2.safetensors"}, "says that 'a' is in s2.safetensors, and it is not"),
         ({"c": "s1.safetensors"}, "says that 'c' is in s1.safetensors, and it is not"),
+        ({"<b>\x1b[2J": "s1.safetensors"}, r"says that '<b>\x1b[2J' is in s1.safetensors, and it is not"),
+        ({"n" * 100_000: "s1.safetensors"}, r"nnn\u2026' is in s1.safetensors, and it is not"),
+        ({"a": "<b>.safetensors"}, "The file '<b>.safetensors' is missing"),
         ({"a": 3}, "no weight_map"),
         ({}, "no weight_map"),
         ([], "no weight_map"),
@@ -240,6 +243,31 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path, name: str, monkeypat
     (folder / name).symlink_to(name)
     with pytest.raises(wb.ModelError, match=f"The file '{name}' is missing or cannot be read"):
         wb.open_model(folder)
+
+
+@pytest.mark.parametrize("link", ["s1.safetensors", "sub"])
+def test_a_shard_that_is_linked_from_elsewhere_is_not_read(tmp_path: Path, link: str) -> None:
+    outside = folder_of_shards(tmp_path / "outside", {"a": "s1.safetensors"})
+    shard = "s1.safetensors" if link == "s1.safetensors" else "sub/s1.safetensors"
+    folder = folder_of_shards(tmp_path / "m", {"a": shard, "b": "s2.safetensors"})
+    (folder / "s1.safetensors").unlink()
+    (folder / link).symlink_to(outside / "s1.safetensors" if link == "s1.safetensors" else outside)
+    with pytest.raises(wb.ModelError, match=r"s1\.safetensors' is a link out of the folder"):
+        wb.open_model(folder)
+
+
+def test_a_snapshot_of_the_hub_cache_may_link_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(blob(GOOD))
+    repository = tmp_path / "models--a--b"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").write_bytes(blob(GOOD))
+    for target in ("../../../secret", "../../refs", "../../blobs/../refs", "../../blobs/../../secret", "/etc/hostname"):
+        (snapshot / "model.safetensors").symlink_to(target)
+        with pytest.raises(wb.ModelError, match="is a link out of the folder"):
+            wb.open_model(snapshot)
+        (snapshot / "model.safetensors").unlink()
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
