@@ -114,7 +114,7 @@ def test_ten_plots_refer_to_one_library() -> None:
     plots = [Plot({}) for _ in range(10)]
     states = [plot.get_state() for plot in plots]
     assert len({state["library"] for state in states}) == 1
-    assert sum(len(str(state)) for state in states) < 200_000, "plotly.js is in none of them"
+    assert sum(len(str(state)) for state in states) < 400_000, "plotly.js is in none of them"
     assert PlotlyLibrary.shared().gzipped[:2] == b"\x1f\x8b"
     for plot in plots:
         plot.close()

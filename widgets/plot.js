@@ -1,7 +1,5 @@
-// Draws the figure that widgets/plot.py holds. One copy of plotly.js serves the whole document; figures arrive as trees whose arrays
-// are binary buffers (widgets/wire.py), and change by patches. Nothing here reaches for the network.
-
-const shared = (globalThis[Symbol.for("qlora-workbench.plots")] ??= { plotly: new Map(), turn: Promise.resolve() });
+// Draws the figure that widgets/plot.py holds, after drawing.js. One copy of plotly.js serves the whole document. Nothing here
+// reaches for the network.
 
 // ---------------------------------------------------------------- plotly.js
 
@@ -34,33 +32,7 @@ async function findLibrary(model) {
   return model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
 }
 
-/** One piece of drawing per task, in order, so that ten plots do not keep messages and input waiting. */
-function inTurn(work) {
-  shared.turn = shared.turn.then(() => new Promise((resolve) => setTimeout(resolve))).then(() => void work());
-}
-
 // ---------------------------------------------------------------- the figure
-
-const KINDS = {
-  float32: Float32Array, float64: Float64Array, int8: Int8Array, uint8: Uint8Array,
-  int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
-};
-const decoded = new WeakMap(); // array node -> typed array: plotly redraws only the arrays whose identity changed
-
-function decodeArray(node) {
-  if (!decoded.has(node)) {
-    const Kind = KINDS[node.$array];
-    const { buffer, byteOffset, byteLength } = node.data;
-    const aligned = byteOffset % Kind.BYTES_PER_ELEMENT === 0;
-    const flat = aligned
-      ? new Kind(buffer, byteOffset, byteLength / Kind.BYTES_PER_ELEMENT)
-      : new Kind(buffer.slice(byteOffset, byteOffset + byteLength));
-    const [rows, columns] = node.shape;
-    const table = node.shape.length === 2;
-    decoded.set(node, table ? Array.from({ length: rows }, (_, i) => flat.subarray(i * columns, (i + 1) * columns)) : flat);
-  }
-  return decoded.get(node);
-}
 
 /** A copy that plotly may write into; arrays and lists of scalars keep their identity. */
 function decode(node) {
@@ -70,66 +42,14 @@ function decode(node) {
   return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, decode(item)]));
 }
 
-/** Put each buffer back where `detach` took it from. */
-function attach(value, buffers) {
-  if (value === null || typeof value !== "object") return value;
-  if (Array.isArray(value)) return value.map((item) => attach(item, buffers));
-  if (value.$array) return { $array: value.$array, shape: value.shape, data: buffers[value.buffer] };
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, attach(item, buffers)]));
-}
-
-function applyPatch(content, operations, buffers) {
-  for (const [path, verb, value, rest] of operations) {
-    const parent = path.slice(0, -1).reduce((node, key) => node[key], content);
-    const key = path[path.length - 1];
-    if (verb === "set") parent[key] = attach(value, buffers);
-    else if (verb === "del") delete parent[key];
-    else if (verb === "cut") parent[key].length = value;
-    else if (verb === "tail") parent[key] = withTail(parent[key], value, attach(rest, buffers));
-  }
-}
-
-/** A live curve: the first `start` elements as they were, and new ones after them. */
-function withTail(node, start, tail) {
-  const bytesOf = ({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength);
-  const kept = bytesOf(node.data).subarray(0, start * KINDS[node.$array].BYTES_PER_ELEMENT);
-  const whole = new Uint8Array(kept.length + tail.data.byteLength);
-  whole.set(kept);
-  whole.set(bytesOf(tail.data), kept.length);
-  return { $array: node.$array, shape: [start + tail.shape[0]], data: new DataView(whole.buffer) };
-}
-
-// ---------------------------------------------------------------- the page
-
-function isDark() {
-  const { jpThemeLight, vscodeThemeKind } = document.body.dataset;
-  if (jpThemeLight !== undefined) return jpThemeLight === "false";
-  if (vscodeThemeKind) return ["vscode-dark", "vscode-high-contrast"].includes(vscodeThemeKind);
-  const colab = document.documentElement.getAttribute("theme");
-  return colab ? colab === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-function watchTheme(changed) {
-  const observer = new MutationObserver(changed);
-  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind"] });
-  observer.observe(document.documentElement, { attributes: true, attributeFilter: ["theme"] });
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  system.addEventListener("change", changed);
-  return () => {
-    observer.disconnect();
-    system.removeEventListener("change", changed);
-  };
-}
+// ---------------------------------------------------------------- the page's look
 
 /** The theme's template in the page's own font and colours. */
 function themed(themes, element) {
   const template = themes[isDark() ? "dark" : "light"];
-  const style = getComputedStyle(element);
-  const own = (...names) => names.map((name) => style.getPropertyValue(name).trim()).find(Boolean);
-  const font = { ...template.layout.font, family: style.fontFamily };
-  const colour = own("--jp-ui-font-color1", "--vscode-foreground");
-  if (colour) font.color = colour;
-  const modebar = { bgcolor: own("--jp-layout-color1", "--vscode-editor-background") ?? "rgba(0,0,0,0)" };
+  const { font: family, text, page } = pageColours(element);
+  const font = { ...template.layout.font, family, color: text };
+  const modebar = { bgcolor: page };
   return { ...template, layout: { ...template.layout, font, modebar } };
 }
 
@@ -153,9 +73,20 @@ function describeZoom(change) {
   return Object.keys(ranges).length ? ranges : null;
 }
 
-function listen(view, model) {
-  const send = (type, detail) => model.get("_listening").includes(type) && model.send({ type, detail });
+function listening({ model }, type, detail) {
+  if (model.get("_listening").includes(type)) model.send({ type, detail });
+}
+
+/** What a point is called aloud. */
+function spoken({ name, x, y, z }) {
+  const plain = (value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
+  return [name, ...Object.entries({ x, y, z }).map(([axis, value]) => value !== undefined && `${axis} ${plain(value)}`)]
+    .filter(Boolean).join(", ");
+}
+
+function listen(view) {
   const { plot } = view;
+  const send = (type, detail) => listening(view, type, detail);
   plot.on("plotly_click", (event) => event.points.length && send("click", describePoint(event.points[0])));
   plot.on("plotly_selected", (event) => send("select", (event?.points ?? []).map(describePoint)));
   plot.on("plotly_relayout", (change) => {
@@ -163,14 +94,16 @@ function listen(view, model) {
     if (ranges) send("zoom", ranges);
   });
   plot.on("plotly_hover", (event) => {
+    if (!event.points.length) return;
+    view.picked = describePoint(event.points[0]);
+    if (view.keyed) say(view, spoken(view.picked)); // the pointer's own labels need no voice
+    view.keyed = false;
     clearTimeout(view.hover);
-    view.hover = setTimeout(() => event.points.length && send("hover", describePoint(event.points[0])), 50);
+    view.hover = setTimeout(() => send("hover", view.picked), 50);
   });
 }
 
 // ---------------------------------------------------------------- drawing
-
-const states = new Map(); // a model's key -> its state: initialize and render see different proxies of one model
 
 function schedule(view) {
   if (view.scheduled || view.gone) return;
@@ -199,13 +132,10 @@ async function draw(view) {
     const library = await (view.library ??= findLibrary(view.model));
     const plotly = (view.plotly = await loadPlotly(library));
     if (view.gone) return;
-    const { data, layout, frames } = decode({ ...state.content });
-    layout.template ??= themed(library.get("themes"), plot);
-    layout.uirevision ??= "kept";
-    layout.autosize = true;
+    const { data, layout, frames } = figureOf(state, library, plot);
     const config = { displaylogo: false, responsive: false };
     await plotly.react(plot, frames ? { data, layout, config, frames } : { data, layout, config });
-    if (!view.listening) listen(view, view.model);
+    if (!view.listening) listen(view);
     view.listening = true;
     complain(view, state.content.error);
     plot.dataset.revision = state.revision;
@@ -216,67 +146,58 @@ async function draw(view) {
   }
 }
 
-function complain(view, text) {
-  if (view.alert.textContent !== text) view.alert.textContent = text;
-  view.alert.hidden = !text;
+/** The figure as plotly takes it. */
+function figureOf(state, library, element) {
+  const figure = decode({ data: state.content.data, layout: state.content.layout, frames: state.content.frames });
+  figure.layout.template ??= themed(library.get("themes"), element);
+  figure.layout.uirevision ??= "kept";
+  figure.layout.autosize = true;
+  return figure;
 }
 
-/** The place the plot takes, at its full height from the start. */
-function build(model, el) {
-  const frame = document.createElement("div");
-  frame.className = "workbench-plot";
-  frame.style.cssText = "position:relative;width:100%;min-width:0;overflow:hidden";
-  const plot = document.createElement("div");
-  plot.setAttribute("role", "figure");
-  plot.style.cssText = "width:100%;height:100%";
-  const alert = document.createElement("div");
-  alert.setAttribute("role", "alert");
-  alert.hidden = true;
-  alert.style.cssText = `position:absolute;left:8px;right:8px;top:8px;padding:8px 12px;white-space:pre-wrap;overflow:auto;max-height:80%;
-    background:var(--jp-layout-color1, Canvas);color:var(--jp-error-color1, #b3261e);border:1px solid currentColor;border-radius:4px;
-    font:var(--jp-ui-font-size1, 13px)/1.4 var(--jp-ui-font-family, system-ui, sans-serif)`;
-  frame.append(plot, alert);
-  el.style.minWidth = "0";
-  el.append(frame);
-  const resize = () => (frame.style.height = `${model.get("height")}px`);
-  resize();
-  model.on("change:height", resize);
-  return { plot, alert, frame };
+/** The plot as it is on screen, or as it would be, on the page's own background and twice as fine as the screen. */
+async function pictureOf(state, model) {
+  const view = shownView(state), shown = view?.listening && view.plot.clientWidth ? view.plot : null;
+  const library = await findLibrary(model), plotly = await loadPlotly(library);
+  const { data, layout } = shown ?? figureOf(state, library, document.body);
+  const { page } = pageColours(view?.frame ?? document.body);
+  const size = { width: shown?.clientWidth ?? PICTURE_WIDTH, height: model.get("height") };
+  const picture = { data, layout: { ...layout, ...size, autosize: false, paper_bgcolor: page } };
+  return (await fetch(await plotly.toImage(picture, { format: "png", scale: 2, ...size }))).blob();
+}
+
+const PICTURE_WIDTH = 800; // of a plot that is on no screen
+
+// ---------------------------------------------------------------- keys
+
+/** Left and right go from point to point, up and down from trace to trace, Enter clicks: what the mouse does. */
+function pressed(view, event) {
+  const { plot, plotly } = view;
+  if (event.key === "p" && !event.ctrlKey && !event.metaKey) return void view.state.insert();
+  const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+  const turn = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (event.key === "Enter" && view.picked) return void listening(view, "click", view.picked);
+  if (event.target !== plot || (step === undefined && turn === undefined) || !view.listening) return;
+  const lengths = plot.calcdata.map(([first], i) => (first.trace.hoverinfo === "skip" || first.z ? 0 : plot.calcdata[i].length));
+  const curves = lengths.flatMap((length, i) => (length ? [i] : []));
+  if (!curves.length) return;
+  event.preventDefault();
+  const place = curves.indexOf(view.picked?.curve ?? -1);
+  const curve = curves[(Math.max(place, 0) + (place < 0 ? 0 : turn ?? 0) + curves.length) % curves.length];
+  const from = curve === view.picked?.curve ? view.picked.index : turn ? view.picked?.index ?? 0 : -1;
+  const index = Math.min(Math.max(from + (step ?? 0), 0), lengths[curve] - 1);
+  view.keyed = true;
+  plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: index }], Object.keys(plot._fullLayout._plots)[0]);
 }
 
 export default {
-  initialize({ model }) {
-    const state = { ...model.get("_current"), views: new Set() };
-    states.set(model.get("_key"), state);
-    const redraw = () => state.views.forEach(schedule);
-    const greet = () => model.send({ type: "hello", revision: state.revision });
-    const replaced = () => {
-      Object.assign(state, model.get("_current"));
-      redraw();
-    };
-    const received = (message, buffers) => {
-      if (message.type !== "patch" || message.to <= state.revision) return;
-      if (message.from !== state.revision) return void greet(); // one was missed: ask for everything
-      applyPatch(state.content, message.operations, buffers);
-      // The model's own copy is the same tree: what a saved notebook keeps stays current too.
-      state.revision = model.get("_current").revision = message.to;
-      redraw();
-    };
-    model.on("change:_current", replaced);
-    model.on("msg:custom", received);
-    greet();
-    return () => {
-      model.off("change:_current", replaced);
-      model.off("msg:custom", received);
-      states.delete(model.get("_key"));
-    };
-  },
+  initialize: ({ model }) => keepState(model, { redraw: schedule, picture: pictureOf }),
 
   render({ model, el }) {
-    const view = { model, state: states.get(model.get("_key")), ...build(model, el) };
+    const plot = element("div", { role: "figure", tabindex: "0", style: "width:100%;height:100%" });
+    const view = { plot, ...buildFrame(model, el, "workbench-plot", plot) };
     view.state.views.add(view);
-    // Keys pressed here are not the notebook's shortcuts; Escape still leaves to the notebook, and Tab keeps its default.
-    view.frame.addEventListener("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
+    view.frame.addEventListener("keydown", (event) => pressed(view, event));
     const unwatch = watchTheme(() => schedule(view));
     const sizes = new ResizeObserver(() => {
       if (!view.plot.clientWidth) return;
@@ -289,6 +210,7 @@ export default {
       view.gone = true;
       clearTimeout(view.hover);
       unwatch();
+      view.unframe();
       sizes.disconnect();
       view.state.views.delete(view);
       view.plotly?.purge(view.plot);

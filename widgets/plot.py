@@ -1,9 +1,11 @@
 """``Plot``: any plotly figure in one small widget, with plotly.js sent once a document.
 
 plotly.js comes from the installed plotly package and needs no network: one model holds it gzipped, every plot refers to
-that model, and the browser inflates it once. ``show`` sends only what changed, as one message with binary buffers, while
-Python and the browser both keep the current figure, so that a reloaded page, a second tab or a saved notebook shows what is
-true now. It does not build figures (see widgets/figures.py) and does not cross-link plots.
+that model, and the browser inflates it once. What a plot shares with other drawings (state, summary, error, picture) is in
+widgets/drawing.py. It does not build figures (see widgets/figures.py) and does not cross-link plots.
+
+The mouse and the keyboard both reach the points: Left and Right go along a trace, Up and Down to another, Enter clicks, P puts
+a picture into the notebook.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import gzip
 import hashlib
 import pathlib
 import threading
-import uuid
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,16 +22,12 @@ import anywidget
 import traitlets
 from ipywidgets import widget_serialization
 
-from widgets.wire import detach, diff, encode_figure, template_json
+from widgets.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
+from widgets.wire import encode_figure, template_json
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on a dark page.
 LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4f8a", "#b07d00", "#3a9bd1", "#5c5c5c")
 DARK_COLOURS = ("#56b4e9", "#ff9b45", "#2fc79a", "#e39ac4", "#f0e442", "#8fa8ff", "#b8b8b8")
-
-DEFAULT_HEIGHT = 320
-EVENTS = ("click", "hover", "select", "zoom")
-
-Callback = Callable[[Any], None]
 
 
 @functools.cache
@@ -96,44 +93,23 @@ class PlotlyLibrary(anywidget.AnyWidget):
         return f"PlotlyLibrary({self.version!r})"
 
 
-class Plot(anywidget.AnyWidget):
+class Plot(Drawing):
     """A plotly figure on the page.
 
-    ``figure`` is a plotly ``Figure`` or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays;
-    ``summary`` is the sentence a screen reader gets in place of the drawing; ``height`` in pixels is kept free from the
-    start, so that nothing jumps (None: the figure's own height, else 320). Methods may be called from any thread.
+    ``figure`` is a plotly ``Figure`` or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays; a
+    ``height`` of None is the figure's own, else 320. Methods may be called from any thread.
 
     A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
     """
 
-    _esm = pathlib.Path(__file__).parent / "plot.js"
+    events = ("click", "hover", "select", "zoom")
+    _esm = script("drawing.js", "plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
-    height = traitlets.Int(DEFAULT_HEIGHT).tag(sync=True)
-    _key = traitlets.Unicode().tag(sync=True)
-    _listening = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    # The state as both sides hold it; its value lives in _state, so that a patch does not also send the whole of it.
-    _current = traitlets.Dict().tag(sync=True, to_json=lambda _, plot: plot._state)
 
     def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:
         tree = encode_figure(figure if figure is not None else {})
         own_height = tree["layout"].pop("height", None)
-        self._lock = threading.RLock()
-        self._callbacks: dict[str, list[Callback]] = {event: [] for event in EVENTS}
-        self._state: dict[str, Any] = {"revision": 0, "content": tree | {"summary": summary, "error": ""}}
-        super().__init__(
-            library=PlotlyLibrary.shared(), height=int(height or own_height or DEFAULT_HEIGHT), _key=uuid.uuid4().hex
-        )
-        self.on_msg(self._receive)
-
-    @property
-    def summary(self) -> str:
-        """What a screen reader says of the plot."""
-        return str(self._state["content"]["summary"])
-
-    @property
-    def error(self) -> str:
-        """The message that stands in the plot, or an empty string."""
-        return str(self._state["content"]["error"])
+        super().__init__(tree, summary, int(height or own_height or DEFAULT_HEIGHT), library=PlotlyLibrary.shared())
 
     def show(self, figure: Any, summary: str | None = None) -> None:
         """Replace the figure, sending only what differs from the present one; clears an error."""
@@ -141,12 +117,6 @@ class Plot(anywidget.AnyWidget):
         tree["layout"].pop("height", None)
         with self._lock:
             self._become(tree | {"summary": self.summary if summary is None else summary, "error": ""})
-
-    def fail(self, error: BaseException | str) -> None:
-        """Show an error as text in the plot; it stays until the next ``show``."""
-        text = error if isinstance(error, str) else (str(error) or type(error).__name__)
-        with self._lock:
-            self._become(self._state["content"] | {"error": text})
 
     def on_click(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(point)`` for a click; a point is a dict of curve, name, index, x, y, z and customdata."""
@@ -166,49 +136,6 @@ class Plot(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Remove the plot from every page and free its models; closing twice is harmless."""
-        for callbacks in self._callbacks.values():
-            callbacks.clear()
-        layout, library = self.layout, self.library
         super().close()
-        if layout is not None:
-            layout.close()
-        if library is not None:
+        if self.library is not None:
             self.library = None  # the library itself stays for the other plots
-
-    def _become(self, content: dict[str, Any]) -> None:
-        """Make ``content`` the current state and tell the pages; the caller holds the lock."""
-        operations = diff(self._state["content"], content)
-        if not operations:
-            return
-        before = self._state["revision"]
-        self._state = {"revision": before + 1, "content": content}
-        buffers: list[bytes] = []
-        patch = [[path, verb, *(detach(value, buffers) for value in values)] for path, verb, *values in operations]
-        self.send({"type": "patch", "from": before, "to": before + 1, "operations": patch}, buffers)
-
-    def _subscribe(self, event: str, callback: Callback) -> Callable[[], None]:
-        self._callbacks[event].append(callback)
-        self._listening = [name for name in EVENTS if self._callbacks[name]]
-
-        def unsubscribe() -> None:
-            if callback in self._callbacks[event]:
-                self._callbacks[event].remove(callback)
-                self._listening = [name for name in EVENTS if self._callbacks[name]]
-
-        return unsubscribe
-
-    def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
-        kind = message.get("type")
-        if kind == "hello":  # a page that opened, or missed a patch: send everything unless it is up to date
-            with self._lock:
-                if message.get("revision") != self._state["revision"]:
-                    self.send_state("_current")
-        elif kind in EVENTS:
-            for callback in tuple(self._callbacks[kind]):
-                try:
-                    callback(message["detail"])
-                except Exception as error:  # nobody else would show it: a callback's exception reaches no cell
-                    self.fail(error)
-
-    def __repr__(self) -> str:
-        return f"Plot: {self.summary}" if self.summary else "Plot"
