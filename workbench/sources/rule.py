@@ -44,6 +44,7 @@ _INPUTS = _words(
 _TABLES = _words("wpe relative_attention_bias embed_tokens_per_layer embed_positions embed_text_tokens audio_bos_eos_token")
 _TABLE = re.compile(r"(?:^|(?<!patch|inear)_)(?:emb|embed|embeds|embedding|embeddings|embedder)(?:_layers?|_table)?$")
 _HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head")
+_HEAD_PATHS = (["lm_head", "decoder"], ["head"])
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
 _EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
 _ROUTERS = frozenset({"gate", "router"})
@@ -166,7 +167,7 @@ class _Rule:
         return "a convolution or other parameter of more than two dimensions"
 
     def _special_linear(self, parts: list[str], module: str) -> str | None:
-        if module in _HEADS or parts[-4:-1] == ["cls", "predictions", "decoder"] or parts[:-1] == ["lm_head", "decoder"]:
+        if module in _HEADS or parts[-4:-1] == ["cls", "predictions", "decoder"] or parts[:-1] in _HEAD_PATHS:
             return "the output head, tied to the embedding" if self.tied else "the output head: transformers skips it"
         block = ".".join(parts[:-2])
         if (module in _ROUTERS and block in self.expert_blocks) or block.endswith(".block_sparse_moe.router"):
