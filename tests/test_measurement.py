@@ -238,6 +238,21 @@ def test_pooled_map_keeps_the_largest_block_of_every_cell():
     assert np.isnan(cells[1, 6])
 
 
+def test_a_window_of_the_pooled_map_holds_the_blocks_inside_it():
+    values = np.random.default_rng(0).standard_normal(50, np.float32)
+    values[[3, 20]] = np.nan, np.inf
+    table = np.full((8, 7), np.nan, np.float32)
+    table.reshape(-1)[:50] = np.where(np.isfinite(values), values, np.nan)
+    cells, covered = pool_blocks(values, 7, height=3, width=2, rows=(2, 8), columns=(1, 6))
+    assert covered == (2, 3)
+    expected = [[np.nanmax(table[y : y + 2, x : min(x + 3, 6)]) for x in (1, 4)] for y in (2, 4)]
+    assert cells[:2].tolist() == expected
+    assert cells[2, 0] == np.nanmax(table[6, 1:4]), "only the first block of the last row is there, outside of the window"
+    single, covered = pool_blocks(values, 7, height=9, width=9, rows=(0, 8))
+    assert covered == (1, 1)
+    np.testing.assert_array_equal(single, table)
+
+
 def test_two_python_threads_may_measure_at_once():
     x = weights((1500, 1024))
     alone = wb.measure(x, wb.QuantSpec())
