@@ -27,7 +27,6 @@ from workbench.wording import counted, printable
 if TYPE_CHECKING:
     from workbench.quantization import QuantSpec
     from workbench.sources import Source
-    from workbench.surveying import Survey
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell tells a process that SIGINT or SIGPIPE ended
 
@@ -119,7 +118,7 @@ _tensors = click.option(
 )  # fmt: skip
 
 
-@cli.command()
+@cli.command("survey")
 @_model
 @click.option(
     "--formats", default="nf4", show_default=True, metavar="NAMES", callback=_commas(str), help="Formats, between commas."
@@ -144,7 +143,7 @@ _tensors = click.option(
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight of the report's duel.")
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
 @_json
-def survey(
+def _survey(
     model: str, formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str,
     patterns: tuple[str, ...], revision: str | None, csv: Path | None, parquet: Path | None, html: Path | None, bits: float,
     worst: int, as_json: bool,
@@ -154,23 +153,23 @@ def survey(
     Prints the totals and the worst tensors. A tensor that cannot be read is named, the others are measured all the same, and
     the exit code is then 1.
     """
+    from workbench import cli_text
+    from workbench.atomic import replacing
+    from workbench.report import write_report
+    from workbench.surveying import survey
+
     files = {option: path for option, path in (("--csv", csv), ("--parquet", parquet), ("--html", html)) if path is not None}
     _check_targets(files)
     with _usage():
         specs = _specs(formats, block_sizes, scale_dtype, double_quant)
         _contenders(bits, [])
     source = _open(model, revision)
-    surveyed = _survey(source, specs, patterns)
-    from workbench import cli_text
-    from workbench.atomic import replacing
-
+    surveyed = survey(source, specs, _names(source, patterns), progress=_on_terminal()).run()
     for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
         if path is not None:
             with replacing(path) as draft:
                 write(draft)
     if html is not None:
-        from workbench.report import write_report
-
         write_report(surveyed, html, bits=bits, progress=_on_terminal())
     click.echo(cli_text.survey_json(surveyed) if as_json else cli_text.survey_text(surveyed, worst))
     for path in files.values():
@@ -184,7 +183,7 @@ def survey(
         )
 
 
-@cli.command()
+@cli.command("duel")
 @_model
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight that no format may exceed.")
 @click.option("--formats", metavar="NAMES", callback=_commas(str), help="Formats, between commas.  [default: all]")
@@ -192,24 +191,24 @@ def survey(
 @_tensors
 @_revision
 @_json
-def duel(
+def _duel(
     model: str, bits: float, formats: list[str], by: str | None, patterns: tuple[str, ...], revision: str | None, as_json: bool
 ) -> None:
     """Set the formats against each other at equal bits per weight on MODEL.
 
     Each takes part in its largest configuration of at most --bits bits per weight, scales and zero points counted.
     """
+    from workbench import cli_text
+    from workbench.comparison import duel
+
     with _usage():
         candidates = _contenders(bits, formats)
-    from workbench import cli_text
-    from workbench.comparison import duel as fight
-
     source = _open(model, revision)
-    found = fight(source, bits, candidates, tensors=_names(source, patterns), progress=_on_terminal())
+    found = duel(source, bits, candidates, tensors=_names(source, patterns), progress=_on_terminal())
     click.echo(cli_text.duel_json(found, by) if as_json else cli_text.duel_text(found, by))
 
 
-@cli.command()
+@cli.command("forecast")
 @_model
 @click.option("--gpu", metavar="NAME", help="Judge against this GPU alone, such as 'T4 16 GB'.  [default: every known one]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a forward pass.")
@@ -218,7 +217,7 @@ def duel(
 @click.option("--block-size", type=int, help="Weights that share a scale.")
 @_revision
 @_json
-def forecast(
+def _forecast(
     model: str, gpu: str | None, batch_size: int | None, max_length: int | None, lora_r: int | None, block_size: int | None,
     revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -240,9 +239,9 @@ def forecast(
     click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
 
 
-@cli.command()
+@cli.command("formats")
 @_json
-def formats(as_json: bool) -> None:
+def _formats(as_json: bool) -> None:
     """List the formats: bits per weight, block sizes, scales, and where they are defined."""
     from workbench import cli_text
 
@@ -284,12 +283,6 @@ def _contenders(bits: float, formats: list[str]) -> tuple[QuantSpec, ...]:
     return candidates
 
 
-def _survey(source: Source, specs: list[QuantSpec], patterns: tuple[str, ...]) -> Survey:
-    from workbench.surveying import survey
-
-    return survey(source, specs, _names(source, patterns), progress=_on_terminal()).run()
-
-
 def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:
     """The tensors that the patterns choose, None without any. A pattern that chooses nothing is wrong usage."""
     if not patterns:
@@ -307,12 +300,17 @@ def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:
 def _check_targets(files: dict[str, Path]) -> None:
     """Refuses before anything is measured what could not be written after it."""
     for option, path in files.items():
-        folder = path.parent
-        if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-            what = (
-                "is a folder" if path.is_dir() else "cannot be written" if folder.is_dir() else "is in no folder that there is"
-            )
-            raise click.BadParameter(f"{str(path)!r} {what}.", param_hint=option)
+        target = path.resolve()
+        special = target.exists() and not target.is_file()  # a pipe or a device
+        fault = None
+        if path.is_dir():
+            fault = "is a folder"
+        elif not target.parent.is_dir():
+            fault = "is in no folder that there is"
+        elif not os.access(target if special else target.parent, os.W_OK):
+            fault = "cannot be written"
+        if fault:
+            raise click.BadParameter(f"{str(path)!r} {fault}.", param_hint=option)
     if len({path.resolve() for path in files.values()}) < len(files):
         raise click.UsageError(f"{' and '.join(files)} need files of their own.")
 

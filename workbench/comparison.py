@@ -81,7 +81,8 @@ def duel(
 
     The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
     scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
-    so small are named in ``left_out``; FormatError where that is all of them.
+    so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
+    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
     """
     chosen, left_out = largest(bits, configurations() if candidates is None else candidates)
     twins = {spec: twin for spec in chosen if (twin := _twin(spec)) is not None}

@@ -139,7 +139,7 @@ class Measured:
         ratio = sum(n * r for n, r in noise) / sum(n for n, _ in noise) if noise else math.nan
         return Score(
             spec,
-            pooled(totals),
+            totals[0] if len(totals) == 1 else pooled(totals),
             sum(row.tensor.numel for row in rows),
             sum(spec.nbytes(row.tensor.numel) for row in rows),
             -10 * math.log10(ratio) if ratio else math.inf,

@@ -37,6 +37,11 @@ def format_colour(name: str) -> dict[str, str]:
     return colour(list(FORMATS).index(name))
 
 
+def rank(kind: str) -> tuple[int, str]:
+    """What to sort kinds by: their order in a block, then the others by name."""
+    return (KINDS.index(kind) if kind in KINDS else len(KINDS), kind)
+
+
 def text(value: object) -> str:
     """Fit for a label: bounded, printable, and without anything that plotly would read as a tag."""
     return html.escape(short(str(value)), quote=False)
@@ -139,7 +144,7 @@ def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, s
     often: dict[str, int] = {}
     for row in inside:
         often[row.kind] = often.get(row.kind, 0) + 1
-    order = [kind for kind in KINDS if kind in often] + sorted(kind for kind in often if kind not in KINDS)
+    order = sorted(often, key=rank)
     kinds = order if len(order) <= _MOST_KINDS else [*order[: _MOST_KINDS - 1], "other"]
     cells: dict[tuple[int, str], list[Row]] = {}
     for row in inside:
@@ -151,7 +156,7 @@ def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, s
 def duel_bars(duel: Duel) -> Figure:
     """Each contender's relative RMSE, the least first."""
     scores = sorted(duel.contenders, key=lambda score: (math.isnan(score.rmse), score.rmse))
-    names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.3f} bits" for s in scores]
+    names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.6g} bits" for s in scores]
     data = [
         {
             "type": "bar", "orientation": "h", "y": names, "x": [_percent(s.relative_rmse) for s in scores],

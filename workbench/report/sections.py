@@ -85,7 +85,7 @@ def errors(c: Contents) -> Section:
                 code(kind), str(len(group)), count(sum(row.tensor.numel for row in group)),
                 *(percent(pooled([row.totals[i] for row in group]).relative_rmse) for i in range(len(specs))),
             )
-            for kind, group in by_kind.items()
+            for kind, group in sorted(by_kind.items(), key=lambda item: figures.rank(item[0]))
         ],
     )  # fmt: skip
     lines = [(row, i) for row in rows for i in range(len(specs))]
