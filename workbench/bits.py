@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 _INT32 = ir.IntType(32)
 
 
-def jit(reassociate: bool = False) -> Any:
-    """numba's njit with an on-disk cache where one can be written; sums may be reordered (and so vectorised) if asked."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reassociate else False}
+def jit(reassociate: bool = False, contract: bool = False) -> Any:
+    """numba's njit with an on-disk cache where one can be written.
+
+    If asked, sums may be reordered (and so vectorised), and a product that is added may go unrounded (fused multiply-add).
+    """
+    fast = {"reassoc"} if reassociate else set()
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fast | ({"contract"} if contract else set())}
 
     def decorate(function: Any) -> Any:
         try:

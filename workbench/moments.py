@@ -82,7 +82,7 @@ def _central(n: int, pivot: float, s1: float, s2: float, s3: float, s4: float) -
     return Moments(n, pivot + d, max(s2 - n * d * d, 0.0), m3, max(s4 - 4 * d * s3 + 6 * d * d * s2 - 3 * n * d**4, 0.0))
 
 
-@jit(reassociate=True)
+@jit(reassociate=True, contract=True)
 def _powers(chunk: Any, pivot: Any) -> Any:
     s1, s2, s3, s4 = _F64(0), _F64(0), _F64(0), _F64(0)
     for j in range(chunk.size):
