@@ -133,6 +133,20 @@ def test_the_rule_tells_a_tied_head_from_its_own(tmp_path: Path) -> None:
     assert {t.name: t.reason for t in own.tensors()}["lm_head.weight"] == "the output head: transformers skips it"
 
 
+def test_a_tensor_that_is_split_on_loading_has_the_codes_of_its_parts(tmp_path: Path) -> None:
+    config = {**tiny.LLAMA, "num_key_value_heads": 4}
+    folder = tiny.save(tmp_path / "model", "nomic_bert", config, "NomicBertModel")
+    source, model = wb.open_model(folder), tiny.load_4bit(folder, "NomicBertModel")
+    split = [t for t in source.tensors(exact=True) if t.layout == "split"]
+    assert [(t.name, t.shape, t.quantizable) for t in split] == [
+        (f"encoder.layers.{layer}.attn.Wqkv.weight", (3 * 64, 64), True) for layer in (0, 1)
+    ]
+    for t, layer in zip(split, model.layers, strict=True):
+        parts = [getattr(layer.self_attn, name).weight.data for name in ("q_proj", "k_proj", "v_proj")]
+        ours = wb.quantize(weights(source, t.name, t.layout), wb.QuantSpec("nf4")).packed
+        np.testing.assert_array_equal(ours, np.concatenate([part.numpy() for part in parts]))
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

@@ -39,7 +39,8 @@ class TensorInfo:
     reason: str
     """Why, or why not."""
     layout: str
-    """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or ``fused`` with others on loading."""
+    """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or on loading ``fused`` with others or
+    ``split`` into several (which only the exact answer tells)."""
 
 
 Progress = Callable[[int, int], None]

@@ -15,7 +15,7 @@ from workbench.errors import ModelError
 from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry, shown
 from workbench.sources.packed_names import find_packings
-from workbench.sources.rule import AS_STORED, FUSED, TRANSPOSED, describe, info
+from workbench.sources.rule import AS_STORED, FUSED, SPLIT, TRANSPOSED, describe, info
 
 _COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w+)?|depths?")
 
@@ -46,17 +46,17 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     modules = dict(model.named_modules())
+    layouts = {p: SPLIT if len(c.target_patterns) > 1 else FUSED for c in converters for p in c.source_patterns}
 
-    def becomes(name: str) -> tuple[str, bool]:
-        """The parameter that a tensor is loaded into, and whether a conversion builds it out of several."""
+    def becomes(name: str) -> tuple[str, str]:
+        """The parameter that a tensor is loaded into (one of them, where it is split), and its layout."""
         loaded, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         if loaded not in parameters and name in parameters:
             loaded, pattern = rename_source_key(name, [], [], model.base_model_prefix, parameters)
-        return loaded, pattern is not None
+        return loaded, AS_STORED if pattern is None else layouts[pattern]
 
     def judge(entry: Entry, by_rule: TensorInfo) -> tuple[bool, str, str]:
-        loaded, fused = becomes(entry.name)
-        layout = FUSED if fused else AS_STORED
+        loaded, layout = becomes(entry.name)
         if loaded not in parameters:
             return False, f"{type(model).__name__} has no such parameter", layout
         path, _, leaf = loaded.rpartition(".")

@@ -20,7 +20,7 @@ from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry
 from workbench.sources.packed_names import Packing, find_packings
 
-AS_STORED, TRANSPOSED, FUSED = "as stored", "transposed", "fused"
+AS_STORED, TRANSPOSED, FUSED, SPLIT = "as stored", "transposed", "fused", "split"
 _ALREADY = "already in "
 _PART = "a part of the packed weight "
 
