@@ -139,12 +139,9 @@ def _layer_axis(layers: Sequence[int]) -> dict[str, Any]:
 
 
 def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, str], list[Row]]]:
-    """(layers, kinds, the rows of each); kinds beyond the most frequent are gathered as "other"."""
+    """(layers, kinds, the rows of each); kinds beyond the first 23 are gathered as "other"."""
     inside = [row for row in rows if row.layer is not None]
-    often: dict[str, int] = {}
-    for row in inside:
-        often[row.kind] = often.get(row.kind, 0) + 1
-    order = sorted(often, key=rank)
+    order = sorted({row.kind for row in inside}, key=rank)
     kinds = order if len(order) <= _MOST_KINDS else [*order[: _MOST_KINDS - 1], "other"]
     cells: dict[tuple[int, str], list[Row]] = {}
     for row in inside:
