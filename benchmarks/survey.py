@@ -2,8 +2,8 @@
 
 The checkpoint (4 GiB of bfloat16 unless told otherwise) is made in a temporary folder from one block of random weights written
 again and again, and deleted at the end. Everything runs with the page cache warm, in turns; times are medians, and ratios are
-what to quote. The peer reads each tensor with safe_open and does what a user would write today: bitsandbytes' round trip and the
-same statistics in torch, kurtosis included. It is given one layer only, and compared by the byte.
+what to quote. The peer reads each tensor with safe_open and does what a user would write today: bitsandbytes' round trip and
+the same statistics in torch, kurtosis included. It is given one layer only, and compared by the byte.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def compare(folder: Path, layer: list[str], repeat: int) -> None:
     rate = {name: nbytes / statistics.median(seconds[name]) / 1e9 for name, (nbytes, _) in runs.items()}
     theirs = rate["safetensors + bitsandbytes + torch"]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {pool.threads()} threads")
-    print(
-        f"{len(sizes)} tensors, {total / 2**30:.1f} GiB of bfloat16, page cache warm; the peer has {part / 2**30:.1f} GiB of them"
-    )
+    print(f"{len(sizes)} tensors, {total / 2**30:.1f} GiB of bfloat16, page cache warm; {part / 2**30:.1f} GiB for the peer")
     print(f"{'':36}{'s':>8}{'GB/s':>8}{'times the peer':>16}")
     for name, (nbytes, _) in runs.items():
         print(f"{name:36}{nbytes / rate[name] / 1e9:8.2f}{rate[name]:8.2f}{rate[name] / theirs:16.1f}")
