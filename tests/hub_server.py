@@ -53,8 +53,8 @@ class Fault:
     """What goes wrong with the next ``times`` requests whose path contains ``path``, on ``server`` (``hub`` or ``cdn``).
 
     ``status``: answer so, with ``body``. ``headers``: put these into the answer. ``cut_after``: send so many bytes of the body
-    and hang up. ``ranges`` False: answer 200 with the whole file. ``lie``: a Content-Range of one's own. ``stall``: send the
-    first bytes and then nothing until the server is closed.
+    and hang up. ``ranges`` False: answer 200 with the whole file. ``lie``: a Content-Range of one's own. ``stall``: send half
+    of the body and then nothing until the server is closed.
     """
 
     path: str = ""
@@ -322,6 +322,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         fault = self._fault or Fault()
+        if fault.stall:
+            self._send(body[: len(body) // 2])
+            self.server.hub.closing.wait(30)
+            self._hang_up()
+            return
         for start in range(0, len(body), 16_384):
             part = body[start : start + 16_384]
             if fault.cut_after is not None and start + len(part) > fault.cut_after:
@@ -329,10 +334,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._hang_up()
                 return
             self._send(part)
-            if fault.stall:
-                self.server.hub.closing.wait(30)
-                self._hang_up()
-                return
 
     def _send(self, data: bytes) -> None:
         self._request.sent += len(data)  # before the client can have seen it

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.hub_server import TOKEN, HubServer
 from tests.hubs import BIG, environment, header_length, of_files, sharded, single, weights
 from workbench.sources import crew
-from workbench.sources.faults import Unreachable, WholeFileOnly
+from workbench.sources.refusals import Unreachable, WholeFileOnly
 from workbench.sources.hub import HubSource
 
 

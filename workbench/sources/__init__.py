@@ -17,6 +17,7 @@ from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
+from workbench.sources.refusals import NotListed, Unreachable
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 
@@ -76,7 +77,6 @@ def _decodable(source: Source) -> Source:
 
 
 def _on_the_hub(text: str, near: list[str], revision: str | None, token: str | None, **how: Any) -> Source:
-    from workbench.sources.faults import NotListed, Unreachable
     from workbench.sources.hub import open_hub
 
     try:

@@ -27,31 +27,12 @@ from huggingface_hub.errors import (
 
 from workbench.errors import ModelError
 from workbench.sources.header import shown
+from workbench.sources.refusals import Gated, NotListed, Unreachable
 
 # httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x: what a request raises that got no answer.
 HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-_LOG_IN = "log in ('hf auth login') or pass token="
+_LOG_IN = "log in ('hf auth login', or huggingface_hub.login() in a notebook) or pass token="
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
-
-
-class Unreachable(ModelError):
-    """The Hub cannot be asked: offline mode, or no network. What is on this machine may still be read."""
-
-
-class NotListed(ModelError):
-    """The Hub knows no such model, or does not show it to this reader."""
-
-
-class Gated(ModelError):
-    """The model's owner asks readers to accept terms first."""
-
-
-class WholeFileOnly(ModelError):
-    """A server that sends whole files only. ``nbytes``: how large the one is that was asked for."""
-
-    def __init__(self, what: str, nbytes: int = 0, *, where: str = "", remedy: str = "") -> None:
-        self.nbytes = nbytes
-        super().__init__(what, where=where, remedy=remedy)
 
 
 def host() -> str:

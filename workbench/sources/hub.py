@@ -21,12 +21,13 @@ from workbench.sources import cache, listing, whole
 from workbench.sources.base import Cancelled, Progress, Reader, Source, Watch
 from workbench.sources.cache import Cache
 from workbench.sources.crew import Crew, crew, reading_ahead
-from workbench.sources.faults import Unreachable, WholeFileOnly, told
+from workbench.sources.faults import told
 from workbench.sources.files import CONFIG, INDEX, MAX_JSON, SINGLE, join, parse_json, weight_files
 from workbench.sources.header import Entry, Header, read_header
 from workbench.sources.listing import Listing
 from workbench.sources.local import LocalSource, fetching, fill, opened
 from workbench.sources.ranges import Remote
+from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 _AT_ONCE = 8
 """Files asked for at a time while a model is opened."""

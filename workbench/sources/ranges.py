@@ -22,8 +22,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from workbench.errors import ModelError
-from workbench.sources.faults import HTTP_ERROR, Unreachable, WholeFileOnly, status, told, wait_asked
+from workbench.sources.faults import HTTP_ERROR, status, told, wait_asked
 from workbench.sources.header import shown
+from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 FIRST_PAUSE = 0.5
 """Seconds before the first new attempt; doubled each time up to ``LONGEST_PAUSE``, and shortened by up to a half at random."""
@@ -128,7 +129,8 @@ class Remote:
 
     def _whole(self, file: str) -> WholeFileOnly:
         size = self.sizes[file]
-        what = f"The server ignores byte ranges: to read a part it would send the whole file, {size / 1e9:,.2f} GB."
+        text = f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
+        what = f"The server ignores byte ranges: to read a part it would send the whole file, {text}."
         remedy = "Nothing was downloaded. open_model(…, download=True) takes whole files, into Hugging Face's cache."
         return WholeFileOnly(what, size, where=self._where(file), remedy=remedy)
 
