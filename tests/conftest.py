@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a process: several test processes share the cores, and OpenMP threads that wait for each other by spinning make
 # a training step many times slower there. Set before torch is loaded, and inherited by kernels and training runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is read from afar and which models were opened last is kept here, and not among the user's own files.
+_CACHE = tempfile.TemporaryDirectory(prefix="workbench-tests-", ignore_cleanup_errors=True)
+os.environ["WORKBENCH_CACHE"] = _CACHE.name
 
 # A test says what holds, not how fast; the first example of a kernel compiles it.
 hypothesis.settings.register_profile("workbench", deadline=None)

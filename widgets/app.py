@@ -15,6 +15,7 @@ from widgets.panels.error import BlockErrorView
 from widgets.panels.memory import MemoryView
 from widgets.panels.model import ModelPicker
 from widgets.panels.train import TrainingCell
+from widgets.progress import ProgressRow
 from widgets.session import Session
 from widgets.state import State
 from widgets.style import Panel
@@ -38,7 +39,7 @@ class Workbench(Panel):
             state = State.from_dict(state)
         self.session = Session(state, executor)
         super().__init__("QLoRA Workbench")
-        self.controls = Controls(self.session)
+        self.controls, self.progress = Controls(self.session), ProgressRow(self.session)
         self.model = ModelPicker(session=self.session)
         self.distribution = DistributionView(session=self.session)
         self.error = BlockErrorView(session=self.session)
@@ -52,7 +53,7 @@ class Workbench(Panel):
         self.tabs.selected_index = 1
         self.tabs.observe(lambda _: self._activate(), "selected_index")
         self._activate()
-        self.children = (*self.children[:-1], self.controls, self.message, self.tabs)
+        self.children = (*self.children[:-1], self.controls, self.progress, self.message, self.tabs)
         self.when_closed(self.session.close)
         self.when_closed(self.session.on_failure(self.message.error))
         self.when_closed(self.session.on_analysis(lambda _: self.message.clear()))

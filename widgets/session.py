@@ -1,7 +1,7 @@
 """One model and tensor under analysis, shared by linked views: opened, read and measured off the kernel's thread.
 
-Covers what the views have in common, so that one pass over the weights feeds all of them. Computes nothing itself: the
-numbers are ``workbench``'s. Draws nothing.
+Covers what the views have in common, so that one pass over the weights feeds all of them, and telling how far reading from
+afar is. Computes nothing itself: the numbers are ``workbench``'s. Draws nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from widgets import recents
+from widgets.progress import Pace, Step
 from widgets.state import State, Store
 from widgets.tasks import Latest
 from workbench.double_quant import NestedScales, double_quantize
@@ -25,6 +27,8 @@ from workbench.formats import find_format
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.quantization import QuantSpec, as_weights
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.packed import weights as weights_of
+from workbench.weight_chunks import packings_of
 
 _MEASURED_BY = {"model", "tensor", "formats", "block_size", "double_quant", "nested_block_size"}
 
@@ -49,6 +53,16 @@ class Analysis:
     """And with it."""
     nested: NestedScales
     """The leading format's double-quantized scales."""
+    shape: tuple[int, ...]
+    """The weight's shape as bitsandbytes sees it: dequantized and transposed where the checkpoint holds it otherwise."""
+    packed: str
+    """What the checkpoint holds the weight quantized in, empty where it does not."""
+
+
+def choosable(source: Source) -> list[TensorInfo]:
+    """The tensors that views are of: those that QLoRA would quantize, and those that the checkpoint holds quantized."""
+    packings = packings_of(source)
+    return [t for t in source.tensors() if t.quantizable or t.name in packings]
 
 
 class Session:
@@ -64,13 +78,22 @@ class Session:
         self._listeners: list[Callable[[Analysis], None]] = []
         self._failed: list[Callable[[Exception], None]] = []
         self._busy: list[Callable[[bool], None]] = []
+        self._progress: list[Callable[[Step | None], None]] = []
+        self._refused: Callable[[Exception], None] | None = None
         self._source: Source | None = None
         self._held: tuple[Source, str, NDArray[Any]] | None = None
+        self._reads, self._opens = (Pace(lambda step: _tell(self._progress, step)) for _ in range(2))
         self._work = Latest(
             executor,
             apply=self._apply,
             failed=lambda error: _tell(self._failed, error),
-            busy=lambda busy: _tell(self._busy, busy),
+            busy=self._worked,
+        )
+        self._opening = Latest(
+            executor,
+            apply=self._opened,
+            failed=lambda error: (self._refused or functools.partial(_tell, self._failed))(error),
+            busy=lambda busy: None if busy else _tell(self._progress, None),
         )
         self._forget = self.store.observe(self._changed)
         if executor is None:
@@ -80,6 +103,8 @@ class Session:
         """Opens ``model`` if it is another one than the state names, and measures; None: what the state names."""
         if model is None or model == self.store.value.model:
             self.start()
+        elif isinstance(model, str):
+            self.load(model)
         else:
             self.open(model)
 
@@ -87,14 +112,40 @@ class Session:
         """Measures what the state names."""
         self._work.submit(self._analyse, self.store.value)
 
-    def open(self, model: str | Source) -> Source:
-        """Opens a model (anew, if it is the present one) and points the state at it; ModelError leaves everything as it was."""
+    def load(self, model: str, *, download: bool = False, failed: Callable[[Exception], None] | None = None) -> None:
+        """``open`` in the background, for a model that may be far away; an error goes to ``failed`` or to ``on_failure``.
+
+        ``download``: as ``open_model`` has it. A model that is being loaded is given up for a newer one.
+        """
+        self._refused = failed
+        self._opening.submit(self._load, model, download)
+
+    def _load(self, model: str, download: bool) -> tuple[Source, str]:
+        pace = self._opens
+        pace.begin(f"Opening {model}", "bytes" if download else "headers", self._opening.staleness())
+        source = open_model(model, download=download, progress=pace.moved, cancelled=pace.look)
+        recents.remember(model)
+        return source, model
+
+    def _opened(self, opened: tuple[Source, str]) -> None:
+        self.open(*opened)
+
+    def cancel(self) -> None:
+        """Gives up the model that is being loaded and the tensor that is being read or measured."""
+        self._opening.cancel()
+        self._work.cancel()
+
+    def open(self, model: str | Source, name: str = "") -> Source:
+        """Opens a model (anew, if it is the present one) and points the state at it; ModelError leaves everything as it was.
+
+        ``name``: what the state calls the model that is handed over open.
+        """
         source = model if isinstance(model, Source) else open_model(model)
-        first = next((t.name for t in source.tensors() if t.quantizable), None)
+        first = next((t.name for t in choosable(source)), None)
         if first is None:
             raise ModelError("No tensor of this model would be quantized.", where=source.name, remedy="Choose another model.")
         self._source = source
-        name = model if isinstance(model, str) else str(model.path or model.name)
+        name = name or (model if isinstance(model, str) else str(model.path or model.name))
         before = self.store.value
         self.store.update(model=name, tensor=first)
         if self.store.value is before:
@@ -120,11 +171,16 @@ class Session:
         """Calls ``listener(True)`` and ``listener(False)`` around a measurement."""
         return _subscribe(self._busy, listener)
 
+    def on_progress(self, listener: Callable[[Step | None], None]) -> Callable[[], None]:
+        """Calls ``listener(step)`` while a model or tensor takes more than half a second to come, and with None at its end."""
+        return _subscribe(self._progress, listener)
+
     def close(self) -> None:
         """Ends the thread and forgets every listener; closing twice is harmless."""
         self._forget()
+        self._opening.close()
         self._work.close()
-        for listeners in (self._listeners, self._failed, self._busy):
+        for listeners in (self._listeners, self._failed, self._busy, self._progress):
             listeners.clear()
         self._held = None
 
@@ -132,27 +188,40 @@ class Session:
         if changed & _MEASURED_BY:
             self._work.submit(self._analyse, state)
 
+    def _worked(self, busy: bool) -> None:
+        if not busy:
+            _tell(self._progress, None)
+        _tell(self._busy, busy)
+
     def _analyse(self, state: State) -> Analysis:
+        stale = self._work.staleness()
         source = self.source
         tensors = source.tensors()
-        wanted = state.tensor or next((t.name for t in tensors if t.quantizable), "")
+        wanted = state.tensor or next((t.name for t in choosable(source)), "")
         tensor = next((t for t in tensors if t.name == wanted), None)
         if tensor is None:
             raise ModelError(f"There is no tensor {wanted!r}.", where=source.name, remedy="Choose one from the list.")
         held = self._held
         if held is None or held[0] is not source or held[1] != tensor.name:
-            held = self._held = (source, tensor.name, as_weights(source.read(tensor.name)))
+            self._reads.begin(f"Reading {tensor.name}", "bytes", stale)
+            watch = {"progress": self._reads.moved, "cancelled": self._reads.look}
+            read = weights_of(source, tensor.name, tensor.layout, **watch)
+            held = self._held = (source, tensor.name, as_weights(read))
         weights = held[2]
         lead = state.formats[0]
         if not find_format(lead).double_quantizable:
             lead = "nf4"
         specs = [*state.specs, state.spec(lead), state.spec(lead, double_quant=True)]
         unique = list(dict.fromkeys(specs))
-        found = dict(zip(unique, measure(weights, unique, cancelled=self._work.stale), strict=True))
+        found = dict(zip(unique, measure(weights, unique, cancelled=stale), strict=True))
         *stats, plain, with_nested = (found[spec] for spec in specs)
-        counts = histogram(weights, state.block_size, cancelled=self._work.stale)
+        counts = histogram(weights, state.block_size, cancelled=stale)
         nested = double_quantize(plain.block_absmax, with_nested.spec.nested_block_size)
-        return Analysis(state, source, tensor, weights.reshape(-1), tuple(stats), counts, plain, with_nested, nested)
+        packing = packings_of(source).get(tensor.name)
+        return Analysis(
+            state, source, tensor, weights.reshape(-1), tuple(stats), counts, plain, with_nested, nested, weights.shape,
+            packing.title if packing else "",
+        )  # fmt: skip
 
     def _apply(self, analysis: Analysis) -> None:
         self.analysis = analysis

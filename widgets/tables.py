@@ -20,6 +20,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str, n
     return f"{opening}<thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and what they are, side by side; a pair without a value is left out."""
+    body = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in pairs if value)
+    return f'<dl class="wb-facts">{body}</dl>'
+
+
 def amount(count: float) -> str:
     """Bytes in the unit that reads best: 1,234,567 → 1.23 MB (powers of ten, as disks and papers count)."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -147,8 +147,16 @@ class Latest:
             self._futures = {other for other in self._futures if not other.done()} | {future}
 
     def stale(self) -> bool:
-        """Whether the request that the calling code serves has been overtaken; False outside of a request."""
-        return self._overtaken(getattr(self._running, "generation", self._newest))
+        """Whether the request that the calling code serves has been overtaken; False outside of a request.
+
+        Only on the thread that runs the request: what hands work to other threads takes ``staleness()`` along.
+        """
+        return self.staleness()()
+
+    def staleness(self) -> Callable[[], bool]:
+        """``stale`` of the request that the calling code serves, to be asked on any thread."""
+        generation = getattr(self._running, "generation", self._newest)
+        return lambda: self._overtaken(generation)
 
     def cancel(self) -> None:
         """Drop the present request, if there is one: its result will not be applied."""

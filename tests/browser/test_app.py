@@ -100,7 +100,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
 def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     tab(lab, "Model")
-    field = lab.page.get_by_label("Model (builtin, or a folder)").locator("visible=true")
+    field = lab.page.get_by_role("combobox", name="Model", exact=True)
     button = lab.page.get_by_role("button", name="Open", exact=True)
     for wrong in (str(lab_server.folder / "no such folder"), ""):
         field.fill(wrong)

@@ -9,12 +9,16 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.session import Analysis, Session
+from widgets import code
+from widgets.copy_code import CopyCode
+from widgets.progress import ProgressRow
+from widgets.session import Analysis, Session, choosable
 from widgets.state import State
 from widgets.style import Panel, fields, set_note
 from widgets.tasks import UI, guard
 from workbench.formats import BLOCK_SIZES, FORMATS
 from workbench.sources import Source
+from workbench.sources.rule import TRANSPOSED
 
 _NONE = "none"
 
@@ -43,19 +47,21 @@ class View(Panel):
         self.plots: list[Any] = []
         self._active, self._behind = True, False
         super().__init__(title)
-        guarded = guard(self.message)
+        self.copy = CopyCode()
         children = self.build()
         if self._own and self.of_one_tensor:
             children = [Controls(self.session), *children]
-        self.children = (*self.children[:-1], *children, self.message)
-        self.when_closed(self.session.on_analysis(guarded(self._take)))
-        self.when_closed(self.session.store.observe(guarded(self._follow)))
+        if self._own:
+            children = [ProgressRow(self.session), *children]
+        self.children = (*self.children[:-1], self.message, *children, self.copy)
+        self.when_closed(self.session.on_analysis(self._take))
+        self.when_closed(self.session.store.observe(self._follow))
         if self._own:
             self.when_closed(self.session.close)
             self.when_closed(self.session.on_failure(self.message.error))
-            guarded(self.session.begin)(model)
+            guard(self.message)(self.session.begin)(model)
         elif self.session.analysis is not None:
-            guarded(self.draw)(self.session.analysis)
+            self._take(self.session.analysis)
 
     @abc.abstractmethod
     def build(self) -> list[Any]:
@@ -64,6 +70,10 @@ class View(Panel):
     @abc.abstractmethod
     def draw(self, analysis: Analysis) -> None:
         """Shows an analysis; called under ``UI``."""
+
+    def code(self, analysis: Analysis) -> str:
+        """The lines of Python that give what ``draw`` shows."""
+        return code.model(analysis)
 
     def redraw_on(self) -> frozenset[str]:
         """Fields of the state that change the drawing without a new measurement."""
@@ -78,7 +88,7 @@ class View(Panel):
     def active(self, active: bool) -> None:
         self._active = active
         if active and self._behind and self.session.analysis is not None:
-            guard(self.message)(self._take)(self.session.analysis)
+            self._take(self.session.analysis)
 
     def update(self, **changes: Any) -> None:
         """Changes the state that the view shows."""
@@ -86,8 +96,12 @@ class View(Panel):
 
     def _take(self, analysis: Analysis) -> None:
         self._behind = not self._active
-        if self._active:
-            self.draw(analysis)
+        if self._active:  # an error stays until there is something new to draw
+            guard(self.message)(self._draw)(analysis)
+
+    def _draw(self, analysis: Analysis) -> None:
+        self.draw(analysis)
+        self.copy.code = self.code(analysis)
 
     def _follow(self, _: State, changed: frozenset[str]) -> None:
         if changed & self.redraw_on() and self.session.analysis is not None:
@@ -100,6 +114,8 @@ class Controls(ipywidgets.VBox):
     def __init__(self, session: Session) -> None:
         self._session = session
         self._quiet = False
+        self._listed: Source | None = None
+        self._names: tuple[tuple[str, str], ...] = ()
         state = session.store.value
         names = list(FORMATS)
         self.tensor = ipywidgets.Dropdown(description="Tensor", options=[])
@@ -145,16 +161,24 @@ class Controls(ipywidgets.VBox):
                 self._quiet = False
 
     def _tell(self, analysis: Analysis) -> None:
-        names = tuple((t.name, t.name) for t in analysis.source.tensors() if t.quantizable or t.name == analysis.tensor.name)
+        if self._listed is not analysis.source:
+            self._listed = analysis.source
+            self._names = tuple((t.name, t.name) for t in choosable(analysis.source))
+        name = analysis.tensor.name
+        names = self._names if (name, name) in self._names else (*self._names, (name, name))
         self._quiet = True
         try:
             if self.tensor.options != names:
                 self.tensor.options = names
-            self.tensor.value = analysis.tensor.name
+            self.tensor.value = name
         finally:
             self._quiet = False
-        shape = " × ".join(map(str, analysis.tensor.shape))
-        text = f"{analysis.tensor.name}: {shape} {analysis.tensor.dtype}, {analysis.tensor.numel:,} weights, measured whole."
+        shape = " × ".join(map(str, analysis.shape))
+        text = f"{name}: {shape} {analysis.tensor.dtype}, {analysis.weights.size:,} weights, measured whole."
+        if analysis.packed:
+            text += f" The checkpoint holds it in {analysis.packed}: shown is what that dequantizes to, quantized once more."
+        elif analysis.tensor.layout == TRANSPOSED:
+            text += " It is shown transposed, as bitsandbytes quantizes it."
         e = analysis.plain
         if e.nans or e.infinities:
             text += (

@@ -1,0 +1,128 @@
+"""Choosing a model in a real JupyterLab: suggestions while typing, a model from a loopback Hub, and what may go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator
+
+from tests.browser.conftest import Server
+from tests.browser.lab import Lab, write_notebook
+from tests.hub_server import HubServer, hub_server
+from tests.hubs import environment, sharded, single, weights
+
+
+@pytest.fixture
+def picker(lab: Lab, lab_server: Server, tmp_path: Path) -> Iterator[tuple[Lab, HubServer]]:
+    """A page with a picker whose kernel knows a loopback Hub."""
+    with hub_server() as server:
+        server.add("llamas/tiny-llama", sharded(weights(4, 256), 3), card={"license": "apache-2.0"}, downloads=12_345)
+        server.add("llamas/huge-llama", single(weights(1, 64)), gated=True, downloads=2_000_000)
+        moe = {f"model.layers.0.block_sparse_moe.experts.{i}.w1.weight": t for i, t in enumerate(weights(4, 256).values())}
+        tensors = weights(1, 256) | {name: tensor for name, tensor in moe.items() if tensor.ndim == 2}
+        server.add("llamas/mixed-llama", single(tensors, model_type="mixtral"), card={"license": "mit"})
+        setting = f"import os\nos.environ.update({environment(server, tmp_path)!r})"
+        write_notebook(lab_server.folder / "picker.ipynb", setting, "from widgets import ModelPicker\np = ModelPicker()\np")
+        lab.page.set_viewport_size({"width": 1200, "height": 1100})
+        lab.open("picker.ipynb")
+        lab.run_all(120)
+        lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
+        yield lab, server
+
+
+def field(lab: Lab) -> Locator:
+    return lab.page.get_by_role("combobox", name="Model", exact=True)
+
+
+def line(lab: Lab, name: str) -> Locator:
+    return lab.page.get_by_role("option", name=name)
+
+
+def test_a_model_is_found_while_typing_and_opens_from_the_hub(picker: tuple[Lab, HubServer]) -> None:
+    lab, server = picker
+    field(lab).click()
+    line(lab, "Qwen/Qwen3-8B").wait_for()
+    lab.shot("picker-focus-light", ".wb-panel")
+    field(lab).fill("")
+    field(lab).press_sequentially("llamas/")
+    line(lab, "llamas/huge-llama").wait_for()
+    assert "2 M downloads a month, gated" in line(lab, "llamas/huge-llama").inner_text()
+    lab.shot("picker-typing-light", ".wb-panel")
+    field(lab).press_sequentially("tiny")
+    line(lab, "llamas/huge-llama").wait_for(state="detached")
+    lab.until("() => document.querySelector('.wb-suggestions-status').textContent === ''")
+    field(lab).press("ArrowDown")
+    assert line(lab, "llamas/tiny-llama").get_attribute("aria-selected") == "true"
+    field(lab).press("Enter")
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
+    facts = lab.page.locator(".wb-facts").inner_text()
+    assert "apache-2.0" in facts
+    assert "at commit aaaaaaaaaaaa" in facts
+    lab.until("() => document.querySelector('.wb-suggestions-popup').hidden")
+    lab.shot("picker-opened-light", ".wb-panel")
+    assert "llamas/tiny-llama" in lab.kernel("print(p.session.store.value.model)")
+    assert all(request.range for request in server.requests if "/resolve/" in request.path)
+
+    field(lab).fill("llama")
+    assert line(lab, "llamas/tiny-llama").count() >= 0
+    lab.page.get_by_role("group", name="Opened before").get_by_role("option", name="llamas/tiny-llama").wait_for()
+    lab.theme("JupyterLab Dark")
+    field(lab).fill("llamas/")
+    line(lab, "llamas/mixed-llama").click()
+    lab.page.wait_for_selector(".wb-warning")
+    assert "stay in 16 bits" in lab.page.locator(".wb-warning").inner_text()
+    lab.shot("picker-warning-dark", ".wb-panel")
+    field(lab).fill("llamas/")
+    line(lab, "llamas/huge-llama").wait_for()
+    lab.shot("picker-typing-dark", ".wb-panel")
+    lab.theme("JupyterLab Light")
+
+
+def test_what_cannot_be_opened_is_told_in_the_panel_and_the_controls_come_back(picker: tuple[Lab, HubServer]) -> None:
+    lab, _ = picker
+    said = {
+        "llamas/no-such-llama": "has no such model, or it is private",
+        "llamas/huge-llama": "It is gated: its owner asks readers to log in and accept terms",
+        "/no/such/folder": "There is no such folder",
+    }
+    for wrong, told in said.items():
+        field(lab).fill(wrong)
+        field(lab).press("Enter")
+        alert = lab.page.locator(".wb-error[role=alert]", has_text=told)
+        alert.wait_for()
+        assert "Traceback" not in alert.inner_text()
+        lab.shot(f"picker-wrong-{len(wrong)}-light", ".wb-panel")
+        assert lab.page.get_by_role("button", name="Open", exact=True).is_enabled()
+    field(lab).fill("llamas/tiny-llama")
+    lab.page.get_by_role("button", name="Open", exact=True).click()
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
+    assert lab.page.locator(".wb-error[role=alert]").count() == 0
+
+
+def test_a_slow_hub_shows_progress_and_can_be_given_up(picker: tuple[Lab, HubServer]) -> None:
+    lab, server = picker
+    server.fail(server="cdn", stall=True, times=1_000)
+    field(lab).fill("llamas/tiny-llama")
+    field(lab).press("Enter")
+    lab.page.locator("progress[aria-label='Opening llamas/tiny-llama']").wait_for()
+    lab.shot("picker-progress-light", ".wb-panel")
+    assert lab.kernel("print('the kernel is free')") == "the kernel is free\n"
+    lab.page.get_by_role("button", name="Cancel", exact=True).click()
+    lab.page.locator("progress").wait_for(state="hidden")
+    server.faults.clear()
+    lab.page.get_by_role("button", name="Open", exact=True).click()
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
+
+
+def test_a_server_that_gives_no_parts_asks_before_the_whole_file_is_taken(picker: tuple[Lab, HubServer]) -> None:
+    lab, server = picker
+    server.fail(server="cdn", ranges=False, times=1_000)
+    field(lab).fill("llamas/tiny-llama")
+    field(lab).press("Enter")
+    lab.page.locator(".wb-error[role=alert]", has_text="The server ignores byte ranges").wait_for()
+    lab.shot("picker-whole-light", ".wb-panel")
+    lab.page.get_by_role("button", name="Download whole files", exact=True).click()
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
+    assert lab.page.get_by_role("button", name="Download whole files", exact=True).count() == 0
