@@ -54,7 +54,7 @@ class QuantSpec:
             )
         if self.double_quant and (not form.double_quantizable or self.scale_dtype != "float32"):
             raise FormatError(
-                f"{self.title} cannot be double quantized: that takes absmax scales in float32.",
+                f"{form.title} with {self.scale_dtype} scales cannot be double quantized: that takes absmax scales in float32.",
                 remedy="Leave double_quant out, or choose nf4 or another format with such scales.",
             )
         size = self.nested_block_size
