@@ -168,6 +168,15 @@ def test_progress_counts_bytes_up_to_their_total(tmp_path: Path) -> None:
     assert len({at for at in done if at < tensors["model.a"].nbytes}) > 2, "also within a tensor"
 
 
+def test_many_specifications_take_smaller_steps(tmp_path: Path) -> None:
+    folder, steps = checkpoint(tmp_path, {"model.a": weights(4 * (1 << 20))}), []
+    for specs in (SPECS[:1], SPECS[:1] * 16, SPECS[:1] * 48):
+        told: list[int] = []
+        wb.survey(folder, specs, "all", progress=lambda done, total, told=told: told.append(done)).run()
+        steps.append(len(set(told)))
+    assert steps == [1, 2, 4]
+
+
 def test_the_bar_shows_in_a_terminal_and_is_silent_in_a_log_file(folder: Path) -> None:
     code = f"import workbench as wb; print(len(wb.survey({str(folder)!r}, wb.QuantSpec()).run().rows))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

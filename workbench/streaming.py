@@ -27,6 +27,7 @@ from workbench.weight_chunks import packings_of, weight_chunks
 
 BUFFER = 8 << 20
 """Bytes of each of the two buffers."""
+_MANY = 16  # specifications from which on chunks are smaller, so that stopping between two of them stays prompt
 _PATIENCE = 0.1  # seconds between two looks at whether to stop, while waiting for bytes
 _LONGEST_ERROR = 1_000  # characters
 
@@ -115,7 +116,8 @@ class _ReadAhead:
 
     def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped) -> None:
         self._source, self._infos, self._stopped = source, infos, stopped
-        self._looks_first, self._step = Tally(specs).looks_first, Tally.STEP
+        self._looks_first = Tally(specs).looks_first
+        self._size = BUFFER // (1 + len(specs) // _MANY)
         self._packings = packings_of(source)
         self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
@@ -164,7 +166,7 @@ class _ReadAhead:
         """Hands over the tensor's chunks, once or twice, and returns the weight that they are of."""
         cancelled = self._closed.is_set
         weight, count, chunks = weight_chunks(
-            self._source, info, self._packings, self._step, BUFFER, self._buffers(), cancelled
+            self._source, info, self._packings, Tally.STEP, self._size, self._buffers(), cancelled
         )
         at_once = weight.numel <= count
         passes = [(self._looks_first, True)] if at_once or not self._looks_first else [(True, False), (False, True)]

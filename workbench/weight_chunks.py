@@ -41,9 +41,9 @@ def weight_chunks(
 ) -> tuple[TensorInfo, int, Chunks]:
     """The weight that ``info`` is of, how many weights a chunk has, and what gives its chunks, from the start at every call.
 
-    A chunk has a multiple of ``step`` weights, but for the last. A buffer of ``size`` bytes is taken from ``buffers`` before
-    each, and the chunk is in it or, dequantized, in about as much memory. ``packings``: ``packings_of`` the source.
-    ModelError or FormatError on what holds no weights.
+    A chunk has a multiple of ``step`` weights in at most ``size`` bytes, but not fewer than ``step``; the last has the rest. A
+    buffer is taken from ``buffers`` before each, and the chunk is in it or, dequantized, in about as much memory.
+    ``packings``: ``packings_of`` the source. ModelError or FormatError on what holds no weights.
     """
     if info.name in packings:
         return _dequantized(source, info, step, buffers, cancelled)
@@ -51,7 +51,7 @@ def weight_chunks(
     if dtype is None:
         raise ModelError(f"It is stored as {info.dtype}, packed below a byte: listed and not measured.", where=info.name)
     as_weights(np.zeros(min(info.numel, 1), dtype))  # what it refuses need not be read
-    count = step * (size // (step * (dtype.itemsize if dtype.itemsize > 1 else _WIDENED)))
+    count = step * max(1, size // (step * (dtype.itemsize if dtype.itemsize > 1 else _WIDENED)))
     if info.layout == TRANSPOSED and len(info.shape) == 2:
         return info, count, lambda: _transposed(source, info, dtype, count, buffers, cancelled)
     return info, count, lambda: source.chunks(info.name, count, buffers, cancelled=cancelled)
