@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from tests import tiny
 from tests.hub_server import TOKEN, HubServer
 from tests.hubs import BIG, environment, header_length, of_files, sharded, single, weights
 from workbench.sources import crew
-from workbench.sources.refusals import Unreachable, WholeFileOnly
 from workbench.sources.hub import HubSource
+from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,23 @@ def test_what_was_read_is_kept_for_the_next_time(hub: HubServer, model: wb.Sourc
     assert again.tensors() == model.tensors()
     assert again.read(BIG).tobytes() == first.tobytes()
     assert [request.path for request in hub.requests] == ["/api/models/org/model?blobs=true"]
+
+
+def test_a_source_goes_to_another_process_whole(hub: HubServer, model: wb.Source, tensors: dict[str, Any]) -> None:
+    sent = pickle.loads(pickle.dumps(model))
+    assert sent.tensors() == model.tensors()
+    assert sent.read(BIG).tobytes() == tensors[BIG].tobytes()
+
+
+def test_scalars_and_empty_tensors_need_no_request_of_their_own(hub: HubServer) -> None:
+    files = single({"one": np.array(3.5, np.float32), "none": np.empty((0, 4), np.float16), "two": np.arange(2)})
+    hub.add("org/model", files)
+    source = wb.open_model("org/model")
+    hub.forget()
+    assert source.read("none").shape == (0, 4)
+    assert list(source.chunks("none", 10)) == []
+    assert not hub.requests
+    assert (source.read("one").item(), source.read("one").shape, source.read("two").tolist()) == (3.5, (), [0, 1])
 
 
 def test_reads_stay_with_the_commit_that_was_opened(hub: HubServer) -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -45,6 +46,9 @@ class Cache:
         self._held: int | None = None
         self._since = 0
         self._broken = False
+
+    def __reduce__(self) -> tuple[Callable[[Path, int], Cache], tuple[Path, int]]:
+        return _shared, (self.folder, self.limit)
 
     def get(self, key: str) -> bytes | None:
         """What was put under the key, None where there is nothing whole."""

@@ -76,12 +76,11 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
 
 def search_folders(text: str, limit: int = 8) -> list[Folder]:
     """Folders whose path begins with ``text``: those that hold a model first, then those that others may be in."""
-    path = Path(text).expanduser()
-    parent, start = (path, "") if text.endswith(("/", os.sep)) else (path.parent, path.name)
-    shown = text[: len(text) - len(start)] if start else text
-    if not text or "\0" in text or (start.startswith(".") and set(start) == {"."}):
+    head, slash, start = text.rpartition("/")
+    if not text or "\0" in text or start in (".", ".."):
         return []
     try:
+        parent = Path(head + slash or ".").expanduser()
         with os.scandir(parent) as entries:
             names = [
                 entry.name
@@ -91,11 +90,11 @@ def search_folders(text: str, limit: int = 8) -> list[Folder]:
                 and (start or not entry.name.startswith("."))
                 and entry.is_dir()
             ]
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a home that cannot be told
         return []
 
     def holds_model(name: str) -> bool:
         return any((parent / name / file).exists() for file in (SINGLE, INDEX))
 
     found = sorted((not holds_model(name), name.lower(), name) for name in names)[:limit]
-    return [Folder(f"{shown}{name}/" if empty else f"{shown}{name}", not empty) for empty, _, name in found]
+    return [Folder(f"{head}{slash}{name}{'/' if empty else ''}", not empty) for empty, _, name in found]
