@@ -41,6 +41,8 @@ class Order:
         self.token = uuid4().hex
         self.specs, self.threads = tuple(specs), threads
         self.formats: tuple[Format, ...] = tuple({spec.format: spec.definition for spec in specs}.values())
+        self.stop_file = Path(tempfile.gettempdir()) / f"workbench-survey-{self.token}.stop"
+        """Appears when running tasks are to stop: files are what a caller and its workers on one machine are sure to share."""
         self._home = _process()
         self._source: Source | None = source
         self._way: Way = b""
@@ -66,11 +68,6 @@ class Order:
         if pool.threads() != self.threads:
             pool.set_threads(self.threads)
 
-    @property
-    def stop_file(self) -> Path:
-        """Appears when running tasks are to stop: all that a caller and its workers on one machine are sure to share."""
-        return Path(tempfile.gettempdir()) / f"workbench-survey-{self.token}.stop"
-
 
 def dispatched(
     executor: Executor, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], threads: int, stopped: Stopped
@@ -92,6 +89,8 @@ def dispatched(
                 raise WorkbenchError(f"The executor takes no tasks: {error}.", where="executor", remedy=remedy) from error
             waiting[future] = task
             future.add_done_callback(finished.put)
+            if stopped():
+                return
         while waiting and not stopped():
             try:
                 future = finished.get(timeout=_PATIENCE)

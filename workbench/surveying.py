@@ -46,9 +46,10 @@ def survey(
     every floating-point one, weights that the checkpoint holds packed included, or names. Nothing is read before the survey is
     iterated, run, or asked for a table.
 
-    ``executor``: any ``concurrent.futures.Executor``; tensors are then measured by its workers, and come in the order in which
-    they finish. A worker in another process opens the model again by its path, and runs its kernels on ``worker_threads``
-    threads. The numbers are the same wherever they are computed.
+    ``executor``: any ``concurrent.futures.Executor``, ``dask.distributed.Client(...).get_executor()`` among them; tensors are
+    then measured by its workers, and come in the order in which they finish. A worker in another process opens the model again
+    by its path, or by its id and revision on the Hub with the login that it finds there, and runs its kernels on
+    ``worker_threads`` threads. The numbers are the same wherever they are computed.
 
     ``progress``: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
     their total, on the thread that iterates.
