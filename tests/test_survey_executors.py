@@ -204,6 +204,7 @@ def test_a_running_task_stops_when_it_is_told_to(folder: Path) -> None:
         order.stop_file.unlink()
 
 
+@pytest.mark.usefixtures("small_tasks")
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_cancel_ends_within_a_second_and_frees_the_workers(kind: str, tmp_path: Path, processes: Executor) -> None:
     """Cancelled when the first tensor is done, while the workers are at the next two."""
