@@ -34,6 +34,18 @@ def test_the_python_runs(script: str, tmp_path: Path) -> None:
     assert len(script.splitlines()) == 5
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("workbench ")])
+def test_the_terminal_commands_run(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    written = [word for word in command.split() if word.endswith((".csv", ".html"))]
+    assert all((tmp_path / name).stat().st_size for name in written)
+
+
 def test_every_make_command_is_a_target_and_every_file_is_there() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {word for command in COMMANDS for word in command.split() if re.search(r"\.(ipynb|yml|txt)$", word)}
