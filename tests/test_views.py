@@ -18,6 +18,7 @@ from widgets import (
     Workbench,
     block_figures,
     figures,
+    scale_figures,
 )
 from widgets.session import Session
 from widgets.state import State, Store
@@ -78,11 +79,16 @@ def test_an_impossible_state_is_refused(wrong):
 def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     store, seen = Store(State(block=3)), []
     end = store.observe(lambda state, changed: seen.append((state.block, changed)))
-    store.update(block_size=64)
+    store.update(block_size=64)  # as it is: nothing changes
     store.update(block_size=128)
     end()
     store.update(block_size=256)
-    assert seen == [(None, {"block"}), (None, {"block_size"})]
+    assert seen == [(None, {"block", "block_size"})]
+    store.update(block=5, weight=2)
+    store.update(formats=("fp4",))
+    assert (store.value.block, store.value.weight) == (5, 2)
+    store.update(block=6)
+    assert store.value.weight is None
 
 
 def test_controls_and_state_follow_each_other(app):
@@ -126,49 +132,45 @@ def test_every_figure_is_one_that_plotly_accepts(session):
     for figure in (
         figures.distribution(analysis.histogram, analysis.stats, log=True),
         figures.occupancy(analysis.stats),
-        figures.scale_overhead(analysis.doubled.spec),
-        figures.absmax_spread(analysis.plain.block_absmax, analysis.nested),
-        figures.memory_methods(ledgers, GPUS["T4 16 GB"]),
-        block_figures.block_map(analysis.stats[0], "block_rmse", selected=5),
+        scale_figures.scale_overhead(analysis.doubled.spec),
+        scale_figures.absmax_spread(analysis.plain.block_absmax, analysis.nested),
+        scale_figures.nested_codes(analysis.nested),
+        scale_figures.memory_methods(ledgers, GPUS["T4 16 GB"]),
         block_figures.block_distribution(analysis.stats, "block_max"),
         block_figures.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
     ):
         go.Figure(figure)
 
 
-def test_a_click_on_the_map_inspects_the_worst_block_of_its_cell(session):
+def test_a_block_chosen_on_the_map_is_inspected(session):
     view = BlockErrorView(session=session)
     session.start()
     lead = session.analysis.stats[0]
-    view._clicked({"x": 2, "y": 7})
-    block = session.store.value.block
-    assert block == 7 * lead.blocks_per_row + 2 or lead.block_rmse.size > block_figures.MAP_HEIGHT * lead.blocks_per_row
+    block = 7 * lead.blocks_per_row + 2
+    pick = {"type": "pick", "number": view.map._number, "rows": [7, 8], "columns": [2, 3]}
+    view.map._receive(view.map, pick, [])
+    assert session.store.value.block == block == view.map.selected
     size = lead.spec.block_size
     weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
-    assert f"{weights[0]:.6g}" in view.table.value
-    assert f"absmax {np.abs(weights).max():.6g}" in view.told.value
+    assert f"{weights[0]:.6g}" in view.inspector.table.value
+    assert f"absmax {np.abs(weights).max():.6g}" in view.inspector.told.value
     error = weights - wb.quantize(weights, lead.spec).dequantize()
-    assert f"{error[5]:+.3e}" in view.table.value
-    assert f"largest error {np.abs(error).max():.3e}" in view.told.value
-    view.worst.click()
-    assert view.block.value == block_figures.worst_block(lead, "block_rmse")
+    assert f"{error[5]:+.3e}" in view.inspector.table.value
+    assert f"largest error {np.abs(error).max():.3e}" in view.inspector.told.value
+    view.inspector.worst.click()
+    assert view.inspector.number.value == int(np.argmax(lead.block_rmse)) == view.list.options[0][1] == view.list.value
+    view.list.index = 3
+    assert session.store.value.block == view.list.options[3][1] == view.map.selected
     view.close()
 
 
-@pytest.mark.parametrize(("blocks", "per_row"), [(160 * 11, 11), (1000 * 700, 700), (333, None)])
-def test_every_cell_of_a_map_leads_to_a_block_inside_it(blocks, per_row):
-    shape = (blocks // per_row, per_row * 64) if per_row else (blocks * 64 + 1,)
-    x = np.random.default_rng(0).standard_normal(shape, np.float32) if blocks < 10_000 else np.zeros(shape, np.float32)
+def test_the_worst_blocks_are_those_of_a_stable_sort():
+    x = np.random.default_rng(0).integers(-8, 8, (200, 640)).astype(np.float32)
+    x[7, 3] = np.nan
     e = wb.measure(x, wb.QuantSpec())
-    figure = block_figures.block_map(e, "block_absmax")
-    trace, row = figure["data"][0], block_figures.map_row_length(e)
-    cells = trace["z"]
-    for i, j in [(0, 0), (cells.shape[0] - 1, 0), (cells.shape[0] // 2, cells.shape[1] // 2)]:
-        x0, y0 = trace["x0"] + j * trace["dx"], trace["y0"] + i * trace["dy"]
-        block = block_figures.block_at(e, "block_absmax", x0, y0)
-        assert abs(block % row - x0) <= trace["dx"]
-        assert abs(block // row - y0) <= trace["dy"]
-        assert e.block_absmax[block] == cells[i, j]
+    expected = np.argsort(-np.nan_to_num(e.block_absmax, nan=-1), kind="stable")
+    assert block_figures.worst_blocks(e, "block_absmax", 20) == expected[:20].tolist()
+    assert block_figures.worst_blocks(e, "block_absmax", 10**6) == expected.tolist()
 
 
 def test_double_quantization_is_told_in_bits_bytes_and_error(session):
@@ -248,14 +250,15 @@ def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
     app.model.name.value = folder(tmp_path, x)
     app.model.button.click()
     assert "2 weights are NaN and 1 infinite; their 2 blocks are left out" in app.controls.status.value
-    for index in range(6):
+    for index in range(7):
         app.tabs.selected_index = index
     for view in app.views:
         assert view.message.value == ""
         assert [plot.error for plot in view.plots] == [""] * len(view.plots)
     app.tabs.selected_index = 2
     app.session.store.update(block=3 * 4)
-    assert "nan" in app.error.table.value
+    assert "nan" in app.error.inspector.table.value
+    assert "NaN or infinite" in app.error.inspector.sum.value
 
 
 def test_text_from_a_model_is_escaped(app, tmp_path):
@@ -302,15 +305,15 @@ def test_every_format_is_shown_with_the_numbers_of_its_own_definition(app, name)
     form = wb.FORMATS[name]
     assert e.spec.block_size == (128 if 128 in form.block_sizes else form.block_sizes[0])
     assert e.spec.double_quant is form.double_quantizable
-    block = block_figures.worst_block(e, "block_rmse")
+    block = block_figures.worst_blocks(e, "block_rmse", 1)[0]
     inside = slice(block * e.spec.block_size, (block + 1) * e.spec.block_size)
     x, restored = array.reshape(-1)[inside].astype(np.float32), wb.quantize(array, e.spec).dequantize().reshape(-1)[inside]
-    rows = re.findall(r"<tr>.*?</tr>", app.error.table.value)[1:]
+    rows = re.findall(r"<tr>.*?</tr>", app.error.inspector.table.value)[1:]
     shown = [float(re.findall(r"<td[^>]*>(.*?)</td>", row)[5]) for row in rows]
     np.testing.assert_allclose(shown, restored[: len(shown)], rtol=1e-4)
     assert len(shown) == min(x.size, 256)
     assert np.sqrt(np.mean((x - restored) ** 2)) == pytest.approx(e.block_rmse[block], rel=1e-4)
-    app.tabs.selected_index = 3
+    app.tabs.selected_index = 4
     assert ("NF4 is shown" in app.double_quant.sum.value) is not form.double_quantizable
 
 

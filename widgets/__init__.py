@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from widgets.panels.distribution import DistributionView
     from widgets.panels.double_quant import DoubleQuantView
     from widgets.panels.error import BlockErrorView
+    from widgets.panels.formats import FormatsView
     from widgets.panels.memory import MemoryView
     from widgets.panels.model import ModelPicker
+    from widgets.panels.model_map import ModelMapView
     from widgets.panels.train import TrainingCell
     from widgets.plot import Plot
 
 _HOME = {
     "Workbench": "app",
     "ModelPicker": "panels.model",
+    "ModelMapView": "panels.model_map",
     "DistributionView": "panels.distribution",
     "BlockErrorView": "panels.error",
+    "FormatsView": "panels.formats",
     "DoubleQuantView": "panels.double_quant",
     "MemoryView": "panels.memory",
     "TrainingCell": "panels.train",

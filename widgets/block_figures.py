@@ -1,9 +1,11 @@
-"""The figures of block-wise error: the block map, the spread over blocks, and one block weight by weight. No widgets."""
+"""The figures of block-wise error: the spread over blocks, and one block weight by weight. No widgets.
+
+The map of all blocks is ``blockmap.py``'s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,7 @@ from numpy.typing import NDArray
 from widgets.figures import FORMAT_COLOURS, QUIET, Figure, title_of
 from widgets.plot import LIGHT_COLOURS
 from widgets.state import ERROR_FIELDS
-from workbench.measurement import ErrorStats, pool_blocks
-
-MAP_HEIGHT, MAP_WIDTH = 160, 320
-"""Cells that a block map is pooled to at most."""
+from workbench.measurement import ErrorStats
 
 
 def map_row_length(e: ErrorStats) -> int:
@@ -22,59 +21,19 @@ def map_row_length(e: ErrorStats) -> int:
     return e.blocks_per_row or 64
 
 
-def block_map(e: ErrorStats, field: str, selected: int | None = None) -> Figure:
-    """Every block of the tensor as a heat map, rows × blocks of a row; where there are too many, a cell is its worst block."""
-    per_row = map_row_length(e)
-    cells, (tall, wide) = pool_blocks(getattr(e, field), per_row, MAP_HEIGHT, MAP_WIDTH)
-    name = ERROR_FIELDS[field]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "heatmap", "z": cells, "x0": (wide - 1) / 2, "dx": wide, "y0": (tall - 1) / 2, "dy": tall,
-            "colorscale": "Viridis",
-            "colorbar": {"title": {"text": name, "side": "right"}, "thickness": 14, "exponentformat": "e"},
-            "hovertemplate": "row %{y:.0f}, block %{x:.0f}<br>" + name + " %{z:.3e}<extra></extra>", "name": name,
-        }
-    ]  # fmt: skip
-    if selected is not None:
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "x": np.array([selected % per_row]),
-                "y": np.array([selected // per_row]), "hoverinfo": "skip", "showlegend": False, "name": "selected block",
-                "marker": {"symbol": "square-open", "size": 13, "color": "#ff2d55", "line": {"width": 2.5}},
-            }
-        )  # fmt: skip
-    rows = -(-e.block_rmse.size // per_row)
-    layout = {
-        "uirevision": f"map {per_row} {rows}",
-        "xaxis": {
-            "title": {"text": "block of the row" if e.blocks_per_row else "block, in storage order"},
-            "range": [-0.5, per_row - 0.5], "zeroline": False, "showgrid": False,
-        },
-        "yaxis": {
-            "title": {"text": "row of the matrix" if e.blocks_per_row else "64 blocks a line"}, "range": [rows - 0.5, -0.5],
-            "zeroline": False, "showgrid": False,
-        },
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
+def worst_blocks(e: ErrorStats, field: str, count: int) -> list[int]:
+    """The blocks with the largest values, from the worst on; of equal ones the first; those that are not finite come last."""
+    values = np.nan_to_num(getattr(e, field), nan=-1.0)
+    count = min(count, values.size)
+    least = np.partition(values, values.size - count)[values.size - count]
+    found = np.flatnonzero(values >= least)
+    return [int(i) for i in found[np.argsort(-values[found], kind="stable")][:count]]
 
 
-def block_at(e: ErrorStats, field: str, x: float, y: float) -> int:
-    """The block that a click at (x, y) of ``block_map`` means: the worst one in the cell."""
-    per_row = map_row_length(e)
-    values = getattr(e, field)
-    rows = -(-values.size // per_row)
-    tall, wide = -(-rows // MAP_HEIGHT), -(-per_row // MAP_WIDTH)
-    row, column = int(y + 0.5) // tall * tall, int(x + 0.5) // wide * wide
-    grid = np.add.outer(np.arange(row, row + tall) * per_row, np.arange(column, min(column + wide, per_row))).reshape(-1)
-    inside = grid[grid < values.size]
-    if not inside.size:
-        return int(values.size - 1)
-    return int(inside[np.argmax(np.nan_to_num(values[inside], nan=-1.0))])
-
-
-def worst_block(e: ErrorStats, field: str) -> int:
-    """The finite block with the largest value."""
-    return int(np.argmax(np.nan_to_num(getattr(e, field), nan=-1.0)))
+def place_of(e: ErrorStats, block: int) -> str:
+    """Where a block lies in the matrix, in words."""
+    per_row = e.blocks_per_row
+    return f"row {block // per_row:,}, block {block % per_row} of the row" if per_row else "in storage order"
 
 
 def block_distribution(stats: Sequence[ErrorStats], field: str) -> Figure:
@@ -103,9 +62,12 @@ def block_distribution(stats: Sequence[ErrorStats], field: str) -> Figure:
 
 
 def block_weights(
-    weights: NDArray[np.float32], restored: NDArray[np.float32], levels: NDArray[np.float32], title: str
+    weights: NDArray[np.float32], restored: NDArray[np.float32], levels: NDArray[np.float32], title: str, chosen: int = 0
 ) -> Figure:
-    """One block's weights, what they become, and the levels they had to choose from (already times the scale)."""
+    """One block's weights, what they become, and the levels they had to choose from (already times the scale).
+
+    The ``chosen`` weight is marked.
+    """
     x = np.arange(weights.size)
     gaps = np.stack([weights, restored, np.full_like(weights, np.nan)], axis=1).reshape(-1)
     data = [
@@ -125,6 +87,11 @@ def block_weights(
             "type": "scatter", "mode": "markers", "x": x, "y": restored, "name": f"after {title}",
             "marker": {"size": 9, "symbol": "line-ew-open", "color": LIGHT_COLOURS[1], "line": {"width": 2}},
             "hovertemplate": "weight %{x} becomes<br>%{y:.5g}",
+        },
+        {
+            "type": "scatter", "mode": "markers", "x": x[chosen : chosen + 1], "y": weights[chosen : chosen + 1],
+            "name": "chosen weight", "hoverinfo": "skip",
+            "marker": {"size": 15, "symbol": "circle-open", "color": "#ff2d55", "line": {"width": 2}},
         },
     ]  # fmt: skip
     layout = {

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.plot import LIGHT_COLOURS
-from workbench.double_quant import NestedScales
 from workbench.formats import Format
+from workbench.inspection import BinErrors
 from workbench.measurement import ErrorStats, merge_equal_levels
-from workbench.memory import GROUPS, Gpu, MemoryLedger
 from workbench.quantization import QuantSpec
 
 Figure = dict[str, Any]
@@ -57,7 +55,9 @@ def _between(levels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return levels, np.concatenate([[min(-1.0, levels[0])], middle]), np.concatenate([middle, [max(1.0, levels[-1])]])
 
 
-def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bool = False) -> Figure:
+def distribution(
+    counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bool = False, errors: Sequence[BinErrors] = ()
+) -> Figure:
     """The histogram of x / absmax with each format's levels over it, and below it a strip of bins a format.
 
     Solid lines are levels, dotted ones decision edges; a strip's bins are shaded by how many weights fall into them.
@@ -93,7 +93,7 @@ def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bo
                     "name": f"{form.title} {name}",
                 }
             )  # fmt: skip
-        data.append(_strip(e, i, len(stats)))
+        data.append(_strip(e, i, len(stats), errors[i] if errors else None))
         ticks.append(len(stats) - 1 - i + 0.5)
         names.append(form.title + (" (median block)" if moves_with_block(form) else ""))
     layout = {
@@ -112,16 +112,32 @@ def distribution(counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bo
     return {"data": data, "layout": layout}
 
 
-def _strip(e: ErrorStats, i: int, of: int) -> dict[str, Any]:
-    """A format's bins as a row of rectangles shaded by occupancy; hovering tells edges, level, count and share."""
+def bin_texts(e: ErrorStats, errors: BinErrors | None = None) -> list[str]:
+    """What hovering over each bin tells: its level, edges, count and share, and the error of what falls into it."""
+    form = e.spec.definition
+    levels, lower, upper = bins(e)
+    count = merge_equal_levels(form, e.occupancy)[1]
+    texts = [
+        f"{form.title} bin {k} of {levels.size}<br>level {level:+.4f}<br>from {a:+.4f} to {b:+.4f}<br>"
+        f"{n:,} weights, {100 * n / e.numel:.2f} %"
+        for k, (level, a, b, n) in enumerate(zip(levels, lower, upper, count, strict=True), 1)
+    ]
+    if errors is None:
+        return texts
+    of = "" if errors.sampled is None else f" (sample of {100 * errors.sampled:.2g} %)"
+    return [
+        text + (f"<br>RMSE {error:.3e}{of}" if np.isfinite(error) else "")
+        for text, error in zip(texts, errors.rmse, strict=True)
+    ]
+
+
+def _strip(e: ErrorStats, i: int, of: int, errors: BinErrors | None) -> dict[str, Any]:
+    """A format's bins as a row of rectangles shaded by occupancy."""
     form = e.spec.definition
     levels, lower, upper = bins(e)
     count = merge_equal_levels(form, e.occupancy)[1]
     share = 100 * count / e.numel
-    text = [
-        f"{form.title} bin {k} of {levels.size}<br>level {level:+.4f}<br>from {a:+.4f} to {b:+.4f}<br>{n:,} weights, {s:.2f} %"
-        for k, (level, a, b, n, s) in enumerate(zip(levels, lower, upper, count, share, strict=True), 1)
-    ]
+    text = bin_texts(e, errors)
     strength = 0.12 + 0.88 * share / max(float(share.max(initial=0)), 1e-9)
     return {
         "type": "bar", "x": (lower + upper) / 2, "width": upper - lower, "y": np.full(levels.size, 0.8), "yaxis": "y2",
@@ -130,7 +146,7 @@ def _strip(e: ErrorStats, i: int, of: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def occupancy(stats: Sequence[ErrorStats]) -> Figure:
+def occupancy(stats: Sequence[ErrorStats], errors: Sequence[BinErrors] = ()) -> Figure:
     """How full each bin is, beside the equal share of 1/16 that all bins of an ideal quantile format would have."""
     data: list[dict[str, Any]] = []
     for i, e in enumerate(stats):
@@ -138,9 +154,8 @@ def occupancy(stats: Sequence[ErrorStats]) -> Figure:
         data.append(
             {
                 "type": "bar", "x": np.arange(levels.size), "y": 100 * count / e.numel, "name": e.spec.definition.title,
-                "marker": {"color": FORMAT_COLOURS[i]}, "customdata": levels.astype(np.float64),
-                "hovertext": [f"{n:,}" for n in count],
-                "hovertemplate": "bin %{x}, level %{customdata:+.4f}<br>%{hovertext} weights, %{y:.2f} %",
+                "marker": {"color": FORMAT_COLOURS[i]}, "hovertext": bin_texts(e, errors[i] if errors else None),
+                "hoverinfo": "text",
             }
         )  # fmt: skip
     most = max(np.unique(e.spec.definition.levels).size for e in stats)
@@ -158,100 +173,5 @@ def occupancy(stats: Sequence[ErrorStats]) -> Figure:
             "zeroline": False,
         },
         "yaxis": {"title": {"text": "% of weights"}, "rangemode": "tozero"},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-def scale_overhead(spec: QuantSpec) -> Figure:
-    """Bits per weight that scales take without and with double quantization, on top of the four of the codes."""
-    block, nested = spec.block_size, spec.nested_block_size
-    rows = ["without", "with"]
-    parts = [
-        ("float32 absmax", [32 / block, 0.0], LIGHT_COLOURS[1]),
-        ("8-bit absmax", [0.0, 8 / block], LIGHT_COLOURS[0]),
-        ("second-level scales", [0.0, 32 / (block * nested)], LIGHT_COLOURS[2]),
-    ]
-    data = [
-        {
-            "type": "bar", "orientation": "h", "y": rows, "x": np.array(bits), "name": name, "marker": {"color": colour},
-            "hovertemplate": f"{name}: %{{x:.4f}} bits per weight<extra></extra>",
-        }
-        for name, bits, colour in parts
-    ]  # fmt: skip
-    layout = {
-        "barmode": "stack", "bargap": 0.45,
-        "xaxis": {"title": {"text": "bits per weight for scales"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": ""}, "autorange": "reversed", "type": "category"},
-        "legend": {"traceorder": "normal"}, "margin": {"l": 84, "r": 20, "t": 56, "b": 48},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
-    """The scales before, and by how much double quantization moves each, in percent of itself."""
-    finite = np.isfinite(absmax) & (absmax > 0)
-    before = absmax[finite].astype(np.float64)
-    moved = 100 * (nested.dequantize()[finite] / before - 1)
-    limit = float(np.percentile(np.abs(moved), 99.5)) if moved.size else 1.0
-    limit = limit or 1e-6
-    data = []
-    for values, borders, axis, name, colour in (
-        (before, np.linspace(0, float(before.max(initial=1e-12)), 81), "", "absmax of a block", LIGHT_COLOURS[1]),
-        (np.clip(moved, -limit, limit), np.linspace(-limit, limit, 81), "2", "change by double quantization", LIGHT_COLOURS[0]),
-    ):
-        share = 100 * np.histogram(values, borders)[0] / max(1, values.size)
-        data.append(
-            {
-                "type": "bar", "x": (borders[:-1] + borders[1:]) / 2, "y": share, "width": float(borders[1] - borders[0]),
-                "xaxis": f"x{axis}", "yaxis": f"y{axis}", "name": name, "marker": {"color": colour, "line": {"width": 0}},
-                "hovertemplate": "%{x:.4g}: %{y:.2f} % of blocks<extra></extra>",
-            }
-        )  # fmt: skip
-    layout = {
-        "bargap": 0, "showlegend": False,
-        "xaxis": {"title": {"text": "absmax"}, "domain": [0, 0.44], "exponentformat": "e", "nticks": 5},
-        "xaxis2": {"title": {"text": "its change, %"}, "domain": [0.58, 1], "anchor": "y2", "nticks": 5},
-        "yaxis": {"title": {"text": "% of blocks"}},
-        "yaxis2": {"title": {"text": "% of blocks"}, "anchor": "x2"},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-MEMORY_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#b07d00", "#d55e00", "#aa4f8a", "#8c8c8c")
-"""Of the groups in ``workbench.memory.GROUPS``, in their order."""
-
-
-def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
-    """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
-
-    A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
-    """
-    names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": colour},
-            "x": np.array([sum(ledger[c] for c in categories) / 1e9 for ledger in ledgers]),
-            "hovertemplate": f"{group}: %{{x:.3f}} GB<extra>%{{y}}</extra>",
-        }
-        for (group, categories), colour in zip(GROUPS.items(), MEMORY_COLOURS, strict=True)
-    ]  # fmt: skip
-    usable = gpu.usable / 1e9
-    largest = max(ledger.total for ledger in ledgers) / 1e9
-    inside = usable <= 4 * largest
-    if inside:
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "x": np.array([usable, usable]), "y": [names[0], names[-1]],
-                "line": {"color": "#c2185b", "width": 2, "dash": "dash"}, "name": gpu.name,
-                "hovertemplate": f"{gpu.name}: {usable:.2f} GB usable<extra></extra>",
-            }
-        )  # fmt: skip
-    layout = {
-        "barmode": "stack", "bargap": 0.35, "uirevision": "memory",
-        "xaxis": {
-            "title": {"text": "GB, forecast" + ("" if inside else f"; {gpu.name} has {usable:.1f}")}, "rangemode": "tozero",
-        },
-        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-        "legend": {"traceorder": "normal"}, "margin": {"l": 180, "r": 20, "t": 76, "b": 48},
     }  # fmt: skip
     return {"data": data, "layout": layout}

@@ -60,9 +60,13 @@ class Analysis:
 
 
 def choosable(source: Source) -> list[TensorInfo]:
-    """The tensors that views are of: those that QLoRA would quantize, and those that the checkpoint holds quantized."""
-    packings = packings_of(source)
-    return [t for t in source.tensors() if t.quantizable or t.name in packings]
+    """The tensors that views are of: those that QLoRA would quantize, and those that the checkpoint holds quantized.
+
+    Of a model in which there are none of these (Falcon's linear layers are of a class of its own), its matrices.
+    """
+    packings, tensors = packings_of(source), source.tensors()
+    chosen = [t for t in tensors if t.quantizable or t.name in packings]
+    return chosen or [t for t in tensors if len(t.shape) == 2 and t.numel and t.dtype.startswith(("F", "BF"))]
 
 
 class Session:
@@ -143,7 +147,7 @@ class Session:
         source = model if isinstance(model, Source) else open_model(model)
         first = next((t.name for t in choosable(source)), None)
         if first is None:
-            raise ModelError("No tensor of this model would be quantized.", where=source.name, remedy="Choose another model.")
+            raise ModelError("It holds no matrix that could be quantized.", where=source.name, remedy="Choose another model.")
         self._source = source
         name = name or (model if isinstance(model, str) else str(model.path or model.name))
         before = self.store.value
@@ -195,7 +199,10 @@ class Session:
 
     def _analyse(self, state: State) -> Analysis:
         stale = self._work.staleness()
-        source = self.source
+        if self._source is None:
+            self._reads.begin(f"Opening {self.store.value.model}", "headers", stale)
+            self._source = open_model(self.store.value.model, progress=self._reads.moved, cancelled=self._reads.look)
+        source = self._source
         tensors = source.tensors()
         wanted = state.tensor or next((t.name for t in choosable(source)), "")
         tensor = next((t for t in tensors if t.name == wanted), None)
@@ -204,8 +211,8 @@ class Session:
         held = self._held
         if held is None or held[0] is not source or held[1] != tensor.name:
             self._reads.begin(f"Reading {tensor.name}", "bytes", stale)
-            watch = {"progress": self._reads.moved, "cancelled": self._reads.look}
-            read = weights_of(source, tensor.name, tensor.layout, **watch)
+            moved, look = self._reads.moved, self._reads.look
+            read = weights_of(source, tensor.name, tensor.layout, progress=moved, cancelled=look)
             held = self._held = (source, tensor.name, as_weights(read))
         weights = held[2]
         lead = state.formats[0]

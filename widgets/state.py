@@ -7,16 +7,43 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
 from workbench.formats import BLOCK_SIZES, find_format
+from workbench.memory import GPUS
 from workbench.quantization import QuantSpec
+from workbench.training.config import TrainConfig
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}
 """What the block map may show: a field of ``ErrorStats`` and its name on screen."""
+
+TABS = ("Model", "Distribution", "Error", "Formats", "Double quant", "Memory", "Train")
+"""The app's tabs, in their order."""
+
+MAP_FIELDS = {"relative_rmse": "Relative RMSE", "sqnr_db": "SQNR (dB)", "kurtosis": "Kurtosis", "nbytes": "Bytes"}
+"""What the model map may show: of a survey's row, and its name on screen."""
+
+SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
+"""What formats are compared on."""
+
+QUANTILES_OF = {"weights": "weights as they are", "blocks": "weights / absmax of their block"}
+"""What is set against the normal distribution."""
+
+_CHOICES: Mapping[str, Collection[str]] = {
+    "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
+    "gpu": GPUS,
+}  # fmt: skip
+_TRAINING = (
+    "lora_r", "target_modules", "per_device_train_batch_size", "max_length", "optim", "gradient_checkpointing",
+)  # fmt: skip
+_FORGETS = {
+    "model": {"layer": None, "block": None, "weight": None}, "tensor": {"block": None, "weight": None},
+    "block_size": {"block": None, "weight": None}, "block": {"weight": None},
+}  # fmt: skip
+"""What is no longer meant once a field changes."""
 
 Observer = Callable[["State", frozenset[str]], None]
 
@@ -41,19 +68,51 @@ class State:
     """What the block map shows: a key of ``ERROR_FIELDS``."""
     block: int | None = None
     """The block under the inspector, None for the worst."""
+    weight: int | None = None
+    """The weight of the block whose arithmetic is written out, None for the one with the largest error."""
     log_counts: bool = False
     """Whether counts are on a logarithmic axis."""
+    quantiles_of: str = "weights"
+    """What is set against the normal distribution: a key of ``QUANTILES_OF``."""
+    tab: str = "Distribution"
+    """The tab in front: one of ``TABS``."""
+    map_field: str = "relative_rmse"
+    """What the model map shows: a key of ``MAP_FIELDS``."""
+    layer: int | None = None
+    """The layer whose tensors are listed beside the model map, None for the worst of the whole model."""
+    scope: str = "tensor"
+    """What formats are compared on: a key of ``SCOPES``."""
+    duel_bits: float = 4.5
+    """Bits per weight that a format of the duel may take."""
+    gpu: str = "T4 16 GB"
+    """The GPU that the forecast is held against."""
+    lora_r: int = 16
+    """This and the next five are the forecast's: fields of ``TrainConfig``."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    per_device_train_batch_size: int = 4
+    max_length: int = 512
+    optim: str = "paged_adamw_32bit"
+    gradient_checkpointing: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", tuple(self.formats))
+        if not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
         faults = []
         if not 1 <= len(self.formats) <= 3 or len(set(self.formats)) != len(self.formats):
             faults.append(f"formats is {self.formats!r}; it must be one to three different names.")
-        if self.error_field not in ERROR_FIELDS:
-            faults.append(f"error_field is {self.error_field!r}; it must be one of {', '.join(ERROR_FIELDS)}.")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                faults.append(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        for name in ("block", "weight", "layer"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                faults.append(f"{name} is {value!r}; it must be a whole number from 0 on, or None.")
+        if isinstance(self.duel_bits, bool) or not isinstance(self.duel_bits, int | float) or not 0 < self.duel_bits <= 32:
+            faults.append(f"duel_bits is {self.duel_bits!r}; it must be a number of bits up to 32.")
         if faults:
             raise ConfigError(faults, where="state", remedy="Change these fields and try again.")
-        _ = self.specs  # refuses unknown formats and block sizes
+        _ = self.specs, self.training  # refuse unknown formats and block sizes, and what cannot be trained
 
     @property
     def specs(self) -> tuple[QuantSpec, ...]:
@@ -68,9 +127,22 @@ class State:
             return QuantSpec(name, size)
         return QuantSpec(name, size, double_quant=True, nested_block_size=self.nested_block_size)
 
+    @property
+    def training(self) -> TrainConfig:
+        """The fine-tune that is forecast: the leading format where bitsandbytes can hold a base in it, else NF4."""
+        lead = self.formats[0]
+        return TrainConfig(
+            model=self.model,
+            quant_type=lead if find_format(lead).trainable else "nf4",
+            block_size=self.block_size,
+            double_quant=self.double_quant,
+            **{name: getattr(self, name) for name in _TRAINING},
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
-        return dataclasses.asdict(self) | {"formats": list(self.formats)}
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        return dataclasses.asdict(self) | {"formats": list(self.formats), "target_modules": targets}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
@@ -94,10 +166,11 @@ class Store:
         self._lock = threading.RLock()
 
     def update(self, **changes: Any) -> None:
-        """Replaces fields; another model, tensor or block size forgets the block. An impossible state is refused."""
+        """Replaces fields; another model, tensor or block forgets what lay inside it. An impossible state is refused."""
         with self._lock:
-            if {"model", "tensor", "block_size"} & set(changes):
-                changes = {"block": None} | changes
+            for name in _FORGETS.keys() & changes.keys():
+                if changes[name] != getattr(self.value, name):
+                    changes = _FORGETS[name] | changes
             after = dataclasses.replace(self.value, **changes)
             changed = frozenset(name for name in changes if getattr(after, name) != getattr(self.value, name))
             if not changed:

@@ -26,6 +26,12 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="wb-facts">{body}</dl>'
 
 
+def steps(title: str, lines: Iterable[str]) -> str:
+    """A numbered list under a title: the steps of a sum."""
+    body = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f'<section class="wb-steps" aria-label="{html.escape(title)}"><h4>{html.escape(title)}</h4><ol>{body}</ol></section>'
+
+
 def amount(count: float) -> str:
     """Bytes in the unit that reads best: 1,234,567 → 1.23 MB (powers of ten, as disks and papers count)."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

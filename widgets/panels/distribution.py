@@ -1,51 +1,79 @@
-"""How a tensor's weights fall into the bins of a format."""
+"""How a tensor's weights fall into the bins of a format, how normal they are, and how many lie far out."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ipywidgets
+import numpy as np
 
-from widgets import figures
+from widgets import code, figures
+from widgets.normal_figures import quantile_plot
 from widgets.panels.base import View
 from widgets.plot import Plot
+from widgets.progress import ProgressRow
 from widgets.session import Analysis
-from widgets.style import grid, note, row
+from widgets.state import QUANTILES_OF
+from widgets.style import fields, grid, heading, note, set_note
 from widgets.tables import table
+from widgets.tasks import guard
+from widgets.work import Work
+from workbench.inspection import bin_errors
 from workbench.measurement import merge_equal_levels
+from workbench.normality import Quantiles, quantiles
+from workbench.outlying import Outliers, outliers
 
 
 class DistributionView(View):
-    """Histogram of the block-normalised weights with levels, decision edges and occupancy of up to three formats."""
+    """Histogram of the block-normalised weights with levels and occupancy of up to three formats; quantiles; outliers."""
 
     def __init__(self, model: Any = None, **options: Any) -> None:
+        self._normal_of: tuple[Any, ...] = ()
+        self._tails_of: tuple[Any, ...] = ()
+        self.normal: Quantiles | None = None
+        self.tails: Outliers | None = None
         super().__init__("Distribution", model, **options)
 
     def build(self) -> list[Any]:
-        """The histogram, the occupancy and a table of figures."""
-        self.histogram, self.occupancy = Plot(height=380), Plot(height=320)
-        self.plots = [self.histogram, self.occupancy]
-        self.log_counts = ipywidgets.Checkbox(
-            description="Logarithmic counts", indent=False, value=self.session.store.value.log_counts
+        """The histogram, the occupancy and a table of figures; the quantiles and the outliers."""
+        guarded, state = guard(self.message), self.session.store.value
+        self.work = Work(self.session.executor, guarded(self._found_tails), self.message.error, debounce=0.4)
+        self.when_closed(self.work.close)
+        self.histogram, self.occupancy, self.quantiles = Plot(height=380), Plot(height=320), Plot(height=320)
+        self.plots = [self.histogram, self.occupancy, self.quantiles]
+        self.log_counts = ipywidgets.Checkbox(description="Logarithmic counts", indent=False, value=state.log_counts)
+        self.log_counts.observe(guarded(lambda change: self.update(log_counts=change["new"])), "value")
+        self.of = ipywidgets.Dropdown(
+            description="Against the normal", options=[(t, name) for name, t in QUANTILES_OF.items()], value=state.quantiles_of
         )
-        self.log_counts.observe(lambda change: self.update(log_counts=change["new"]), "value")
-        self.table = ipywidgets.HTML()
+        self.of.observe(guarded(lambda change: self.update(quantiles_of=change["new"])), "value")
+        self.table, self.tails_table = ipywidgets.HTML(), ipywidgets.HTML()
+        self.told, self.tails_told = note(), note()
         return [
             note(
                 "Each weight is divided by the largest magnitude of its block. Solid lines are the levels it may become, "
                 "dotted ones the edges where it goes to the next; the strips below are the bins, darker where more fall."
             ),
-            row(self.log_counts),
+            fields(self.log_counts),
             self.histogram,
             grid(self.occupancy, self.table),
+            heading("How normal the weights are, and how many are outliers"),
+            fields(self.of, width=220),
+            self.told,
+            ProgressRow(self.work),
+            grid(self.quantiles, ipywidgets.VBox([self.tails_told, self.tails_table])),
         ]
 
     def redraw_on(self) -> frozenset[str]:
-        """The scale of the counts is a matter of drawing."""
-        return frozenset({"log_counts"})
+        """The scale of the counts, and what is set against the normal."""
+        return frozenset({"log_counts", "quantiles_of"})
+
+    def code(self, analysis: Analysis) -> str:
+        """The measurements, the histogram, the quantiles and the outliers."""
+        return code.distribution(analysis, self.session.store.value.quantiles_of == "blocks")
 
     def draw(self, analysis: Analysis) -> None:
-        """All three."""
+        """All of it; the outliers follow when they have been measured."""
         log = self.session.store.value.log_counts
         self.log_counts.value = log
         names = " and ".join(e.spec.definition.title for e in analysis.stats)
@@ -54,11 +82,12 @@ class DistributionView(View):
             f"{e.spec.definition.title} {share.max():.1f} % in its fullest bin"
             for e, share in zip(analysis.stats, shares, strict=True)
         )
+        errors = [bin_errors(analysis.weights, e) for e in analysis.stats]
         self.histogram.show(
-            figures.distribution(analysis.histogram, analysis.stats, log),
-            f"Histogram of {analysis.tensor.numel:,} weights divided by the absmax of their block, with the levels of {names}.",
+            figures.distribution(analysis.histogram, analysis.stats, log, errors),
+            f"Histogram of {analysis.weights.size:,} weights divided by the absmax of their block, with the levels of {names}.",
         )
-        self.occupancy.show(figures.occupancy(analysis.stats), f"Share of the weights in each bin: {fullest}.")
+        self.occupancy.show(figures.occupancy(analysis.stats, errors), f"Share of the weights in each bin: {fullest}.")
         self.table.value = table(
             ["", *(figures.title_of(e.spec) for e in analysis.stats)],
             [
@@ -74,3 +103,68 @@ class DistributionView(View):
             ],
             "What each format costs on this tensor",
         )
+        self._draw_quantiles(analysis)
+        self._ask_for_tails(analysis)
+
+    def _draw_quantiles(self, analysis: Analysis) -> None:
+        of = self.session.store.value.quantiles_of
+        self.of.value = of
+        size = analysis.state.block_size if of == "blocks" else None
+        asked = (analysis.source, analysis.tensor.name, size)
+        if asked != self._normal_of:
+            self._normal_of, self.normal = asked, None
+            if np.isfinite(analysis.plain.block_absmax).any():
+                self.normal = quantiles(analysis.weights, size)
+        found = self.normal
+        if found is None:
+            self.quantiles.fail("No weight of this tensor is finite.")
+            return
+        self.quantiles.show(
+            quantile_plot(found, QUANTILES_OF[of]),
+            f"Quantiles of the {QUANTILES_OF[of]} against the normal distribution, correlation {found.correlation:.4f}.",
+        )
+        how = "all finite weights" if found.sampled is None else f"a sample of {found.weights:,} weights"
+        set_note(
+            self.told,
+            f"Quantiles of {how}: correlation with the normal {found.correlation:.5f}. NF4's levels are quantiles of a normal "
+            "distribution; where the curve is steeper than the line the tails are heavier than that.",
+        )
+
+    def _ask_for_tails(self, analysis: Analysis) -> None:
+        spec = analysis.stats[0].spec
+        asked = (analysis.source, analysis.tensor.name, spec)
+        if asked == self._tails_of:
+            return
+        self._tails_of, self.tails = asked, None
+        if not np.isfinite(analysis.plain.block_absmax).any():
+            self.work.cancel()
+            set_note(self.tails_told, "No weight of this tensor is finite: there are no outliers to count.")
+            self.tails_table.value = ""
+            return
+        set_note(self.tails_told, "Counting outliers…")
+        weights = analysis.weights
+        self.work.submit(
+            f"Counting the outliers of {analysis.tensor.name}",
+            "",
+            lambda _, cancelled: outliers(weights, spec, cancelled=cancelled),
+        )
+
+    def _found_tails(self, found: Outliers) -> None:
+        self.tails = found
+        set_note(
+            self.tails_told,
+            f"Beyond k standard deviations of the mean (σ = {found.std:.4g}); kurtosis {found.kurtosis:.2f}, a normal "
+            f"distribution has 3; the farthest weight lies at {found.farthest:.1f} σ. A block with an outlier has a larger "
+            f"scale, and all its weights larger errors. {found.spec.title}.",
+        )
+        self.tails_table.value = table(
+            ["beyond", "weights", "share", "if normal", "blocks hit", "RMSE there", "RMSE elsewhere"],
+            [
+                (
+                    f"{b.sigmas:g} σ", f"{b.weights:,}", f"{100 * b.share:.3g} %", f"{100 * b.normal_share:.2g} %",
+                    f"{100 * b.block_share:.3g} %", f"{b.rmse:.3e}", f"{b.rmse_others:.3e}",
+                )
+                for b in found.beyond
+            ],
+            "Outliers by their distance from the mean",
+        )  # fmt: skip

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import ipywidgets
+import numpy as np
 
-from widgets import figures
+from widgets import code
+from widgets import scale_figures as figures
 from widgets.panels.base import View
 from widgets.plot import Plot
 from widgets.session import Analysis
-from widgets.style import fields, grid, note, set_note
+from widgets.style import column, fields, grid, heading, note, set_note
 from widgets.tables import amount, table
+from widgets.tasks import guard
 from workbench.memory import double_quant_savings
+from workbench.savings import savings_by_tensor, savings_of_published
 
 NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 
@@ -25,8 +29,8 @@ class DoubleQuantView(View):
 
     def build(self) -> list[Any]:
         """The sum, the two plots, the table."""
-        self.overhead, self.spread = Plot(height=300), Plot(height=300)
-        self.plots = [self.overhead, self.spread]
+        self.overhead, self.spread, self.codes = Plot(height=300), Plot(height=300), Plot(height=260)
+        self.plots = [self.overhead, self.spread, self.codes]
         self.nested = ipywidgets.SelectionSlider(
             description="Nested block size (scales a second-level scale)",
             options=NESTED_SIZES,
@@ -34,8 +38,8 @@ class DoubleQuantView(View):
             continuous_update=False,
         )
         self.nested.add_class("wb-span")
-        self.nested.observe(lambda change: self.update(nested_block_size=change["new"]), "value")
-        self.sum, self.table = note(), ipywidgets.HTML()
+        self.nested.observe(guard(self.message)(lambda change: self.update(nested_block_size=change["new"])), "value")
+        self.sum, self.table, self.tensors, self.sizes = note(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         return [
             note(
                 "Every block of weights keeps one float32 absmax. Double quantization stores these in 8 bits, in blocks of "
@@ -44,8 +48,19 @@ class DoubleQuantView(View):
             fields(self.nested),
             self.sum,
             grid(self.overhead, self.spread),
+            self.codes,
             self.table,
+            heading("What it saves"),
+            grid(column(note("On this model, tensor by tensor."), self.tensors), column(self._published(), self.sizes)),
         ]
+
+    @staticmethod
+    def _published() -> ipywidgets.HTML:
+        return note("On well-known models at these block sizes, computed from the shapes in their config.json.")
+
+    def code(self, analysis: Analysis) -> str:
+        """The two errors, the codes, and the bytes saved."""
+        return code.double_quant(analysis)
 
     def draw(self, analysis: Analysis) -> None:
         """All of it."""
@@ -73,6 +88,10 @@ class DoubleQuantView(View):
             figures.absmax_spread(plain.block_absmax, analysis.nested),
             f"How the {plain.block_absmax.size:,} absmax values are spread, and by how many percent each one changes.",
         )
+        self.codes.show(
+            figures.nested_codes(analysis.nested),
+            f"How often each of the 256 codes stands for an absmax: {np.unique(analysis.nested.codes).size} of them are used.",
+        )
         model = double_quant_savings(analysis.source, block, nested)
         before, after = plain.spec.storage(plain.numel), spec.storage(plain.numel)
         added = 100 * (doubled.rmse / plain.rmse - 1) if plain.rmse else 0.0
@@ -87,6 +106,28 @@ class DoubleQuantView(View):
             ],
             f"What double quantization saves and costs under {plain.spec.definition.title}",
         )
+        rows = savings_by_tensor(analysis.source, block, nested)
+        self.tensors.value = table(
+            ["tensor", "scales", "with", "saved"],
+            [
+                *((r.tensor, amount(r.absmax), amount(r.nested), _signed(r.saved)) for r in rows),
+                ("in all", amount(model.absmax), amount(model.nested), _signed(model.saved)),
+            ],
+            f"What double quantization saves on {analysis.source.name}, tensor by tensor",
+        )
+        self.sizes.value = table(
+            ["model", "quantized weights", "saved"],
+            [
+                (name, f"{s.weights / 1e9:.2f} billion", _signed(s.saved))
+                for name, s in savings_of_published(block, nested).items()
+            ],
+            "What double quantization saves on models from 0.5 to 70 billion weights",
+        )
+
+
+def _signed(saved: int) -> str:
+    """Bytes saved; with a plus where it takes more, as it does on very small tensors."""
+    return amount(saved) if saved >= 0 else f"+{amount(-saved)} more"
 
 
 def _bytes(name: str, without: int, with_it: int) -> list[str]:

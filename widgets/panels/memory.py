@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ipywidgets
 
-from widgets import figures
+from widgets import code
+from widgets import scale_figures as figures
 from widgets.panels.base import View
 from widgets.plot import Plot
 from widgets.session import Analysis
-from widgets.style import fields, note
+from widgets.style import fields, heading, note, set_note
 from widgets.tables import amount, table
 from widgets.tasks import Message, guard
-from workbench.memory import GPUS, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
+from workbench.footprint import base_weights
+from workbench.kinds import kind_of
+from workbench.memory import GPUS, Change, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
+from workbench.sources import TensorInfo
 from workbench.training.config import OPTIMIZERS, TrainConfig
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKS = (4, 8, 16, 32, 64, 128, 256)
+TARGETS = {
+    "queries and values": ("q", "v", "qkv"),
+    "all of attention": ("q", "k", "v", "kv", "qkv", "o"),
+    "the MLP": ("gate", "up", "gate_up", "down"),
+}
+"""Presets of the modules that get an adapter, by the kinds of their tensors."""
+_LISTED = 100
+_FIELDS = {
+    "gpu": "gpu", "rank": "lora_r", "targets": "target_modules", "batch": "per_device_train_batch_size",
+    "length": "max_length", "optimizer": "optim", "double_quant": "double_quant", "checkpointing": "gradient_checkpointing",
+}  # fmt: skip
+"""Control → field of the state."""
 
 
 class MemoryView(View):
@@ -29,52 +46,63 @@ class MemoryView(View):
         super().__init__("Memory forecast", model, **options)
 
     def build(self) -> list[Any]:
-        """Controls, the verdict, the stacked bars, the ledger."""
+        """Controls, the verdict, the stacked bars, the ledger, what stays in 16 bits."""
+        state, slider = self.session.store.value, {"continuous_update": False}
         self.methods = Plot(height=360)
         self.plots = [self.methods]
-        self.gpu = ipywidgets.Dropdown(description="GPU", options=list(GPUS), value="T4 16 GB")
-        self.rank = ipywidgets.SelectionSlider(description="LoRA rank", options=RANKS, value=16, continuous_update=False)
+        self.gpu = ipywidgets.Dropdown(description="GPU", options=list(GPUS), value=state.gpu)
+        self.rank = ipywidgets.SelectionSlider(description="LoRA rank", options=_with(RANKS, state.lora_r), **slider)
+        self.targets = ipywidgets.Dropdown(description="Adapters on", options=[("all linear layers", "all-linear")])
         self.batch = ipywidgets.BoundedIntText(description="Batch (rows)", value=4, min=1, max=1024)
         self.length = ipywidgets.SelectionSlider(
-            description="Sequence length (tokens)", options=LENGTHS, value=512, continuous_update=False
+            description="Sequence length (tokens)", options=_with(LENGTHS, state.max_length), **slider
         )
         self.optimizer = ipywidgets.Dropdown(description="Optimizer", options=OPTIMIZERS)
-        self.double_quant = ipywidgets.Checkbox(description="Double quantization", value=True, indent=False)
-        self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", value=True, indent=False)
-        controls = [self.gpu, self.rank, self.batch, self.length, self.optimizer, self.double_quant, self.checkpointing]
-        redraw = guard(self.message)(self._again)
-        for control in controls:
-            control.observe(redraw, "value")
+        self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False)
+        self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", indent=False)
+        self.controls = {name: getattr(self, name) for name in _FIELDS}
+        self._telling = False
+        changed = guard(self.message)(self._changed)
+        self._show_state()
+        for control in self.controls.values():
+            control.observe(changed, "value")
         self.verdict, self.table = Message(), ipywidgets.HTML()
+        self.stays_told, self.stays = note(), ipywidgets.HTML()
         return [
             note(
                 "A forecast, made before anything is loaded: bytes of weights, scales, adapters and optimizer state are "
                 "computed from the model's shapes, the rest is estimated. Not yet checked against a GPU."
             ),
-            fields(*controls),
+            fields(*self.controls.values()),
             self.verdict,
             self.methods,
             self.table,
+            heading("What is not quantized"),
+            self.stays_told,
+            self.stays,
         ]
+
+    def redraw_on(self) -> frozenset[str]:
+        """What the forecast depends on besides what is measured."""
+        return frozenset(_FIELDS.values())
+
+    def code(self, analysis: Analysis) -> str:
+        """The ledger, the methods, the verdict and the changes."""
+        return code.memory(analysis, self.session.store.value)
 
     @property
     def config(self) -> TrainConfig:
         """The configuration that is forecast."""
-        return TrainConfig(
-            model=self.session.store.value.model,
-            lora_r=self.rank.value,
-            per_device_train_batch_size=self.batch.value,
-            max_length=self.length.value,
-            optim=self.optimizer.value,
-            double_quant=self.double_quant.value,
-            gradient_checkpointing=self.checkpointing.value,
-        )
+        return self.session.store.value.training
 
     def draw(self, analysis: Analysis) -> None:
         """Forecasts the analysis's model."""
-        source, gpu = analysis.source, GPUS[self.gpu.value]
-        chosen = forecast(source, self.config)
-        methods = compare_methods(source, self.config)
+        source, gpu, config = analysis.source, GPUS[self.session.store.value.gpu], self.config
+        tensors = source.tensors()
+        self._offer_targets(tensors)
+        self._show_state()
+        chosen = forecast(source, config)
+        methods = compare_methods(source, config)
         smallest = min(methods, key=lambda ledger: ledger.total)
         self.methods.show(
             figures.memory_methods([*methods, chosen], gpu),
@@ -91,9 +119,33 @@ class MemoryView(View):
             f"Forecast of {source.name}, QLoRA as set above",
             numbers=4,
         )
+        self._draw_rest(tensors, chosen)
+
+    def _draw_rest(self, tensors: list[TensorInfo], chosen: MemoryLedger) -> None:
+        """What stays out of 4 bits, the largest first, and what it takes once loaded."""
+        reasons = {t.name: (t.reason, t.nbytes) for t in tensors}
+        pieces = [
+            piece for piece in base_weights(tensors, chosen.plan)
+            if piece.category in ("weights upcast to fp32", "integer tensors")
+        ]  # fmt: skip
+        pieces.sort(key=lambda piece: -piece.bytes)
+        whole = sum(piece.bytes for piece in pieces)
+        share = 100 * whole / chosen.total if chosen.total else 0.0
+        set_note(
+            self.stays_told,
+            f"{len(pieces)} tensors stay out of 4 bits and take {amount(whole)} once loaded, {share:.0f} % of the forecast: "
+            "prepare_model_for_kbit_training makes them float32. In the checkpoint they take "
+            f"{amount(sum(reasons[piece.tensor][1] for piece in pieces))}.",
+        )
+        rows = [(p.tensor, amount(reasons[p.tensor][1]), amount(p.bytes), reasons[p.tensor][0]) for p in pieces[:_LISTED]]
+        if len(pieces) > _LISTED:
+            rows.append((f"and {len(pieces) - _LISTED} more", "", amount(sum(p.bytes for p in pieces[_LISTED:])), ""))
+        self.stays.value = table(
+            ["tensor", "in the checkpoint", "loaded", "why"], rows, "Tensors that QLoRA does not quantize", numbers=4
+        )
 
     def _judge(self, analysis: Analysis, chosen: MemoryLedger) -> str:
-        gpu = GPUS[self.gpu.value]
+        gpu = GPUS[self.session.store.value.gpu]
         found = fit(chosen, gpu)
         said = {
             "fits": f"fits {gpu.name} with {amount(found.headroom)} to spare",
@@ -107,11 +159,49 @@ class MemoryView(View):
         ways = ways_to_fit(analysis.source, self.config, gpu)
         if ways is None:
             return f"{text} No change of settings known here makes it fit."
-        steps = "; ".join(
-            ", ".join(f"{k}={v}" for k, v in way.fields.items()) + f" (saves {amount(way.saved)})" for way in ways
-        )
-        return f"{text} Cheapest changes: {steps}." if steps else text
+        return f"{text} Cheapest changes: {_steps(ways)}." if ways else text
 
-    def _again(self, _: Any) -> None:
-        if self.session.analysis is not None:
-            self.draw(self.session.analysis)
+    def _offer_targets(self, tensors: list[TensorInfo]) -> None:
+        """The presets that this model has modules for, by the names of these, and what the state has if it is another one."""
+        options: list[tuple[str, Any]] = [("all linear layers", "all-linear")]
+        linear = [t for t in tensors if t.quantizable]
+        for title, kinds in TARGETS.items():
+            modules = {t.name.removesuffix(".weight").rpartition(".")[2] for t in linear if kind_of(t.name) in kinds}
+            if modules:
+                options.append((f"{title} ({', '.join(sorted(modules))})", tuple(sorted(modules))))
+        present = self.session.store.value.target_modules
+        if present not in [value for _, value in options]:
+            options.append((present if isinstance(present, str) else ", ".join(present), present))
+        if list(self.targets.options) != options:
+            self._telling = True
+            try:
+                self.targets.options = options
+            finally:
+                self._telling = False
+
+    def _show_state(self) -> None:
+        state = self.session.store.value
+        self._telling = True
+        try:
+            for name, control in self.controls.items():
+                value = getattr(state, _FIELDS[name])
+                if name in ("rank", "length"):
+                    control.options = _with(control.options, value)
+                elif name == "targets" and value not in [known for _, known in control.options]:
+                    continue  # offered once the model is known
+                control.value = value
+        finally:
+            self._telling = False
+
+    def _changed(self, _: Any) -> None:
+        if not self._telling:
+            self.update(**{_FIELDS[name]: control.value for name, control in self.controls.items()})
+
+
+def _with(options: Iterable[int], value: int) -> tuple[int, ...]:
+    """The options of a slider, and a value that came from elsewhere."""
+    return tuple(sorted({*options, value}))
+
+
+def _steps(ways: list[Change]) -> str:
+    return "; ".join(", ".join(f"{k}={v}" for k, v in way.fields.items()) + f" (saves {amount(way.saved)})" for way in ways)

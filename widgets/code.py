@@ -1,0 +1,164 @@
+"""The lines of Python that give what a view shows, from the state: what "Copy as code" copies.
+
+Covers every view. The lines use ``workbench`` alone and run as they are, in a notebook or a script; the tests run them and
+compare. Each function returns text; none computes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from workbench.quantization import QuantSpec
+from workbench.sources.rule import AS_STORED
+from workbench.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from widgets.session import Analysis
+    from widgets.state import State
+
+_OWN = "registered by the user"
+
+
+def model(analysis: Analysis) -> str:
+    """The model's tensors, and what QLoRA makes of each."""
+    return _lines(_head(analysis), ["for tensor in src.tensors():", "    print(tensor.name, tensor.shape, tensor.reason)"])
+
+
+def survey(analysis: Analysis, spec: QuantSpec) -> str:
+    """The model map: ``table`` has a line for each tensor."""
+    return _lines(
+        _head(analysis, specs=[spec]),
+        [f"table = wb.survey(src, {of(spec)}).to_frame()", 'table[["tensor", "layer", "kind", "relative_rmse", "sqnr_db"]]'],
+    )
+
+
+def distribution(analysis: Analysis, by_block: bool) -> str:
+    """Error and occupancy of each format, the histogram, the quantiles, the outliers."""
+    specs = [e.spec for e in analysis.stats]
+    size = analysis.state.block_size
+    return _lines(
+        ["from workbench.inspection import bin_errors", "from workbench.measurement import histogram"],
+        ["from workbench.normality import quantiles", ""],
+        _weights(analysis, specs),
+        [
+            f"stats = wb.measure(x, [{', '.join(map(of, specs))}])",
+            "for e in stats:",
+            "    print(e.spec.title, e.relative_rmse, e.sqnr_db, e.entropy_bits, e.occupancy)",
+            f"counts = histogram(x, block_size={size})",
+            "bins = [bin_errors(x, e) for e in stats]",
+            f"normal = quantiles(x, block_size={size})" if by_block else "normal = quantiles(x)",
+            "tails = wb.outliers(x, stats[0].spec)",
+            "tails.to_frame()",
+        ],
+    )
+
+
+def block(analysis: Analysis, field: str, index: int, weight: int) -> str:
+    """The block map's values, the worst blocks, one block and one weight of it."""
+    specs = [e.spec for e in analysis.stats]
+    return _lines(
+        ["import numpy as np", "from workbench.inspection import inspect_block", ""],
+        _weights(analysis, specs),
+        [
+            f"stats = wb.measure(x, [{', '.join(map(of, specs))}])",
+            f"errors = stats[0].{field}",
+            "worst = np.argsort(-np.nan_to_num(errors, nan=-1), kind='stable')[:10]",
+            f"block = inspect_block(x, stats[0], {index})",
+            f'print(*block.arithmetic({weight}), sep="\\n")',
+            "block.to_frame()",
+        ],
+    )
+
+
+def formats(analysis: Analysis, scope: str, bits: float, sample: float | None) -> str:
+    """The duel and the Pareto front."""
+    if scope == "model":
+        head, on = _head(analysis), "src"
+    else:
+        head, on = _weights(analysis, []), "x"
+    how = "" if sample is None else f", sample={sample!r}"
+    return _lines(
+        head,
+        [
+            f"duel = wb.duel({on}, {bits!r}{how})",
+            f"front = wb.pareto({on}{how})",
+            "print(duel.to_frame())",
+            "front.to_frame()",
+        ],
+    )
+
+
+def double_quant(analysis: Analysis) -> str:
+    """The two errors, the scales' codes, and the bytes saved."""
+    plain, doubled = analysis.plain.spec, analysis.doubled.spec
+    sizes = f"block_size={plain.block_size}, nested_block_size={doubled.nested_block_size}"
+    return _lines(
+        ["from workbench.double_quant import double_quantize", "from workbench.memory import double_quant_savings"],
+        ["from workbench.savings import savings_by_tensor, savings_of_published", ""],
+        _weights(analysis, [plain]),
+        [
+            f"plain, doubled = wb.measure(x, [{of(plain)}, {of(doubled)}])",
+            "print(plain.spec.bits_per_weight - doubled.spec.bits_per_weight, doubled.rmse / plain.rmse - 1)",
+            f"nested = double_quantize(plain.block_absmax, {doubled.nested_block_size})",
+            f"saved = double_quant_savings(src, {sizes}).saved",
+            f"by_tensor = savings_by_tensor(src, {sizes})",
+            f"by_size = savings_of_published({sizes})",
+        ],
+    )
+
+
+def memory(analysis: Analysis, state: State) -> str:
+    """The ledger, the five methods, the verdict and what would make it fit."""
+    gpu = repr(state.gpu)
+    return _lines(
+        ["from workbench.memory import compare_methods, fit, ways_to_fit", ""],
+        _head(analysis),
+        [
+            f"cfg = {config(state.training)}",
+            "ledger = wb.forecast(src, cfg)",
+            "methods = compare_methods(src, cfg)",
+            f"verdict = fit(ledger, {gpu})",
+            f"ways = ways_to_fit(src, cfg, {gpu})",
+            "ledger.to_frame()",
+        ],
+    )
+
+
+def of(spec: QuantSpec) -> str:
+    """A specification as Python: what differs from the defaults."""
+    told = [repr(spec.format), str(spec.block_size)]
+    if spec.scale_dtype != spec.definition.scale_dtype:
+        told.append(f"scale_dtype={spec.scale_dtype!r}")
+    if spec.double_quant:
+        told.append("double_quant=True")
+        if spec.nested_block_size != 256:
+            told.append(f"nested_block_size={spec.nested_block_size}")
+    return f"wb.QuantSpec({', '.join(told)})"
+
+
+def config(training: TrainConfig) -> str:
+    """A configuration as Python: what differs from the defaults."""
+    told = [f"{f.name}={value!r}" for f in dataclasses.fields(training) if (value := getattr(training, f.name)) != f.default]
+    return f"wb.TrainConfig({', '.join(told)})"
+
+
+def _head(analysis: Analysis, specs: Iterable[QuantSpec] = ()) -> list[str]:
+    """Opening the model; formats that the reader registered come along."""
+    own = {spec.format: spec.definition for spec in specs if spec.definition.source == _OWN}
+    registered = [f"wb.register_format({name!r}, {list(form.steps)!r}, title={form.title!r})" for name, form in own.items()]
+    return ["import workbench as wb", "", *registered, f"src = wb.open_model({analysis.state.model!r})"]
+
+
+def _weights(analysis: Analysis, specs: Iterable[QuantSpec]) -> list[str]:
+    """And reading the tensor, as bitsandbytes sees it."""
+    name, lines = analysis.tensor.name, _head(analysis, specs)
+    if analysis.packed or analysis.tensor.layout != AS_STORED:
+        lines.insert(1, "from workbench.sources.packed import weights")
+        return [*lines, f"x = weights(src, {name!r})"]
+    return [*lines, f"x = src.read({name!r})"]
+
+
+def _lines(*parts: Iterable[str]) -> str:
+    return "\n".join(line for part in parts for line in part)

@@ -1,0 +1,208 @@
+"""The whole model on one map: every tensor that QLoRA quantizes, filling in while a survey streams through the weights."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from concurrent.futures import Executor
+from typing import Any
+
+import ipywidgets
+
+from widgets import code
+from widgets.model_figures import Places, badness, model_map, told, value_of
+from widgets.panels.base import View
+from widgets.plot import Plot
+from widgets.progress import ProgressRow
+from widgets.session import Analysis, choosable
+from widgets.state import MAP_FIELDS
+from widgets.style import fields, note, row, set_note
+from widgets.tables import amount
+from widgets.tasks import guard
+from widgets.work import Work
+from workbench.kinds import layer_of
+from workbench.quantization import QuantSpec
+from workbench.sources import Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress
+from workbench.survey_rows import Row
+from workbench.surveying import survey
+
+OF_ITSELF = 4_000_000_000
+"""Bytes up to which a model on this machine is surveyed without being asked."""
+_EVERY = 0.25
+"""Seconds between two drawings while rows come in."""
+_LISTED = 200
+
+
+class ModelMapView(View):
+    """Layers by kinds, coloured by error, SQNR, kurtosis or bytes; a click chooses the tensor in every view."""
+
+    def __init__(self, model: Any = None, *, executor: Executor | None = None, **options: Any) -> None:
+        self._rows: list[Row] = []
+        self._of: tuple[Source, QuantSpec] | None = None
+        self._tensors: list[TensorInfo] = []
+        self._coming: list[Row] = []
+        self._lock = threading.Lock()
+        self._telling = False
+        super().__init__("Map of the model", model, executor=executor, **options)
+
+    def build(self) -> list[Any]:
+        """What is shown, the progress, the map, the list for those who do not point."""
+        guarded = guard(self.message)
+        self.work = Work(self.session.executor, guarded(self._finished), self._failed, debounce=0.3)
+        self.when_closed(self.work.close)
+        self.field = ipywidgets.Dropdown(
+            description="Colour shows", options=[(title, name) for name, title in MAP_FIELDS.items()],
+            value=self.session.store.value.map_field,
+        )  # fmt: skip
+        self.field.observe(guarded(lambda change: self.update(map_field=change["new"])), "value")
+        self.start = ipywidgets.Button(description="Survey the model", button_style="primary")
+        self.start.on_click(guarded(lambda _: self._begin()))
+        self.map = Plot(height=400)
+        self.plots = [self.map]
+        self.map.on_click(guarded(self._clicked))
+        self.list = ipywidgets.Select(description="Tensors, the worst first", rows=12)
+        self.list.add_class("wb-span")
+        self.list.observe(guarded(self._listed), "value")
+        self.told = note()
+        return [
+            note(
+                "Each cell is a tensor under the leading format; where a layer has several of a kind, the worst of them. "
+                "Click one, or choose it from the list, and every view shows it."
+            ),
+            row(fields(self.field), self.start),
+            ProgressRow(self.work),
+            self.told,
+            self.map,
+            fields(self.list, width=300),
+        ]
+
+    def redraw_on(self) -> frozenset[str]:
+        """What the colour means, and which tensor and layer are outlined."""
+        return frozenset({"map_field", "layer"})
+
+    def code(self, analysis: Analysis) -> str:
+        """The survey."""
+        return code.survey(analysis, analysis.stats[0].spec)
+
+    def draw(self, analysis: Analysis) -> None:
+        """The map as far as it is known; a survey begins where the model or the format is another one."""
+        of = (analysis.source, analysis.stats[0].spec)
+        if self._of != of:
+            self._of, self._rows = of, []
+            self._tensors = choosable(analysis.source)
+            self._total = sum(t.nbytes for t in self._tensors)
+            if analysis.source.path is not None and self._total <= OF_ITSELF:
+                self._begin()
+            else:
+                self.work.cancel()
+        self._show()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What the survey has found so far."""
+        return tuple(self._rows)
+
+    def _begin(self) -> None:
+        if self._of is None:
+            return
+        source, spec = self._of
+        names = [t.name for t in self._tensors]
+        self._rows, self._coming = [], []
+        self.work.submit(f"Surveying {source.name}", "bytes", lambda p, c: self._survey(source, spec, names, p, c))
+        self._show()
+
+    def _survey(self, source: Source, spec: QuantSpec, names: list[str], progress: Progress, cancelled: Cancelled) -> None:
+        """On the working thread: rows go to the map in batches."""
+
+        def watch(done: int, total: int) -> None:
+            progress(done, total)
+            if cancelled():
+                surveyed.cancel()
+
+        surveyed = survey(source, spec, names, progress=watch)
+        due = time.monotonic() + _EVERY
+        for found in surveyed:
+            with self._lock:
+                self._coming.append(found)
+            if time.monotonic() >= due:
+                self.work.partly(self._take_in)
+                due = time.monotonic() + _EVERY
+        if surveyed.cancelled:
+            raise InterruptedError("the survey was cancelled")
+
+    def _take_in(self) -> None:
+        with self._lock:
+            self._rows += self._coming
+            self._coming = []
+        if self.active:
+            self._show()
+
+    def _finished(self, _: None) -> None:
+        self._take_in()
+        self._show()
+
+    def _failed(self, error: Exception) -> None:
+        self.message.error(error)
+        self._show()
+
+    def _show(self) -> None:
+        if self._of is None or self.session.analysis is None:
+            return
+        (source, spec), state = self._of, self.session.store.value
+        self.field.value = state.map_field
+        places = Places.arrange(self._tensors)
+        name = MAP_FIELDS[state.map_field]
+        good = [r for r in self._rows if not math.isnan(value_of(r, state.map_field))]
+        worst = max(good, key=lambda r: badness(r, state.map_field), default=None)
+        so_far = f"{len(self._rows)} of {len(self._tensors)} tensors"
+        summary = f"Map of {source.name} under {spec.title}: {name} of {so_far}, layers by kinds"
+        if worst is not None:
+            summary += f"; the worst is {worst.tensor.name} with {told(value_of(worst, state.map_field), state.map_field)}"
+        self.map.show(
+            model_map(places, self._rows, state.map_field, self.session.analysis.tensor.name, state.layer), summary + "."
+        )
+        missing = len(self._rows) < len(self._tensors) and not self.work.busy
+        self.start.layout.display = "" if missing else "none"
+        again = "Go on surveying" if self._rows else "Survey the model"
+        self.start.description = f"{again} ({amount(self._total)} to read)"
+        broken = sum(r.error is not None for r in self._rows)
+        set_note(
+            self.told,
+            f"{spec.title}: {so_far}" + (f", {broken} could not be measured" if broken else "") + ", each measured whole.",
+        )
+        self._list(good)
+
+    def _list(self, good: list[Row]) -> None:
+        """The list beside the map: the chosen layer's tensors, or the worst of the model."""
+        state = self.session.store.value
+        field = state.map_field
+        shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
+        shown.sort(key=lambda r: badness(r, field), reverse=True)
+        options = [(f"{r.tensor.name}  ·  {told(value_of(r, field), field)}", r.tensor.name) for r in shown[:_LISTED]]
+        where = "of the model" if state.layer is None else f"of layer {state.layer}"
+        self._telling = True
+        try:
+            self.list.description = f"Tensors {where}, the worst first ({MAP_FIELDS[field]})"
+            if self.list.options != tuple(options):
+                self.list.options = options
+            chosen = self.session.analysis.tensor.name if self.session.analysis else ""
+            self.list.value = chosen if chosen in {name for _, name in options} else None
+        finally:
+            self._telling = False
+
+    def _listed(self, change: dict[str, Any]) -> None:
+        if not self._telling and change["new"]:
+            self.update(tensor=change["new"])
+
+    def _clicked(self, point: dict[str, Any]) -> None:
+        if point.get("x") is None or point.get("y") is None:
+            return
+        names = Places.arrange(self._tensors).in_cell(float(point["x"]), float(point["y"]))
+        if not names:
+            return
+        field = self.session.store.value.map_field
+        rows = {r.tensor.name: badness(r, field) for r in self._rows if r.tensor.name in names}
+        known = {name: bad for name, bad in rows.items() if not math.isnan(bad)}
+        self.update(tensor=max(known, key=lambda name: known[name]) if known else names[0])

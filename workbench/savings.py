@@ -1,0 +1,79 @@
+"""What double quantization saves: tensor by tensor, and on well-known models from half a billion to 70 billion weights.
+
+The sizes of models that are not at hand are computed from their published shapes, without a network. Does not cover what it
+costs in error, which takes the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from workbench.footprint import loaded
+from workbench.memory import DoubleQuantSavings, double_quant_savings
+from workbench.quantization import QuantSpec
+from workbench.shortlist import PublishedShapes
+from workbench.sources.base import Source
+
+
+@dataclass(frozen=True)
+class TensorSaving:
+    """Bytes of one tensor's scales."""
+
+    tensor: str
+    weights: int
+    absmax: int
+    """Without double quantization: float32."""
+    nested: int
+    """With it: 8-bit scales, second-level scales, offset."""
+
+    @property
+    def saved(self) -> int:
+        """The difference; below zero where a tensor has so few blocks that the second level costs more than it saves."""
+        return self.absmax - self.nested
+
+
+def savings_by_tensor(src: Source, block_size: int = 64, nested_block_size: int = 256) -> list[TensorSaving]:
+    """What it saves on each tensor that QLoRA holds in 4 bits; the sum is ``double_quant_savings``'s ``saved``."""
+    plain = QuantSpec("nf4", block_size)
+    double = QuantSpec("nf4", block_size, double_quant=True, nested_block_size=nested_block_size)
+
+    def scales(spec: QuantSpec, numel: int) -> int:
+        return spec.nbytes(numel) - spec.storage(numel)["codes"]
+
+    return [
+        TensorSaving(t.name, t.numel, scales(plain, t.numel), scales(double, t.numel))
+        for t in loaded(src.tensors())
+        if t.quantizable
+    ]
+
+
+# hidden, inner, layers, heads, key-value heads, vocabulary, tied: from each model's config.json on the Hub.
+_SHAPES = {
+    "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 4_864, 24, 14, 2, 151_936, True),
+    "Qwen/Qwen2.5-1.5B": ("qwen2", 1_536, 8_960, 28, 12, 2, 151_936, True),
+    "Qwen/Qwen2.5-3B": ("qwen2", 2_048, 11_008, 36, 16, 2, 151_936, True),
+    "huggyllama/llama-7b": ("llama", 4_096, 11_008, 32, 32, 32, 32_000, False),
+    "huggyllama/llama-13b": ("llama", 5_120, 13_824, 40, 40, 40, 32_000, False),
+    "huggyllama/llama-30b": ("llama", 6_656, 17_920, 60, 52, 52, 32_000, False),
+    "huggyllama/llama-65b": ("llama", 8_192, 22_016, 80, 64, 64, 32_000, False),
+    "meta-llama/Llama-3.1-70B": ("llama", 8_192, 28_672, 80, 64, 8, 128_256, False),
+}
+_KEYS = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+_LISTED = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-3.1-8B-Instruct")
+
+
+@functools.cache
+def savings_of_published(block_size: int = 64, nested_block_size: int = 256) -> Mapping[str, DoubleQuantSavings]:
+    """By the model's id on the Hub, from the smallest to the largest: what it saves there, computed from published shapes."""
+    sources = [PublishedShapes(name) for name in _LISTED]
+    for name, values in _SHAPES.items():
+        config = dict(zip(_KEYS, values, strict=True))
+        sources.append(PublishedShapes(name, config | {"head_dim": int(values[1]) // int(values[4])}))
+    found = {source.name: double_quant_savings(source, block_size, nested_block_size) for source in sources}
+    return MappingProxyType(dict(sorted(found.items(), key=lambda item: item[1].weights)))
