@@ -41,6 +41,7 @@ def test_all_faults_are_told_together() -> None:
         ({"text_column": "text"}, ("text",)),
         ({"dataset": "rows.csv"}, ("text",)),
         ({"dataset": "rows.csv", "prompt_column": "q", "completion_column": "a"}, ("q", "a")),
+        ({"dataset": "rows.csv", "messages_column": "chat"}, ("chat",)),
     ],
 )
 def test_which_columns_are_read(fields: dict[str, str], columns: tuple[str, ...]) -> None:
@@ -50,6 +51,74 @@ def test_which_columns_are_read(fields: dict[str, str], columns: tuple[str, ...]
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.03, 3), (0.5, 50), (7, 7)])
 def test_warm_up_is_steps_or_a_share_of_them(warmup: float, steps: int) -> None:
     assert TrainConfig(max_steps=100, warmup_steps=warmup).warmup == steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"init_lora_weights": "pissa"}, 'needs unquantized weights, which method "qlora" does not hold. Two steps'),
+        ({"init_lora_weights": "loftq"}, "Two steps do it outside this run"),
+        ({"init_lora_weights": "loftq", "method": "lora"}, "quantizes nothing"),
+        ({"init_lora_weights": "olora", "block_size": 128}, "block_size is 128; use 64"),
+        ({"init_lora_weights": 1}, "must be one of True, 'gaussian'"),
+        ({"method": "full", "use_dora": True, "use_rslora": True}, 'use_rslora, use_dora: method "full" has no adapters'),
+        ({"method": "full", "compute_dtype": "float16"}, "cannot train every weight"),
+        ({"method": "lora", "llm_int8_skip_modules": ("down_proj",)}, "quantizes nothing"),
+        ({"num_train_epochs": 2, "max_steps": 10}, "max_steps and num_train_epochs exclude each other"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be a number, above 0"),
+        ({"max_steps": 0}, "max_steps is 0; it must be a whole number, 1 or more"),
+        ({"messages_column": "chat", "text_column": "text"}, "a row is a chat or a text"),
+        ({"dataset_split": "test"}, "for folders and the Hub"),
+        ({"eval_split": "test"}, "held-out rows of its own"),
+        ({"dataset": "rows", "dataset_split": ""}, "dataset_split is ''; it must be a name"),
+    ],
+)
+def test_what_excludes_what(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**fields)  # type: ignore[arg-type]
+    (fault,) = caught.value.faults
+    assert told in fault
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "gaussian", "block_size": 256, "quant_type": "fp4"},
+        {"init_lora_weights": "pissa", "method": "lora"},
+        {"use_dora": True, "use_rslora": True, "llm_int8_skip_modules": ("down_proj",)},
+        {"method": "full", "compute_dtype": "bfloat16", "optim": "paged_adamw_8bit"},
+    ],
+)
+def test_what_goes_together(fields: dict[str, object]) -> None:
+    config = TrainConfig(**fields)  # type: ignore[arg-type]
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs", "steps"),
+    [(100, 4, 1, 1, 25), (101, 4, 1, 1, 26), (101, 4, 4, 1, 7), (101, 4, 4, 2.5, 18), (1, 8, 8, 3, 3), (100, 4, 1, 0.1, 3)],
+)
+def test_epochs_become_steps_once_the_rows_are_known(
+    rows: int, batch: int, accumulation: int, epochs: float, steps: int
+) -> None:
+    config = TrainConfig(
+        num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, warmup_steps=0.5
+    )
+    assert config.max_steps == -1
+    known = config.for_rows(rows)
+    assert (known.max_steps, known.num_train_epochs, known.warmup) == (steps, None, math.ceil(steps / 2))
+    assert known.for_rows(7) == known
+
+
+def test_without_steps_and_epochs_there_are_a_hundred_steps() -> None:
+    assert TrainConfig().max_steps == TrainConfig.from_dict({"max_steps": -1}).max_steps == 100
+
+
+def test_a_config_file_from_before_a_field_was_added_keeps_working() -> None:
+    old = {"model": "builtin", "method": "lora", "max_steps": 7, "target_modules": ["q_proj"], "sample_prompts": None}
+    config = TrainConfig.from_dict(old)
+    assert (config.max_steps, config.num_train_epochs, config.init_lora_weights, config.use_dora) == (7, None, True, False)
 
 
 def test_json_and_back() -> None:

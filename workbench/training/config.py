@@ -1,7 +1,8 @@
 """What a training run is asked to do, as one frozen value that is checked whole.
 
-Covers the fields, their checks (all faults told together) and the JSON form. Does not look at the disk: whether the model and
-the dataset exist is ``runs.launch``'s question. Names are those of transformers, peft and bitsandbytes.
+Covers the fields and the JSON form; what each field may be, and which exclude each other, is in ``checks``. Does not look at
+the disk: whether the model and the dataset exist is ``runs.launch``'s question. Names are those of transformers, peft, TRL and
+bitsandbytes.
 """
 
 from __future__ import annotations
@@ -14,31 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.formats import BLOCK_SIZES, FORMATS
+from workbench.training.checks import (
+    COMPUTE_DTYPES,
+    INIT_LORA_WEIGHTS,
+    METHODS,
+    OPTIMIZERS,
+    QUANT_TYPES,
+    SCHEDULES,
+    faults_of,
+)
 
-METHODS = ("qlora", "lora")
-QUANT_TYPES = tuple(name for name, form in FORMATS.items() if form.trainable)
-COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
-OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
+__all__ = [
+    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "SCHEDULES", "TrainConfig",
+]  # fmt: skip
+
 PAGE_MIN_NUMEL = 100_000
 """Elements from which bitsandbytes pages an optimizer state (its own constant)."""
-
-_WHOLE = {  # field: smallest value
-    "max_length": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 1, "save_steps": 0,
-    "save_total_limit": 1, "eval_steps": 0, "max_eval_rows": 0, "lora_r": 1, "lora_alpha": 1, "page_min_numel": 1, "seed": 0,
-    "sample_max_new_tokens": 1,
-}  # fmt: skip
-_REAL: dict[str, tuple[float, float, bool]] = {  # field: lowest, highest, whether the lowest itself is allowed
-    "learning_rate": (0.0, math.inf, False), "warmup_steps": (0.0, math.inf, True), "weight_decay": (0.0, math.inf, True),
-    "adam_beta1": (0.0, 1.0, True), "adam_beta2": (0.0, 1.0, True), "max_grad_norm": (0.0, math.inf, True),
-    "lora_dropout": (0.0, 1.0, True),
-}  # fmt: skip
-_CHOICE = {
-    "method": METHODS, "quant_type": QUANT_TYPES, "block_size": BLOCK_SIZES, "compute_dtype": COMPUTE_DTYPES,
-    "optim": OPTIMIZERS, "lr_scheduler_type": SCHEDULES,
-}  # fmt: skip
-_FLAG = ("double_quant", "gradient_checkpointing")
+_DEFAULT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -50,28 +43,44 @@ class TrainConfig:
     """
 
     model: str = "builtin"
-    """``"builtin"`` or a local folder as transformers saves it."""
+    """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
     dataset: str = "builtin"
-    """``"builtin"`` or a local file: .jsonl, .json, .csv, .parquet, or .txt (a row a line)."""
+    """``"builtin"``; a local file: .jsonl, .json, .csv, .parquet, or .txt (a row a line); a folder of such files; or
+    ``owner/name`` on the Hub, whose files are fetched once, by ``launch`` or the preview."""
+    dataset_config: str | None = None
+    """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
+    dataset_split: str = "train"
+    """The split of a folder or a Hub dataset: files whose path names it."""
+    dataset_revision: str | None = None
+    """A branch, tag or commit of a Hub dataset; ``launch`` writes the commit that it used here."""
     eval_dataset: str | None = None
-    """A held-out file with the same columns; None: the builtin dataset's own held-out rows, nothing for a local file."""
+    """A held-out dataset with the same columns; None: the builtin dataset's own held-out rows, or ``eval_split`` of
+    ``dataset``, or none."""
+    eval_split: str | None = None
+    """The split that is held out, of ``eval_dataset`` or else of ``dataset``."""
     text_column: str | None = None
     """The column to learn whole. None with no prompt column: ``text`` for a local file."""
     prompt_column: str | None = None
     """The column shown to the model without loss (builtin: ``prompt``)."""
     completion_column: str | None = None
     """The column appended to the prompt, on which the loss is taken (builtin: ``completion``)."""
+    messages_column: str | None = None
+    """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template."""
+    completion_only_loss: bool = True
+    """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = 512
     """Tokens a row may have; longer rows are cut at the end."""
 
     method: str = "qlora"
-    """``"qlora"``: a 4-bit frozen base; ``"lora"``: the base in the compute dtype."""
+    """``"qlora"``: adapters on a frozen 4-bit base; ``"lora"``: on a base in the compute dtype; ``"full"``: every weight."""
     quant_type: str = "nf4"
     """4-bit format of the frozen base, ``"nf4"`` or ``"fp4"`` (bitsandbytes' FP4, which is not E2M1)."""
     block_size: int = 64
     """Weights that share one absmax. bitsandbytes' own configuration has no such field: it is set on every ``Params4bit``."""
     double_quant: bool = True
     """Quantize the absmax values too, in blocks of 256."""
+    llm_int8_skip_modules: tuple[str, ...] = ()
+    """Modules left out of 4 bits besides the head, which always is: names' beginnings or endings, as ``"down_proj"``."""
     compute_dtype: str = "auto"
     """Dtype of activations. ``"auto"``: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on CPUs."""
 
@@ -79,6 +88,14 @@ class TrainConfig:
     """Rank of each adapter."""
     lora_alpha: int = 32
     """The adapter's product is scaled by alpha / rank."""
+    use_rslora: bool = False
+    """Scale it by alpha / √rank instead (rsLoRA, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Train each output's magnitude beside the adapter, which then learns directions (DoRA, arXiv 2402.09353)."""
+    init_lora_weights: bool | str = True
+    """How adapters begin. True: A at random, B zero. ``"gaussian"``: the same with a normal A. ``"olora"``: from the QR
+    decomposition of the weight, which the base then lacks (a 4-bit base is quantized again). ``"pissa"``: from its largest
+    singular values, with ``"lora"`` only."""
     lora_dropout: float = 0.05
     """Dropout before the adapter's first matrix."""
     target_modules: str | tuple[str, ...] = "all-linear"
@@ -93,7 +110,7 @@ class TrainConfig:
     lr_scheduler_type: str = "constant_with_warmup"
     """Schedule by transformers' name."""
     warmup_steps: float = 0.03
-    """Steps of linear warm-up; below 1 a share of ``max_steps``."""
+    """Steps of linear warm-up; below 1 a share of all steps."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     adam_beta1: float = 0.9
@@ -106,8 +123,10 @@ class TrainConfig:
     """Rows in one forward pass."""
     gradient_accumulation_steps: int = 1
     """Forward passes whose gradients make one step."""
-    max_steps: int = 100
-    """Optimizer steps of the whole run."""
+    max_steps: int = -1
+    """Optimizer steps of the whole run; -1: what ``num_train_epochs`` makes, or 100 without it."""
+    num_train_epochs: float | None = None
+    """Passes over the data, instead of ``max_steps``; parts of one are allowed."""
     gradient_checkpointing: bool = True
     """Keep only each layer's input and compute the rest again in the backward pass."""
 
@@ -127,60 +146,19 @@ class TrainConfig:
     """Seed of the adapters' initialisation, the order of rows and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "sample_prompts"):
+        for name in ("target_modules", "sample_prompts", "llm_int8_skip_modules"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        if faults := [*self._field_faults(), *self._cross_faults()]:
+        if self.max_steps == -1 and self.num_train_epochs is None:
+            object.__setattr__(self, "max_steps", _DEFAULT_STEPS)
+        if faults := faults_of(self):
             raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
-
-    def _field_faults(self) -> list[str]:
-        faults = []
-
-        def fault(name: str, wanted: str) -> None:
-            faults.append(f"{name} is {getattr(self, name)!r}; it must be {wanted}.")
-
-        for name, least in _WHOLE.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                fault(name, f"a whole number, {least} or more")
-        for name, (low, high, with_low) in _REAL.items():
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not (low <= value if with_low else low < value) or not value < high:
-                above = f"{low:g} or more" if with_low else f"above {low:g}"
-                fault(name, f"a number, {above}" + (f" and below {high:g}" if math.isfinite(high) else ""))
-        for name, choices in _CHOICE.items():
-            if getattr(self, name) not in choices:
-                fault(name, "one of " + ", ".join(map(repr, choices)))
-        for name in _FLAG:
-            if not isinstance(getattr(self, name), bool):
-                fault(name, "True or False")
-        for name in ("model", "dataset"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                fault(name, '"builtin" or a path')
-        for name in ("eval_dataset", "text_column", "prompt_column", "completion_column"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                fault(name, "None or a name")
-        if self.target_modules != "all-linear" and not _names(self.target_modules):
-            fault("target_modules", '"all-linear" or a tuple of module names')
-        if self.sample_prompts is not None and self.sample_prompts != () and not _names(self.sample_prompts):
-            fault("sample_prompts", "None or a tuple of texts that are not empty")
-        return faults
-
-    def _cross_faults(self) -> list[str]:
-        faults = []
-        if (self.prompt_column is None) != (self.completion_column is None):
-            faults.append("prompt_column and completion_column go together: name both or neither.")
-        if self.text_column is not None and self.prompt_column is not None:
-            faults.append("text_column and prompt_column exclude each other: learn the whole text or completions only.")
-        if self.dataset != "builtin" and self.eval_dataset == "builtin":
-            faults.append('eval_dataset is "builtin" but dataset is a file: name a held-out file with the same columns.')
-        return faults
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read: ``(text,)`` or ``(prompt, completion)``."""
+        """The columns that are read: ``(messages,)``, ``(text,)`` or ``(prompt, completion)``."""
+        if self.messages_column is not None:
+            return (self.messages_column,)
         if self.text_column is not None:
             return (self.text_column,)
         if self.prompt_column is not None and self.completion_column is not None:
@@ -189,8 +167,19 @@ class TrainConfig:
 
     @property
     def warmup(self) -> int:
-        """Whole steps of warm-up."""
+        """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    def for_rows(self, rows: int) -> TrainConfig:
+        """The same run on a dataset of so many rows in steps: epochs become ``max_steps`` as transformers counts them.
+
+        Batches a pass, rounded up; steps a pass, rounded up again where the last one gathers fewer batches.
+        """
+        if self.num_train_epochs is None:
+            return self
+        batches = -(-rows // self.per_device_train_batch_size)
+        steps = max(-(-batches // self.gradient_accumulation_steps), 1)
+        return dataclasses.replace(self, max_steps=math.ceil(self.num_train_epochs * steps), num_train_epochs=None)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; ``from_dict`` gives the same configuration back."""
@@ -208,7 +197,3 @@ class TrainConfig:
         if faults:
             raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
         return cls(**fields)
-
-
-def _names(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(isinstance(v, str) and v for v in value)
