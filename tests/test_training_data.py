@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import hf_hub_download
 
+from tests.hub_server import HubServer
+from tests.hubs import single, weights
 from tests.tiny_model import tiny_tokenizer
-from workbench import DataError, TrainConfig
+from workbench import DataError, ModelError, TrainConfig
 from workbench.training import data
 
 
@@ -120,3 +123,12 @@ def test_nothing_to_learn_from(tokenizer: Any, tmp_path: Path) -> None:
     name = write(tmp_path / "rows.jsonl", {"text": " "}, {"text": ""})
     with pytest.raises(DataError, match="of 2 rows 2 are empty"):
         data.load(TrainConfig(dataset=name), tokenizer)
+
+
+def test_a_model_on_the_hub_is_trained_once_it_is_downloaded(hub: HubServer) -> None:
+    hub.add("org/model", single(weights(1, 64)) | {"tokenizer.json": b"{}"})
+    with pytest.raises(ModelError, match=r"whole model on this machine.*'hf download org/model'"):
+        data.model_folder("org/model")
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        path = hf_hub_download("org/model", file)
+    assert data.model_folder("org/model") == Path(path).parent

@@ -102,10 +102,12 @@ class TrainingCell(Panel):
 
     def use_model(self, model: Any) -> None:
         """Train this model: a name, a folder or a ``Source``; the field shows it and is no longer edited by hand."""
-        named = model if isinstance(model, (str, os.PathLike)) else "builtin" if model.name == "builtin" else model.path
+        if not isinstance(model, (str, os.PathLike)):
+            model = "builtin" if model.name == "builtin" else model.path or model.name
+        named = str(model)
         if self._suggest:
             self._fill(FIRST_RUN if named == "builtin" else TrainConfig())
-        self._controls["model"].value = str(named)
+        self._controls["model"].value = named
         self._controls["model"].disabled = True
 
     def _on_launch(self) -> None:

@@ -240,7 +240,10 @@ def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
 def model_folder(name: str) -> Path:
     """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged."""
     source = open_model(name)
-    if source.path is None or not source.config:
+    if source.path is None:
+        remedy = f"Download it first ('hf download {name}'), then launch again."
+        raise ModelError("training needs the whole model on this machine, and it is on the Hub.", where=name, remedy=remedy)
+    if not source.config:
         raise ModelError(
             "the model has no config.json.", where=str(source.path), remedy="Training needs one to build the model."
         )
