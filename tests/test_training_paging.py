@@ -1,101 +1,18 @@
-"""Paging: records as libcupti writes them, every source under its own name, and reasons where nothing pages."""
+"""Paging: every source under its own name, and reasons where nothing pages."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
-import struct
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.stub_libraries import compile_stub
 from workbench import TrainConfig
-from workbench.training.paging import (
-    Cupti,
-    CuptiError,
-    HostFaults,
-    loaded_cupti,
-    open_cupti,
-    page_events,
-    paged_state,
-    parse_record,
-)
-
-H2D, D2H, CPU_FAULT = 1, 2, 3
-PREFETCH, EVICTION = 3, 4
-RECORD_BYTES = 104  # CUpti_ActivityUnifiedMemoryCounter3
-
-
-def record(counter: int, value: int, start: int, end: int, flags: int = 0, kind: int = 25) -> bytes:
-    """One record, by the layout in CUPTI's header."""
-    return struct.pack("<iiQQQQIIIIII", kind, counter, value, start, end, 0x7F00_0000_0000, 0, 0, 0, 4242, flags, 0).ljust(
-        RECORD_BYTES, b"\0"
-    )
-
-
-def test_a_record_tells_direction_bytes_and_cause() -> None:
-    moved = parse_record(record(D2H, 65536, 10, 20, EVICTION))
-    assert moved is not None
-    assert (moved.direction, moved.value, moved.cause, moved.start, moved.end) == ("d2h", 65536, "eviction", 10, 20)
-    assert parse_record(record(D2H, 1, 1, 2, kind=3)) is None
-
-
-def test_moves_add_up_by_direction_and_cause_and_faults_are_counted_never_summed() -> None:
-    raw = [
-        record(H2D, 4096, 100, 200, PREFETCH),
-        record(H2D, 8192, 300, 400, PREFETCH),
-        record(D2H, 4096, 300, 500, EVICTION),
-        record(CPU_FAULT, 0x7FFF_DEAD_BEEF, 350, 350),  # the value of a fault is a program counter
-        record(H2D, 1, 100_000_100, 100_000_200, PREFETCH),  # a window later
-    ]
-    told = page_events([m for r in raw if (m := parse_record(r))], shift=1000)
-    assert all(e["source"] == "cupti" for e in told)
-    assert [(e["direction"], e["bytes"], e["count"], e["cause"]) for e in told] == [
-        ("cpu fault", None, 1, ""),
-        ("d2h", 4096, 1, "eviction"),
-        ("h2d", 12288, 2, "prefetch"),
-        ("h2d", 1, 1, "prefetch"),
-    ]
-    assert (told[2]["start"], told[2]["end"]) == (1100, 1400)
-
-
-def libcupti() -> str | None:
-    """The real library, from its PyPI package, where that is installed."""
-    for name in ("nvidia-cuda-cupti-cu12", "nvidia-cuda-cupti"):
-        try:
-            files = importlib.metadata.files(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for file in files:
-            if file.name.startswith("libcupti.so"):
-                return str(file.locate())
-    return None
-
-
-@pytest.mark.skipif(libcupti() is None, reason="needs the real libcupti: pip install nvidia-cuda-cupti-cu12")
-def test_the_real_libcupti_walks_a_buffer_and_says_why_it_cannot_collect() -> None:
-    collector = Cupti(libcupti() or "")
-    raw = record(H2D, 4096, 1, 2, PREFETCH) + record(D2H, 8192, 3, 4, EVICTION)
-    buffer = (ctypes.c_uint64 * (len(raw) // 8)).from_buffer_copy(raw)
-    assert [m.value for m in collector.walk(ctypes.addressof(buffer), len(raw))] == [4096, 8192]
-    with pytest.raises(CuptiError, match="cuptiActivityConfigureUnifiedMemoryCounter answered CUPTI_ERROR_NOT_INITIALIZED"):
-        collector.start()
-    collector.close()
-
-
-def test_libcupti_is_found_among_the_loaded_libraries(tmp_path: Path) -> None:
-    maps = tmp_path / "maps"
-    maps.write_text(
-        "7f00-7f01 r-xp 00000000 08:01 12  /usr/lib/libc.so.6\n7f02-7f03 r-xp 00000000 08:01 13  /a b/libcupti.so.12\n", "utf-8"
-    )
-    assert loaded_cupti(maps) == "/a b/libcupti.so.12"
-    assert loaded_cupti(tmp_path / "none") is None
-
-
-def test_without_a_gpu_the_reason_is_told() -> None:
-    collector, capability = open_cupti(cuda=False)
-    assert collector is None
-    assert capability.to_dict() == {"works": False, "why": "no CUDA device"}
+from workbench.training.paging import HostFaults, paged_state
 
 
 def test_host_faults_are_deltas_and_never_called_gpu_paging() -> None:
@@ -123,3 +40,51 @@ def test_whether_optimizer_state_pages(
     capability = paged_state(TrainConfig(**fields), cuda, matrices)  # type: ignore[arg-type]
     assert capability.works is works
     assert told in capability.why
+
+
+NVML_CODES = [*range(1, 30), 999]
+ASK_NVML = """
+import ctypes, json, sys
+from workbench.training.telemetry import Nvml
+stub = ctypes.CDLL("libnvidia-ml.so.1")
+told = {}
+for call in range(3):
+    told[call] = []
+    for code in json.loads(sys.argv[1]):
+        stub.stub_answers(*(code if i == call else 0 for i in range(3)))
+        nvml = Nvml("0123")
+        told[call].append((nvml.memory(), nvml.why))
+stub.stub_answers(0, 0, 0)
+nvml = Nvml("GPU-0123")
+whole = nvml.memory()
+stub.stub_answers(0, 0, 15)
+lost = nvml.memory()
+stub.stub_answers(0, 0, 0)
+print(json.dumps({"told": told, "whole": whole, "lost": (lost, nvml.memory(), nvml.why), "other": Nvml("9").why}))
+"""
+
+
+def test_whatever_nvml_answers_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    compile_stub("nvml", tmp_path / "libnvidia-ml.so.1")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_NVML, json.dumps(NVML_CODES)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    for call in "012":
+        assert len(answer["told"][call]) == len(NVML_CODES)
+        for memory, why in answer["told"][call]:
+            assert memory is None
+            assert why.startswith("NVML does not")
+            assert why.endswith(")")
+    assert answer["whole"] == [1_000_000_000, 16_000_000_000]
+    assert answer["lost"][:2] == [None, None]
+    assert "memory" in answer["lost"][2]
+    assert "NVML does not answer" in answer["other"]
+
+
+def test_without_nvml_the_reason_is_told() -> None:
+    script = "from workbench.training.telemetry import Nvml; print(Nvml('GPU-0123').why)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("NVML does not answer (")

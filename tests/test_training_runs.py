@@ -138,6 +138,11 @@ def test_capabilities_are_told_and_honest(finished: wb.Run) -> None:
     hello = of(finished, "hello")[-1]
     can = hello["capabilities"]
     assert hello["device"] == "cpu"
+    at_once = of(finished, "hello")[0]  # the worker's very first event says what there is to see
+    assert at_once["seq"] == 0
+    assert at_once["capabilities"]["host faults"] == can["host faults"]
+    assert set(at_once["capabilities"]) == set(can)
+    assert all(c["why"] for c in at_once["capabilities"].values())
     assert can["host faults"] == {"works": True, "why": "host page faults (OS), not GPU paging"}
     assert can["cupti"] == {"works": False, "why": "no CUDA device"}
     assert not can["paged optimizer state"]["works"]

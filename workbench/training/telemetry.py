@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -54,36 +54,53 @@ def host_counters(pid: int | None = None) -> dict[str, int | None]:
     return {"rss": rss, "minflt": usage.ru_minflt if usage else None, "majflt": usage.ru_majflt if usage else None}
 
 
-class Gpu:
-    """One GPU's memory: the allocator's figures, and the device's by NVML where nvidia-ml-py answers. Not yet run on a GPU."""
+class Nvml:
+    """One device's memory, all processes together, as NVML tells it through nvidia-ml-py. Not yet run on a GPU."""
 
-    def __init__(self) -> None:
-        self.why = "no CUDA device"
-        self._nvml: Any = None
-        torch = sys.modules["torch"]
-        if not torch.cuda.is_available():
-            return
+    def __init__(self, uuid: str) -> None:
+        self.why = ""
+        """Why it does not answer; "" as long as it does."""
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(0).uuid)
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-            self._nvml = lambda: pynvml.nvmlDeviceGetMemoryInfo(handle)
-            self.why = ""
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
         except Exception as error:  # any answer of a driver or of its absence
             self.why = f"NVML does not answer ({error})"
+        else:
+            self.memory()
+
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes used and in all; None once NVML has refused to say: it is not asked again."""
+        if self.why:
+            return None
+        try:
+            import pynvml
+
+            device = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        except Exception as error:  # the device may be lost while a run goes on
+            self.why = f"NVML does not tell the device's memory ({error})"
+            return None
+        return int(device.used), int(device.total)
+
+
+class Gpu:
+    """One GPU's memory: the allocator's figures, and the device's by NVML where that answers. Not yet run on a GPU."""
+
+    def __init__(self) -> None:
+        torch = sys.modules["torch"]
+        self._nvml = Nvml(str(torch.cuda.get_device_properties(0).uuid)) if torch.cuda.is_available() else None
 
     @property
-    def works(self) -> bool:
-        """Whether NVML answers."""
-        return self._nvml is not None
+    def why(self) -> str:
+        """Why NVML does not work; "" where it does."""
+        return self._nvml.why if self._nvml else "no CUDA device"
 
     def counters(self, managed: int) -> dict[str, int | None]:
         """The fields of a sample on a GPU, in bytes; ``allocated_peak`` is the peak since the step began."""
         torch = sys.modules["torch"]
         stats = torch.cuda.memory_stats()
-        device = self._nvml() if self._nvml else None
+        used, total = (self._nvml and self._nvml.memory()) or (None, None)
         return {
             "allocated": stats.get("allocated_bytes.all.current", 0),
             "allocated_peak": stats.get("allocated_bytes.all.peak", 0),
@@ -91,8 +108,8 @@ class Gpu:
             "inactive_split": stats.get("inactive_split_bytes.all.current", 0),
             "retries": stats.get("num_alloc_retries", 0),
             "ooms": stats.get("num_ooms", 0),
-            "nvml_used": int(device.used) if device else None,
-            "nvml_total": int(device.total) if device else None,
+            "nvml_used": used,
+            "nvml_total": total,
             "managed": managed,
         }
 
@@ -136,7 +153,9 @@ class Sampler:
         self._writer.emit_all([event, *(e for source in self.sources for e in source.drain())])
 
     def close(self) -> None:
-        """Ends the thread; twice is fine."""
+        """Ends the thread, with a last sample that takes in what the sources still had; twice is fine."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
+            with contextlib.suppress(OSError):
+                self.sample()

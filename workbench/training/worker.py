@@ -24,12 +24,12 @@ from typing import Any
 
 from workbench.training import endings, telemetry
 from workbench.training.config import TrainConfig
+from workbench.training.cupti import open_cupti
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
-from workbench.training.paging import Capability, HostFaults, open_cupti, paged_state
+from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-_LATER = Capability(False, "not known before the model is loaded")
 
 
 class Worker:
@@ -41,8 +41,9 @@ class Worker:
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
         self.where: dict[str, Any] = {}
         self.device = "cpu"
+        later = before_torch()
         self.capabilities = {
-            "cupti": _LATER, "paged optimizer state": _LATER, "prefetch requests": _LATER, "nvml": _LATER,
+            "cupti": later, "paged optimizer state": later, "prefetch requests": later, "nvml": later,
             "host faults": HostFaults.capability,
         }  # fmt: skip
         self.sampler = telemetry.Sampler(self.writer, self._watch)
@@ -98,7 +99,7 @@ class Worker:
                 self.device = torch.cuda.get_device_name(0)
                 self.sampler.gpu = telemetry.Gpu()
             nvml = self.sampler.gpu or telemetry.Gpu()
-            self.capabilities["nvml"] = Capability(nvml.works, nvml.why)
+            self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
             if collector:
                 self.sampler.sources = (*self.sampler.sources, collector)

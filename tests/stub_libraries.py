@@ -1,0 +1,24 @@
+"""Small C libraries that stand in for a driver's: compiled by the tests with the system's C compiler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parent / "stubs"
+
+
+def compile_stub(name: str, target: Path) -> Path:
+    """Compiles ``stubs/<name>.c`` into the shared library ``target``. Without a compiler the test fails: it must not pass."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.fail("no C compiler for the stub libraries. Debian and Ubuntu: apt-get install gcc libc6-dev")
+    command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-pthread"]
+    done = subprocess.run(
+        [*command, "-o", str(target), str(SOURCES / f"{name}.c")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return target
