@@ -3,6 +3,7 @@
 const PICTURE = { width: 800, scale: 2 };
 const MAX_CELLS = 200000; // of one view, as widgets/blockmap.py has it
 const REST = 60; // ms that the pointer, the cursor or the zoom rests before Python is asked
+const LEAST = 4; // blocks that the window holds at least
 const PATIENCE = 5000; // ms after which an unanswered request no longer holds up the next
 
 let views = 0;
@@ -101,17 +102,23 @@ function refine(view) {
     const { map } = view.state.content;
     if (view.gone || !map || !view.body.clientWidth) return;
     const area = plotArea(view.body.clientWidth, view.body.clientHeight);
-    const shrink = Math.min(1, Math.sqrt(MAX_CELLS / (area.width * area.height)));
-    const [height, width] = [area.height, area.width].map((side) => Math.floor(side * shrink));
     const ends = ([low, high], count) => [Math.max(Math.floor(low), 0), Math.min(Math.ceil(high), count)];
     const rows = ends(view.window.rows, map.shape[0]), columns = ends(view.window.columns, map.shape[1]);
+    const [most, broadest] = [Math.min(area.height, rows[1] - rows[0]), Math.min(area.width, columns[1] - columns[0])];
+    const shrink = Math.min(1, Math.sqrt(MAX_CELLS / (most * broadest)));
+    const [height, width] = [most, broadest].map((side) => Math.max(Math.floor(side * shrink), 1));
     const tall = Math.ceil((rows[1] - rows[0]) / height), wide = Math.ceil((columns[1] - columns[0]) / width);
     const within = (part) =>
       part && part.rows[0] <= rows[0] && part.rows[1] >= rows[1] && part.columns[0] <= columns[0] && part.columns[1] >= columns[1];
     const fine = (part) => within(part) && part.tall <= tall && part.wide <= wide;
     const key = [map.number, ...rows, ...columns, height, width].join();
-    if (fine(map.overview)) view.detail = null;
-    else if (!fine(view.detail?.number === map.number ? view.detail : null) && key !== view.answered) ask(view, key, map, { rows, columns, height, width });
+    const detail = view.detail?.number === map.number ? view.detail : null;
+    if (detail && fine(map.overview)) {
+      view.detail = null;
+      schedule(view);
+    } else if (!fine(map.overview) && !fine(detail) && key !== view.answered) {
+      ask(view, key, map, { rows, columns, height, width });
+    }
   }, REST);
 }
 
@@ -155,23 +162,26 @@ function pick(view, { rows, columns }) {
 
 function moveTo(view, map, rows, columns) {
   const fit = ([low, high], count) => {
-    const length = Math.min(Math.max(high - low, Math.min(4, count)), count), start = Math.min(Math.max(low, 0), count - length);
+    const length = Math.min(Math.max(high - low, LEAST), count), middle = (low + high) / 2;
+    const start = Math.min(Math.max(middle - length / 2, 0), count - length);
     return [start, start + length];
   };
   view.window = { rows: fit(rows, map.shape[0]), columns: fit(columns, map.shape[1]) };
   schedule(view);
 }
 
-/** Zoom by a factor about a point, by default the cursor if it is in sight, else the middle. */
+/** Zoom by a factor: the place under the pointer stays, or the cursor, if it is in sight, comes to the middle. */
 function zoom(view, factor, at) {
   const { map } = view.state.content;
   if (!map || !view.window) return;
   const { rows, columns } = view.window, cursor = cursorOf(view, map);
-  const inside = ([low, high], place, wanted) => wanted ?? (place >= low && place <= high ? place : (low + high) / 2);
-  const row = inside(rows, Math.floor(cursor / map.shape[1]) + 0.5, at?.row);
-  const column = inside(columns, (cursor % map.shape[1]) + 0.5, at?.column);
-  const about = ([low, high], centre) => [centre - (centre - low) * factor, centre + (high - centre) * factor];
-  moveTo(view, map, about(rows, row), about(columns, column));
+  const about = ([low, high], fixed, place) => {
+    if (fixed !== undefined) return [fixed - (fixed - low) * factor, fixed + (high - fixed) * factor];
+    const centre = place >= low && place <= high ? place : (low + high) / 2;
+    return [centre - ((high - low) * factor) / 2, centre + ((high - low) * factor) / 2];
+  };
+  const row = Math.floor(cursor / map.shape[1]) + 0.5, column = (cursor % map.shape[1]) + 0.5;
+  moveTo(view, map, about(rows, at?.row, row), about(columns, at?.column, column));
   const { rows: [top, bottom], columns: [left, right] } = view.window;
   say(view, `Rows ${Math.floor(top)} to ${Math.ceil(bottom) - 1}, columns ${Math.floor(left)} to ${Math.ceil(right) - 1}`);
 }
@@ -186,7 +196,10 @@ function showAll(view) {
 
 /** Move the window as little as needed for a block to be in it. */
 function reveal(view, map, block) {
-  const into = ([low, high], place) => (place < low ? [place, place + high - low] : place + 1 > high ? [place + 1 - high + low, place + 1] : [low, high]);
+  const into = ([low, high], place) => {
+    const by = place < low ? place - low : Math.max(place + 1 - high, 0);
+    return [low + by, high + by];
+  };
   moveTo(view, map, into(view.window.rows, Math.floor(block / map.shape[1])), into(view.window.columns, block % map.shape[1]));
 }
 
@@ -265,6 +278,8 @@ function hideTip(view) {
   view.tip.hidden = true;
 }
 
+const sorted = (a, b) => [Math.min(a, b), Math.max(a, b)];
+
 function followPointer(view) {
   const { canvas } = view;
   let from = null; // where the button went down, and the window then
@@ -281,7 +296,7 @@ function followPointer(view) {
     from.moved = true;
     hideTip(view);
     if (from.pans) {
-      const area = plotArea(view.body.clientWidth, view.body.clientHeight), { rows, columns } = from.window, scale = transform(area, from.window);
+      const { rows, columns } = from.window, scale = transform(plotArea(view.body.clientWidth, view.body.clientHeight), from.window);
       const [down, across] = [(from.y - to.y) / scale.down, (from.x - to.x) / scale.across];
       moveTo(view, map, rows.map((end) => end + down), columns.map((end) => end + across));
     } else {
@@ -295,7 +310,7 @@ function followPointer(view) {
     if (!began || !map) return;
     const cell = began.moved ? null : cellAt(view, map, to);
     if (cell && cell.code !== NO_BLOCK) pick(view, cell);
-    else if (began.moved && !began.pans) moveTo(view, map, [began.row, to.row].sort((a, b) => a - b), [began.column, to.column].sort((a, b) => a - b));
+    else if (began.moved && !began.pans) moveTo(view, map, sorted(began.row, to.row), sorted(began.column, to.column));
     schedule(view);
   });
   canvas.addEventListener("pointercancel", () => (from = view.box = null));
@@ -311,6 +326,7 @@ function followPointer(view) {
 
 // ---------------------------------------------------------------- the view
 
+const CANVAS = "display:block;width:100%;height:100%;touch-action:pan-y;cursor:crosshair";
 const TIP = `position:absolute;pointer-events:none;max-width:90%;padding:4px 8px;border-radius:3px;font-size:12px;line-height:1.35;
   background:var(--jp-layout-color1, Canvas);color:var(--jp-ui-font-color1, CanvasText);border:1px solid var(--jp-border-color1, GrayText)`;
 
@@ -318,7 +334,7 @@ export default {
   initialize: ({ model }) => keepState(model, { redraw: schedule, picture: pictureOf, received }),
 
   render({ model, el }) {
-    const canvas = element("canvas", { tabindex: "0", role: "application", style: "width:100%;height:100%;touch-action:pan-y;cursor:crosshair" });
+    const canvas = element("canvas", { tabindex: "0", role: "application", style: CANVAS });
     const tip = element("div", { style: TIP, hidden: "" });
     const body = element("div", { role: "figure", style: "position:relative;width:100%;height:100%" }, canvas, tip);
     const tools = [

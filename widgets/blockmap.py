@@ -147,8 +147,8 @@ class BlockMap(Drawing):
         with self._lock:
             self._values, self._number = shown, self._number + 1
             content = {
-                "number": self._number, "shape": list(shown.shape), "count": blocks.size, "name": name, "unit": unit, "rows": rows, "columns": columns,
-                "low": low, "high": high, "bad": 0 if whole else int(blocks.size - finite.sum()),
+                "number": self._number, "shape": list(shown.shape), "count": blocks.size, "name": name, "unit": unit,
+                "rows": rows, "columns": columns, "low": low, "high": high, "bad": 0 if whole else int((~finite).sum()),
                 "selected": self._within(selected), "overview": self._overview(shown),
             }  # fmt: skip
             self._become({"map": content, "summary": summary, "error": ""})
@@ -209,7 +209,7 @@ def _clip(ends: Any, count: int) -> tuple[int, int]:
 
 
 def _bounded(height: int, width: int) -> tuple[int, int]:
-    """At most ``MAX_CELLS`` cells in the proportions of the screen."""
-    height, width = max(height, 16), max(width, 16)
+    """The page's wish in numbers that are at least 1 and at most ``MAX_CELLS`` cells."""
+    height, width = max(height, 1), max(width, 1)
     shrink = min(1.0, (MAX_CELLS / (height * width)) ** 0.5)
     return max(1, int(height * shrink)), max(1, int(width * shrink))

@@ -198,7 +198,7 @@ function buildFrame(model, el, kind, body, tools = []) {
   const alert = element("div", { role: "alert", hidden: "" });
   const live = element("div", { role: "status", "aria-live": "polite" });
   const state = states.get(model.get("_key"));
-  const picture = ["▣", "Insert picture", "Insert picture: puts a picture of this into the notebook, below its cell", () => state.insert()];
+  const picture = ["▣", "Insert picture", "Insert a picture into the notebook, below this cell (p)", () => state.insert()];
   const buttons = [...tools, picture].map(([sign, name, title, act]) => {
     const button = element("button", { type: "button", "aria-label": name, title }, sign);
     button.addEventListener("click", act);

@@ -100,7 +100,7 @@ class Drawing(anywidget.AnyWidget):
             del self._pictures[name]
         if isinstance(answers[0], str):
             raise WorkbenchError("The page could not take a picture.", where=repr(self), remedy=answers[0])
-        return Image(data=answers[0], format="png", alt=self.summary)
+        return Image(data=answers[0], format="png", retina=True, alt=self.summary)
 
     def close(self) -> None:
         """Remove the drawing from every page and free its models; closing twice is harmless."""

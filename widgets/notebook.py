@@ -9,6 +9,7 @@ reloaded since the cell ran no longer listens for that execution. Nothing here d
 from __future__ import annotations
 
 import base64
+import struct
 import sys
 import weakref
 from collections.abc import Iterator
@@ -38,12 +39,17 @@ def cell_of(widget: Any) -> dict[str, Any]:
 
 
 def insert_picture(widget: Any, png: bytes, alt: str) -> str:
-    """Put a PNG below the cell that shows ``widget``; returns a sentence about what was done."""
+    """Put a PNG, twice as fine as it is to be seen, below the cell that shows ``widget``; returns a sentence about it."""
     cell, shell = cell_of(widget), _shell()
     if shell is None or not cell.get("header"):
         return "There is no notebook to put a picture in."
     publisher = shell.display_pub
-    content = {"data": {"image/png": base64.b64encode(png).decode(), "text/plain": alt}, "metadata": {}, "transient": {}}
+    width, height = struct.unpack(">II", png[16:24])
+    content = {
+        "data": {"image/png": base64.b64encode(png).decode(), "text/plain": alt},
+        "metadata": {"image/png": {"width": width // 2, "height": height // 2, "alt": alt}},
+        "transient": {},
+    }
     publisher.session.send(publisher.pub_socket, "display_data", content, parent=cell, ident=publisher.topic)
     return (
         "The picture is in the notebook, below the cell that shows this. After a reload of the page, run that cell again first."

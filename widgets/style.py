@@ -15,6 +15,7 @@ from typing import Any
 import anywidget
 import ipywidgets
 
+from widgets import notebook
 from widgets.tasks import Message
 
 
@@ -43,6 +44,10 @@ class Panel(ipywidgets.VBox):
     def when_closed(self, ending: Callable[[], None]) -> None:
         """Have ``ending()`` called once when the panel closes: stop a thread, drop an observer."""
         self._endings.append(ending)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        notebook.shown(self)  # pictures of what is in it go to this cell
+        return super()._repr_mimebundle_(**options)
 
     def close(self) -> None:
         """End what runs for the panel and free all its models."""
