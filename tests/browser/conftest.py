@@ -5,95 +5,32 @@ After each test its page must have logged no error, and nothing outside of 127.0
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Route, sync_playwright
+from playwright.sync_api import Browser
 
 import workbench as wb
 from tests.browser.lab import Lab
+from tests.browser.server import ROOT, TOKEN, Server, chromium_at, jupyterlab, keep_inside
 
-TOKEN = "browser-tests"
-ROOT = Path(__file__).resolve().parents[2]
-
-_CHROMIUM_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-_LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
-}
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running JupyterLab and the folder whose notebooks it serves, empty at the start of each test."""
-
-    url: str
-    folder: Path
+__all__ = ["ROOT", "Server"]
 
 
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """JupyterLab with settings, workspaces and runtime files of its own, in a temporary folder."""
-    home = tmp_path_factory.mktemp("jupyter")
-    folder = tmp_path_factory.mktemp("notebooks")
-    for name, value in _LAB_SETTINGS.items():
-        setting = home / "settings" / name
-        setting.parent.mkdir(parents=True, exist_ok=True)
-        setting.write_text(json.dumps(value))
-    port = _free_port()
-    environment = os.environ | {
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-    }
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
-    ]  # fmt: skip
-    with (home / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            if not _answers(f"{url}/api?token={TOKEN}", process, seconds=60):
-                pytest.fail(f"JupyterLab did not start:\n{(home / 'log.txt').read_text()[-2000:]}", pytrace=False)
-            yield Server(url, folder)
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    """JupyterLab on a temporary folder, which is empty at the start of each test."""
+    with jupyterlab(tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[Browser]:
     """The one Chromium."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(_CHROMIUM_FLAGS))
+    with chromium_at(chromium) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,22 +44,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture
-def open_lab(
-    request: pytest.FixtureRequest, browser: Browser, lab_server: Server, tmp_path: Path
-) -> Iterator[Callable[[], Lab]]:
+def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Server) -> Iterator[Callable[[], Lab]]:
     """Makes pages of JupyterLab: ``open_lab()`` gives a ``Lab``; a second call in one test is a second tab."""
-    external: list[str] = []
-
-    def keep_inside(route: Route) -> None:
-        parts = urlsplit(route.request.url)
-        if parts.hostname in (None, "127.0.0.1") or parts.scheme in ("data", "blob"):
-            route.continue_()
-        else:
-            external.append(route.request.url)
-            route.abort()
-
-    context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.route("**/*", keep_inside)
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    external = keep_inside(context)
     labs: list[Lab] = []
     request.node.labs = labs
 
@@ -134,7 +59,7 @@ def open_lab(
     yield make
     errors = [error for lab in labs for error in lab.errors]
     context.close()
-    _end_kernels(lab_server)
+    lab_server.end_kernels()
     _empty(lab_server.folder)
     assert not external, f"the page asked for things outside: {external}"
     assert not errors, f"the page logged errors: {errors}"
@@ -144,25 +69,6 @@ def open_lab(
 def lab(open_lab: Callable[[], Lab]) -> Lab:
     """One page of JupyterLab."""
     return open_lab()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str, process: subprocess.Popen[bytes], seconds: float) -> bool:
-    pause = Event()
-    for _ in range(int(seconds / 0.1)):
-        if process.poll() is not None:
-            return False
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return True
-        except OSError:
-            pause.wait(0.1)
-    return False
 
 
 def _empty(folder: Path) -> None:
@@ -176,17 +82,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
-
-
-def _end_kernels(server: Server) -> None:
-    """End the sessions of a test, so that the next one has the machine to itself."""
-    headers = {"Authorization": f"token {TOKEN}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{server.url}/api/sessions", headers=headers)) as answer:
-        sessions = json.load(answer)
-    for session in sessions:
-        request = urllib.request.Request(f"{server.url}/api/sessions/{session['id']}", headers=headers, method="DELETE")
-        try:
-            urllib.request.urlopen(request).close()
-        except urllib.error.HTTPError as error:
-            if error.code != 404:
-                raise
