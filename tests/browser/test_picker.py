@@ -16,7 +16,7 @@ from tests.hubs import environment, sharded, single, weights
 
 @pytest.fixture
 def picker(lab: Lab, lab_server: Server, tmp_path: Path) -> Iterator[tuple[Lab, HubServer]]:
-    """A page with a picker whose kernel knows a loopback Hub."""
+    """A page with notebooks whose kernels know a loopback Hub."""
     with hub_server() as server:
         server.add("llamas/tiny-llama", sharded(weights(4, 256), 3), card={"license": "apache-2.0"}, downloads=12_345)
         server.add("llamas/huge-llama", single(weights(1, 64)), gated=True, downloads=2_000_000)
@@ -25,11 +25,17 @@ def picker(lab: Lab, lab_server: Server, tmp_path: Path) -> Iterator[tuple[Lab, 
         server.add("llamas/mixed-llama", single(tensors, model_type="mixtral"), card={"license": "mit"})
         setting = f"import os\nos.environ.update({environment(server, tmp_path)!r})"
         write_notebook(lab_server.folder / "picker.ipynb", setting, "from widgets import ModelPicker\np = ModelPicker()\np")
+        write_notebook(
+            lab_server.folder / "app.ipynb", setting, "from widgets import Workbench\nWorkbench('llamas/tiny-llama')"
+        )
         lab.page.set_viewport_size({"width": 1200, "height": 1100})
-        lab.open("picker.ipynb")
-        lab.run_all(120)
-        lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
         yield lab, server
+
+
+def open_picker(lab: Lab) -> None:
+    lab.open("picker.ipynb")
+    lab.run_all(120)
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
 
 
 def field(lab: Lab) -> Locator:
@@ -42,6 +48,7 @@ def line(lab: Lab, name: str) -> Locator:
 
 def test_a_model_is_found_while_typing_and_opens_from_the_hub(picker: tuple[Lab, HubServer]) -> None:
     lab, server = picker
+    open_picker(lab)
     field(lab).click()
     line(lab, "Qwen/Qwen3-8B").wait_for()
     lab.shot("picker-focus-light", ".wb-panel")
@@ -82,6 +89,7 @@ def test_a_model_is_found_while_typing_and_opens_from_the_hub(picker: tuple[Lab,
 
 def test_what_cannot_be_opened_is_told_in_the_panel_and_the_controls_come_back(picker: tuple[Lab, HubServer]) -> None:
     lab, _ = picker
+    open_picker(lab)
     said = {
         "llamas/no-such-llama": "has no such model, or it is private",
         "llamas/huge-llama": "It is gated: its owner asks readers to log in and accept terms",
@@ -103,6 +111,7 @@ def test_what_cannot_be_opened_is_told_in_the_panel_and_the_controls_come_back(p
 
 def test_a_slow_hub_shows_progress_and_can_be_given_up(picker: tuple[Lab, HubServer]) -> None:
     lab, server = picker
+    open_picker(lab)
     server.fail(server="cdn", stall=True, times=1_000)
     field(lab).fill("llamas/tiny-llama")
     field(lab).press("Enter")
@@ -118,6 +127,7 @@ def test_a_slow_hub_shows_progress_and_can_be_given_up(picker: tuple[Lab, HubSer
 
 def test_a_server_that_gives_no_parts_asks_before_the_whole_file_is_taken(picker: tuple[Lab, HubServer]) -> None:
     lab, server = picker
+    open_picker(lab)
     server.fail(server="cdn", ranges=False, times=1_000)
     field(lab).fill("llamas/tiny-llama")
     field(lab).press("Enter")
@@ -126,3 +136,19 @@ def test_a_server_that_gives_no_parts_asks_before_the_whole_file_is_taken(picker
     lab.page.get_by_role("button", name="Download whole files", exact=True).click()
     lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
     assert lab.page.get_by_role("button", name="Download whole files", exact=True).count() == 0
+
+
+def test_the_app_opens_on_a_model_from_the_hub_without_holding_up_the_kernel(picker: tuple[Lab, HubServer]) -> None:
+    lab, server = picker
+    server.fail(server="cdn", stall=True, times=1_000)
+    lab.open("app.ipynb")
+    lab.run_all(120)
+    lab.page.locator("progress[aria-label='Opening llamas/tiny-llama']").wait_for()
+    lab.shot("app-opening-light", ".wb-panel")
+    server.faults.clear()
+    lab.page.get_by_role("button", name="Cancel", exact=True).click()
+    lab.page.locator(".widget-tab .lm-TabBar-tab", has_text="Model").first.click()
+    field(lab).fill("llamas/tiny-llama")
+    field(lab).press("Enter")
+    lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
+    lab.shot("app-model-light", ".wb-panel")

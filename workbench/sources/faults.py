@@ -91,7 +91,7 @@ def _answered(error: Exception, repo: str, place: str) -> ModelError:
             what = "It is gated: its owner asks readers to log in and accept terms, and you are not logged in."
         else:
             what = "It is gated: its owner asks readers to accept terms, and this account has no access yet."
-        return Gated(what, where=place, remedy=f"Accept the terms at {page}, then {_LOG_IN}.")
+        return Gated(what, where=repo, remedy=f"Accept the terms at {page}, then {_LOG_IN}.")
     if isinstance(error, DisabledRepoError):
         return ModelError("The Hub has disabled this repository.", where=place, remedy="Choose another model.")
     if isinstance(error, RevisionNotFoundError):
@@ -101,7 +101,7 @@ def _answered(error: Exception, repo: str, place: str) -> ModelError:
         what = "It has no such file at this revision."
         return ModelError(what, where=place, remedy="Open the model again: it may have changed.")
     if isinstance(error, RepositoryNotFoundError) or code in (401, 404):
-        return _not_listed(error, code, place)
+        return _not_listed(error, code, repo)
     if code == 403:
         what = f"{host()} forbids reading it (403)."
         return ModelError(what, where=place, remedy="Use a token that may read this repository's contents.")
@@ -116,17 +116,17 @@ def _answered(error: Exception, repo: str, place: str) -> ModelError:
     return ModelError(f"{host()} refused the request ({code}).", where=place, remedy="Check HF_ENDPOINT and the model's name.")
 
 
-def _not_listed(error: Exception, code: int, place: str) -> ModelError:
+def _not_listed(error: Exception, code: int, repo: str) -> ModelError:
     message = str(getattr(getattr(error, "response", None), "headers", {}).get("X-Error-Message", ""))
     if message == "Invalid credentials in Authorization header":
         remedy = f"Make a new token at {constants.ENDPOINT}/settings/tokens, then {_LOG_IN}."
-        return ModelError(f"{host()} does not accept the token.", where=place, remedy=remedy)
+        return ModelError(f"{host()} does not accept the token.", where=repo, remedy=remedy)
     remedy = f"Check the spelling. To read a private model, {_LOG_IN} of an account that may."
     if code == 401:
         what = f"{host()} has no such model, or it is private and you are not logged in; and there is no such folder."
     else:
         what = f"{host()} has no such model that this reader may see, and there is no such folder."
-    return NotListed(what, where=place, remedy=remedy)
+    return NotListed(what, where=repo, remedy=remedy)
 
 
 def _unanswered(error: Exception, place: str) -> ModelError:
