@@ -3,7 +3,7 @@
 Two servers on two ports: the Hub itself (``/api/models…``, ``/OWNER/NAME/resolve/REVISION/FILE``), and a content network to
 which it redirects large files, as the real one does: to a signed address that needs no token and must not get one. Covers
 model information with file sizes, HEAD and GET with ranges, search, private and gated repositories, revisions. Does not cover
-writing, datasets, or Xet.
+writing or Xet; a dataset is served like a model of the same name.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 TOKEN = "hf_a_token_of_the_tests"
 _LARGE = 4_096  # bytes from which on a file is on the content network; the real Hub's limit is higher
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-_INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+_RESOLVE = re.compile(r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_INFO = re.compile(r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 
 
 @dataclass

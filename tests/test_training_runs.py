@@ -342,7 +342,7 @@ def test_a_truncated_model_is_refused_at_once(model: Path, tmp_path: Path) -> No
 
 
 def test_rows_can_be_looked_at_before_anything_starts(model: Path) -> None:
-    shown = preview(wb.TrainConfig(model=str(model), max_length=12), rows=2)
+    shown = preview(wb.TrainConfig(model=str(model), max_length=12), rows=2, scan=2)
     tokens, learnt = zip(*shown.rows[0], strict=True)
     assert "".join(tokens).startswith("<s>abasement, n. A")
     assert learnt == tuple(sorted(learnt))  # first the prompt, without loss, then the completion

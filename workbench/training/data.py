@@ -1,36 +1,42 @@
 """Rows of text to rows of tokens, with the loss on completions only where that is asked.
 
-Covers finding a dataset and its columns without loading it (``check``), tokenizing it with a loss mask and counting what could
-not be learnt (``load``), and looking at the first rows (``preview``). Does not batch or pad: the trainer does.
+Covers what a row's text is (a text, a prompt and its completion, or a chat put through the tokenizer's template), tokenizing it
+with a loss mask and counting what could not be learnt (``load``), and looking at rows before anything starts (``preview``).
+Where the rows lie is ``dataset_files``' part. Does not batch or pad: the trainer does.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import tempfile
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.errors import DataError, ModelError
 from workbench.sources import open_model
 from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import Files, columns_of, locate, read
 
-BUILTIN = Path(__file__).parent.parent / "builtin"
-_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
+_TOGETHER = 256
+"""Rows that are tokenized at a time."""
+_LONGEST_TOKEN = 64
+"""Characters a token has at most, for the purpose of not tokenizing what ``max_length`` cuts off anyway."""
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: ``input_ids`` (tokens,) int32; the loss is taken on ``input_ids[loss_from:]``."""
+    """One row, as tokens."""
 
-    input_ids: np.ndarray[Any, np.dtype[np.int32]]
-    loss_from: int
+    input_ids: NDArray[np.int32]
+    """(tokens,)"""
+    loss: NDArray[np.bool_]
+    """(tokens,): whether the token is learnt. The first never is: it is predicted from nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Rows:
 
     rows: tuple[Row, ...]
     total: int
-    """Rows in the file."""
+    """Rows that were read."""
     empty: int
     """Rows without text, left out."""
     truncated: int
@@ -50,189 +56,209 @@ class Rows:
     def counts(self) -> dict[str, int]:
         """The counts, with tokens, tokens that bear a loss, and the longest row."""
         lengths = [len(r.input_ids) for r in self.rows]
-        loss = sum(n - max(r.loss_from, 1) for n, r in zip(lengths, self.rows, strict=True))
         return {
             "total": self.total, "kept": len(self.rows), "empty": self.empty, "truncated": self.truncated,
-            "without_loss": self.without_loss, "tokens": sum(lengths), "loss_tokens": loss, "longest": max(lengths, default=0),
+            "without_loss": self.without_loss, "tokens": sum(lengths), "loss_tokens": sum(int(r.loss.sum()) for r in self.rows),
+            "longest": max(lengths, default=0),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The first rows as the model will see them."""
+    """Rows as the model will see them. All of it is text of the dataset: a view must escape it."""
 
     rows: tuple[tuple[tuple[str, bool], ...], ...]
     """For each row its tokens as text, each with whether it bears a loss."""
     counts: dict[str, int]
     """Counts of the rows looked at (``Rows.counts``)."""
+    whole: bool
+    """Whether those are all rows of the dataset, or only its first."""
 
 
-def dataset_file(name: str, split: str = "train") -> Path:
-    """The file behind a dataset's name; raises ``DataError`` where there is none that can be read."""
-    path = BUILTIN / "data" / f"{split}.jsonl" if name == "builtin" else Path(name).expanduser().absolute()
-    if path.suffix.lower() not in _LOADERS:
-        raise DataError(
-            f"files of the kind {path.suffix or '(no ending)'!r} are not read.",
-            where=name,
-            remedy="Use .jsonl, .json, .csv, .parquet or .txt.",
-        )
-    if not path.is_file():
-        raise DataError("there is no such file.", where=str(path), remedy="Check the path of the dataset.")
-    return path
+@dataclass(frozen=True)
+class Text:
+    """A row before it is tokenized."""
+
+    text: str
+    learnt: tuple[Span, ...]
+    """Where the loss is taken: from the first to before the second of each pair of characters."""
+    chat: bool = False
+    """Whether a template wrote it, which has put in all special tokens."""
 
 
-def columns_of(path: Path) -> tuple[str, ...]:
-    """The columns of a dataset file, read from its first row or header only."""
-    kind = _LOADERS[path.suffix.lower()]
-    try:
-        if kind == "text":
-            return ("text",)
-        if kind == "parquet":
-            import pyarrow.parquet  # type: ignore[import-untyped]
+def check(config: TrainConfig) -> Files:
+    """The files that are learnt from, fetched where they are on the Hub.
 
-            return tuple(pyarrow.parquet.read_schema(path).names)
-        with path.open(encoding="utf-8", newline="") as handle:
-            if kind == "csv":
-                return tuple(next(csv.reader(handle), ()))
-            return tuple(_first_object(handle.read(1 << 20)))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the first row cannot be read ({error}).",
-            where=str(path),
-            remedy=f"Check that it is a {path.suffix} file in UTF-8 and that every row has the same columns.",
-        ) from error
-
-
-def _first_object(text: str) -> dict[str, Any]:
-    text = text.lstrip("\ufeff \t\r\n").removeprefix("[").lstrip()
-    if not text:
-        return {}
-    first, _ = json.JSONDecoder().raw_decode(text)
-    if not isinstance(first, dict):
-        raise ValueError("a row is no JSON object")
-    return first
-
-
-def check(config: TrainConfig) -> None:
-    """Raises ``DataError`` if a dataset file is missing, unreadable, or lacks a column that the configuration names."""
-    for name, split in _sources(config):
-        path = dataset_file(name, split)
-        have = columns_of(path)
+    Raises ``DataError`` if a dataset is missing, unreadable, or lacks a column that the configuration names.
+    """
+    training, held_out = training_files(config), held_out_files(config)
+    for files in (training, *([held_out] if held_out else [])):
+        have = columns_of(files)
         if not have:
-            raise DataError("the dataset has no rows.", where=str(path), remedy="Choose a file with at least one row.")
+            raise DataError("the dataset has no rows.", where=files.where, remedy="Choose a file with at least one row.")
         if missing := [c for c in config.columns if c not in have]:
             raise DataError(
                 f"the dataset has no column {' or '.join(map(repr, missing))}; it has {', '.join(map(repr, have))}.",
-                where=str(path),
-                remedy="Set text_column, or prompt_column and completion_column, to columns that it has.",
+                where=files.where,
+                remedy="Set text_column, prompt_column and completion_column, or messages_column, to columns that it has.",
             )
+    return training
 
 
-def _sources(config: TrainConfig) -> list[tuple[str, str]]:
-    held_out = held_out_source(config)
-    return [(config.dataset, "train"), *([held_out] if held_out else [])]
+def training_files(config: TrainConfig) -> Files:
+    """The files that are learnt from."""
+    return locate(config.dataset, config.dataset_split, config.dataset_config, config.dataset_revision)
 
 
-def held_out_source(config: TrainConfig) -> tuple[str, str] | None:
-    """Name and split of the held-out rows; None where the configuration has none."""
-    if config.eval_dataset is not None and config.eval_dataset != "builtin":
-        return config.eval_dataset, "heldout"
-    return ("builtin", "heldout") if config.dataset == "builtin" else None
+def held_out_files(config: TrainConfig) -> Files | None:
+    """The files of the held-out rows; None where the configuration has none."""
+    if config.dataset == "builtin" and config.eval_dataset in (None, "builtin"):
+        return locate("builtin", "heldout")
+    if config.eval_dataset is not None:
+        return locate(config.eval_dataset, config.eval_split or "train")
+    if config.eval_split is not None:
+        return locate(config.dataset, config.eval_split, config.dataset_config, config.dataset_revision)
+    return None
 
 
-def load(config: TrainConfig, tokenizer: Any, split: str = "train", limit: int | None = None) -> Rows:
-    """The whole dataset (or its first ``limit`` rows), tokenized. Raises ``DataError`` if nothing is left to learn from."""
-    name = config.dataset if split == "train" else (held_out_source(config) or (config.dataset, split))[0]
-    path = dataset_file(name, split)
-    rows = tokenize(_texts(path, config.columns, limit), tokenizer, config.max_length)
+def load(config: TrainConfig, tokenizer: Any, files: Files | None = None, limit: int | None = None) -> Rows:
+    """The dataset (or ``files``; or the first ``limit`` rows), tokenized. Raises ``DataError`` if nothing is left to learn."""
+    files = files or training_files(config)
+    rows = tokenize(texts(config, files, tokenizer, limit), tokenizer, config.max_length)
     if not rows.rows:
         raise DataError(
             f"no row has a token to learn from: of {rows.total} rows {rows.empty} are empty and {rows.without_loss} have no "
             f"token that bears a loss within {config.max_length} tokens.",
-            where=str(path),
+            where=files.where,
             remedy="Choose other columns, or raise max_length so that completions fit.",
         )
     return rows
 
 
-def _texts(path: Path, columns: tuple[str, ...], limit: int | None) -> Iterable[tuple[str, str]]:
-    """(prompt, completion) of every row; a prompt of "" where the text is learnt whole."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    split = "train" if limit is None else f"train[:{limit}]"
-    with tempfile.TemporaryDirectory(prefix="workbench-data-") as cache:
-        try:
-            table = datasets.load_dataset(
-                _LOADERS[path.suffix.lower()], data_files=str(path), split=split, cache_dir=cache, keep_in_memory=True
-            ).select_columns(list(columns))
-        except Exception as error:
-            raise DataError(
-                f"the dataset cannot be read ({error.__cause__ or error}).",
-                where=str(path),
-                remedy=f"Check that every row is valid {path.suffix} with the columns {', '.join(map(repr, columns))}.",
-            ) from error
-        for row in table:
-            values = ["" if row[c] is None else str(row[c]) for c in columns]
-            yield ("", values[0]) if len(values) == 1 else (values[0], values[1])
+def texts(config: TrainConfig, files: Files, tokenizer: Any, limit: int | None = None) -> Iterator[Text | None]:
+    """The rows' texts; None for a row that has none."""
+    for n, values in enumerate(read(files, config.columns, limit), 1):
+        if config.messages_column is not None:
+            yield chat(values[0], tokenizer, config.completion_only_loss, f"{files.where}, row {n}")
+            continue
+        for column, value in zip(config.columns, values, strict=True):
+            if isinstance(value, list | dict):
+                raise DataError(
+                    f"column {column!r} holds no text but {type(value).__name__}s.",
+                    where=f"{files.where}, row {n}",
+                    remedy="Choose a column of text; a list of messages is a messages_column.",
+                )
+        yield passage(["" if value is None else str(value) for value in values], config.completion_only_loss)
 
 
-def tokenize(texts: Iterable[tuple[str, str]], tokenizer: Any, max_length: int) -> Rows:
-    """(prompt, completion) pairs → ``Rows``.
+def passage(parts: list[str], completion_only: bool) -> Text | None:
+    """The text of one column or of a prompt and its completion; an empty completion leaves nothing to learn."""
+    prompt, completion = parts if len(parts) == 2 else ("", parts[0])
+    text = prompt + completion
+    if not text.strip():
+        return None
+    if not completion_only:
+        return Text(text, ((0, len(text)),))
+    return Text(text, ((len(prompt), len(text)),) if completion.strip() else ())
 
-    Prompt and completion are encoded together, with whatever the tokenizer itself puts in front, and end with its end token.
-    The loss starts at the first token that differs from the prompt's own encoding; only where prompt and completion share a
-    token at their seam is a piece of the prompt learnt.
+
+def chat(messages: Any, tokenizer: Any, completion_only: bool, where: str) -> Text | None:
+    """A chat through the tokenizer's template (which transformers runs in a sandbox), learnt where the assistant speaks.
+
+    An answer is what the template adds to the turns before it and the opening of a reply.
     """
-    rows: list[Row] = []
+    if not messages:
+        return None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        remedy = "A chat is a list of {'role', 'content'}; choose such a messages_column."
+        raise DataError("it is no chat.", where=where, remedy=remedy)
+    if not tokenizer.chat_template:
+        remedy = "Choose a model that was tuned for chats, or a text column."
+        raise DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy)
+
+    def written(turns: list[Any], opening: bool = False) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
+        except Exception as error:  # whatever a template raises about a chat it does not take
+            what = f"the model's chat template does not take this chat ({error})."
+            raise DataError(what, where=where, remedy="Check its roles and their order.") from error
+
+    text = written(messages)
+    if not completion_only:
+        return Text(text, ((0, len(text)),), chat=True)
+    learnt = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, upto = written(messages[:i], opening=True), written(messages[: i + 1])
+        if not upto.startswith(before) or not text.startswith(upto):
+            raise DataError(
+                "the model's chat template writes a turn otherwise once others follow, so what is an answer cannot be told.",
+                where=where,
+                remedy="Set completion_only_loss to False, or give chats with one answer each.",
+            )
+        learnt.append((len(before), len(upto)))
+    return Text(text, tuple(learnt), chat=True)
+
+
+def tokenize(rows: Iterable[Text | None], tokenizer: Any, max_length: int) -> Rows:
+    """``Text``s → ``Rows``: each with what the tokenizer puts in front and, but for chats, its end token.
+
+    A token is learnt if any of its characters is. What ``max_length`` surely cuts off is not tokenized.
+    """
+    kept: list[Row] = []
     total = empty = truncated = without_loss = 0
+    most = max_length * _LONGEST_TOKEN
     end = tokenizer.eos_token_id
-    for prompt, completion in texts:
-        total += 1
-        if not (prompt + completion).strip():
-            empty += 1
-            continue
-        ids = list(tokenizer(prompt + completion)["input_ids"])
-        if end is not None and ids[-1] != end:
-            ids.append(end)
-        loss_from = _shared(tokenizer(prompt)["input_ids"], ids) if prompt else 0
-        if prompt and not completion.strip():
-            loss_from = len(ids)
-        if len(ids) > max_length:
-            truncated += 1
-            ids = ids[:max_length]
-        if len(ids) - max(loss_from, 1) < 1:  # the first token is predicted from nothing and bears no loss
-            without_loss += 1
-            continue
-        rows.append(Row(np.asarray(ids, np.int32), loss_from))
-    return Rows(tuple(rows), total, empty, truncated, without_loss)
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, _TOGETHER)):
+        total += len(batch)
+        there = [row for row in batch if row is not None]
+        empty += len(batch) - len(there)
+        for row, (ids, offsets) in zip(there, _encoded(there, tokenizer, most), strict=True):
+            learnt = [any(a < stop and b > start and b > a for start, stop in row.learnt) for a, b in offsets]
+            if not row.chat and end is not None and len(row.text) <= most:
+                if not ids or ids[-1] != end:
+                    ids, learnt = [*ids, end], [*learnt, False]
+                learnt[-1] = bool(row.learnt)
+            truncated += len(ids) > max_length or len(row.text) > most
+            loss = np.asarray(learnt[:max_length], np.bool_)
+            loss[:1] = False
+            if loss.any():
+                kept.append(Row(np.asarray(ids[:max_length], np.int32), loss))
+            else:
+                without_loss += 1
+    return Rows(tuple(kept), total, empty, truncated, without_loss)
 
 
-def _shared(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _encoded(rows: list[Text], tokenizer: Any, most: int) -> Iterator[tuple[list[int], list[Span]]]:
+    """Token ids and the characters that each stands for; special tokens stand for none."""
+    for chat_rows, together in itertools.groupby(rows, key=lambda row: row.chat):
+        batch = [row.text[:most] for row in together]
+        told = tokenizer(batch, add_special_tokens=not chat_rows, return_offsets_mapping=True, verbose=False)
+        yield from zip(told["input_ids"], told["offset_mapping"], strict=True)
 
 
-def preview(config: TrainConfig, rows: int = 5) -> Preview:
-    """The first rows with their loss mask, and how many of those looked at are empty, truncated or without a loss token."""
+def preview(config: TrainConfig, rows: int = 5, scan: int = 2_000) -> Preview:
+    """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read."""
     check(config)
     tokenizer = open_tokenizer(model_folder(config.model))
-    seen = load(config, tokenizer, limit=rows)
-    return Preview(tuple(_shown(row, tokenizer) for row in seen.rows), seen.counts())
+    seen = load(config, tokenizer, limit=scan)
+    return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan)
 
 
 def _shown(row: Row, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
-    return tuple((tokenizer.decode([int(t)]), i >= max(row.loss_from, 1)) for i, t in enumerate(row.input_ids))
+    return tuple((tokenizer.decode([int(t)]), bool(bears)) for t, bears in zip(row.input_ids, row.loss, strict=True))
 
 
 def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
     """Prompts to complete before and after: those asked for, or a few held-out ones of the builtin dataset."""
     if config.sample_prompts is not None:
         return config.sample_prompts
-    source = held_out_source(config)
-    if source is None or len(config.columns) != 2 or config.max_eval_rows == 0:
+    files = held_out_files(config)
+    if files is None or len(config.columns) != 2 or config.max_eval_rows == 0:
         return ()
-    path = dataset_file(*source)
-    prompts = [p for p, _ in _texts(path, config.columns, None) if p.strip()]
+    prompts = [str(prompt) for prompt, _ in read(files, config.columns, None if config.dataset == "builtin" else 3) if prompt]
     wanted = [p for p in _HELD_OUT_PROMPTS if p in prompts] if config.dataset == "builtin" else []
     return tuple((wanted or prompts)[:3])
 
@@ -258,8 +284,12 @@ def open_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         raise ModelError(
             f"the tokenizer cannot be loaded ({error}).", where=str(folder), remedy="Check the tokenizer's files."
         ) from error
+    if not tokenizer.is_fast:
+        what = "the tokenizer does not tell which characters a token stands for, which the loss mask needs."
+        raise ModelError(what, where=str(folder), remedy="Save its tokenizer.json there.")
+    return tokenizer

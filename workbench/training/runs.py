@@ -21,6 +21,7 @@ import workbench
 from workbench.errors import RunError, WorkbenchError
 from workbench.training import data
 from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, write_json
 from workbench.training.supervisor import STOP_PATIENCE
@@ -156,14 +157,14 @@ class Run:
 
 
 def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
-    """Starts a run in processes of its own and returns at once.
+    """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
     The model's folder and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
     ``DataError``, or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
     """
     if not isinstance(config, TrainConfig):
         raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
-    data.check(config)
+    files = data.check(config)
     model = data.model_folder(config.model)
     root = Path(run_dir).expanduser().absolute() if run_dir is not None else _default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -171,7 +172,8 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     try:
         (root / "control").mkdir(parents=True)
         run = Run(RunFolder(root))
-        write_json(RunFolder(root).config, _absolute(config).to_dict())
+        config = replace(_absolute(config), dataset_revision=files.revision)
+        write_json(RunFolder(root).config, config.to_dict())
     except OSError as error:
         what = f"the folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
@@ -183,14 +185,14 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     """Paths that hold whatever the current directory is."""
 
     def fixed(name: str) -> str:
-        return name if name == "builtin" else str(Path(name).expanduser().absolute())
+        return name if name == "builtin" or on_hub(name) else str(Path(name).expanduser().absolute())
 
     held_out = config.eval_dataset and fixed(config.eval_dataset)
     return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
 
 
 def _default_dir(config: TrainConfig, model: Path) -> Path:
-    name = "builtin" if config.model == "builtin" else model.name
+    name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}"
     root = Path("runs").absolute()
     return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())

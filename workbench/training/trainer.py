@@ -61,7 +61,7 @@ class Collator:
             n = len(row.input_ids)
             ids[i, :n] = row.input_ids
             mask[i, :n] = 1
-            labels[i, row.loss_from : n] = row.input_ids[row.loss_from :]
+            labels[i, :n] = np.where(row.loss, row.input_ids, -100)
         arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

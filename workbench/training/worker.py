@@ -144,10 +144,12 @@ class Worker:
         with phase("dataset"):
             tokenizer = data.open_tokenizer(source)
             rows = data.load(config, tokenizer)
-            self.writer.emit("dataset", split="train", **rows.counts())
+            config = self.config = config.for_rows(len(rows.rows))
+            self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
             held_out: tuple[data.Row, ...] = ()
-            if config.max_eval_rows and data.held_out_source(config):
-                found = data.load(config, tokenizer, "heldout", config.max_eval_rows)
+            files = data.held_out_files(config) if config.max_eval_rows else None
+            if files:
+                found = data.load(config, tokenizer, files, config.max_eval_rows)
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             prompts = data.sample_prompts(config)
