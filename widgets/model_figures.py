@@ -12,8 +12,9 @@ import numpy as np
 from widgets.figures import QUIET, Figure
 from widgets.state import MAP_FIELDS
 from widgets.tables import amount
+from workbench.formats import FORMATS, find_format
 from workbench.kinds import kind_of, layer_of
-from workbench.scores import Duel, Pareto
+from workbench.scores import Duel, Pareto, Point
 from workbench.sources import TensorInfo
 from workbench.survey_rows import Row
 
@@ -87,10 +88,17 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
         shown[at], z[at] = bad, value_of(row, field)
         what = row.error or f"{MAP_FIELDS[field]}: {told(value_of(row, field), field)}"
         text[at] = f"{_plain(row.tensor.name)}<br>{_plain(what)}"
+    there = np.full(shape, np.nan, np.float32)
+    for place in places.of.values():
+        there[place] = 0.0
+    grid = {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "xgap": 2, "ygap": 1 if shape[0] < 60 else 0, "hoverongaps": False}
     data: list[dict[str, Any]] = [
         {
-            "type": "heatmap", "z": z, "x0": 0, "dx": 1, "y0": 0, "dy": 1, "xgap": 2, "ygap": 1 if shape[0] < 60 else 0,
-            "colorscale": "Viridis", "reversescale": field == "sqnr_db", "hoverongaps": False,
+            "type": "heatmap", "z": there, **grid, "colorscale": [[0, "rgba(128,128,128,0.16)"], [1, "rgba(128,128,128,0.16)"]],
+            "showscale": False, "hoverinfo": "skip", "name": "not measured yet",
+        },
+        {
+            "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": field == "sqnr_db",
             "text": text.tolist(), "hovertemplate": "%{text}<extra></extra>", "name": MAP_FIELDS[field],
             "colorbar": {
                 "title": {"text": MAP_FIELDS[field], "side": "right"}, "thickness": 14,
@@ -137,7 +145,7 @@ def _plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-_DASHES = (
+_SYMBOLS = (
     "circle",
     "square",
     "diamond",
@@ -177,7 +185,7 @@ def duel(found: Duel) -> Figure:
         }
     ]  # fmt: skip
     layout = {
-        "showlegend": False, "bargap": 0.35,
+        "showlegend": False, "bargap": 0.35, "uirevision": "duel",
         "xaxis": {"title": {"text": "relative RMSE"}, "tickformat": ".1%", "range": [0, 1.3 * top]},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
         "margin": {"l": 120, "r": 20, "t": 20, "b": 48},
@@ -186,49 +194,72 @@ def duel(found: Duel) -> Figure:
 
 
 def pareto(found: Pareto, bits: float | None = None) -> Figure:
-    """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step."""
-    lines: dict[str, list[Any]] = {}
+    """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
+
+    Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.
+    """
+    lines: dict[str, list[Point]] = {}
     for point in found.points:
         lines.setdefault(point.score.spec.format, []).append(point)
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter", "mode": "lines", "x": np.array([s.bits for s in found.front]),
-            "y": np.array([s.relative_rmse for s in found.front]), "name": "front: nothing beats these", "hoverinfo": "skip",
-            "line": {"shape": "hv", "color": QUIET, "width": 6},
-        }
-    ]  # fmt: skip
-    for i, points in enumerate(lines.values()):
-        hover = [
-            f"{_plain(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
-            f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
-            + ("<br>on the front" if p.on_front else "")
-            for p in points
-        ]
-        data.append(
-            {
-                "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]),
-                "y": np.array([p.score.relative_rmse for p in points]), "name": _plain(points[0].score.spec.definition.title),
-                "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
-                "marker": {
-                    "symbol": _DASHES[i % len(_DASHES)], "size": [11 if p.on_front else 7 for p in points],
-                    "line": {"width": 0},
-                },
-            }
-        )  # fmt: skip
+    known = list(FORMATS)
+    names = sorted(lines, key=lambda name: known.index(name) if name in known else len(known))
+    sizes = sorted({find_format(name).bits for name in names})
+    axes = {size: ("" if i == 0 else str(i + 1)) for i, size in enumerate(sizes)}
+    data = [_front(found, size, axes[size], first=i == 0) for i, size in enumerate(sizes)]
+    for i, name in enumerate(names):
+        data.append(_through_block_sizes(lines[name], i, axes[find_format(name).bits]))
     if bits is not None:
-        errors = [p.score.relative_rmse for p in found.points if p.score.relative_rmse > 0]
-        low, high = min(errors, default=0.1), max(errors, default=1.0)
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "x": np.array([bits, bits]), "y": np.array([low, high]),
-                "line": {"color": "#c2185b", "dash": "dash", "width": 1.5}, "name": f"duel: {bits:g} bits", "hoverinfo": "skip",
-            }
-        )  # fmt: skip
-    layout = {
-        "uirevision": "pareto",
-        "xaxis": {"title": {"text": "stored bits per weight"}},
-        "yaxis": {"title": {"text": "relative RMSE (logarithmic)"}, "type": "log", "tickformat": ".2~%"},
+        data.append(_target(found, bits, axes, sizes))
+    layout: dict[str, Any] = {
+        "uirevision": f"pareto {sizes}",
         "legend": {"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"},
         "margin": {"l": 76, "r": 20, "t": 20, "b": 48},
-    }  # fmt: skip
+    }
+    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.62), (0.74, 1.0)]
+    for size, domain in zip(sizes, ends, strict=True):
+        axis = axes[size]
+        layout[f"xaxis{axis}"] = {
+            "title": {"text": f"stored bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
+        }  # fmt: skip
+        layout[f"yaxis{axis}"] = {
+            "title": {"text": "relative RMSE" if not axis else ""}, "tickformat": ".3~%", "rangemode": "tozero",
+            "anchor": f"x{axis}",
+        }  # fmt: skip
     return {"data": data, "layout": layout}
+
+
+def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
+    front = [score for score in found.front if score.spec.definition.bits == size]
+    return {
+        "type": "scatter", "mode": "lines", "x": np.array([s.bits for s in front]), "xaxis": f"x{axis}", "yaxis": f"y{axis}",
+        "y": np.array([s.relative_rmse for s in front]), "name": "front: nothing beats these", "hoverinfo": "skip",
+        "line": {"shape": "hv", "color": QUIET, "width": 6}, "showlegend": first, "legendgroup": "front",
+    }  # fmt: skip
+
+
+def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
+    hover = [
+        f"{_plain(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
+        f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
+        + ("<br>on the front" if p.on_front else "")
+        for p in points
+    ]
+    return {
+        "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]), "xaxis": f"x{axis}",
+        "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
+        "name": _plain(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
+        "marker": {
+            "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
+        },
+    }  # fmt: skip
+
+
+def _target(found: Pareto, bits: float, axes: Mapping[int, str], sizes: Sequence[int]) -> dict[str, Any]:
+    """The duel's bits as a line, over the formats that could have as many."""
+    size = max((size for size in sizes if size <= bits), default=sizes[0])
+    errors = [p.score.relative_rmse for p in found.points if p.score.spec.definition.bits == size]
+    return {
+        "type": "scatter", "mode": "lines", "x": np.array([bits, bits]), "y": np.array([0.0, max(errors, default=1.0)]),
+        "xaxis": f"x{axes[size]}", "yaxis": f"y{axes[size]}", "hoverinfo": "skip", "name": f"duel: {bits:g} bits",
+        "line": {"color": "#c2185b", "dash": "dash", "width": 1.5},
+    }  # fmt: skip

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str, numbers: int = 1) -> str:
-    """An HTML table; the columns from ``numbers`` on are right-aligned. ``caption`` is read out by screen readers."""
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str, numbers: int | Collection[int] = 1) -> str:
+    """An HTML table; ``numbers`` are the right-aligned columns, or the first from which all are.
+
+    ``caption`` is read out by screen readers.
+    """
+    right = range(numbers, len(head)) if isinstance(numbers, int) else numbers
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=wb-number' if i >= numbers else ''}>{html.escape(str(cell))}</{tag}>"
-            for i, cell in enumerate(cells)
+            f"<{tag}{' class=wb-number' if i in right else ''}>{html.escape(str(cell))}</{tag}>" for i, cell in enumerate(cells)
         )
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)

@@ -14,7 +14,7 @@ from widgets.plot import Plot
 from widgets.progress import ProgressRow
 from widgets.session import Analysis
 from widgets.state import QUANTILES_OF
-from widgets.style import fields, grid, heading, note, set_note
+from widgets.style import column, fields, grid, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import guard
 from widgets.work import Work
@@ -38,7 +38,11 @@ class DistributionView(View):
         """The histogram, the occupancy and a table of figures; the quantiles and the outliers."""
         guarded, state = guard(self.message), self.session.store.value
         self.work = Work(self.session.executor, guarded(self._found_tails), self.message.error, debounce=0.4)
+        self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
+        self.count = ipywidgets.Button(description="Count the outliers", tooltip="Count what lies beyond 3, 4 and 6 σ")
+        self.count.layout.display = "none"
+        self.count.on_click(guarded(lambda _: self._count()))
         self.histogram, self.occupancy, self.quantiles = Plot(height=380), Plot(height=320), Plot(height=320)
         self.plots = [self.histogram, self.occupancy, self.quantiles]
         self.log_counts = ipywidgets.Checkbox(description="Logarithmic counts", indent=False, value=state.log_counts)
@@ -59,9 +63,8 @@ class DistributionView(View):
             grid(self.occupancy, self.table),
             heading("How normal the weights are, and how many are outliers"),
             fields(self.of, width=220),
-            self.told,
-            ProgressRow(self.work),
-            grid(self.quantiles, ipywidgets.VBox([self.tails_told, self.tails_table])),
+            grid(self.quantiles, column(self.told, self.tails_told, self.count, ProgressRow(self.work))),
+            self.tails_table,
         ]
 
     def redraw_on(self) -> frozenset[str]:
@@ -138,16 +141,30 @@ class DistributionView(View):
         self._tails_of, self.tails = asked, None
         if not np.isfinite(analysis.plain.block_absmax).any():
             self.work.cancel()
+            self.count.layout.display, self.tails_table.value = "none", ""
             set_note(self.tails_told, "No weight of this tensor is finite: there are no outliers to count.")
-            self.tails_table.value = ""
             return
-        set_note(self.tails_told, "Counting outliers…")
-        weights = analysis.weights
+        self._count()
+
+    def _count(self) -> None:
+        analysis = self.session.analysis
+        if analysis is None:
+            return
+        self.count.layout.display = "none"
+        weights, spec = analysis.weights, analysis.stats[0].spec
+        before = "The table is still the one before. " if self.tails_table.value else ""
+        set_note(self.tails_told, f"{before}Counting the outliers under {spec.title}…")
         self.work.submit(
             f"Counting the outliers of {analysis.tensor.name}",
             "",
             lambda _, cancelled: outliers(weights, spec, cancelled=cancelled),
         )
+
+    def _offer(self) -> None:
+        """The button, where nothing was counted and nobody counts: it was cancelled, or went wrong."""
+        if self.tails is None and not self.work.busy:
+            self.count.layout.display = ""
+            set_note(self.tails_told, "The outliers have not been counted.")
 
     def _found_tails(self, found: Outliers) -> None:
         self.tails = found
@@ -158,13 +175,18 @@ class DistributionView(View):
             f"scale, and all its weights larger errors. {found.spec.title}.",
         )
         self.tails_table.value = table(
-            ["beyond", "weights", "share", "if normal", "blocks hit", "RMSE there", "RMSE elsewhere"],
+            ["beyond", "weights", "share", "share if normal", "blocks with one", "RMSE of those", "RMSE of the others"],
             [
                 (
-                    f"{b.sigmas:g} σ", f"{b.weights:,}", f"{100 * b.share:.3g} %", f"{100 * b.normal_share:.2g} %",
+                    f"{b.sigmas:g} σ", f"{b.weights:,}", f"{100 * b.share:.3g} %", _rare(b.normal_share),
                     f"{100 * b.block_share:.3g} %", f"{b.rmse:.3e}", f"{b.rmse_others:.3e}",
                 )
                 for b in found.beyond
             ],
             "Outliers by their distance from the mean",
         )  # fmt: skip
+
+
+def _rare(share: float) -> str:
+    """A share that may be very small."""
+    return f"{100 * share:.2g} %" if share >= 1e-6 else f"{1e9 * share:.2g} in a billion"

@@ -91,7 +91,8 @@ class BlockErrorView(View):
 
     def _list(self, e: Any, field: str, worst: list[int], chosen: int) -> None:
         values = getattr(e, field)
-        options = tuple((f"block {b:,}  ·  {figures.place_of(e, b)}  ·  {values[b]:.3e}", b) for b in worst)
+        wide = max(len(f"{b:,}") for b in worst)
+        options = tuple((f"{values[b]:.3e}   block {b:>{wide},}   {figures.place_of(e, b)}", b) for b in worst)
         self._telling = True
         try:
             self.list.description = f"Worst blocks by {ERROR_FIELDS[field]}"

@@ -52,7 +52,8 @@ class FormatsView(View):
     def build(self) -> list[Any]:
         """What to compare on and at how many bits, the duel and its table, the front."""
         guarded = guard(self.message)
-        self.work = Work(self.session.executor, guarded(self._finished), self._failed, debounce=0.15)
+        self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.15)
+        self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
         state = self.session.store.value
         self.scope = ipywidgets.Dropdown(
@@ -65,17 +66,18 @@ class FormatsView(View):
         self.bits.observe(guarded(lambda change: self.update(duel_bits=float(change["new"]))), "value")
         self.start = ipywidgets.Button(description="Compare", button_style="primary")
         self.start.on_click(guarded(lambda _: self._begin()))
-        self.bars, self.front = Plot(height=360), Plot(height=440)
+        self.bars, self.front = Plot(height=360), Plot(height=480)
         self.plots = [self.bars, self.front]
         self.told, self.table = note(), ipywidgets.HTML()
         return [
             note(
                 "Formats differ in bits per weight, so each enters with the configuration that uses most of the bits allowed: "
-                "codes, scales, zero points and second-level scales counted."
+                "codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what this one takes."
             ),
-            row(fields(self.scope, self.bits, width=200), self.start),
-            ProgressRow(self.work),
+            fields(self.scope, self.bits, width=220),
             self.told,
+            row(self.start),
+            ProgressRow(self.work),
             heading("The duel"),
             grid(self.bars, self.table),
             heading("Error against bits: every format and block size"),
@@ -146,10 +148,6 @@ class FormatsView(View):
         asked, self.duel, self.pareto = found
         self._fronts = {(asked.source, asked.tensor, asked.sample): self.pareto}
         self._show(asked, self.duel, self.pareto)
-
-    def _failed(self, error: Exception) -> None:
-        self.message.error(error)
-        self._offer()
 
     def _offer(self) -> None:
         self.start.layout.display = "none" if self.work.busy or self.duel is not None else ""

@@ -117,7 +117,7 @@ class MemoryView(View):
                 ("in all", amount(chosen.total), "a sum of peaks", "which do not all come at the same moment"),
             ],
             f"Forecast of {source.name}, QLoRA as set above",
-            numbers=4,
+            numbers=(1,),
         )
         self._draw_rest(tensors, chosen)
 
@@ -141,7 +141,7 @@ class MemoryView(View):
         if len(pieces) > _LISTED:
             rows.append((f"and {len(pieces) - _LISTED} more", "", amount(sum(p.bytes for p in pieces[_LISTED:])), ""))
         self.stays.value = table(
-            ["tensor", "in the checkpoint", "loaded", "why"], rows, "Tensors that QLoRA does not quantize", numbers=4
+            ["tensor", "in the checkpoint", "loaded", "why"], rows, "Tensors that QLoRA does not quantize", numbers=(1, 2)
         )
 
     def _judge(self, analysis: Analysis, chosen: MemoryLedger) -> str:

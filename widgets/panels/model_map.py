@@ -51,6 +51,7 @@ class ModelMapView(View):
         """What is shown, the progress, the map, the list for those who do not point."""
         guarded = guard(self.message)
         self.work = Work(self.session.executor, guarded(self._finished), self._failed, debounce=0.3)
+        self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
         self.field = ipywidgets.Dropdown(
             description="Colour shows", options=[(title, name) for name, title in MAP_FIELDS.items()],
@@ -71,9 +72,10 @@ class ModelMapView(View):
                 "Each cell is a tensor under the leading format; where a layer has several of a kind, the worst of them. "
                 "Click one, or choose it from the list, and every view shows it."
             ),
-            row(fields(self.field), self.start),
-            ProgressRow(self.work),
+            fields(self.field, width=180),
             self.told,
+            row(self.start),
+            ProgressRow(self.work),
             self.map,
             fields(self.list, width=300),
         ]
@@ -92,8 +94,7 @@ class ModelMapView(View):
         if self._of != of:
             self._of, self._rows = of, []
             self._tensors = choosable(analysis.source)
-            self._total = sum(t.nbytes for t in self._tensors)
-            if analysis.source.path is not None and self._total <= OF_ITSELF:
+            if analysis.source.path is not None and sum(t.nbytes for t in self._tensors) <= OF_ITSELF:
                 self._begin()
             else:
                 self.work.cancel()
@@ -108,8 +109,9 @@ class ModelMapView(View):
         if self._of is None:
             return
         source, spec = self._of
-        names = [t.name for t in self._tensors]
-        self._rows, self._coming = [], []
+        known = {found.tensor.name for found in self._rows}
+        names = [t.name for t in self._tensors if t.name not in known]
+        self._coming = []
         self.work.submit(f"Surveying {source.name}", "bytes", lambda p, c: self._survey(source, spec, names, p, c))
         self._show()
 
@@ -145,7 +147,6 @@ class ModelMapView(View):
 
     def _failed(self, error: Exception) -> None:
         self.message.error(error)
-        self._show()
 
     def _show(self) -> None:
         if self._of is None or self.session.analysis is None:
@@ -163,10 +164,7 @@ class ModelMapView(View):
         self.map.show(
             model_map(places, self._rows, state.map_field, self.session.analysis.tensor.name, state.layer), summary + "."
         )
-        missing = len(self._rows) < len(self._tensors) and not self.work.busy
-        self.start.layout.display = "" if missing else "none"
-        again = "Go on surveying" if self._rows else "Survey the model"
-        self.start.description = f"{again} ({amount(self._total)} to read)"
+        self._offer()
         broken = sum(r.error is not None for r in self._rows)
         set_note(
             self.told,
@@ -174,13 +172,21 @@ class ModelMapView(View):
         )
         self._list(good)
 
+    def _offer(self) -> None:
+        """The button, where there is something left to survey and nobody does."""
+        known = {found.tensor.name for found in self._rows}
+        left = [t for t in self._tensors if t.name not in known]
+        self.start.layout.display = "" if left and not self.work.busy else "none"
+        again = "Go on surveying" if self._rows else "Survey the model"
+        self.start.description = f"{again} ({amount(sum(t.nbytes for t in left))} to read)"
+
     def _list(self, good: list[Row]) -> None:
         """The list beside the map: the chosen layer's tensors, or the worst of the model."""
         state = self.session.store.value
         field = state.map_field
         shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
         shown.sort(key=lambda r: badness(r, field), reverse=True)
-        options = [(f"{r.tensor.name}  ·  {told(value_of(r, field), field)}", r.tensor.name) for r in shown[:_LISTED]]
+        options = [(f"{told(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
         where = "of the model" if state.layer is None else f"of layer {state.layer}"
         self._telling = True
         try:

@@ -1,0 +1,50 @@
+"""Every view in the light and in the dark theme: drawn, named, inside its frame. ``make screens`` keeps the pictures."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.conftest import Server
+from tests.browser.lab import Lab, write_notebook
+from tests.browser.test_app import tab
+from widgets.state import TABS
+
+PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 1, "Train": 0}
+"""Drawings in each tab."""
+
+SETTLED = """(count) => {
+    const seen = (e) => e.checkVisibility();
+    const figures = [...document.querySelectorAll('.widget-tab [role=figure]')].filter(seen);
+    const drawn = figures.filter((e) => e.dataset.revision && e.getAttribute('aria-label'));
+    const waiting = [...document.querySelectorAll('.wb-progress progress')].filter(seen);
+    const counting = [...document.querySelectorAll('.wb-note')].filter(seen).some((e) => /…$/.test(e.textContent));
+    return figures.length === count && drawn.length === count && !waiting.length && !counting;
+}"""
+
+OVERFLOW = """() => {
+    const outer = document.querySelector('.wb-panel').getBoundingClientRect();
+    return [...document.querySelectorAll('.wb-panel *')].filter((e) => {
+        const box = e.getBoundingClientRect();
+        return e.checkVisibility() && box.width && box.right > outer.right + 1 && !e.closest('.wb-scroll, [role=figure]');
+    }).map((e) => e.tagName + '.' + e.className).slice(0, 5);
+}"""
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str) -> None:
+    write_notebook(lab_server.folder / "app.ipynb", "from widgets import Workbench\napp = Workbench('builtin')\napp")
+    lab.page.set_viewport_size({"width": 1400, "height": 2400})
+    lab.open("app.ipynb")
+    if theme == "Dark":
+        lab.theme("JupyterLab Dark")
+    lab.run_all(120)
+    for name in TABS:
+        tab(lab, name)
+        lab.until(SETTLED, 60, PLOTS[name])
+        if name == "Model":
+            lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
+        assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
+        assert not lab.page.locator(".wb-error").locator("visible=true").count(), name
+        lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
+    if theme == "Dark":
+        lab.theme("JupyterLab Light")
