@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.measurement import ErrorStats, Tally, Totals, measure
     from workbench.memory import MemoryLedger, forecast
     from workbench.outlying import Outliers, outliers
+    from workbench.pager import PagerSimulation, simulate_paging
     from workbench.quantization import Quantized, QuantSpec, quantize
     from workbench.report import write_report
     from workbench.scores import Duel, Pareto
@@ -33,6 +34,7 @@ _HOME = {
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
     "memory": ("MemoryLedger", "forecast"),
     "outlying": ("Outliers", "outliers"),
+    "pager": ("PagerSimulation", "simulate_paging"),
     "quantization": ("QuantSpec", "Quantized", "quantize"),
     "report": ("write_report",),
     "scores": ("Duel", "Pareto"),
@@ -57,6 +59,7 @@ __all__ = [
     "MemoryLedger",
     "ModelError",
     "Outliers",
+    "PagerSimulation",
     "Pareto",
     "QuantSpec",
     "Quantized",
@@ -82,6 +85,7 @@ __all__ = [
     "quantize",
     "register_format",
     "runs",
+    "simulate_paging",
     "survey",
     "write_report",
 ]
