@@ -69,6 +69,7 @@ class ModelPicker(View):
         self.suggestions.renew()
         tensors = source.tensors()
         left = left_in_16_bits(tensors)
+        explained = {part.reason for part in left}  # at length, above the list
         title = f'<h3 class="wb-heading">{html.escape(self.session.store.value.model)}</h3>'
         self.summary.value = title + facts(_facts(source, tensors, left))
         self.rest.value = _warnings(left) + _left_out(left, source.name)
@@ -79,7 +80,7 @@ class ModelPicker(View):
                 t.dtype,
                 _whole(amount(t.nbytes)),
                 "4\N{NO-BREAK SPACE}bits" if t.quantizable else "stays",
-                t.reason,
+                t.reason.partition(":")[0] if t.reason in explained else t.reason,
             )
             for t in tensors[:_SHOWN]
         ]
