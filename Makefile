@@ -7,10 +7,10 @@ JOBS   ?= 2
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench fuzz smollm2
+.PHONY: help env lab test lint bench notebooks fuzz smollm2
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Create .venv with everything for development (PYTHON=python3.12 picks another Python)
 
@@ -37,13 +37,17 @@ lint: env ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where widgets were
+	$(BIN)/python -m tests.browser.notebooks
+
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \
 	  test -e "$$script" || { echo "There are no benchmarks here."; exit 0; }; \
 	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 fuzz: env ## Mutate real model files 100,000 times, or FUZZ_CASES times, from FUZZ_SEED
-	FUZZ_CASES=$(or $(FUZZ_CASES),100000) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist load tests/test_sources_fuzz.py
+	FUZZ_CASES=$(or $(FUZZ_CASES),100000) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist load \
+	  --override-ini faulthandler_timeout=0 tests/test_sources_fuzz.py
 
 smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and run the tests that need it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf

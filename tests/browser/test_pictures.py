@@ -8,8 +8,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
+from tests.browser.notebooks import WIDGET, run, text_of
 
 SHOWN = """
 import numpy as np
@@ -92,3 +95,21 @@ def test_without_a_page_a_picture_says_what_to_do(lab: Lab, lab_server: Server) 
     lab.open(path.name)
     lab.run_all()
     lab.page.wait_for_selector("text=Show the view in a cell first")
+
+
+def test_the_committed_notebooks_get_pictures_where_widgets_were(lab: Lab, lab_server: Server) -> None:
+    path = write_notebook(lab_server.folder / "pictures.ipynb", "print('text stays')", SHOWN, "'a value stays'")
+    before = json.loads(path.read_text())
+    notebook = run(lab, path)
+    assert WIDGET not in text_of(notebook)
+    assert notebook["metadata"] == before["metadata"]
+    [text], [picture], [value] = (cell["outputs"] for cell in notebook["cells"])
+    assert text["text"] == ["text stays\n"]
+    assert value["data"] == {"text/plain": ["'a value stays'"]}
+    assert picture["metadata"]["image/png"]["alt"] == "Two drawings"
+    told = picture["metadata"]["image/png"]
+    assert _size(picture["data"]["image/png"]) == (told["width"], told["height"])
+
+    write_notebook(path, "1 / 0")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        run(lab, path)
