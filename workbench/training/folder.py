@@ -84,6 +84,11 @@ class RunFolder:
         return self.root / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The trained model, as transformers saves it, of a run that trains every weight."""
+        return self.root / "model"
+
+    @property
     def control(self) -> Path:
         """The only place a reader writes: ``stop``, ``pause``."""
         return self.root / "control"

@@ -20,11 +20,16 @@ from workbench.training.config import TrainConfig
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
-    """The dtype of activations; see ``TrainConfig.compute_dtype``. Raises ``ConfigError`` for float16 without a GPU."""
+    """The dtype of activations; see ``TrainConfig.compute_dtype``.
+
+    Raises ``ConfigError`` for float16 without a GPU.
+    """
     if config.compute_dtype == "auto":
         if not torch.cuda.is_available():
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if config.method == "full" else torch.float16  # float16 weights cannot take small steps
     dtype: torch.dtype = getattr(torch, config.compute_dtype)
     if dtype is torch.float16 and not torch.cuda.is_available():
         raise ConfigError(
@@ -34,7 +39,7 @@ def compute_dtype(config: TrainConfig) -> torch.dtype:
 
 
 def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: Callable[[], None]) -> Any:
-    """The frozen base model on the training device, quantized where the method asks for it.
+    """The model on the training device, quantized where the method asks for it.
 
     ``prepared`` is called between building the model and reading its weights; transformers quantizes each weight as it is read.
     """
@@ -51,7 +56,7 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-        with _block_size(config.block_size, prepared):
+        with _as_asked(config, prepared):
             model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if "out of memory" in str(error) or "allocate memory" in str(error):
@@ -63,11 +68,12 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
 
 
 @contextlib.contextmanager
-def _block_size(size: int, prepared: Callable[[], None]) -> Iterator[None]:
-    """While open, models are loaded with blocks of ``size``.
+def _as_asked(config: TrainConfig, prepared: Callable[[], None]) -> Iterator[None]:
+    """While open, models are loaded with ``block_size`` and without the modules that are to be left out.
 
     bitsandbytes' configuration has no block size; ``Params4bit`` has. The only moment to set it is after transformers has put
-    4-bit linears in place and before it reads weights into them, at the end of this method of its quantizer.
+    4-bit linears in place and before it reads weights into them, at the end of this method of its quantizer. Modules that its
+    configuration names are left out instead of the head, not besides it; so the head is found here and named too.
     """
     from bitsandbytes.nn import Params4bit
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -75,10 +81,13 @@ def _block_size(size: int, prepared: Callable[[], None]) -> Iterator[None]:
     original = Bnb4BitHfQuantizer._process_model_before_weight_loading
 
     def with_block_size(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        if config.llm_int8_skip_modules:
+            skipped = [*self.get_modules_to_not_convert(model), *config.llm_int8_skip_modules]
+            self.quantization_config.llm_int8_skip_modules = skipped
         original(self, model, *args, **kwargs)
         for parameter in model.parameters():
             if isinstance(parameter, Params4bit):
-                parameter.blocksize = size
+                parameter.blocksize = config.block_size
         prepared()
 
     Bnb4BitHfQuantizer._process_model_before_weight_loading = with_block_size
@@ -94,7 +103,8 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
     if not linears:
-        raise ModelError("no linear layer of this model was quantized.", where=config.model, remedy='Use method="lora".')
+        remedy = 'Use method="lora", or leave fewer modules out of 4 bits.'
+        raise ModelError("no linear layer of this model was quantized.", where=config.model, remedy=remedy)
     for name, linear in linears.items():
         if linear.weight.quant_state.blocksize != config.block_size:
             raise ModelError(
@@ -114,7 +124,13 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
 
 
 def attach_adapters(model: Any, config: TrainConfig) -> Any:
-    """The model with fresh fp32 LoRA adapters, seeded by ``config.seed``; B is zero, so it computes what the base computes."""
+    """The model as it is trained: with fresh fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
+
+    With the usual beginning B is zero, so that it computes what the base computes.
+    """
+    if config.method == "full":
+        set_seed(config.seed)
+        return model
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     set_seed(config.seed)
@@ -125,6 +141,9 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights,
     )
     try:
         return get_peft_model(model, lora)

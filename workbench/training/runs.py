@@ -92,10 +92,17 @@ class Run:
     @property
     def adapter_dir(self) -> Path | None:
         """The adapter's folder, for ``peft.PeftModel.from_pretrained``; before the end that of the last checkpoint; or None."""
-        if (self._folder.adapter / "adapter_config.json").exists():
-            return self._folder.adapter
-        complete = self._folder.complete_checkpoints()
-        return complete[-1] if complete else None
+        return self._trained(self._folder.adapter, "adapter_config.json")
+
+    @property
+    def model_dir(self) -> Path | None:
+        """With method ``full`` the trained model's folder, for ``from_pretrained``, likewise; None with adapters."""
+        return self._trained(self._folder.model, "config.json")
+
+    def _trained(self, folder: Path, mark: str) -> Path | None:
+        """The folder that holds the mark of what was trained: this one, or the last complete checkpoint."""
+        places = [folder, *reversed(self._folder.complete_checkpoints())]
+        return next((place for place in places if (place / mark).exists()), None)
 
     @property
     def log(self) -> Path:

@@ -205,7 +205,7 @@ class Worker:
             done = loop.state.global_step
             if sys.exc_info()[0] in (None, endings.OtherEnding):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
-                if done or not self.folder.adapter.exists():  # a resumed run that did nothing keeps what there was
+                if done or not self._kept.exists():  # a resumed run that did nothing keeps what there was
                     with phase("save"):
                         self._save(net, tokenizer)
         if done >= config.max_steps:
@@ -215,13 +215,19 @@ class Worker:
         return endings.PAUSED if self.asked() == "pause" else endings.STOPPED
 
     def _save(self, net: Any, tokenizer: Any) -> None:
-        """Puts the adapter in place whole: a reader never sees half of it."""
-        fresh = self.folder.root / ".adapter"
+        """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
+        fresh = self.folder.root / ".fresh"
         shutil.rmtree(fresh, ignore_errors=True)
+        net.config.use_cache = True  # what is saved is for use; training needs no cache
         net.save_pretrained(str(fresh))
+        net.config.use_cache = False
         tokenizer.save_pretrained(str(fresh))
-        shutil.rmtree(self.folder.adapter, ignore_errors=True)
-        os.replace(fresh, self.folder.adapter)
+        shutil.rmtree(self._kept, ignore_errors=True)
+        os.replace(fresh, self._kept)
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder.model if self.config.method == "full" else self.folder.adapter
 
 
 def _raise_other_ending(*_: Any) -> None:
