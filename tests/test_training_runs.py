@@ -157,6 +157,15 @@ def test_capabilities_are_told_and_honest(finished: wb.Run) -> None:
     assert hello["anchors"]["monotonic_ns"] > 0
 
 
+def test_the_truth_of_a_run_on_a_cpu_is_that_nothing_can_page(finished: wb.Run) -> None:
+    truth = wb.paging_truth(finished.config, finished.events())
+    assert [reason.name for reason in truth.reasons] == ["cuda", "rule"]
+    assert truth.smallest_rank == 782
+    assert [truth[what] for what in ("eligible to page", "allocated as managed", "prefetch requested")] == [0, 0, 0]
+    assert truth["evicted"] is None  # nobody could have seen it
+    assert [step.n for step in truth.steps] == list(range(1, STEPS + 1))
+
+
 def test_the_adapter_lowers_held_out_loss_and_changes_what_is_written(finished: wb.Run) -> None:
     before, after = of(finished, "eval")
     assert (before["n"], after["n"]) == (0, STEPS)

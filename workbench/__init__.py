@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workbench.surveying import Survey, survey
     from workbench.training.config import TrainConfig
     from workbench.training.runs import Run, attach, launch, runs
+    from workbench.training.truth import PagingTruth, paging_truth
 
 _HOME = {
     "bnb": ("BackendCheck", "check_backend"),
@@ -42,6 +43,7 @@ _HOME = {
     "surveying": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
     "training.runs": ("Run", "attach", "launch", "runs"),
+    "training.truth": ("PagingTruth", "paging_truth"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -60,6 +62,7 @@ __all__ = [
     "ModelError",
     "Outliers",
     "PagerSimulation",
+    "PagingTruth",
     "Pareto",
     "QuantSpec",
     "Quantized",
@@ -81,6 +84,7 @@ __all__ = [
     "measure",
     "open_model",
     "outliers",
+    "paging_truth",
     "pareto",
     "quantize",
     "register_format",

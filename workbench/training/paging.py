@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.training.config import TrainConfig
@@ -23,10 +23,12 @@ class Capability:
 
     works: bool
     why: str = ""
+    facts: Mapping[str, int] = field(default_factory=dict)
+    """The numbers behind it, for whoever reads the event."""
 
     def to_dict(self) -> dict[str, Any]:
         """As a hello event carries it."""
-        return {"works": self.works, "why": self.why}
+        return {"works": self.works, "why": self.why, **({"facts": dict(self.facts)} if self.facts else {})}
 
 
 def before_torch() -> Capability:
@@ -60,28 +62,51 @@ class HostFaults:
         since, before = self._at, self._last
         self._at, self._last = time.monotonic_ns(), self._counters()
         events = []
-        for field, cause in (("minflt", "minor"), ("majflt", "major")):
-            now, then = self._last.get(field), before.get(field)
+        for counter, cause in (("minflt", "minor"), ("majflt", "major")):
+            now, then = self._last.get(counter), before.get(counter)
             if now is not None and then is not None and now > then:
                 events.append(page_event("host faults", "fault", None, now - then, cause, since, self._at))
         return events
 
 
+def smallest_rank(config: TrainConfig, largest: int) -> int | None:
+    """The smallest ``lora_r`` at which a state would page, if the largest matrix has so many elements at the rank given.
+
+    An adapter's matrices grow in proportion to the rank. None where there is no adapter.
+    """
+    if config.method == "full" or not largest:
+        return None
+    return -(-config.page_min_numel * config.lora_r // largest)
+
+
+def paging_facts(config: TrainConfig, cuda: bool | None, sizes: Sequence[int]) -> dict[str, int]:
+    """What the rule makes of parameters of these sizes (elements): parameters, eligible, eligible_bytes, largest, cuda."""
+    from workbench.footprint import Plan, optimizer_state
+
+    plan = Plan.of(config, "cuda")
+    states = optimizer_state({str(i): n for i, n in enumerate(sizes)}, plan)
+    eligible = [piece.bytes for piece in states if piece.category == "optimizer state, paged"]
+    known = {} if cuda is None else {"cuda": int(cuda)}
+    return {
+        "parameters": len(sizes), "eligible": len(eligible), "eligible_bytes": sum(eligible), "largest": max(sizes, default=0),
+        **known,
+    }  # fmt: skip
+
+
 def paged_state(config: TrainConfig, cuda: bool, matrices: Sequence[int]) -> Capability:
     """Whether any optimizer state of this run is paged, and if not, what would have to change; ``matrices``: their elements."""
+    facts = paging_facts(config, cuda, matrices)
     if not config.optim.startswith("paged_"):
-        return Capability(False, f"the optimizer {config.optim} pages nothing")
-    largest, bound = max(matrices, default=0), config.page_min_numel
+        return Capability(False, f"the optimizer {config.optim} pages nothing", facts)
+    what, bound = "matrix" if config.method == "full" else "adapter matrix", config.page_min_numel
     why = []
     if not cuda:
         why.append("no CUDA device: on a CPU bitsandbytes keeps all optimizer state in ordinary memory")
-    if largest < bound:
-        smallest = -(-bound * config.lora_r // largest) if largest else 0  # the matrix grows in proportion to the rank
-        why.append(
-            f"the {bound:,}-element rule: the largest adapter matrix has {largest:,} elements; the smallest lora_r that would "
-            f"page is {smallest} (or lower page_min_numel)"
-        )
+    if not facts["eligible"]:
+        rank = smallest_rank(config, facts["largest"])
+        remedy = f"the smallest lora_r that would page is {rank} (or lower page_min_numel)" if rank else "lower page_min_numel"
+        why.append(f"the {bound:,}-element rule: the largest {what} has {facts['largest']:,} elements; {remedy}")
     if why:
-        return Capability(False, "; ".join(why))
-    paged = sum(n >= bound for n in matrices)
-    return Capability(True, f"{paged} of {len(matrices)} adapter matrices have paged state, by the {bound:,}-element rule")
+        return Capability(False, "; ".join(why), facts)
+    many = f"{facts['eligible']} of {len(matrices)} {what.removesuffix('matrix')}matrices have paged state"
+    return Capability(True, f"{many}, by the {bound:,}-element rule", facts)
