@@ -5,8 +5,6 @@ The worker runs inside the test's process here; its life as a process of its own
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,10 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from tests import in_process
 from tests.tiny_model import ROWS, write_tiny_model
 from workbench.training import data
-from workbench.training.events import Event, read_events
-from workbench.training.folder import RunFolder, write_json
-from workbench.training.worker import Worker
+from workbench.training.events import Event
 
 Train = Callable[..., wb.Run]
 
@@ -31,25 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def train(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains a few steps to the end, in this process."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def train(**fields: Any) -> wb.Run:
-        usual = {
-            "model": str(model), "max_length": 32, "max_eval_rows": 8, "sample_prompts": (), "save_steps": 0,
-            "learning_rate": 0.02, "lr_scheduler_type": "constant", "warmup_steps": 0, "seed": 1,
-        }  # fmt: skip
-        folder = RunFolder(tmp_path_factory.mktemp("run"))
-        steps = {} if "num_train_epochs" in fields else {"max_steps": 4}
-        write_json(folder.config, wb.TrainConfig(**{**usual, **steps, **fields}).to_dict())
-        folder.control.mkdir()
-        worker = Worker(folder, 1, os.getppid())
-        try:
-            code = worker.run()
-        finally:
-            worker.writer.close()
-            signal.signal(signal.SIGTERM, before)
-        assert code == 0, [e for e in read_events(folder.root) if e["k"] == "error"]
-        return wb.attach(folder.root)
+        return in_process.train(in_process.config_of(model, **fields), tmp_path_factory.mktemp("run"))
 
     return train
 

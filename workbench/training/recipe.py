@@ -1,0 +1,231 @@
+"""A run as code: one cell of transformers, peft and bitsandbytes that trains the same, step by step, without the workbench.
+
+Covers data, model, adapters and training: the same seed, rows and order, so the same losses. Leaves out what only watches: the
+held-out loss, samples, events, pausing. Imports none of those libraries.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from workbench.sources import open_model
+from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig
+from workbench.training.data import training_files
+from workbench.training.dataset_files import Files, on_hub
+
+_AUTO = {
+    False: "torch.float16 if torch.cuda.is_available() else torch.float32",
+    True: "torch.float32",  # every weight: float16 cannot take small steps
+}
+
+
+def as_code(config: TrainConfig) -> str:
+    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
+    parts = [_imports(config), _data(config), _model(config), _training(config)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _imports(config: TrainConfig) -> str:
+    from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "DataCollatorForSeq2Seq", "Trainer", "TrainingArguments"]
+    lines = ["import torch"]
+    if config.method == "qlora":
+        from_transformers.append("BitsAndBytesConfig")
+        if config.block_size != 64:
+            lines = ["import bitsandbytes as bnb", *lines]
+        if config.llm_int8_skip_modules:
+            from_transformers.append("AutoConfig")
+    lines.append("from datasets import load_dataset")
+    if config.method != "full":
+        from_transformers.append("set_seed")
+        lines.append(
+            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * (config.method == "qlora")
+        )
+    lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
+    if config.method == "qlora" and config.llm_int8_skip_modules:
+        lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
+    lines.append(f"\nMODEL = {_shown(_model_name(config))}\ndtype = {_dtype(config)}")
+    return "\n".join(lines)
+
+
+def _listed(names: list[str]) -> str:
+    """Names in lines of a readable width."""
+    lines, line = [], "    "
+    for name in names:
+        if len(line) + len(name) > 100:
+            lines, line = [*lines, line.rstrip()], "    "
+        line += f"{name}, "
+    return "\n" + "\n".join([*lines, line.rstrip()]) + "\n"
+
+
+def _model_name(config: TrainConfig) -> str:
+    if on_hub(config.model):
+        return config.model
+    path = open_model(config.model).path
+    return str(path.absolute()) if path else config.model
+
+
+def _dtype(config: TrainConfig) -> str:
+    if config.compute_dtype != "auto":
+        return f"torch.{config.compute_dtype}"
+    bf16 = "torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)"
+    return f"torch.bfloat16 if {bf16} else (\n    {_AUTO[config.method == 'full']}\n)"
+
+
+def _data(config: TrainConfig) -> str:
+    files = training_files(config)
+    exactly = f", keep_default_na=False, converters={{{_converters(config)}}}" if files.loader == "csv" else ""
+    return f"""
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+tokenizer.padding_side = "right"
+if tokenizer.pad_token is None:
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def encode(row):
+    \"\"\"A row's tokens; labels are -100 where no loss is taken.\"\"\"
+{_chat(config) if config.messages_column is not None else _passage(config)}
+    labels = [token if bears else -100 for token, bears in zip(ids, learnt)]
+    labels[:1] = [-100]  # the first token is predicted from nothing
+    return {{"input_ids": ids[:{config.max_length}], "labels": labels[:{config.max_length}]}}
+
+
+rows = load_dataset({_shown(files.loader)}, data_files={_shown(_places(config, files))}, split="train"{exactly})
+rows = rows.map(encode, remove_columns=rows.column_names)
+rows = rows.filter(lambda row: any(label != -100 for label in row["labels"]))
+"""
+
+
+def _places(config: TrainConfig, files: Files) -> list[str]:
+    if files.revision is None:
+        return [str(path) for path in files.paths]
+    inside = [path.parts[path.parts.index(files.revision) + 1 :] for path in files.paths]
+    return [f"hf://datasets/{config.dataset}@{files.revision}/{'/'.join(parts)}" for parts in inside]
+
+
+def _passage(config: TrainConfig) -> str:
+    *prompt, completion = (f"row[{_shown(name)}]" for name in config.columns)
+    first = prompt[0] if prompt else '""'
+    only = config.completion_only_loss
+    return f"""    prompt, text = ("" if value is None else str(value) for value in ({first}, {completion}))
+    told = tokenizer(prompt + text, return_offsets_mapping=True)
+    ids, bears_loss = told["input_ids"], bool({"text" if only else "(prompt + text)"}.strip())
+    learnt = [bears_loss and end > {"max(start, len(prompt))" if only else "start"} for start, end in told["offset_mapping"]]
+    if tokenizer.eos_token_id is not None and (prompt + text).strip():
+        if ids[-1] != tokenizer.eos_token_id:
+            ids, learnt = ids + [tokenizer.eos_token_id], learnt + [bears_loss]
+        learnt[-1] = bears_loss"""
+
+
+def _chat(config: TrainConfig) -> str:
+    answers = (
+        """    for i, message in enumerate(chat):
+        if message["role"] == "assistant":  # what the template adds to the turns before it and the opening of a reply
+            before = tokenizer.apply_chat_template(chat[:i], tokenize=False, add_generation_prompt=True)
+            spans.append((len(before), len(tokenizer.apply_chat_template(chat[: i + 1], tokenize=False))))"""
+        if config.completion_only_loss
+        else "    spans.append((0, len(text)))"
+    )
+    return f"""    chat, spans = row[{_shown(config.messages_column)}] or [], []
+    text = tokenizer.apply_chat_template(chat, tokenize=False) if chat else ""
+{answers}
+    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = told["input_ids"]
+    learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in told["offset_mapping"]]"""
+
+
+def _model(config: TrainConfig) -> str:
+    lines = []
+    quantized = ""
+    if config.method == "qlora":
+        quantized = ", quantization_config=quantization"
+        if config.block_size != 64:
+            lines.append(f"""
+# BitsAndBytesConfig has no block size; every 4-bit weight has.
+new = bnb.nn.Params4bit.__new__
+bnb.nn.Params4bit.__new__ = staticmethod(
+    lambda cls, *args, blocksize=None, **kwargs: new(cls, *args, blocksize=blocksize or {config.block_size}, **kwargs)
+)
+""")
+        skipped = ""
+        if config.llm_int8_skip_modules:
+            lines.append("""
+with torch.device("meta"):
+    skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))""")
+            names = ", ".join(map(_shown, config.llm_int8_skip_modules))
+            skipped = f"\n    llm_int8_skip_modules=[*get_keys_to_not_convert(skeleton), {names}],  # the head, and these"
+        lines.append(f"""
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type={_shown(config.quant_type)},
+    bnb_4bit_use_double_quant={config.double_quant},
+    bnb_4bit_compute_dtype=dtype,{skipped}
+)""")
+    lines.append(f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})")
+    if config.method == "qlora":
+        lines.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
+    if config.method != "full":
+        lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+    lines.append("model.config.use_cache = False")
+    return "\n".join(line.strip("\n") for line in lines)
+
+
+def _lora(config: TrainConfig) -> dict[str, Any]:
+    targets = config.target_modules
+    usual: dict[str, Any] = {
+        "task_type": "CAUSAL_LM", "r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+    }  # fmt: skip
+    special = {"use_rslora": False, "use_dora": False, "init_lora_weights": True}
+    return usual | {name: value for name, default in special.items() if (value := getattr(config, name)) != default}
+
+
+def _training(config: TrainConfig) -> str:
+    steps: dict[str, Any] = {"max_steps": config.max_steps, "warmup_steps": config.warmup}
+    if config.num_train_epochs is not None:
+        steps = {"num_train_epochs": config.num_train_epochs, "warmup_steps": config.warmup_steps}
+    same = (
+        "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
+        "adam_beta1", "adam_beta2", "max_grad_norm", "optim", "seed",
+    )  # fmt: skip
+    saved: dict[str, Any] = {"save_strategy": "no"}
+    if config.save_steps:
+        saved = {"save_steps": config.save_steps, "save_total_limit": config.save_total_limit}
+    arguments = {"output_dir": "training"} | steps | {name: getattr(config, name) for name in same} | saved
+    if config.gradient_checkpointing:
+        arguments |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    note = ""
+    if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
+        note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
+    return f"""
+{note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
+    fp16=dtype is torch.float16,
+    use_cpu=not torch.cuda.is_available(),
+    logging_steps=1,
+    logging_nan_inf_filter=False,
+    report_to="none",
+)
+collator = DataCollatorForSeq2Seq(tokenizer)
+trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+trainer.train()
+model.save_pretrained("{"model" if config.method == "full" else "adapter"}")
+"""
+
+
+def _arguments(values: dict[str, Any]) -> str:
+    return "\n" + "".join(f"    {name}={_shown(value)},\n" for name, value in values.items())
+
+
+def _converters(config: TrainConfig) -> str:
+    return ", ".join(f"{_shown(column)}: str" for column in config.columns)
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, strings in double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_shown(k)}: {_shown(v)}' for k, v in value.items())}}}"
+    return repr(value)
