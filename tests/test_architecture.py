@@ -97,6 +97,7 @@ def test_no_tracked_file_names_a_machine_or_is_unfinished() -> None:
         for name, text in tracked_texts()
         if not name.startswith(corpora)
         for number, line in enumerate(text.splitlines(), 1)
+        if not line.lstrip().startswith('"image/png"')  # a picture in a notebook: any letters may follow each other there
         if re.search(machine, line) or re.search(unfinished, line)
     ]
     assert not found

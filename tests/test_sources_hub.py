@@ -151,6 +151,13 @@ def test_the_users_own_token_is_used_without_being_passed(hub: HubServer, monkey
     assert wb.open_model("org/private").tensors()
 
 
+@pytest.fixture
+def in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensor is asked for with one request."""
+    monkeypatch.setattr(crew, "PIECE", 1 << 23)
+
+
+@pytest.mark.usefixtures("in_one_piece")
 def test_a_cut_connection_goes_on_at_the_byte_where_it_broke(hub: HubServer, model: wb.Source, tensors: dict[str, Any]) -> None:
     hub.fail(cut_after=1_000_000)
     hub.fail(cut_after=500_000)
@@ -160,6 +167,7 @@ def test_a_cut_connection_goes_on_at_the_byte_where_it_broke(hub: HubServer, mod
     assert hub.sent < tensors[BIG].nbytes + 2_000, "no byte came twice"
 
 
+@pytest.mark.usefixtures("in_one_piece")
 def test_a_signed_address_that_has_expired_is_asked_for_anew(hub: HubServer, model: wb.Source, tensors: dict[str, Any]) -> None:
     hub.fail(server="cdn", status=403)
     assert model.read(BIG).tobytes() == tensors[BIG].tobytes()

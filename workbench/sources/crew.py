@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from workbench.sources.base import Reader, Watch
 
-PIECE = 8 << 20
-"""Bytes that are fetched and kept as one."""
+PIECE = 2 << 20
+"""Bytes that are fetched and kept as one: four in flight fill a fast line and stay small beside a survey's own buffers."""
 _AHEAD = 4
 _LOOK = 0.05
 T = TypeVar("T")
