@@ -1,0 +1,244 @@
+"""The app in JupyterLab and Chromium against its budgets, beside a FigureWidget version: ``python benchmarks/app.py``.
+
+Measured on the page: from an action there (the Run command, a key on the slider) to the last drawing that follows. The second
+column shows the Distribution view alone, the third the same view with each plot a plotly FigureWidget, in the same run. Times
+drift with what else the machine does; ratios between the columns are what to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from playwright.sync_api import Browser
+
+from tests import chromium
+from tests.browser.lab import Lab, write_notebook
+from tests.browser.server import TOKEN, Server, chromium_at, jupyterlab
+
+COLUMNS = 11008
+APP = "from widgets import Workbench\nview = Workbench({model!r})\nview"
+VIEW = "from widgets import DistributionView\nview = DistributionView({model!r})\nview"
+# The same view on FigureWidgets: what it asks of a Plot, with plotly's own means.
+FIGURE_WIDGETS = """
+import plotly.graph_objects as go
+import widgets.panels.distribution as panel
+
+class FigurePlot(go.FigureWidget):
+    def __init__(self, height=320):
+        super().__init__(layout={{"height": height, "template": "plotly_white"}})
+
+    def show(self, figure, summary=None):
+        with self.batch_update():
+            if [t.type for t in self.data] != [t.get("type", "scatter") for t in figure["data"]]:
+                self.data = []
+                self.add_traces(figure["data"])
+            for trace, new in zip(self.data, figure["data"]):
+                trace.update(new, overwrite=False)
+            self.layout.update(figure["layout"])
+
+panel.Plot = FigurePlot
+view = panel.DistributionView({model!r})
+view
+"""
+
+# Notes when a drawing on screen was last finished; ``drawn`` counts them.
+_WATCH = """() => {
+    const seen = new WeakSet();
+    window.last = performance.now(), window.drawn = 0;
+    const note = () => { window.last = performance.now(); window.drawn += 1; };
+    const look = () => {
+        for (const plot of document.querySelectorAll('.js-plotly-plot')) {
+            if (seen.has(plot) || !plot.on) continue;
+            seen.add(plot);
+            if (plot.data?.length && plot.checkVisibility()) note();
+            plot.on('plotly_afterplot', () => plot.data?.length && plot.checkVisibility() && note());
+        }
+        for (const map of document.querySelectorAll('.workbench-map [role=figure]')) {
+            if (seen.has(map)) continue;
+            seen.add(map);
+            new MutationObserver(note).observe(map, { attributes: true, attributeFilter: ['data-revision'] });
+        }
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+_QUIET = "(ms) => window.drawn > 0 && performance.now() - window.last > ms"
+_RUN = """() => {
+    window.drawn = 0, window.began = performance.now();
+    globalThis.jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+_FIRST = "() => window.drawn > 0 && { seconds: (window.last - window.began) / 1000 }"
+_KEYS = """([keys, gap]) => new Promise((resolve) => {
+    const slider = [...document.querySelectorAll('.widget-hslider')].find((s) => s.innerText.includes('Block size'));
+    const handle = slider.querySelector('.noUi-handle');
+    window.drawn = 0;
+    const press = (i) => {
+        window.began = performance.now();
+        handle.dispatchEvent(new KeyboardEvent('keydown', { key: keys[i], bubbles: true, cancelable: true }));
+        if (i + 1 < keys.length) setTimeout(press, gap, i + 1);
+        else resolve();
+    };
+    press(0);
+})"""
+_MEMORY = """
+import gc, psutil, threading, ipywidgets
+from widgets.drawing import Drawing
+from widgets.session import Session
+from widgets.style import Panel
+gc.collect()
+held = sum(isinstance(o, (Session, Panel, Drawing)) for o in gc.get_objects())
+print(psutil.Process().memory_info().rss / 1e6, len(ipywidgets.Widget.get_manager_state()["state"]),
+      sum(t.name.startswith("workbench") for t in threading.enumerate()), held)
+"""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one version of a view did."""
+
+    opened_mb: float
+    first_plot: float
+    change_ms: tuple[float, float]
+    change_kb: float
+    burst_ms: float
+
+
+def write_model(folder: Path, rows: int) -> Path:
+    """A checkpoint with one matrix of ``rows`` × 11008 bfloat16 weights."""
+    weights = (np.random.default_rng(0).standard_normal((rows, COLUMNS), np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+    name = "model.layers.0.mlp.down_proj.weight"
+    header = json.dumps({name: {"dtype": "BF16", "shape": weights.shape, "data_offsets": [0, weights.nbytes]}}).encode()
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "hidden_size": rows, "intermediate_size": COLUMNS, "num_hidden_layers": 1,
+                    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32, "torch_dtype": "bfloat16"})
+    )  # fmt: skip
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(weights.tobytes())
+    return folder
+
+
+@contextmanager
+def opened(browser: Browser, server: Server, code: str) -> Iterator[Lab]:
+    """A page on a notebook with one cell, its kernel ready, not run yet."""
+    write_notebook(server.folder / "bench.ipynb", code)
+    page = browser.new_page(viewport={"width": 1400, "height": 2000})
+    lab = Lab(page, server.url, TOKEN, "bench")
+    lab.open("bench.ipynb")
+    page.evaluate(_WATCH)
+    try:
+        yield lab
+    finally:
+        page.close()
+        server.end_kernels()
+
+
+def open_view(lab: Lab) -> tuple[float, float]:
+    """Megabytes over the websocket and seconds to the first plot, counted from the Run command."""
+    before = lab.received
+    lab.page.evaluate(_RUN)
+    seconds = lab.until(_FIRST, 120)["seconds"]
+    lab.until(_QUIET, 120, 1500)
+    return (lab.received - before) / 1e6, seconds
+
+
+def change(lab: Lab, keys: list[str], gap: int = 0) -> float:
+    """Milliseconds from the last of some keys on the block size to the last drawing after it."""
+    lab.page.evaluate(_KEYS, [keys, gap])
+    lab.until(_QUIET, 60, 600)
+    return float(lab.page.evaluate("window.last - window.began"))
+
+
+def measure(browser: Browser, server: Server, code: str, model: str, changes: int) -> Figures:
+    """Opens the embedded model for the first two figures, then the large matrix for the others."""
+    with opened(browser, server, code.format(model="builtin")) as lab:
+        megabytes, first = open_view(lab)
+    with opened(browser, server, code.format(model=model)) as lab:
+        open_view(lab)
+        for key in ("ArrowRight", "ArrowLeft"):
+            change(lab, [key])
+        before = lab.received
+        times = [change(lab, [("ArrowRight", "ArrowLeft")[i % 2]]) for i in range(changes)]
+        kilobytes = (lab.received - before) / changes / 1e3
+        burst = change(lab, ["ArrowRight", "ArrowLeft"] * 24 + ["ArrowRight"] * 2, gap=20)
+        size = lab.kernel("print(view.session.store.value.block_size, view.session.analysis.state.block_size)").split()
+        assert size[0] == size[1] == "256", f"the last change is not on screen: {size}"
+    percentile = sorted(times)[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
+    return Figures(megabytes, first, (statistics.median(times), percentile), kilobytes, burst)
+
+
+def cycles(browser: Browser, server: Server, count: int) -> tuple[float, list[int]]:
+    """Megabytes that the kernel grows by when the app is opened and closed, and what is left of it (see ``_MEMORY``)."""
+    with opened(browser, server, APP.format(model="builtin")) as lab:
+        readings = []
+        for i in range(count + 3):
+            lab.page.evaluate(_RUN)
+            lab.until(_QUIET, 120, 200)
+            lab.kernel("view.close()")
+            lab.until("() => !document.querySelector('.js-plotly-plot')")
+            if i in (2, count + 2):  # the first ones load libraries and compile
+                lab.kernel("view = None; Out.clear(); _ = __ = ___ = None; globals().pop(f'_{max(In and [0])}', None)")
+                memory, *left = (float(part) for part in lab.kernel(_MEMORY).split())
+                readings.append((memory, left))
+    (before, some), (after, more) = readings
+    return after - before, [int(b - a) for a, b in zip(some, more, strict=True)]
+
+
+def report(app: Figures, view: Figures, other: Figures | None) -> None:
+    """The table."""
+    rows = [
+        ("opens with, MB over the websocket", "≤ 2.5", lambda f: f"{f.opened_mb:.2f}"),
+        ("Run to the first plot, s", "≤ 3", lambda f: f"{f.first_plot:.2f}"),
+        ("block size changed, all redrawn, median ms", "≤ 120", lambda f: f"{f.change_ms[0]:.0f}"),
+        ("… 95th percentile ms", "≤ 200", lambda f: f"{f.change_ms[1]:.0f}"),
+        ("… KB over the websocket", "≤ 300", lambda f: f"{f.change_kb:.0f}"),
+        ("fifty changes in a second: last state after, ms", "≤ 500", lambda f: f"{f.burst_ms:.0f}"),
+    ]
+    print(f"{'':50}{'budget':>8}{'app':>10}{'view':>10}{'FigureWidget':>14}")
+    for title, budget, value in rows:
+        print(f"{title:50}{budget:>8}{value(app):>10}{value(view):>10}{value(other) if other else '–':>14}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=4096, help="rows of the large matrix")
+    parser.add_argument("--changes", type=int, default=20)
+    parser.add_argument("--cycles", type=int, default=50, help="times the app is opened and closed")
+    args = parser.parse_args()
+    path = chromium.get()
+    if path is None:
+        sys.exit(f"No Chromium: {chromium.REMEDY}.")
+    with tempfile.TemporaryDirectory() as temporary, chromium_at(path) as browser:
+        home, folder = Path(temporary, "jupyter"), Path(temporary, "notebooks")
+        home.mkdir()
+        folder.mkdir()
+        model = str(write_model(Path(temporary, "large"), args.rows))
+        with jupyterlab(home, folder) as server:
+            print(f"{platform.machine()}; {args.rows} × {COLUMNS} bfloat16; {args.changes} changes; Chromium {browser.version}")
+            app, view = (measure(browser, server, code, model, args.changes) for code in (APP, VIEW))
+            try:
+                other = measure(browser, server, FIGURE_WIDGETS, model, args.changes)
+            except Exception as error:
+                other = None
+                print(f"FigureWidget could not be measured here: {str(error).splitlines()[0]}")
+            report(app, view, other)
+            if args.cycles:
+                grown, (models, threads, objects) = cycles(browser, server, args.cycles)
+                print(f"opened and closed {args.cycles} times: the kernel grows by {grown:.1f} MB (budget ≤ 20);")
+                print(f"left: {models} widgets, {threads} threads, {objects} panels, sessions and drawings (budget 0)")
+
+
+if __name__ == "__main__":
+    main()
