@@ -63,6 +63,7 @@ def test_warm_up_is_steps_or_a_share_of_them(warmup: float, steps: int) -> None:
         ({"init_lora_weights": 1}, "must be one of True, 'gaussian'"),
         ({"method": "full", "use_dora": True, "use_rslora": True}, 'use_rslora, use_dora: method "full" has no adapters'),
         ({"method": "full", "compute_dtype": "float16"}, "cannot train every weight"),
+        ({"llm_int8_skip_modules": ("q(",)}, "must be a tuple of module names or regular expressions"),
         ({"method": "lora", "llm_int8_skip_modules": ("down_proj",)}, "quantizes nothing"),
         ({"num_train_epochs": 2, "max_steps": 10}, "max_steps and num_train_epochs exclude each other"),
         ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be a number, above 0"),

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
 import workbench as wb
 from tests import in_process
 from tests.tiny_model import ROWS, write_tiny_model
+from workbench.footprint import Plan, trained
 from workbench.training import data
 from workbench.training.events import Event
+from workbench.training.preflight import check_kernels, cpu_capability
 
 Train = Callable[..., wb.Run]
 
@@ -92,6 +95,9 @@ def test_an_adapter_learns_and_loads_in_plain_peft(train: Train, fields: dict[st
     assert (run.adapter_dir, run.model_dir) == (run.dir / "adapter", None)
     loaded = PeftModel.from_pretrained(base(run.config), str(run.adapter_dir))
     assert loss_of(loaded, run.config) == pytest.approx(after, abs=1e-5)
+    saved = safetensors.numpy.load_file(run.dir / "adapter" / "adapter_model.safetensors")
+    forecast = trained(wb.open_model(run.config.model).tensors(), Plan.of(run.config, "cpu"))
+    assert sorted(forecast.values()) == sorted(tensor.size for tensor in saved.values())
 
 
 def test_every_weight_is_trained_by_epochs_with_evaluations_and_checkpoints(train: Train, tmp_path: Path) -> None:
@@ -126,6 +132,7 @@ def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytes
     from workbench.training import model
 
     seen: dict[str, tuple[str, int | None]] = {}
+    held: list[int] = []
     attach = model.attach_adapters
 
     def look(net: Any, config: wb.TrainConfig) -> Any:
@@ -134,6 +141,7 @@ def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytes
                 state = getattr(module.weight, "quant_state", None)
                 seen[name.rpartition(".")[2]] = type(module).__name__, state and state.blocksize
         seen["lm_head"] = type(net.lm_head).__name__, None
+        held.append(sum(p.nbytes for p in net.parameters() if hasattr(p, "quant_state")))
         return attach(net, config)
 
     monkeypatch.setattr(model, "attach_adapters", look)
@@ -145,3 +153,31 @@ def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytes
     }  # fmt: skip
     before, after = losses(run)
     assert after < before - 0.05
+    assert held == [wb.forecast(wb.open_model(run.config.model), run.config, "cpu")["4-bit weights"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [({"block_size": 128}, "(128, 64)"), ({"block_size": 128, "llm_int8_skip_modules": (".*mlp",)}, "(32, 64)")],
+)
+def test_4_bit_kernels_that_are_wrong_on_this_cpu_are_told_before_a_run(
+    model: Path, fields: dict[str, Any], shape: str
+) -> None:
+    source = wb.open_model(model)
+    with pytest.raises(wb.ConfigError) as caught:
+        check_kernels(wb.TrainConfig(**fields), source, "AVX512")
+    assert shape in caught.value.what
+    assert "block size that divides 64 (32, 64)" in caught.value.remedy
+    check_kernels(wb.TrainConfig(**fields), source, "AVX2")
+    check_kernels(wb.TrainConfig(), source, "AVX512")
+    check_kernels(wb.TrainConfig(method="lora", block_size=128), source, "AVX512")
+
+
+def test_the_cpu_tells_what_torch_will_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags : fpu fma avx2 avx512f avx512dq avx512bw avx512vl\n", "utf-8")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    assert cpu_capability(cpuinfo) == "AVX512"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert cpu_capability(cpuinfo) == ""
+    assert cpu_capability(tmp_path / "none") == ""

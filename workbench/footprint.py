@@ -45,9 +45,11 @@ class Plan:
     quant_type: str = "nf4"
     block_size: int = 64
     double_quant: bool = True
+    llm_int8_skip_modules: tuple[str, ...] = ()
     lora_r: int = 16
     lora_dropout: float = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
+    use_dora: bool = False
     optim: str = "paged_adamw_32bit"
     page_min_numel: int = 100_000
     per_device_train_batch_size: int = 4
@@ -100,6 +102,15 @@ def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     return [t for t in tensors if t.numel and t.reason != "the output head, tied to the embedding"]
 
 
+def in_four_bits(tensor: TensorInfo, plan: Plan) -> bool:
+    """Whether the plan holds the tensor in 4 bits: transformers leaves a module out by its name's beginning or its ending."""
+    module = tensor.name.removesuffix(".weight")
+    left_out = any(
+        re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(name) for name in plan.llm_int8_skip_modules
+    )
+    return plan.method == QLORA and tensor.quantizable and not left_out
+
+
 def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
     """The frozen (or, for ``full``, trained) weights as they lie in memory.
 
@@ -112,7 +123,7 @@ def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
             pieces.append(Piece("integer tensors", t.name, t.nbytes))
         elif plan.method != QLORA:
             pieces.append(Piece("weights", t.name, t.numel * plan.compute_bytes))
-        elif t.quantizable:
+        elif in_four_bits(t, plan):
             parts = plan.spec.storage(t.numel)
             pieces.append(Piece("4-bit weights", t.name, parts.pop("codes")))
             nested = parts.pop("nested absmax", 0) + parts.pop("offset", 0)
@@ -127,8 +138,8 @@ def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
 def trained(tensors: Iterable[TensorInfo], plan: Plan) -> dict[str, int]:
     """Elements of every parameter that is trained, by name.
 
-    LoRA adds A (r, in) and B (out, r) to a linear layer. Experts that transformers fuses are adapted as peft 0.21 does with
-    ``all-linear``: gate and up as one (out: both, twice the rank), the router too.
+    LoRA adds A (r, in) and B (out, r) to a linear layer, and DoRA a magnitude (out) besides. Experts that transformers fuses
+    are adapted as peft 0.21 does with ``all-linear``: gate and up as one (out: both, twice the rank), the router too.
     """
     found: dict[str, int] = {}
     tensors = loaded(tensors)
@@ -144,6 +155,8 @@ def trained(tensors: Iterable[TensorInfo], plan: Plan) -> dict[str, int]:
         widen = 2 if expert and expert["part"] not in _DOWN else 1
         found[f"{module}.lora_A"] = r * in_features
         found[f"{module}.lora_B"] = r * out_features * widen
+        if plan.use_dora:
+            found[f"{module}.lora_magnitude_vector"] = out_features
     return _join_experts(found)
 
 

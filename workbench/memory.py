@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError
-from workbench.footprint import FULL, LORA, NESTED_CODEBOOK, QLORA, Piece, Plan, activations, base_weights, loaded
+from workbench.footprint import FULL, LORA, NESTED_CODEBOOK, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
 from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
 from workbench.quantization import QuantSpec
@@ -179,7 +179,7 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
         ),
     ]
     if plan.method == QLORA:
-        largest = max((t.numel for t in tensors if t.quantizable), default=0)
+        largest = max((t.numel for t in tensors if in_four_bits(t, plan)), default=0)
         rows.append(Row("dequantized weight", largest * c, ESTIMATED, "the largest linear, unpacked while it multiplies"))
     if plan.method != FULL and c == 2:
         head = sum(heads) or max((t.numel for t in embeddings), default=0)

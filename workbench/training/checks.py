@@ -7,6 +7,7 @@ that are wrong on this CPU) is told by ``runs.launch`` and by the worker.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from workbench.formats import BLOCK_SIZES, FORMATS
@@ -91,8 +92,8 @@ def _field_faults(config: TrainConfig) -> list[str]:
         fault("target_modules", '"all-linear" or a tuple of module names')
     if config.sample_prompts is not None and config.sample_prompts != () and not _names(config.sample_prompts):
         fault("sample_prompts", "None or a tuple of texts that are not empty")
-    if config.llm_int8_skip_modules != () and not _names(config.llm_int8_skip_modules):
-        fault("llm_int8_skip_modules", "a tuple of module names")
+    if config.llm_int8_skip_modules != () and not _patterns(config.llm_int8_skip_modules):
+        fault("llm_int8_skip_modules", "a tuple of module names or regular expressions")
     return faults
 
 
@@ -140,6 +141,13 @@ def _method_faults(config: TrainConfig) -> list[str]:
             f"{config.block_size}; use 64."
         )
     return faults
+
+
+def _patterns(value: object) -> bool:
+    try:
+        return _names(value) and all(re.compile(name) for name in value)  # type: ignore[attr-defined]
+    except re.error:
+        return False
 
 
 def _names(value: object) -> bool:

@@ -80,7 +80,8 @@ class TrainConfig:
     double_quant: bool = True
     """Quantize the absmax values too, in blocks of 256."""
     llm_int8_skip_modules: tuple[str, ...] = ()
-    """Modules left out of 4 bits besides the head, which always is: names' beginnings or endings, as ``"down_proj"``."""
+    """Modules left out of 4 bits besides the head, which always is: their names' beginnings (which may be regular
+    expressions) or endings, as ``"down_proj"``."""
     compute_dtype: str = "auto"
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""

@@ -50,7 +50,7 @@ def _imports(config: TrainConfig) -> str:
 
 def _listed(names: list[str]) -> str:
     """Names in lines of a readable width."""
-    lines, line = [], "    "
+    line, lines = "    ", list[str]()
     for name in names:
         if len(line) + len(name) > 100:
             lines, line = [*lines, line.rstrip()], "    "
@@ -135,7 +135,7 @@ def _chat(config: TrainConfig) -> str:
 
 
 def _model(config: TrainConfig) -> str:
-    lines = []
+    lines: list[str] = []
     quantized = ""
     if config.method == "qlora":
         quantized = ", quantization_config=quantization"

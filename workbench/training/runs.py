@@ -19,11 +19,13 @@ from pathlib import Path
 
 import workbench
 from workbench.errors import RunError, WorkbenchError
+from workbench.sources import open_model
 from workbench.training import data
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, write_json
+from workbench.training.preflight import check_kernels
 from workbench.training.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
@@ -167,12 +169,14 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
     The model's folder and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
-    ``DataError``, or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
+    ``DataError``, ``ConfigError`` (4-bit kernels that are wrong on this CPU), or ``RunError`` if the folder (default:
+    ``runs/<time>-<model>`` here) already holds something.
     """
     if not isinstance(config, TrainConfig):
         raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
     files = data.check(config)
     model = data.model_folder(config.model)
+    check_kernels(config, open_model(model))
     root = Path(run_dir).expanduser().absolute() if run_dir is not None else _default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")

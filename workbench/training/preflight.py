@@ -1,0 +1,60 @@
+"""What this machine has to say against a run before it starts: 4-bit kernels that would compute with wrong weights.
+
+Covers the one fault of bitsandbytes' CPU kernels that ``workbench.bnb.check_backend`` knows, from a model's headers alone.
+Imports no torch; the worker asks again, of the weights it has loaded and of the torch it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from workbench.bnb import check_backend
+from workbench.errors import ConfigError
+from workbench.footprint import Plan, in_four_bits
+from workbench.sources.base import Source
+from workbench.training.config import TrainConfig
+
+_AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}
+
+
+def check_kernels(config: TrainConfig, source: Source, capability: str | None = None) -> None:
+    """Raises ``ConfigError`` if a QLoRA run on this machine's CPU would dequantize weights of ``source`` wrongly.
+
+    ``capability``: the CPU's, as torch names it; by default this machine's, and nothing is said where there is an NVIDIA GPU.
+    """
+    if config.method != "qlora" or (capability is None and nvidia_gpu()):
+        return
+    capability = capability or cpu_capability()
+    plan = Plan.of(config, "cpu")
+    for tensor in source.tensors():
+        if not in_four_bits(tensor, plan):
+            continue
+        shape = tensor.shape[::-1] if tensor.layout == "transposed" else tensor.shape
+        found = check_backend(shape, config.block_size, capability)
+        if not found.right:
+            raise ConfigError([f"{tensor.name}: {found.why}"], where="block_size", remedy=found.remedy)
+
+
+def cpu_capability(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """``"AVX512"`` if torch would use it on this CPU, else ``""``: from the kernel's list of features and torch's variable."""
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+        flags = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    lowered = os.environ.get("ATEN_CPU_CAPABILITY", "avx512") != "avx512"
+    return "AVX512" if flags >= _AVX512 and not lowered else ""
+
+
+def nvidia_gpu() -> bool:
+    """Whether the driver knows an NVIDIA GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        count: int = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return False
+    return count > 0
