@@ -7,10 +7,10 @@ JOBS   ?= 2
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench notebooks fuzz smollm2
+.PHONY: help env lab test lint bench notebooks fuzz smollm2 gpu-check
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Create .venv with everything for development (PYTHON=python3.12 picks another Python)
 
@@ -53,3 +53,6 @@ smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and r
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
 	@$(BIN)/python -m tests.smollm2 $(SMOLLM2)
 	SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -m smollm2 tests/test_smollm2.py
+
+gpu-check: env ## On a CUDA machine: run what was never run on one, and print a report for an issue (STEPS="run half")
+	@$(BIN)/python -m workbench.training.gpu_check $(STEPS)

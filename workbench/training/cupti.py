@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from workbench.training.events import Event
 from workbench.training.paging import Capability, page_event
@@ -133,6 +133,9 @@ class Cupti:
     was flushed is drained once more after it. The callbacks, on a thread of CUPTI's own, only copy records.
     """
 
+    _registered: ClassVar[list[Cupti]] = []
+    """Kept for good: CUPTI calls what was registered, and nothing tells when for the last time."""
+
     def __init__(self, path: str) -> None:
         self._lib = ctypes.CDLL(path)
         self._lock = threading.Lock()
@@ -147,13 +150,14 @@ class Cupti:
             None, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)
         )
         completed = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
-        self._callbacks = request(self._requested), completed(self._completed)  # kept: CUPTI calls them as long as it runs
+        self._callbacks = request(self._requested), completed(self._completed)
 
     def start(self, device: int = 0) -> None:
         """Begins to collect; raises ``CuptiError`` with CUPTI's answer where it cannot."""
         now = ctypes.c_uint64()
         self._call("cuptiGetTimestamp", ctypes.byref(now))  # without a clock no record could be set beside a step
         self._shift = time.monotonic_ns() - int(now.value)
+        self._registered.append(self)
         self._call("cuptiActivityRegisterCallbacks", *self._callbacks)
         self._configure(device)
         self._call("cuptiActivityEnable", ctypes.c_int(_KIND_UNIFIED_MEMORY))

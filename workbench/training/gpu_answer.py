@@ -1,0 +1,42 @@
+"""What a step of ``make gpu-check`` may say: facts, and that something is not as it should be. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+class CheckFailed(Exception):
+    """Something is not as it should be."""
+
+
+def expect(condition: object, told: str) -> None:
+    """Raises ``CheckFailed`` if the condition does not hold."""
+    if not condition:
+        raise CheckFailed(told)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for the time of a step."""
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def answer(step: Callable[[Facts], None]) -> dict[str, Any]:
+    """What a step found, and whether all of it is as it should be."""
+    facts: Facts = {}
+    try:
+        step(facts)
+    except CheckFailed as failure:
+        return {"passed": False, "told": str(failure), "facts": facts}
+    except Exception as error:
+        traceback.print_exc()
+        return {"passed": False, "told": f"{type(error).__name__}: {error}", "facts": facts}
+    return {"passed": True, "told": "", "facts": facts}

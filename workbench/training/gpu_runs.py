@@ -1,0 +1,117 @@
+"""The steps of ``make gpu-check`` that train: whole runs, and what watching a step costs. Not yet run on a GPU."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import numpy as np
+
+from workbench.training.gpu_answer import Facts, expect, scratch_folder
+
+_OVERHEAD_BOUND = 1.03
+
+
+def run(facts: Facts) -> None:
+    """A short run of the embedded model, paused and resumed, with every state paged."""
+    import workbench as wb
+
+    # Enough steps that Pause comes before the end, and no bound to the size of what is paged.
+    config = wb.TrainConfig(max_steps=60, save_steps=20, page_min_numel=1, max_length=128, max_eval_rows=0, sample_prompts=())
+    with scratch_folder() as folder:
+        going = wb.launch(config, folder / "run")
+        for event in going.follow():
+            if event["k"] == "step" and event["n"] >= 3:
+                going.pause()
+                break
+        facts["paused as"] = going.wait(300).state
+        status = going.resume().wait(600)
+        expect(status.state == "finished", f"{status.state}: {status.message}")
+        events = going.events()
+        truth = wb.paging_truth(config, events)
+    facts |= {reading.what: reading.bytes for reading in truth.readings}
+    facts["told"] = truth.told
+    facts["attempts"] = max(e.get("attempt", 1) for e in events)
+    expect(facts["paused as"] == "paused" and facts["attempts"] == 2, "It was not paused and resumed.")
+    eligible = truth["eligible to page"]
+    for attempt in (1, 2):
+        managed = max((e["managed"] for e in events if "managed" in e and e["attempt"] == attempt), default=0)
+        expect(managed == eligible, f"Attempt {attempt} allocated {managed:,} managed bytes of {eligible:,} eligible.")
+    expect(all(s.requested == eligible for s in truth.steps), "Not every step requested every paged state.")
+
+
+def half(facts: Facts) -> None:
+    """A short run in float16, and the dtype that a run would choose by itself."""
+    import torch
+
+    import workbench as wb
+    from workbench.training.model import compute_dtype
+
+    facts["auto is"] = str(compute_dtype(wb.TrainConfig()))
+    facts["native bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    config = wb.TrainConfig(
+        max_steps=8, save_steps=0, compute_dtype="float16", max_length=128, max_eval_rows=0, sample_prompts=()
+    )
+    with scratch_folder() as folder:
+        going = wb.launch(config, folder / "run")
+        status = going.wait(500)
+        losses = [e["loss"] for e in going.events() if e["k"] == "step"]
+    facts["losses"] = ", ".join(f"{loss:.4f}" if loss is not None else "none" for loss in losses)
+    expect(status.state == "finished", f"{status.state}: {status.message}")
+    expect(all(loss is not None and math.isfinite(loss) for loss in losses), "A loss is no number.")
+
+
+def overhead(facts: Facts) -> None:
+    """Steps of a small network with a paged optimizer, collected and sampled in alternate stretches."""
+    import torch
+
+    from workbench.training import telemetry
+    from workbench.training.cupti import open_cupti
+    from workbench.training.events import EventWriter
+    from workbench.training.optimizers import TracedAdamW, managed_bytes
+
+    net = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8))).cuda()
+    opt = TracedAdamW(net.parameters(), lr=1e-5, optim_bits=32, is_paged=True)
+    x = torch.randn(512, 2048, device="cuda")
+
+    def step() -> float:
+        began = time.perf_counter()
+        net(x).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def stretch(watched: bool, writer: EventWriter) -> list[float]:
+        if not watched:
+            return [step() for _ in range(20)]
+        collector, capability = open_cupti(True)
+        facts["CUPTI"] = capability.why
+        sampler = telemetry.Sampler(writer, lambda: None)
+        sampler.gpu, sampler.managed = telemetry.Gpu(), managed_bytes
+        sampler.sources = (collector,) if collector else ()
+        sampler.start()
+        try:
+            return [step() for _ in range(20)]
+        finally:
+            if collector:
+                collector.close()
+            sampler.close()
+
+    with scratch_folder() as folder:
+        writer = EventWriter(folder / "events.jsonl", 1)
+        stretch(True, writer)  # the first one pays for what is made once
+        times = [(stretch(True, writer), stretch(False, writer)) for _ in range(12)]
+        writer.close()
+    ratio, low, high = ratio_of([on for on, _ in times], [off for _, off in times])
+    facts |= {"ratio": f"{ratio:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}", "threads left": threading.active_count()}
+    expect(high <= _OVERHEAD_BOUND, f"The interval's upper end is above {_OVERHEAD_BOUND}.")
+
+
+def ratio_of(on: list[list[float]], off: list[list[float]], draws: int = 2000) -> tuple[float, float, float]:
+    """Median of the ratios of paired stretches' mean step times, and its 95 % bootstrap interval over the pairs."""
+    ratios = np.array([np.mean(a) / np.mean(b) for a, b in zip(on, off, strict=True)])
+    picks = np.random.default_rng(0).integers(0, len(ratios), (draws, len(ratios)))
+    low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
+    return float(np.median(ratios)), float(low), float(high)

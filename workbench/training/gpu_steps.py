@@ -1,0 +1,231 @@
+"""The steps of ``make gpu-check``: ``python -m workbench.training.gpu_steps NAME``. Written from documented facts, not yet run.
+
+Covers what is asked of the device itself; the steps that train are in ``gpu_runs``. Each fills a dictionary of facts and raises
+``CheckFailed`` where something is not as it should be; what it found until then is told too. The process answers with one line
+of JSON. ``gpu_check`` runs them, one process each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from workbench.training.gpu_answer import CheckFailed, Facts, answer, expect
+from workbench.training.gpu_runs import half, overhead, run
+
+MIB = 1 << 20
+_CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
+_NVML_SLACK = 64 * MIB  # what the driver may take beside an allocation
+_LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "nvidia-ml-py")
+
+
+def environment(facts: Facts) -> None:
+    """The device, its driver and the libraries."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    facts |= {
+        "device": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "memory": properties.total_memory,
+        "CUDA of torch": torch.version.cuda,
+        "native bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "devices": torch.cuda.device_count(),
+    }
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[name] = importlib.metadata.version(name)
+    with contextlib.suppress(Exception):  # NVML is checked in a step of its own
+        import pynvml
+
+        pynvml.nvmlInit()
+        facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
+    facts["concurrent managed access"] = bool(_attribute(_CONCURRENT_MANAGED_ACCESS))
+    expect(facts["concurrent managed access"], "Without concurrent managed access prefetches do nothing, and nothing tells.")
+
+
+def _attribute(number: int) -> int:
+    """An attribute of the current device, from the driver."""
+    import torch
+
+    torch.cuda.init()
+    value, device = ctypes.c_int(), ctypes.c_int()
+    driver = ctypes.CDLL("libcuda.so.1")
+    expect(driver.cuDeviceGet(ctypes.byref(device), torch.cuda.current_device()) == 0, "The driver knows no such device.")
+    expect(driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) == 0, "The driver does not tell its attributes.")
+    return int(value.value)
+
+
+def collectors(facts: Facts) -> None:
+    """CUPTI and NVML answer."""
+    import torch
+
+    from workbench.training.cupti import open_cupti
+    from workbench.training.telemetry import Gpu
+
+    torch.cuda.init()
+    collector, cupti = open_cupti(True)
+    if collector:
+        collector.close()
+    nvml = Gpu()
+    facts |= {"CUPTI": cupti.why, "NVML": nvml.why or "answers"}
+    expect(cupti.works, f"CUPTI: {cupti.why}")
+    expect(not nvml.why, nvml.why)
+
+
+def quantize(facts: Facts) -> None:
+    """Codes and scales of bitsandbytes' CUDA kernels beside the workbench's."""
+    import torch
+    from bitsandbytes import functional
+
+    import workbench as wb
+
+    x = np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32)
+    for name in ("nf4", "fp4"):
+        ours = wb.quantize(x, wb.QuantSpec(name))
+        packed, state = functional.quantize_4bit(torch.from_numpy(x).cuda(), blocksize=64, quant_type=name)
+        differing = int((packed.cpu().numpy().ravel() != ours.packed.ravel()).sum())
+        facts[f"{name}: bytes that differ"] = f"{differing:,} of {ours.packed.size:,}"
+        expect(differing < ours.packed.size / 10_000, f"{name}: {differing:,} bytes differ.")
+        expect(np.array_equal(state.absmax.cpu().numpy(), ours.absmax.ravel()), f"{name}: the absmax values differ.")
+
+
+def nvml(facts: Facts) -> None:
+    """What the allocator reserves beside what NVML sees."""
+    import torch
+    from bitsandbytes import functional
+
+    from workbench.training.telemetry import Gpu
+
+    torch.cuda.init()
+    gpu = Gpu()
+    expect(not gpu.why, gpu.why)
+    torch.ones(1, device="cuda")
+    before = gpu.counters(0)
+    held = torch.ones(min(1024 * MIB, torch.cuda.mem_get_info()[0] // 4), dtype=torch.uint8, device="cuda")
+    after = gpu.counters(0)
+    reserved, used = (int(after[k] or 0) - int(before[k] or 0) for k in ("reserved", "nvml_used"))
+    facts |= {"reserved more": reserved, "NVML used more": used, "allocated": held.nbytes}
+    facts["used beside the allocator"] = int(after["nvml_used"] or 0) - int(after["reserved"] or 0)
+    state = functional.get_paged(64 * MIB, dtype=torch.float32, device=torch.device("cuda", 0))
+    functional.fill(state, 1.0)
+    torch.cuda.synchronize()
+    facts["NVML used more for 256 MiB managed"] = int(gpu.counters(0)["nvml_used"] or 0) - int(after["nvml_used"] or 0)
+    expect(abs(used - reserved) <= _NVML_SLACK, "NVML and the allocator disagree: is another process using this GPU?")
+
+
+def balloon(facts: Facts) -> None:
+    """Managed pages on the device, then ordinary memory that leaves no room for half of them, then the pages again."""
+    import torch
+    from bitsandbytes import functional
+
+    from workbench.training.cupti import open_cupti
+
+    torch.cuda.init()
+    collector, capability = open_cupti(True)
+    if collector is None:
+        raise CheckFailed(f"CUPTI: {capability.why}")
+    state = functional.get_paged(64 * MIB, dtype=torch.float32, device=torch.device("cuda", 0))
+    functional.fill(state, 1.0)
+    torch.cuda.synchronize()
+    held = []
+    try:
+        for size in chunks(torch.cuda.mem_get_info()[0] + state.nbytes // 2):
+            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    except torch.OutOfMemoryError as error:
+        facts["the balloon stopped"] = str(error).splitlines()[0]
+    facts |= {"managed": state.nbytes, "balloon": sum(t.nbytes for t in held)}
+    held.clear()
+    torch.cuda.empty_cache()
+    functional.fill(state, 2.0)
+    torch.cuda.synchronize()
+    collector.close()
+    moved: dict[str, int] = {}
+    for event in collector.drain():
+        name = f"{event['direction']} {event['cause']}".strip() if event["k"] == "page" else event["text"]
+        moved[name] = moved.get(name, 0) + (event.get("bytes") or event.get("count", 1))
+    facts |= moved
+    expect(moved.get("d2h eviction"), "The balloon evicted nothing that CUPTI recorded.")
+    expect(any(name.startswith("h2d") for name in moved), "Nothing came back to the device.")
+
+
+def chunks(total: int, count: int = 64) -> Iterator[int]:
+    """``total`` bytes in pieces of at least 64 MiB, the last one smaller: one large piece could fail whole."""
+    size = max(64 * MIB, total // count)
+    for at in range(0, total, size):
+        yield min(size, total - at)
+
+
+def resume(facts: Facts, device: str = "cuda") -> None:
+    """The optimizer's state before and after it was saved and loaded."""
+    import torch
+
+    from workbench.training.optimizers import TracedAdamW, managed_bytes
+
+    def optimizer() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(512, 512, device=device))
+        return p, TracedAdamW([p], lr=0.01, optim_bits=32, is_paged=True)
+
+    def step(p: Any, opt: Any) -> None:
+        p.grad = torch.sin(p.detach())
+        opt.step()
+
+    p, first = optimizer()
+    step(p, first)
+    facts["managed after a step"] = managed_bytes()
+    saved = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in first.state[p].items()}
+    q, second = optimizer()
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        q.copy_(p)
+    loaded = second.state[q]
+    expect(torch.equal(loaded["state1"].cpu(), saved["state1"].cpu()), "The loaded state is another one.")
+    step(p, first)
+    step(q, second)
+    expect(torch.equal(p, q), "The optimizer that was resumed goes another way.")
+    facts["managed after loading and a step"] = managed_bytes()
+    for key in ("state1", "state2"):
+        expect(getattr(loaded[key], "is_paged", False), f"{key} is not paged again after loading.")
+
+
+def memory(facts: Facts) -> None:
+    """An allocation beyond a limit of this process, the ending that it becomes, and one that fits afterwards."""
+    import torch
+
+    from workbench.training.endings import ending_of
+
+    fraction = 0.1
+    torch.cuda.set_per_process_memory_fraction(fraction)
+    limit = int(torch.cuda.get_device_properties(0).total_memory * fraction)
+    try:
+        torch.empty(2 * limit, dtype=torch.uint8, device="cuda")
+        raise CheckFailed("An allocation beyond the limit went through.")
+    except torch.OutOfMemoryError as error:
+        ending = ending_of(error, {"step": 7, "longest": 480})
+    facts |= {"kind": ending.kind, "message": ending.message, "remedy": ending.remedy}
+    expect(ending.kind == "out_of_memory" and "The GPU ran out of memory at step 7" in ending.message, "It has another ending.")
+    expect(int(torch.ones(1024, device="cuda").sum()) == 1024, "The device does not work any more.")
+
+
+STEPS: dict[str, Callable[[Facts], None]] = {
+    step.__name__: step for step in (environment, collectors, quantize, nvml, balloon, resume, run, half, memory, overhead)
+}
+
+
+def main(name: str) -> int:
+    """Runs one step and prints its answer as the last line."""
+    told = answer(STEPS[name])
+    print(json.dumps(told, default=str))
+    return 0 if told["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
