@@ -1,15 +1,16 @@
-"""``Workbench``: the views over one state."""
+"""``Workbench``: the views over one state. A view is built when its tab is first opened, or when Python first asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import ipywidgets
 
 from widgets.breadcrumb import Breadcrumb
-from widgets.panels.base import Controls
+from widgets.panels.base import Controls, View
 from widgets.panels.distribution import DistributionView
 from widgets.panels.double_quant import DoubleQuantView
 from widgets.panels.error import BlockErrorView
@@ -24,6 +25,14 @@ from widgets.state import TABS, State
 from widgets.style import Panel, column
 from widgets.tasks import guard
 from workbench.sources import Source
+
+_V = TypeVar("_V", bound=View)
+
+_IN_TAB = {
+    "Model": ("model", "map"), "Distribution": ("distribution",), "Error": ("error",), "Formats": ("formats",),
+    "Double quant": ("double_quant",), "Memory": ("memory",), "Train": ("train",),
+}  # fmt: skip
+"""The attributes of ``Workbench`` that a tab shows."""
 
 
 class Workbench(Panel):
@@ -42,22 +51,14 @@ class Workbench(Panel):
         super().__init__("QLoRA Workbench")
         self.controls, self.progress = Controls(self.session), ProgressRow(self.session)
         self.crumbs = Breadcrumb(self.session, self.message)
-        self.model, self.map = ModelPicker(session=self.session), ModelMapView(session=self.session)
-        self.distribution = DistributionView(session=self.session)
-        self.error = BlockErrorView(session=self.session)
-        self.formats = FormatsView(session=self.session)
-        self.double_quant = DoubleQuantView(session=self.session)
-        self.memory = MemoryView(session=self.session)
-        self.train = TrainingCell(self.session.store.value.model)
-        self.views = (self.model, self.map, self.distribution, self.error, self.formats, self.double_quant, self.memory)
-        self._tab_of = dict(zip(self.views, ("Model", *TABS), strict=False))
-        self.tabs = ipywidgets.Tab([column(self.model, self.map), *self.views[2:], self.train])
+        self.tabs = ipywidgets.Tab([column() for _ in TABS])
         for i, title in enumerate(TABS):
             self.tabs.set_title(i, title)
         self.tabs.observe(guard(self.message)(self._chosen), "selected_index")
         self._show_tab(self.session.store.value.tab)
         self.children = (*self.children[:-1], self.crumbs, self.controls, self.progress, self.message, self.tabs)
         self.when_closed(self.session.close)
+        self.when_closed(self._close_views)
         self.when_closed(self.session.on_failure(self.message.error))
         self.when_closed(self.session.on_analysis(lambda _: self.message.clear()))
         self.when_closed(self.session.store.observe(self._follow))
@@ -68,8 +69,63 @@ class Workbench(Panel):
         """What is on screen as a small JSON value; ``Workbench(state=…)`` opens the same view."""
         return self.session.store.value.to_dict()
 
+    @cached_property
+    def model(self) -> ModelPicker:
+        """Opens a model, and says what it is."""
+        return self._made(ModelPicker(session=self.session), "Model")
+
+    @cached_property
+    def map(self) -> ModelMapView:
+        """All its tensors."""
+        return self._made(ModelMapView(session=self.session), "Model")
+
+    @cached_property
+    def distribution(self) -> DistributionView:
+        """How the chosen tensor's weights fall into bins."""
+        return self._made(DistributionView(session=self.session), "Distribution")
+
+    @cached_property
+    def error(self) -> BlockErrorView:
+        """Where its error sits."""
+        return self._made(BlockErrorView(session=self.session), "Error")
+
+    @cached_property
+    def formats(self) -> FormatsView:
+        """Formats at equal bits."""
+        return self._made(FormatsView(session=self.session), "Formats")
+
+    @cached_property
+    def double_quant(self) -> DoubleQuantView:
+        """What quantizing the scales saves and costs."""
+        return self._made(DoubleQuantView(session=self.session), "Double quant")
+
+    @cached_property
+    def memory(self) -> MemoryView:
+        """Whether the fine-tune fits."""
+        return self._made(MemoryView(session=self.session), "Memory")
+
+    @cached_property
+    def train(self) -> TrainingCell:
+        """Runs it."""
+        return TrainingCell(self.session.store.value.model)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views that have been built so far, in the order of the tabs."""
+        built = [self.__dict__[name] for names in _IN_TAB.values() for name in names if name in self.__dict__]
+        return tuple(view for view in built if isinstance(view, View))
+
+    def _made(self, view: _V, tab: str) -> _V:
+        view.active = self.session.store.value.tab == tab
+        return view
+
+    def _close_views(self) -> None:
+        """Those too that were asked for and never shown; the panel closes what is inside it."""
+        for view in self.views:
+            view.close()
+
     def _follow(self, state: State, changed: frozenset[str]) -> None:
-        if "model" in changed:
+        if "model" in changed and "train" in self.__dict__:
             self.train.use_model(state.model)
         if "tab" in changed:
             self._show_tab(state.tab)
@@ -79,6 +135,10 @@ class Workbench(Panel):
             self.session.store.update(tab=TABS[change["new"]])
 
     def _show_tab(self, tab: str) -> None:
-        self.tabs.selected_index = TABS.index(tab)
+        index = TABS.index(tab)
+        shown = [getattr(self, name) for name in _IN_TAB[tab]]
+        if not self.tabs.children[index].children:
+            self.tabs.children[index].children = shown
+        self.tabs.selected_index = index
         for view in self.views:
-            view.active = self._tab_of[view] == tab
+            view.active = view in shown

@@ -72,7 +72,8 @@ class FormatsView(View):
         return [
             note(
                 "Formats differ in bits per weight, so each enters with the configuration that uses most of the bits allowed: "
-                "codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what this one takes."
+                "codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what "
+                "these weights take."
             ),
             fields(self.scope, self.bits, width=220),
             self.told,
