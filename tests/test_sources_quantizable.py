@@ -151,6 +151,7 @@ def test_a_tensor_that_is_split_on_loading_has_the_codes_of_its_parts(tmp_path: 
     ("change", "fault"),
     [
         ({"model_type": "no-such-model"}, "has no model type 'no-such-model'"),
+        ({"model_type": ["llama"]}, "has no model type"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is '1000000000', for a checkpoint of"),
         ({"hidden_size": "wide"}, "transformers cannot build the model"),
         ({"num_attention_heads": 0}, "transformers cannot build the model"),

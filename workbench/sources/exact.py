@@ -82,7 +82,7 @@ def _without_weights(config: Mapping[str, Any], where: str) -> Any:
     import transformers
 
     kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         what = f"The installed transformers {transformers.__version__} has no model type {shown(str(kind))}."
         raise ModelError(what, where=where, remedy="Leave exact out, or upgrade transformers.")
     named = config.get("architectures")
