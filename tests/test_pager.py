@@ -63,6 +63,29 @@ def test_a_step_goes_forward_backward_and_through_the_optimizer_layer_by_layer(m
     assert freed == {"activations", "gradients"}  # everything else stays from step to step
 
 
+@pytest.mark.parametrize(
+    ("shapes", "layers"),
+    [
+        ({"h.0.attn.c_attn.weight": (64, 192), "h.10.mlp.c_fc.weight": (64, 256), "h.2.mlp.c_fc.weight": (64, 256)},
+         ["h.0", "h.2", "h.10"]),
+        ({f"{side}.block.{i}.layer.0.SelfAttention.q.weight": (64, 64) for side in ("decoder", "encoder") for i in range(2)},
+         ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]),
+        ({f"model.layers.0.block_sparse_moe.experts.{e}.w{w}.weight": (64, 64) for e in range(4) for w in (1, 2, 3)},
+         ["model.layers.0"]),
+    ],
+)  # fmt: skip
+def test_layers_stand_in_the_order_in_which_they_compute(shapes: dict[str, tuple[int, ...]], layers: list[str]) -> None:
+    model = Shapes("some", {**shapes, "shared.weight": (1000, 64)}, hidden_size=64)
+    config = wb.TrainConfig(optim="paged_adamw_8bit", page_min_numel=1)
+    extents, moments = working_set(model, config)
+    inner = [
+        m.name for m in moments if m.phase == "forward" and m.name not in ("embedding", "norm and head", "logits and loss")
+    ]
+    assert inner == layers
+    taken = {i for m in moments for i in m.takes}
+    assert taken == {i for i, e in enumerate(extents) if e.bytes or i in taken}  # nothing of the forecast is left out
+
+
 def test_accumulation_repeats_forward_and_backward_only(model: Shapes) -> None:
     many = wb.TrainConfig(lora_r=64, gradient_accumulation_steps=3)
     _, moments = working_set(model, many)

@@ -12,7 +12,9 @@ import pytest
 
 from tests.stub_libraries import compile_stub
 from workbench import TrainConfig
+from workbench.training.events import EventWriter, read_events
 from workbench.training.paging import HostFaults, paged_state
+from workbench.training.telemetry import Sampler
 
 
 def test_host_faults_are_deltas_and_never_called_gpu_paging() -> None:
@@ -40,6 +42,31 @@ def test_whether_optimizer_state_pages(
     capability = paged_state(TrainConfig(**fields), cuda, matrices)  # type: ignore[arg-type]
     assert capability.works is works
     assert told in capability.why
+
+
+class Collected:
+    """A source with something to tell whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def drain(self) -> list[dict[str, object]]:
+        self.asked += 1
+        return [{"k": "page", "number": self.asked}]
+
+
+def test_what_a_collector_still_has_when_sampling_ends_is_not_lost(tmp_path: Path) -> None:
+    source = Collected()
+    writer = EventWriter(tmp_path / "events-rank0.jsonl", 1)
+    sampler = Sampler(writer, lambda: None)
+    sampler.sources = (source,)
+    sampler.start()
+    sampler.close()
+    sampler.close()
+    writer.close()
+    told = [e["number"] for e in read_events(tmp_path) if e["k"] == "page"]
+    assert told == list(range(1, source.asked + 1))
+    assert told
 
 
 NVML_CODES = [*range(1, 30), 999]

@@ -102,6 +102,19 @@ def test_of_a_step_taken_again_the_newest_attempt_counts_and_what_moved_has_move
     assert truth["prefetch requested"] == 120
 
 
+def test_measured_stands_beside_simulated() -> None:
+    model = wb.open_model("builtin")
+    config = wb.TrainConfig(page_min_numel=1)
+    short = wb.simulate_paging(model, config, wb.simulate_paging(model, config, 2**40).enough - 1)
+    moves = [page(15, "h2d", 2), step(1, 20), page(25, "h2d", 4), step(2, 30), page(35, "h2d", 9), step(3, 40)]
+    beside = paging_truth(config, [hello(config, [LARGE]), *moves]).beside(short)
+    assert beside["simulated"].tolist() == short.per_step[-1].tolist()
+    assert beside["simulated"].min() > 0
+    assert beside["measured"].tolist() == [4, 0]
+    unseen = paging_truth(config, [hello(config, [LARGE], cuda=False), step(1, 20)]).beside(short)
+    assert unseen["measured"].isna().all()
+
+
 # Why nothing pages.
 
 

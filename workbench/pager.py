@@ -200,7 +200,8 @@ class _Timeline:
             sums[place, _CATEGORY[piece.category]] += piece.bytes
             if piece.category == "adapters" or (ledger.plan.method == "full" and piece.category == "weights"):
                 sums[place, "gradients"] += piece.bytes
-        self.layers = sorted({place for place, _ in sums if place not in _OUTER}, key=_natural)
+        inner = {place for place, _ in sums if place not in _OUTER}
+        self.layers = sorted(inner, key=lambda place: ("decoder" in place, _natural(place)))
         self.parts = {key: self._extent(key[1], key[0], size) for key, size in sums.items()}
         kept = activations(tensors, src.config, ledger.plan)
         share = kept.checkpoints if self.checkpointing else kept.all_layers
@@ -223,7 +224,8 @@ class _Timeline:
     def moments(self, batches: int) -> tuple[list[Extent], list[Moment]]:
         """All extents, and the moments of loading and of a step of so many batches."""
         base = ("weights", "scales", "adapters")
-        places = [place for place in (_BEFORE, *self.layers, _AFTER) if self._at(place, *base)]
+        there = {place for place, _ in self.parts}
+        places = [place for place in (_BEFORE, *self.layers, _AFTER) if place in there]
         everywhere = tuple(i for place in places for i in self._at(place, *base))
         step: list[Moment] = []
         for _ in range(batches):

@@ -8,6 +8,7 @@ page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from workbench.wording import amount
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.pager import PagerSimulation
     from workbench.sources.base import Source
 
 MOVED = ("h2d", "d2h", "evicted")
@@ -100,6 +102,18 @@ class PagingTruth:
 
         columns = [f.name for f in dataclasses.fields(StepPaging)]
         return pd.DataFrame([dataclasses.asdict(s) for s in self.steps], columns=columns).astype("Int64")
+
+    def beside(self, simulation: PagerSimulation) -> pd.DataFrame:
+        """Bytes a step, simulated and measured (the median of the steps; missing where nobody could see them).
+
+        One line each for ``h2d`` and ``d2h``; what was measured holds every cause, the driver's own prefetches too.
+        """
+        import pandas as pd
+
+        simulated = simulation.per_step[-1].tolist() if len(simulation.per_step) else [None, None]
+        seen = [[getattr(s, way) for s in self.steps if getattr(s, way) is not None] for way in ("h2d", "d2h")]
+        measured = [int(statistics.median(moved)) if moved else None for moved in seen]
+        return pd.DataFrame({"simulated": simulated, "measured": measured}, index=["h2d", "d2h"]).astype("Int64")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
