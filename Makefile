@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
+SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench notebooks fuzz smollm2 gpu-check
+.PHONY: help env lab test lint bench notebooks screens fuzz smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ lint: env ## ruff and mypy
 
 notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where widgets were
 	$(BIN)/python -m tests.browser.notebooks
+
+screens: env ## Take a picture of every view, light and dark, into $(SHOTS)
+	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest tests/browser/test_screens.py --quiet
 
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \

@@ -63,23 +63,17 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     block_size.focus()
     lab.page.keyboard.press("ArrowLeft")
     tab(lab, "Error")
-    until(lab, "RMSE of each", "plot.data[0].type === 'heatmap' && plot.layout.xaxis.range[1] === 10.5")
-    place = read(
-        lab,
-        "RMSE of each",
-        """(() => {
-            const { xaxis, yaxis } = plot._fullLayout, box = plot.getBoundingClientRect();
-            return [box.x + xaxis._offset + xaxis.d2p(3), box.y + yaxis._offset + yaxis.d2p(100)];
-        })()""",
-    )
-    x, y = (float(part) for part in place.strip("[]").split(","))
-    lab.page.mouse.click(x, y)
-    lab.until("() => /Block [\\d,]+ \\(row (9[89]|10[0-2]), block 3 of the row\\)/.test(document.body.innerText)")
+    lab.until("() => document.querySelector('.workbench-map [role=figure][data-map]')?.dataset.selected === '386'")
+    lab.page.locator(".workbench-map canvas").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+        lab.page.keyboard.press(key)
+    lab.until("() => /Block [\\d,]+ \\(row 37, block 2 of the row\\)/.test(document.body.innerText)")
     assert lab.page.locator(".wb-table[aria-label^='Weights, codes and errors'] tbody tr").count() == 64
     lab.shot("error-light", ".wb-panel")
 
     tab(lab, "Double quant")
     until(lab, "Scales take", "plot.data.length === 3")
+    until(lab, "How often each of the 256 codes", "plot.data[0].y.length === 256")
     assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
     lab.shot("double-quant-light", ".wb-panel")
     tab(lab, "Memory")
@@ -90,7 +84,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.shot("model-light", ".wb-panel")
 
     lab.theme("JupyterLab Dark")
-    for name, start in (("Distribution", "Histogram of"), ("Error", "RMSE of each"), ("Memory", "Forecast memory")):
+    for name, start in (("Distribution", "Histogram of"), ("Error", "How RMSE is spread"), ("Memory", "Forecast memory")):
         tab(lab, name)
         until(lab, start, "plot._fullLayout.colorway[0] === '#56b4e9'")
         lab.shot(f"{name.lower()}-dark", ".wb-panel")
