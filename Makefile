@@ -41,7 +41,7 @@ lint: env ## ruff and mypy
 notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where widgets were
 	$(BIN)/python -m tests.browser.notebooks
 
-screens: env ## Take a picture of every view, light and dark, into $(SHOTS)
+screens: env ## Take a picture of every view, light and dark, into docs/img/views (SHOTS=…)
 	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest tests/browser/test_screens.py --quiet
 
 bench: env ## Run the benchmarks
