@@ -11,8 +11,8 @@ from huggingface_hub import constants, hf_hub_download
 
 from tests.hub_server import HubServer
 from tests.hubs import single, weights
-from tests.tiny_model import tiny_tokenizer
-from workbench import DataError, ModelError, TrainConfig
+from tests.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench import DataError, ModelError, TrainConfig, launch
 from workbench.training import data, dataset_files
 from workbench.training.dataset_files import locate
 
@@ -200,6 +200,24 @@ def test_a_dataset_too_large_to_fetch_unasked(hub: HubServer, monkeypatch: pytes
     monkeypatch.setattr(dataset_files, "LARGEST", 5)
     with pytest.raises(DataError, match="its files take"):
         data.check(TrainConfig(dataset="org/large"))
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "b*", "c?d", "{e}"])
+def test_a_path_is_no_pattern(folder: str, tokenizer: Any, tmp_path: Path) -> None:
+    for name in (folder, "a1", "bb"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "rows.jsonl", {"text": name})
+    row = data.load(TrainConfig(dataset=str(tmp_path / folder / "rows.jsonl")), tokenizer).rows
+    assert [tokenizer.decode(r.input_ids, skip_special_tokens=True) for r in row] == [folder]
+
+
+def test_a_run_keeps_the_commit_of_its_dataset(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/texts", {"train.jsonl": b'{"text": "one two three"}\n'})
+    model = write_tiny_model(tmp_path / "model")
+    run = launch(TrainConfig(model=str(model), dataset="org/texts", max_eval_rows=0), tmp_path / "run")
+    run.stop(patience=0.1)
+    assert (run.config.dataset, run.config.dataset_revision) == ("org/texts", "a" * 40)
+    assert run.wait(60).state == "stopped"
 
 
 def test_a_row_that_breaks_off_is_a_data_error(tokenizer: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.sources import Source, TensorInfo, open_model
     from workbench.surveying import Survey, survey
     from workbench.training.config import TrainConfig
+    from workbench.training.recipe import as_code
     from workbench.training.runs import Run, attach, launch, runs
     from workbench.training.truth import PagingTruth, paging_truth
 
@@ -42,6 +43,7 @@ _HOME = {
     "sources": ("Source", "TensorInfo", "open_model"),
     "surveying": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
+    "training.recipe": ("as_code",),
     "training.runs": ("Run", "attach", "launch", "runs"),
     "training.truth": ("PagingTruth", "paging_truth"),
 }
@@ -75,6 +77,7 @@ __all__ = [
     "Totals",
     "TrainConfig",
     "WorkbenchError",
+    "as_code",
     "attach",
     "check_backend",
     "configurations",

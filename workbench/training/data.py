@@ -216,13 +216,16 @@ def tokenize(rows: Iterable[Text | None], tokenizer: Any, max_length: int) -> Ro
         there = [row for row in batch if row is not None]
         empty += len(batch) - len(there)
         for row, (ids, offsets) in zip(there, _encoded(there, tokenizer, most), strict=True):
-            learnt = [any(a < stop and b > start and b > a for start, stop in row.learnt) for a, b in offsets]
+            begin, stop = np.asarray(offsets, np.int64).reshape(-1, 2).T  # (tokens,) each
+            loss = np.zeros(len(ids) + 1, np.bool_)  # one more, for the end token
+            for first, last in row.learnt:
+                loss[:-1] |= (begin < last) & (stop > first) & (stop > begin)
             if not row.chat and end is not None and len(row.text) <= most:
                 if not ids or ids[-1] != end:
-                    ids, learnt = [*ids, end], [*learnt, False]
-                learnt[-1] = bool(row.learnt)
+                    ids = [*ids, end]
+                loss[len(ids) - 1] = bool(row.learnt)
             truncated += len(ids) > max_length or len(row.text) > most
-            loss = np.asarray(learnt[:max_length], np.bool_)
+            loss = loss[: min(len(ids), max_length)]
             loss[:1] = False
             if loss.any():
                 kept.append(Row(np.asarray(ids[:max_length], np.int32), loss))

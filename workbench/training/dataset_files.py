@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -198,7 +199,7 @@ def read(files: Files, columns: Sequence[str], limit: int | None = None) -> Iter
     import datasets
 
     exactly = {"keep_default_na": False, "converters": dict.fromkeys(columns, str)} if files.loader == "csv" else {}
-    paths = [str(path) for path in files.paths]
+    paths = [glob.escape(str(path)) for path in files.paths]  # datasets takes them for patterns
     try:
         rows = datasets.load_dataset(files.loader, data_files=paths, split="train", streaming=True, **exactly)
         for row in rows if limit is None else rows.take(limit):

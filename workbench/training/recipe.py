@@ -6,6 +6,7 @@ held-out loss, samples, events, pausing. Imports none of those libraries.
 
 from __future__ import annotations
 
+import glob
 import json
 from typing import Any
 
@@ -98,7 +99,7 @@ rows = rows.filter(lambda row: any(label != -100 for label in row["labels"]))
 
 def _places(config: TrainConfig, files: Files) -> list[str]:
     if files.revision is None:
-        return [str(path) for path in files.paths]
+        return [glob.escape(str(path)) for path in files.paths]
     inside = [path.parts[path.parts.index(files.revision) + 1 :] for path in files.paths]
     return [f"hf://datasets/{config.dataset}@{files.revision}/{'/'.join(parts)}" for parts in inside]
 
