@@ -57,17 +57,26 @@ _WATCH = """() => {
     const seen = new WeakSet();
     window.last = performance.now(), window.drawn = 0;
     const note = () => { window.last = performance.now(); window.drawn += 1; };
+    const ours = (figure) => {
+        let revision;
+        const look = () => {
+            const drawn = figure.dataset.revision !== revision && (figure.dataset.map || figure.data?.length);
+            if (drawn && figure.checkVisibility()) note();
+            if (drawn) revision = figure.dataset.revision;
+        };
+        look();
+        new MutationObserver(look).observe(figure, { attributes: true, attributeFilter: ['data-revision'] });
+    };
+    const theirs = (plot) => {
+        const look = () => plot.data?.length && plot.checkVisibility() && note();
+        look();
+        plot.on('plotly_afterplot', look);
+    };
     const look = () => {
-        for (const plot of document.querySelectorAll('.js-plotly-plot')) {
-            if (seen.has(plot) || !plot.on) continue;
-            seen.add(plot);
-            if (plot.data?.length && plot.checkVisibility()) note();
-            plot.on('plotly_afterplot', () => plot.data?.length && plot.checkVisibility() && note());
-        }
-        for (const map of document.querySelectorAll('.workbench-map [role=figure]')) {
-            if (seen.has(map)) continue;
-            seen.add(map);
-            new MutationObserver(note).observe(map, { attributes: true, attributeFilter: ['data-revision'] });
+        for (const figure of document.querySelectorAll('[role=figure], .js-plotly-plot')) {
+            if (seen.has(figure) || !(figure.closest('.workbench-drawing') || figure.on)) continue;
+            seen.add(figure);
+            (figure.closest('.workbench-drawing') ? ours : theirs)(figure);
         }
         requestAnimationFrame(look);
     };
