@@ -4,8 +4,8 @@ Covers any list of moments in which extents of memory are taken, touched and fre
 move to the host) and the rest fixed. A simulation in pages and bytes, deterministic and without a clock; what a fine-tune
 takes and touches, and what a bus charges, is in ``pager``.
 
-How it differs from NVIDIA's driver: that evicts chunks of 2 MiB in the order in which they were last brought to the device,
-not in which they were last used, and may bring neighbouring pages along.
+How it differs from NVIDIA's driver (its open kernel module, uvm_pmm_gpu.c): that evicts chunks of 2 MiB in the order in which
+they last received pages, for it does not see which pages are used, and it may bring neighbouring pages along.
 """
 
 from __future__ import annotations

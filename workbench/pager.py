@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PAGE_SIZES = (2 << 20, 64 << 10)
 """2 MiB: what NVIDIA's driver evicts at a time (the largest chunk of its open kernel module, uvm_pmm_gpu.h); 64 KiB: what a
-page fault brings at least (its prefetcher's smallest region)."""
+page fault usually brings at least (its prefetcher's smallest region)."""
 PCIE: Mapping[str, float] = MappingProxyType(
     {f"PCIe {name}.0 x16": 16 * rate * 128 / 130 / 8 for name, rate in (("3", 8e9), ("4", 16e9), ("5", 32e9))}
 )
