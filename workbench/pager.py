@@ -1,8 +1,8 @@
 """The pager: what a fine-tune would page on a GPU with too little memory. A simulation, never a measurement.
 
 Covers the working set of a QLoRA, LoRA or full fine-tune over forward, backward and optimizer, layer by layer, from the same
-figures as the forecast (``memory``), the pages that move under a budget (``lru``), and the least that PCIe would charge for
-them. Does not cover what a driver really does: that is measured by ``training.cupti`` where there is a GPU.
+figures as the forecast (``memory``), the pages that move under a budget (``lru``), and what PCIe would charge for them
+at its nominal rate. Does not cover what a driver really does: that is measured by ``training.cupti`` where there is a GPU.
 
 Only what bitsandbytes puts into managed memory can leave the device: Adam's moments of parameters from ``page_min_numel``
 elements on, under a paged optimizer. ``managed="everything"`` shows what would happen if all of it could.
@@ -56,7 +56,7 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class PagerSimulation:
-    """What a budget makes of a step. Simulated; arrays run over the moments of ``steps`` steps, in bytes."""
+    """What a budget makes of a step. Simulated; arrays run over the moments of three steps, in bytes."""
 
     model: str
     budget: int
@@ -98,7 +98,7 @@ class PagerSimulation:
 
     @property
     def bus_seconds(self) -> float:
-        """What the bus charges for a step at least, if the two directions do not overlap."""
+        """What a step takes on the bus at its nominal rate, one direction after the other."""
         steps = self.per_step
         return float(steps[-1].sum() / self.bandwidth) if len(steps) else 0.0
 
@@ -113,7 +113,7 @@ class PagerSimulation:
         to_device, to_host = self.per_step[-1].tolist()
         return (
             f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({amount(to_host)}) and brings "
-            f"{amount(to_device)} back, at least {self.bus_seconds:.2g} s on the bus; from {amount(self.enough)} on none is."
+            f"{amount(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from {amount(self.enough)} on none is."
         )
 
     def to_frame(self) -> pd.DataFrame:
