@@ -113,7 +113,8 @@ class PagerSimulation:
         to_device, to_host = self.per_step[-1].tolist()
         return (
             f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({amount(to_host)}) and brings "
-            f"{amount(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from {amount(self.enough)} on none is."
+            f"{amount(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
+            f"{amount(self.enough)} on none is."
         )
 
     def to_frame(self) -> pd.DataFrame:
