@@ -123,8 +123,9 @@ def test_distribution_shows_every_weight_once(session):
 
 
 def test_every_figure_is_one_that_plotly_accepts(session):
+    session.want_scales(True)
     session.start()
-    analysis = session.analysis
+    analysis, scales = session.analysis, session.analysis.scales
     source = analysis.source
     ledgers = [wb.forecast(source, wb.TrainConfig())] * 2
     from workbench.memory import GPUS
@@ -132,9 +133,9 @@ def test_every_figure_is_one_that_plotly_accepts(session):
     for figure in (
         figures.distribution(analysis.histogram, analysis.stats, log=True),
         figures.occupancy(analysis.stats),
-        scale_figures.scale_overhead(analysis.doubled.spec),
-        scale_figures.absmax_spread(analysis.plain.block_absmax, analysis.nested),
-        scale_figures.nested_codes(analysis.nested),
+        scale_figures.scale_overhead(scales.doubled.spec),
+        scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
+        scale_figures.nested_codes(scales.nested),
         scale_figures.memory_methods(ledgers, GPUS["T4 16 GB"]),
         block_figures.block_distribution(analysis.stats, "block_max"),
         block_figures.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
@@ -179,7 +180,7 @@ def test_double_quantization_is_told_in_bits_bytes_and_error(session):
     assert "32/64 = 0.5" in view.sum.value
     assert "0.1270" in view.sum.value
     assert "256" in view.sum.value
-    plain, doubled = session.analysis.plain, session.analysis.doubled
+    plain, doubled = session.analysis.scales.plain, session.analysis.scales.doubled
     assert f"{100 * (doubled.rmse / plain.rmse - 1):+.3f} %" in view.table.value
     session.store.update(nested_block_size=64)
     assert "32/(64·64)" in view.sum.value
@@ -228,7 +229,7 @@ def test_opening_the_same_folder_again_reads_it_again(app, tmp_path):
     app.model.button.click()
     folder(tmp_path, np.full((64, 64), 3, np.float32))
     app.model.button.click()
-    assert app.session.analysis.plain.block_absmax.max() == 3
+    assert app.session.analysis.stats[0].block_absmax.max() == 3
 
 
 def test_a_request_that_is_overtaken_by_another_model_leaves_no_weights_under_the_old_one(session, tmp_path):
@@ -241,7 +242,7 @@ def test_a_request_that_is_overtaken_by_another_model_leaves_no_weights_under_th
     session.open(paths[1])
     session._analyse(old)  # what a slow thread does with a state from before the model was changed
     session.open(paths[0])
-    assert session.analysis.plain.block_absmax.max() == 1
+    assert session.analysis.stats[0].block_absmax.max() == 1
 
 
 def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
@@ -327,3 +328,15 @@ def test_a_registered_format_is_among_an_app_s_controls():
         app.close()
     finally:
         del _formats["<b>mine</b>"]
+
+
+def test_double_quantization_is_measured_only_while_a_view_of_it_is_on_screen(app):
+    assert app.session.analysis.scales is None
+    app.session.store.update(tab="Double quant")
+    assert app.session.analysis.scales.doubled.spec.double_quant
+    assert "32/64 = 0.5" in app.double_quant.sum.value
+    app.session.store.update(block_size=128)
+    assert "32/128 = 0.25" in app.double_quant.sum.value
+    app.session.store.update(tab="Distribution")
+    app.session.store.update(block_size=64)
+    assert app.session.analysis.scales is None

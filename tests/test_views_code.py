@@ -71,7 +71,7 @@ def test_the_formats(app):
 
 def test_the_scales(app):
     names, _ = run(app, "Double quant", app.double_quant)
-    shown = app.session.analysis
+    shown = app.session.analysis.scales
     assert (names["plain"].rmse, names["doubled"].rmse) == (shown.plain.rmse, shown.doubled.rmse)
     np.testing.assert_array_equal(names["nested"].codes, shown.nested.codes)
     assert sum(row.saved for row in names["by_tensor"]) == names["saved"]

@@ -15,7 +15,7 @@ from workbench.sources.rule import AS_STORED
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from widgets.session import Analysis
+    from widgets.session import Analysis, Rescaled
     from widgets.state import State
 
 _OWN = "registered by the user"
@@ -90,9 +90,9 @@ def formats(analysis: Analysis, scope: str, bits: float, sample: float | None) -
     )
 
 
-def double_quant(analysis: Analysis) -> str:
+def double_quant(analysis: Analysis, scales: Rescaled) -> str:
     """The two errors, the scales' codes, and the bytes saved."""
-    plain, doubled = analysis.plain.spec, analysis.doubled.spec
+    plain, doubled = scales.plain.spec, scales.doubled.spec
     sizes = f"block_size={plain.block_size}, nested_block_size={doubled.nested_block_size}"
     return _lines(
         ["from workbench.double_quant import double_quantize", "from workbench.memory import double_quant_savings"],

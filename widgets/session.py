@@ -34,6 +34,16 @@ _MEASURED_BY = {"model", "tensor", "formats", "block_size", "double_quant", "nes
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """The leading format, or NF4 where that has no scales that could be double quantized, without and with it."""
+
+    plain: ErrorStats
+    doubled: ErrorStats
+    nested: NestedScales
+    """The double-quantized scales."""
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What the views show of one tensor."""
 
@@ -47,12 +57,8 @@ class Analysis:
     """One for each of the state's formats."""
     histogram: NDArray[np.int64]
     """int64 (256,): weights by x / absmax over [−1, 1]."""
-    plain: ErrorStats
-    """The leading format without double quantization; NF4 where it has no scales that could be."""
-    doubled: ErrorStats
-    """And with it."""
-    nested: NestedScales
-    """The leading format's double-quantized scales."""
+    scales: Rescaled | None
+    """None unless a view of the scales is on screen: it takes two more formats to measure."""
     shape: tuple[int, ...]
     """The weight's shape as bitsandbytes sees it: dequantized and transposed where the checkpoint holds it otherwise."""
     packed: str
@@ -83,6 +89,7 @@ class Session:
         self._failed: list[Callable[[Exception], None]] = []
         self._busy: list[Callable[[bool], None]] = []
         self._progress: list[Callable[[Step | None], None]] = []
+        self._scales_wanted = False
         self._refused: Callable[[Exception], None] | None = None
         self._source: Source | None = None
         self._held: tuple[Source, str, NDArray[Any]] | None = None
@@ -163,6 +170,12 @@ class Session:
             self._source = open_model(self.store.value.model)
         return self._source
 
+    def want_scales(self, wanted: bool) -> None:
+        """Whether analyses are to have ``scales``; where the present one has none it is made anew."""
+        self._scales_wanted = wanted
+        if wanted and self.analysis is not None and self.analysis.scales is None:
+            self.start()
+
     def on_analysis(self, listener: Callable[[Analysis], None]) -> Callable[[], None]:
         """Calls ``listener(analysis)`` after each measurement; returns what ends that."""
         return _subscribe(self._listeners, listener)
@@ -215,19 +228,19 @@ class Session:
             read = weights_of(source, tensor.name, tensor.layout, progress=moved, cancelled=look)
             held = self._held = (source, tensor.name, as_weights(read))
         weights = held[2]
-        lead = state.formats[0]
-        if not find_format(lead).double_quantizable:
-            lead = "nf4"
-        specs = [*state.specs, state.spec(lead), state.spec(lead, double_quant=True)]
-        unique = list(dict.fromkeys(specs))
+        lead = state.formats[0] if find_format(state.formats[0]).double_quantizable else "nf4"
+        pair = [state.spec(lead), state.spec(lead, double_quant=True)] if self._scales_wanted else []
+        unique = list(dict.fromkeys([*state.specs, *pair]))
         found = dict(zip(unique, measure(weights, unique, cancelled=stale), strict=True))
-        *stats, plain, with_nested = (found[spec] for spec in specs)
         counts = histogram(weights, state.block_size, cancelled=stale)
-        nested = double_quantize(plain.block_absmax, with_nested.spec.nested_block_size)
+        scales = None
+        if pair:
+            plain, doubled = (found[spec] for spec in pair)
+            scales = Rescaled(plain, doubled, double_quantize(plain.block_absmax, doubled.spec.nested_block_size))
         packing = packings_of(source).get(tensor.name)
         return Analysis(
-            state, source, tensor, weights.reshape(-1), tuple(stats), counts, plain, with_nested, nested, weights.shape,
-            packing.title if packing else "",
+            state, source, tensor, weights.reshape(-1), tuple(found[spec] for spec in state.specs), counts, scales,
+            weights.shape, packing.title if packing else "",
         )  # fmt: skip
 
     def _apply(self, analysis: Analysis) -> None:

@@ -33,6 +33,9 @@ class View(Panel):
     of_one_tensor = True
     """Whether the view depends on tensor, formats and block size, and so has controls for them when it is alone."""
 
+    of_scales = False
+    """Whether the view needs an analysis's ``scales``."""
+
     def __init__(
         self,
         title: str,
@@ -54,6 +57,8 @@ class View(Panel):
         if self._own:
             children = [ProgressRow(self.session), *children]
         self.children = (*self.children[:-1], self.message, *children, self.copy)
+        if self.of_scales:
+            self.session.want_scales(True)
         self.when_closed(self.session.on_analysis(self._take))
         self.when_closed(self.session.store.observe(self._follow))
         if self._own:
@@ -87,6 +92,8 @@ class View(Panel):
     @active.setter
     def active(self, active: bool) -> None:
         self._active = active
+        if self.of_scales:
+            self.session.want_scales(active)
         if active and self._behind and self.session.analysis is not None:
             self._take(self.session.analysis)
 
@@ -179,7 +186,7 @@ class Controls(ipywidgets.VBox):
             text += f" The checkpoint holds it in {analysis.packed}: shown is what that dequantizes to, quantized once more."
         elif analysis.tensor.layout == TRANSPOSED:
             text += " It is shown transposed, as bitsandbytes quantizes it."
-        e = analysis.plain
+        e = analysis.stats[0]
         if e.nans or e.infinities:
             text += (
                 f" {e.nans:,} weights are NaN and {e.infinities:,} infinite; "

@@ -116,7 +116,7 @@ class DistributionView(View):
         asked = (analysis.source, analysis.tensor.name, size)
         if asked != self._normal_of:
             self._normal_of, self.normal = asked, None
-            if np.isfinite(analysis.plain.block_absmax).any():
+            if np.isfinite(analysis.stats[0].block_absmax).any():
                 self.normal = quantiles(analysis.weights, size)
         found = self.normal
         if found is None:
@@ -139,7 +139,7 @@ class DistributionView(View):
         if asked == self._tails_of:
             return
         self._tails_of, self.tails = asked, None
-        if not np.isfinite(analysis.plain.block_absmax).any():
+        if not np.isfinite(analysis.stats[0].block_absmax).any():
             self.work.cancel()
             self.count.layout.display, self.tails_table.value = "none", ""
             set_note(self.tails_told, "No weight of this tensor is finite: there are no outliers to count.")

@@ -24,6 +24,8 @@ NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 class DoubleQuantView(View):
     """Bits and bytes of the scales with and without double quantization, and the error it adds to the weights."""
 
+    of_scales = True
+
     def __init__(self, model: Any = None, **options: Any) -> None:
         super().__init__("Double quantization", model, **options)
 
@@ -60,11 +62,13 @@ class DoubleQuantView(View):
 
     def code(self, analysis: Analysis) -> str:
         """The two errors, the codes, and the bytes saved."""
-        return code.double_quant(analysis)
+        return code.double_quant(analysis, analysis.scales) if analysis.scales else ""
 
     def draw(self, analysis: Analysis) -> None:
         """All of it."""
-        plain, doubled = analysis.plain, analysis.doubled
+        if analysis.scales is None:  # made before this view was on screen; the next one comes
+            return
+        plain, doubled, scales = analysis.scales.plain, analysis.scales.doubled, analysis.scales.nested
         spec = doubled.spec
         block, nested = spec.block_size, spec.nested_block_size
         if nested in NESTED_SIZES:
@@ -85,12 +89,12 @@ class DoubleQuantView(View):
             f"Scales take {32 / block:.4g} bits per weight; with double quantization {for_scales:.4f}.",
         )
         self.spread.show(
-            figures.absmax_spread(plain.block_absmax, analysis.nested),
+            figures.absmax_spread(plain.block_absmax, scales),
             f"How the {plain.block_absmax.size:,} absmax values are spread, and by how many percent each one changes.",
         )
         self.codes.show(
-            figures.nested_codes(analysis.nested),
-            f"How often each of the 256 codes stands for an absmax: {np.unique(analysis.nested.codes).size} of them are used.",
+            figures.nested_codes(scales),
+            f"How often each of the 256 codes stands for an absmax: {np.unique(scales.codes).size} of them are used.",
         )
         model = double_quant_savings(analysis.source, block, nested)
         before, after = plain.spec.storage(plain.numel), spec.storage(plain.numel)
