@@ -202,6 +202,15 @@ def test_a_dataset_too_large_to_fetch_unasked(hub: HubServer, monkeypatch: pytes
         data.check(TrainConfig(dataset="org/large"))
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text\nfirst\n"), ("a.jsonl", '{"text": "first"}\n')])
+def test_a_byte_order_mark_is_no_part_of_a_column(name: str, content: str, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, "utf-8-sig")
+    config = TrainConfig(dataset=str(tmp_path / name))
+    data.check(config)
+    (row,) = data.load(config, tokenizer).rows
+    assert tokenizer.decode(row.input_ids, skip_special_tokens=True) == "first"
+
+
 @pytest.mark.parametrize("folder", ["a[1]", "b*", "c?d", "{e}"])
 def test_a_path_is_no_pattern(folder: str, tokenizer: Any, tmp_path: Path) -> None:
     for name in (folder, "a1", "bb"):

@@ -169,7 +169,7 @@ def columns_of(files: Files) -> tuple[str, ...]:
             import pyarrow.parquet  # type: ignore[import-untyped]
 
             return tuple(pyarrow.parquet.read_schema(path).names)
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
             if files.loader == "csv":
                 return tuple(next(csv.reader(handle), ()))
             return tuple(_first_object(handle.read(1 << 20)))
@@ -182,7 +182,7 @@ def columns_of(files: Files) -> tuple[str, ...]:
 
 
 def _first_object(text: str) -> dict[str, Any]:
-    text = text.lstrip("\ufeff \t\r\n").removeprefix("[").lstrip()
+    text = text.lstrip().removeprefix("[").lstrip()
     if not text:
         return {}
     first, _ = json.JSONDecoder().raw_decode(text)
