@@ -30,6 +30,15 @@ OVERFLOW = """() => {
 }"""
 
 
+NAMELESS = """() => [...document.querySelectorAll(
+        '.wb-panel :is(input, select, textarea, button, [role=slider], [role=figure], canvas[tabindex])'
+    )].filter((e) => {
+        const labelled = e.labels?.length && [...e.labels].some((label) => label.textContent.trim());
+        const own = e.getAttribute('aria-label') || e.title || (e.tagName === 'BUTTON' && e.textContent.trim());
+        return e.checkVisibility() && !labelled && !own && !e.closest('.modebar');
+    }).map((e) => e.outerHTML.slice(0, 200))"""
+
+
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str) -> None:
     write_notebook(lab_server.folder / "app.ipynb", "from widgets import Workbench\napp = Workbench('builtin')\napp")
@@ -44,6 +53,7 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
         if name == "Model":
             lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
+        assert lab.page.evaluate(NAMELESS) == [], f"{name} has controls without a name"
         assert not lab.page.locator(".wb-error").locator("visible=true").count(), name
         lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
     if theme == "Dark":
