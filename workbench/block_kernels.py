@@ -91,7 +91,7 @@ def finish_span(
             if scale - scale != 0.0:
                 error_squares[f, b] = error_sums[f, b] = error_max[f, b] = np.nan
                 continue
-            weights += count
+            weights += float(count)
             power += squares[b] * scale * scale
             noise += error_squares[f, b] * scale * scale
             sums += error_sums[f, b] * scale
