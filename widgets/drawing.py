@@ -100,7 +100,8 @@ class Drawing(anywidget.AnyWidget):
             del self._pictures[name]
         if isinstance(answers[0], str):
             raise WorkbenchError("The page could not take a picture.", where=repr(self), remedy=answers[0])
-        return Image(data=answers[0], format="png", retina=True, alt=self.summary)
+        # IPython types its displays in part.
+        return Image(data=answers[0], format="png", retina=True, alt=self.summary)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Remove the drawing from every page and free its models; closing twice is harmless."""

@@ -34,7 +34,7 @@ def cell_of(widget: Any) -> dict[str, Any]:
     """The execution that last showed a widget that contains ``widget``; else the one in which it was made."""
     for root, cell in reversed(_shown):
         if cell and any(part is widget for part in _tree(root())):
-            return cell
+            return dict(cell)
     return dict(getattr(widget, "_made_in", {}))
 
 
