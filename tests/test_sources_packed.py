@@ -177,3 +177,16 @@ def test_a_weight_and_its_scales_may_lie_in_different_shards(tmp_path: Path) -> 
     assert any(index[name] != index[f"{name}.absmax"] for name in names)
     for name in names:
         assert weights(wb.open_model(shards), name).tobytes() == weights(wb.open_model(whole), name).tobytes()
+
+
+@pytest.mark.parametrize("name", ["nf4", "nf4, double"])
+def test_a_packed_checkpoint_is_forecast_as_the_plain_one_in_the_same_specification(name: str, tmp_path: Path) -> None:
+    """What the configuration asks for does not matter: a load keeps the checkpoint's own."""
+    model_type, config, how, dtype = CASES[name]
+    folder = save_quantized(tmp_path, model_type, config, dtype, load_in_4bit=True, **how)
+    asked = wb.TrainConfig(double_quant="double" in name)
+    plain = wb.forecast(wb.open_model(tmp_path / "plain"), asked)
+    other = wb.forecast(wb.open_model(folder), wb.TrainConfig(double_quant="double" not in name, quant_type="fp4"))
+    assert other.to_frame().to_dict() == plain.to_frame().to_dict()
+    assert plain["4-bit weights"] > 0
+    assert plain["adapters"] > 0

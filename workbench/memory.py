@@ -20,6 +20,7 @@ from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
 from workbench.quantization import QuantSpec
 from workbench.sources.base import Source, TensorInfo
+from workbench.sources.packed import as_loaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,12 +108,14 @@ def forecast(src: Source, cfg: Any, device: str = "cuda") -> MemoryLedger:
 
     ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
     """
-    return _ledger(src.tensors(), src.config, src.name, Plan.of(cfg, device))
+    tensors, plan = _planned(src, cfg, device)
+    return _ledger(tensors, src.config, src.name, plan)
 
 
 def compare_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
     """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
-    base = dataclasses.replace(Plan.of(cfg, device), optim="adamw_32bit", double_quant=False)
+    tensors, plan = _planned(src, cfg, device)
+    base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
     four_bit = dataclasses.replace(base, method=QLORA)
     double = dataclasses.replace(four_bit, double_quant=True)
     plans = {
@@ -122,8 +125,16 @@ def compare_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryL
         "+ double quantization": double,
         "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
     }
-    tensors = src.tensors()
     return [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+
+
+def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
+    """The tensors as a load has them, and the plan: a checkpoint that is packed in 4 bits decides how they are held."""
+    tensors, spec = as_loaded(src)
+    plan = Plan.of(cfg, device)
+    if spec is not None:
+        plan = dataclasses.replace(plan, quant_type=spec.format, block_size=spec.block_size, double_quant=spec.double_quant)
+    return tensors, plan
 
 
 def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
@@ -220,7 +231,7 @@ def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: i
     """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
     plain = QuantSpec("nf4", block_size=block_size)
     double = QuantSpec("nf4", block_size=block_size, double_quant=True, nested_block_size=nested_block_size)
-    sizes = [t.numel for t in loaded(src.tensors()) if t.quantizable]
+    sizes = [t.numel for t in loaded(as_loaded(src)[0]) if t.quantizable]
     return DoubleQuantSavings(
         weights=sum(sizes),
         absmax=sum(plain.nbytes(n) - plain.storage(n)["codes"] for n in sizes),
@@ -292,7 +303,7 @@ class Change:
 
 def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> list[Change] | None:
     """The changes, cheapest first, after which the fine-tune fits; ``[]`` if it does as it is, None if none of them helps."""
-    tensors, plan = src.tensors(), Plan.of(cfg, "cuda")
+    tensors, plan = _planned(src, cfg, "cuda")
     ledger = _ledger(tensors, src.config, src.name, plan)
     done: list[Change] = []
     for fields in _changes(plan):

@@ -9,6 +9,7 @@ the others before it is read. MXFP4 follows OCP's Microscaling specification, in
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from workbench.double_quant import NestedScales, dynamic_levels
 from workbench.errors import ModelError
 from workbench.formats import find_format
+from workbench.quantization import QuantSpec
 from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import Entry, shown
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
@@ -55,6 +57,25 @@ def logical(source: Source) -> list[TensorInfo]:
         elif info.name not in parts:
             found.append(info)
     return found
+
+
+def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
+    """``logical(source)`` as a QLoRA load has it: what bitsandbytes packed in 4 bits counts as quantizable.
+
+    And the specification that it is packed in, which a load keeps whatever is asked for; None where nothing is.
+    """
+    found, spec = [], None
+    packings = find_packings(entries := _entries(source), source.config)
+    for info in logical(source):
+        packing = packings.get(info.name)
+        if packing is not None and packing.scheme in ("nf4", "fp4"):
+            if spec is None:
+                state = _Opener(source, entries[info.name], packing, entries).state()
+                nested = state.nested_block_size
+                spec = QuantSpec(state.quant_type, state.block_size, double_quant=nested > 0, nested_block_size=nested or 256)
+            info = replace(info, quantizable=True, reason=f"a linear layer's weight, {info.reason}")
+        found.append(info)
+    return found, spec
 
 
 def weights(

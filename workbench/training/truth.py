@@ -255,8 +255,9 @@ def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
     if src is None:
         return {}
     from workbench.footprint import Plan, trained
+    from workbench.sources.packed import as_loaded
 
-    return paging_facts(config, None, list(trained(src.tensors(), Plan.of(config, "cuda")).values()))
+    return paging_facts(config, None, list(trained(as_loaded(src)[0], Plan.of(config, "cuda")).values()))
 
 
 def paging_truth(config: TrainConfig, events: Iterable[Event] = (), src: Source | None = None) -> PagingTruth:
