@@ -24,13 +24,16 @@ def config_of(model: Path, **fields: Any) -> wb.TrainConfig:
     return wb.TrainConfig(**{"model": str(model), **USUAL, **steps, **fields})
 
 
-def train(config: wb.TrainConfig, root: Path) -> wb.Run:
-    """Trains to the end in an empty folder; the test fails with the run's errors if that is not how it ends."""
+def train(config: wb.TrainConfig, root: Path, attempt: int = 1) -> wb.Run:
+    """Trains to the end in an empty folder, or in a later attempt goes on from the last checkpoint there.
+
+    The test fails with the run's errors if it does not end well.
+    """
     folder = RunFolder(root)
     write_json(folder.config, config.to_dict())
-    folder.control.mkdir()
+    folder.control.mkdir(exist_ok=True)
     before = signal.getsignal(signal.SIGTERM)
-    worker = Worker(folder, 1, os.getppid())
+    worker = Worker(folder, attempt, os.getppid())
     try:
         code = worker.run()
     finally:

@@ -5,6 +5,7 @@ The worker runs inside the test's process here; its life as a process of its own
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,31 @@ def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytes
     before, after = losses(run)
     assert after < before - 0.05
     assert held == [wb.forecast(wb.open_model(run.config.model), run.config, "cpu")["4-bit weights"]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": "olora"},
+        {"method": "lora", "init_lora_weights": "pissa"},
+        {"method": "full", "num_train_epochs": 0.02},
+    ],
+    ids=["olora", "pissa", "full"],
+)
+def test_what_begins_from_the_weights_goes_on_from_a_checkpoint_to_the_same_weights(
+    train: Train, fields: dict[str, Any]
+) -> None:
+    """The base that such adapters leave behind is made again, and epochs are counted again."""
+    run = train(**fields, save_steps=2, max_eval_rows=0)
+    trained_dir = run.adapter_dir or run.model_dir
+    assert trained_dir is not None
+    (weights,) = trained_dir.glob("*.safetensors")
+    whole = weights.read_bytes()
+    shutil.rmtree(run.dir / "checkpoints" / "checkpoint-4")
+    weights.unlink()
+    again = in_process.train(run.config, run.dir, attempt=2)
+    assert [e["n"] for e in of(again, "step") if e["attempt"] == 2] == [3, 4]
+    assert weights.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
