@@ -1,5 +1,6 @@
 """Views without a browser: what they draw, how they follow one state, and what they do with bad input."""
 
+import gc
 import json
 import re
 
@@ -20,8 +21,9 @@ from widgets import (
     figures,
     scale_figures,
 )
-from widgets.session import Session
-from widgets.state import State, Store
+from widgets.session import Analysis, Session
+from widgets.state import TABS, State, Store
+from widgets.style import Panel
 from widgets.tasks import Immediate
 from workbench.formats import _formats
 
@@ -340,3 +342,18 @@ def test_double_quantization_is_measured_only_while_a_view_of_it_is_on_screen(ap
     app.session.store.update(tab="Distribution")
     app.session.store.update(block_size=64)
     assert app.session.analysis.scales is None
+
+
+def test_an_app_that_is_closed_leaves_no_panel_no_model_and_no_weights():
+    def alive():
+        gc.collect()
+        return [type(o).__name__ for o in gc.get_objects() if isinstance(o, Panel | Session | Analysis)]
+
+    before = alive()
+    app = Workbench("builtin", executor=Immediate())
+    for tab in TABS:
+        app.session.store.update(tab=tab)
+    assert len(alive()) > len(before)
+    app.close()
+    del app
+    assert alive() == before

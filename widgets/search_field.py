@@ -61,6 +61,12 @@ class SearchField(anywidget.AnyWidget):
         """Have ``callback()`` called when ``value`` is what the reader wants."""
         self._chosen.append(callback)
 
+    def close(self) -> None:
+        """Forget who listens, and free the field: anywidget keeps hold of its widgets, and must not keep the panel too."""
+        self._chosen.clear()
+        self.unobserve_all()
+        super().close()
+
     def _message(self, _: Any, content: Any, __: Any) -> None:
         if isinstance(content, dict) and content.get("kind") == "chosen":
             self.value = str(content.get("value", self.value))
