@@ -190,15 +190,15 @@ def measure(browser: Browser, server: Server, code: str, model: str, changes: in
 
 def cycles(browser: Browser, server: Server, count: int) -> tuple[float, list[int]]:
     """Megabytes that the kernel grows by when the app is opened and closed, and what is left of it (see ``_MEMORY``)."""
-    with opened(browser, server, APP.format(model="builtin")) as lab:
+    code = APP.format(model="builtin").removesuffix("view") + "display(view)"  # not the cell's value, which Out would keep
+    with opened(browser, server, code) as lab:
         readings = []
         for i in range(count + 3):
             lab.page.evaluate(_RUN)
             lab.until(_QUIET, 120, 200)
-            lab.kernel("view.close()")
+            lab.kernel("view.close(); view = None")
             lab.until("() => !document.querySelector('.js-plotly-plot')")
             if i in (2, count + 2):  # the first ones load libraries and compile
-                lab.kernel("view = None; Out.clear(); _ = __ = ___ = None; globals().pop(f'_{max(In and [0])}', None)")
                 memory, *left = (float(part) for part in lab.kernel(_MEMORY).split())
                 readings.append((memory, left))
     (before, some), (after, more) = readings
