@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import anywidget
 import traitlets
+
+from widgets.drawing import script
 
 
 class CopyCode(anywidget.AnyWidget):
@@ -14,6 +14,6 @@ class CopyCode(anywidget.AnyWidget):
     Where the page may not write to the clipboard, the code is shown with all of it selected.
     """
 
-    _esm = pathlib.Path(__file__).parent / "copy_code.js"
+    _esm = script("copy_code.js")
     code = traitlets.Unicode().tag(sync=True)
     """Plain text: the page puts it into a text box, never into HTML."""

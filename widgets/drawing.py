@@ -30,7 +30,10 @@ Callback = Callable[[Any], None]
 
 @functools.cache
 def script(*names: str) -> str:
-    """The named files of this folder as one JavaScript module."""
+    """The named files of this folder as one JavaScript module or style sheet.
+
+    For ``_esm`` and ``_css``: a path in their place would be watched, and the watcher keeps every widget in memory for good.
+    """
     folder = pathlib.Path(__file__).parent
     return "\n".join((folder / name).read_text("utf-8") for name in names)
 

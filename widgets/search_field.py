@@ -6,13 +6,14 @@ Covers the field: what is typed, what is offered, what was chosen. Finds no sugg
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import anywidget
 import traitlets
+
+from widgets.drawing import script
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SearchField(anywidget.AnyWidget):
     Enter, or choosing a suggestion that is final, calls what ``on_chosen`` was given.
     """
 
-    _esm = pathlib.Path(__file__).parent / "search_field.js"
+    _esm = script("search_field.js")
 
     value = traitlets.Unicode().tag(sync=True)
     description = traitlets.Unicode().tag(sync=True)

@@ -8,7 +8,6 @@ brackets) and its accessible name; inside ``fields`` it stands above the control
 from __future__ import annotations
 
 import html
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +15,15 @@ import anywidget
 import ipywidgets
 
 from widgets import notebook
+from widgets.drawing import script
 from widgets.tasks import Message
 
 
 class Manners(anywidget.AnyWidget):
     """Brings style.css to the page and does for its panel what CSS cannot; shows nothing itself."""
 
-    _esm = pathlib.Path(__file__).parent / "manners.js"
-    _css = pathlib.Path(__file__).parent / "style.css"
+    _esm = script("manners.js")
+    _css = script("style.css")
 
 
 class Panel(ipywidgets.VBox):

@@ -143,7 +143,8 @@ def _headline(run: Run, status: RunStatus, history: RunHistory) -> str:
     steps = run.config.max_steps
     last = history.last_step
     done = int(last["n"]) if last else 0
-    facts = [f"step {done:,} of {steps:,}"]
+    of, bound = (f" of {steps:,}", f'max="{steps}" value="{done}"') if steps > 0 else ("", "")  # a run of whole epochs
+    facts = [f"step {done:,}{of}"]
     if last:
         facts.append(f"loss {last['loss']:.3f}" if last["loss"] is not None else "loss is not a number")
         if last.get("seconds"):
@@ -156,7 +157,7 @@ def _headline(run: Run, status: RunStatus, history: RunHistory) -> str:
     said = " · ".join(html.escape(fact) for fact in facts)
     return (
         f'<div class="wb-headline"><strong class="wb-state wb-state-{status.state}">{status.state.capitalize()}</strong> {said}'
-        f'<progress max="{steps}" value="{done}" aria-label="Steps done">{done} of {steps}</progress>'
+        f'<progress {bound} aria-label="Steps done">{done}{of}</progress>'
         f'<div class="wb-note">Run folder: <code>{html.escape(str(run.dir))}</code></div></div>'
     )
 
