@@ -71,7 +71,7 @@ function keepState(model, { redraw, picture, received = () => {} }) {
   const state = { ...model.get("_current"), views: new Set() };
   states.set(model.get("_key"), state);
   const redrawAll = () => state.views.forEach(redraw);
-  const greet = () => model.send({ type: "hello", revision: state.revision, page: shared.page });
+  const greet = () => model.send({ type: "hello", revision: state.revision });
   const replaced = () => {
     Object.assign(state, model.get("_current"));
     redrawAll();
@@ -99,7 +99,7 @@ function keepState(model, { redraw, picture, received = () => {} }) {
   };
   state.insert = async () => {
     try {
-      model.send({ type: "insert", page: shared.page }, undefined, [await bytesOf(picture(state, model))]);
+      model.send({ type: "insert" }, undefined, [await bytesOf(picture(state, model))]);
     } catch (error) {
       state.views.forEach((view) => say(view, `No picture could be taken. ${error}`));
     }

@@ -58,7 +58,6 @@ class Drawing(anywidget.AnyWidget):
         self._callbacks: dict[str, list[Callback]] = {event: [] for event in self.events}
         self._state: dict[str, Any] = {"revision": 0, "content": content | {"summary": summary, "error": ""}}
         self._pictures: dict[str, tuple[threading.Event, list[bytes | str]]] = {}
-        self._page = ""
         self._made_in = notebook.present_cell()
         super().__init__(height=height, _key=uuid.uuid4().hex, **traits)
         self.on_msg(self._receive)
@@ -150,7 +149,6 @@ class Drawing(anywidget.AnyWidget):
     def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
         kind = message.get("type")
         if kind == "hello":  # a page that opened, or missed a patch: send everything unless it is up to date
-            self._page = str(message.get("page", ""))
             with self._lock:
                 if message.get("revision") != self._state["revision"]:
                     self.send_state("_current")
