@@ -77,11 +77,22 @@ function listening({ model }, type, detail) {
   if (model.get("_listening").includes(type)) model.send({ type, detail });
 }
 
+/** A point as `describePoint` has it, by its place in the figure. */
+function pointAt(plot, curve, index) {
+  const trace = plot._fullData[curve], [x, y, customdata] = [trace.x, trace.y, trace.customdata].map((values) => values?.[index]);
+  return describePoint({ curveNumber: curve, data: trace, pointIndex: index, x: x ?? index, y, customdata });
+}
+
 /** What a point is called aloud. */
 function spoken({ name, x, y, z }) {
   const plain = (value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
   return [name, ...Object.entries({ x, y, z }).map(([axis, value]) => value !== undefined && `${axis} ${plain(value)}`)]
     .filter(Boolean).join(", ");
+}
+
+function tellHover(view) {
+  clearTimeout(view.hover);
+  view.hover = setTimeout(() => listening(view, "hover", view.picked), 50);
 }
 
 function listen(view) {
@@ -96,10 +107,7 @@ function listen(view) {
   plot.on("plotly_hover", (event) => {
     if (!event.points.length) return;
     view.picked = describePoint(event.points[0]);
-    if (view.keyed) say(view, spoken(view.picked)); // the pointer's own labels need no voice
-    view.keyed = false;
-    clearTimeout(view.hover);
-    view.hover = setTimeout(() => send("hover", view.picked), 50);
+    tellHover(view);
   });
 }
 
@@ -186,7 +194,9 @@ function pressed(view, event) {
   const curve = curves[(Math.max(place, 0) + (place < 0 ? 0 : turn ?? 0) + curves.length) % curves.length];
   const from = curve === view.picked?.curve ? view.picked.index : turn ? view.picked?.index ?? 0 : -1;
   const index = Math.min(Math.max(from + (step ?? 0), 0), lengths[curve] - 1);
-  view.keyed = true;
+  view.picked = pointAt(plot, curve, index);
+  say(view, spoken(view.picked)); // plotly shows the label, but tells nobody: its events are the pointer's
+  tellHover(view);
   plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: index }], Object.keys(plot._fullLayout._plots)[0]);
 }
 

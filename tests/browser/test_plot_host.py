@@ -153,3 +153,62 @@ def test_hidden_plots_wait_and_failed_ones_recover(lab: Lab, lab_server: Server)
     lab.kernel("box.layout.display = 'flex'")
     lab.plots(2)
     lab.until_plot(0, "plot.data[1].y[3] === 5 && Math.abs(plot._fullLayout.width - plot.clientWidth) <= 1")
+
+
+EVENTS = """
+import ipywidgets
+from widgets.plot import Plot
+
+said = {name: ipywidgets.Label(f"no {name}") for name in ("click", "hover", "select", "zoom")}
+def tell(name, text):
+    said[name].value = f"{name}: {text}"
+
+plot = Plot({"data": [{"type": "scatter", "mode": "markers", "x": [1, 2, 3], "y": [4, 5, 6], "name": "first"},
+                      {"type": "bar", "x": [1, 2, 3], "y": [3, 2, 1], "name": "second"}],
+             "layout": {"dragmode": "select"}}, summary="Three points and three bars.", height=300)
+plot.on_click(lambda point: tell("click", f"{point['name']} {point['index']}"))
+plot.on_hover(lambda point: tell("hover", f"{point['name']} {point['index']}"))
+plot.on_select(lambda points: tell("select", [(p["name"], p["index"]) for p in points]))
+plot.on_zoom(lambda ranges: tell("zoom", ranges["xaxis"]))
+display(plot, *said.values())
+"""
+
+
+def test_points_are_reached_by_the_mouse_and_by_the_keyboard(lab: Lab, lab_server: Server) -> None:
+    write_notebook(lab_server.folder / "events.ipynb", EVENTS)
+    lab.open("events.ipynb")
+    lab.run_all()
+    lab.plots(1)
+
+    # From point to point and from trace to trace, aloud, and Enter is a click; none of it reaches the notebook.
+    figure, live = lab.page.locator(".workbench-plot [role=figure]"), lab.page.locator(".workbench-plot [role=status]")
+    figure.focus()
+    for key, heard in (
+        ("ArrowRight", "first, x 1, y 4"),
+        ("ArrowRight", "first, x 2, y 5"),
+        ("End", "first, x 3, y 6"),
+        ("ArrowDown", "second, x 3, y 1"),
+        ("Home", "second, x 1, y 3"),
+    ):
+        lab.page.keyboard.press(key)
+        lab.until("(text) => document.querySelector('.workbench-plot [role=status]').textContent === text", 30, heard)
+    lab.page.wait_for_selector("text=hover: second 0")
+    lab.page.keyboard.press("Enter")
+    lab.page.wait_for_selector("text=click: second 0")
+    assert live.get_attribute("aria-live") == "polite"
+    lab.page.keyboard.press("b")
+    assert lab.page.locator(".jp-CodeCell").count() == 1
+    lab.page.keyboard.press("p")
+    lab.page.wait_for_selector(".jp-CodeCell img")
+    lab.shot("plot-keyboard")
+
+    # A box selects, an empty one drops the selection, a range set by the page is a zoom.
+    box = lab.page.locator(".workbench-plot .nsewdrag").first.bounding_box()
+    assert box is not None
+    lab.page.mouse.move(box["x"] + 5, box["y"] + 5)
+    lab.page.mouse.down()
+    lab.page.mouse.move(box["x"] + box["width"] - 5, box["y"] + 80, steps=4)
+    lab.page.mouse.up()
+    lab.page.wait_for_selector("text=select: [('first'")
+    lab.page.mouse.dblclick(box["x"] + box["width"] - 3, box["y"] + 3)
+    lab.page.wait_for_selector("text=select: []")
