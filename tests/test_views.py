@@ -347,7 +347,7 @@ def test_double_quantization_is_measured_only_while_a_view_of_it_is_on_screen(ap
 def test_an_app_that_is_closed_leaves_no_panel_no_model_and_no_weights():
     def alive():
         gc.collect()
-        return [type(o).__name__ for o in gc.get_objects() if isinstance(o, Panel | Session | Analysis)]
+        return [type(o).__name__ for o in gc.get_objects() if issubclass(type(o), Panel | Session | Analysis)]
 
     before = alive()
     app = Workbench("builtin", executor=Immediate())

@@ -121,7 +121,8 @@ def _shown(value: Any) -> str:
 
 def _cell(text: str) -> str:
     """One line, without this machine's folders."""
-    for folder, name in ((str(Path(workbench.__file__).parent.parent), "."), (sys.prefix, "<env>"), (str(Path.home()), "~")):
+    folders = {str(Path(workbench.__file__).parent.parent): ".", sys.prefix: "<env>", str(Path.home()): "~"}
+    for folder, name in sorted(folders.items(), key=lambda item: -len(item[0])):  # one may lie in another
         text = text.replace(folder, name)
     return " ".join(text.split())
 
