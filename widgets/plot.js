@@ -100,6 +100,7 @@ function listen(view) {
   const send = (type, detail) => listening(view, type, detail);
   plot.on("plotly_click", (event) => event.points.length && send("click", describePoint(event.points[0])));
   plot.on("plotly_selected", (event) => send("select", (event?.points ?? []).map(describePoint)));
+  plot.on("plotly_deselect", () => send("select", []));
   plot.on("plotly_relayout", (change) => {
     const ranges = describeZoom(change);
     if (ranges) send("zoom", ranges);
