@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parent / "stubs"
 
 
 def compile_stub(name: str, target: Path) -> Path:
-    """Compiles ``stubs/<name>.c`` into the shared library ``target``; without a compiler the test is skipped, in CI it fails."""
+    """Compiles ``stubs/<name>.c`` into the shared library ``target``; without a compiler a test skips, in CI it fails."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         told = "no C compiler for the stub libraries. Debian and Ubuntu: apt-get install gcc libc6-dev"
