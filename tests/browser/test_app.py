@@ -25,7 +25,7 @@ def read(lab: Lab, start: str, expression: str) -> Any:
 
 def until(lab: Lab, start: str, condition: str) -> None:
     """Wait until a condition on that plot holds."""
-    lab.until(f"(start) => {{ {_FIND} return {condition}; }}", 60, start)
+    lab.until(f"(start) => {{ {_FIND} return {condition}; }}", 180, start)  # a run's first step, where others use the cores
 
 
 def tab(lab: Lab, name: str) -> None:

@@ -104,7 +104,7 @@ def test_the_keyboard_does_what_the_mouse_does(lab: Lab, lab_server: Server) -> 
     open_map(lab, lab_server)
     lab.kernel("map.select(1234 * 300 + 220)")
     until(lab, f"data.selected === '{1234 * COLUMNS + 220}'")
-    canvas, live = lab.page.locator(".workbench-map canvas"), lab.page.locator(".workbench-map [role=status]")
+    canvas = lab.page.locator(".workbench-map canvas")
     canvas.focus()
     for _ in range(9):
         lab.page.keyboard.press("+")
@@ -127,7 +127,7 @@ def test_the_keyboard_does_what_the_mouse_does(lab: Lab, lab_server: Server) -> 
     until(lab, f"Number(data.window.split(',')[1]) > {bottom}")
     lab.page.keyboard.press("Home")
     until(lab, f"data.window === '0,{ROWS},0,{COLUMNS}'")
-    assert live.text_content() == "The whole map"
+    lab.page.wait_for_selector(".workbench-map [role=status]:text-is('The whole map')", state="attached")  # told after a pause
     for key in ("b", "d", "d"):
         lab.page.keyboard.press(key)
     assert lab.page.locator(".jp-CodeCell").count() == 1
