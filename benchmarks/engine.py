@@ -26,6 +26,8 @@ import workbench as wb
 from workbench import pool
 from workbench.measurement import histogram
 
+PEER = "bitsandbytes + torch"
+
 
 def peer(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """bitsandbytes' round trip at block 64 and every statistic that ``wb.measure`` gives."""
@@ -63,7 +65,6 @@ def main() -> None:
     assert block_max.numel() == stats.block_max.size
 
     rows: dict[str, Callable[[], object]] = {
-        "bitsandbytes + torch": lambda: peer(tensor),
         f"wb.measure, {cores} threads": lambda: wb.measure(x, nf4),
         "wb.measure, 1 thread": lambda: _alone(lambda: wb.measure(x, nf4)),
         "with double quantization": lambda: wb.measure(x, doubled),
@@ -74,12 +75,13 @@ def main() -> None:
         "wb.quantize": lambda: wb.quantize(x, nf4),
     }
     rows |= {spec.title: partial(wb.measure, x, spec) for spec in others}
-    times: dict[str, list[float]] = {name: [] for name in rows}
+    times: dict[str, list[float]] = {PEER: [], **{name: [] for name in rows}}
     for _ in range(args.repeat):
-        for name, work in rows.items():
-            began = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - began)
+        times[PEER].append(_seconds(lambda: peer(tensor)))
+        wb.measure(x, nf4)  # torch's threads go on spinning for a while after their work
+        for _ in range(3):
+            for name, work in rows.items():
+                times[name].append(_seconds(work))
     median = {name: statistics.median(values) for name, values in times.items()}
     # Taken off repetition by repetition: the machine's pace changes less between neighbours than over the run.
     alone, together = times[f"wb.measure, {cores} threads"], times["a further format"]
@@ -91,7 +93,7 @@ def main() -> None:
     print(f"memory of one measurement at its peak {peak:.0f} MB, beside an input of {x.nbytes / 2**20:.0f} MB")
     print(f"{'':28}{'ms':>9}{'peer / this':>14}{'this / one pass':>18}")
     for name, value in median.items():
-        print(f"{name:28}{1e3 * value:9.1f}{median['bitsandbytes + torch'] / value:14.1f}{value / single:18.2f}")
+        print(f"{name:28}{1e3 * value:9.1f}{median[PEER] / value:14.1f}{value / single:18.2f}")
 
 
 def _fresh_process() -> str:
@@ -112,6 +114,12 @@ print(*(b - a for a, b in zip(t, t[1:])))
         statistics.median(column) for column in zip(*(map(float, run.split()) for run in runs[1:]), strict=True)
     )
     return f"a fresh process: import workbench {package:.3f} s, numba and numpy {numba:.2f} s, first measurement {first:.2f} s"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _alone(work: Callable[[], object]) -> None:

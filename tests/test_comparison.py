@@ -120,12 +120,14 @@ def test_who_errs_exactly_alike_wins_together():
         np.full((8, 64), 0.5, np.float32), candidates=[wb.QuantSpec("nf4"), wb.QuantSpec("fp4"), wb.QuantSpec("int4")]
     )
     assert found.winners() == ("nf4", "fp4"), "both have the level 1, and INT4 stops at 7/8"
+    assert [score.spec.format for score in found.ranked] == ["nf4", "fp4", "int4"]
     assert found.wins() == {"nf4": 1, "fp4": 1, "int4": 0}
 
 
 def test_nothing_finite_has_no_winner():
     found = wb.duel(np.full((8, 64), np.nan, np.float32))
     assert [found.winners(on) for on in ("rmse", "mean_sqnr_db")] == [(), ()]
+    assert [score.spec for score in found.ranked] == [score.spec for score in found.contenders]
     with pytest.raises(WorkbenchError, match="rmse, sqnr_db, mean_sqnr_db"):
         found.winners("beauty")
 

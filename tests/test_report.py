@@ -24,7 +24,7 @@ import pytest
 import workbench as wb
 from tests.surveys import checkpoint, layers, weights
 from workbench import formats
-from workbench.atomic import replacing
+from workbench.atomic import replacing_for_user
 from workbench.errors import WorkbenchError
 from workbench.report.page import embedded
 from workbench.sources.local import LocalSource
@@ -304,7 +304,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path):
         written(target, bits=2)
 
     def stop_halfway() -> None:
-        with replacing(target) as draft:
+        with replacing_for_user(target) as draft:
             draft.write_text("half")
             raise ZeroDivisionError
 
@@ -316,7 +316,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path):
 
 def test_where_nothing_can_be_written_it_is_told(tmp_path):
     for path in (tmp_path / "no such folder" / "r.html", tmp_path):
-        with pytest.raises(WorkbenchError, match="Cannot be written") as told, replacing(path) as draft:
+        with pytest.raises(WorkbenchError, match="Cannot be written") as told, replacing_for_user(path) as draft:
             draft.write_text("text")
         assert told.value.where == str(path)
     assert not list(tmp_path.iterdir())
@@ -327,12 +327,12 @@ def test_links_are_followed_and_permissions_are_those_of_any_new_file(tmp_path):
     link = tmp_path / "link.txt"
     link.symlink_to(tmp_path / "there" / "file.txt")
     for text in ("one", "two"):
-        with replacing(link) as draft:
+        with replacing_for_user(link) as draft:
             draft.write_text(text)
     plain = tmp_path / "plain.txt"
     plain.write_text("")
     assert link.is_symlink()
     assert (tmp_path / "there" / "file.txt").read_text() == "two"
     assert (tmp_path / "there" / "file.txt").stat().st_mode == plain.stat().st_mode
-    with replacing(Path("/dev/null")) as draft:
+    with replacing_for_user(Path("/dev/null")) as draft:
         assert draft == Path("/dev/null"), "a device is written to and not replaced"

@@ -3,8 +3,7 @@
 import pytest
 
 import workbench as wb
-from workbench.memory import double_quant_savings
-from workbench.savings import savings_by_tensor, savings_of_published
+from workbench.savings import double_quant_savings, savings_of_published
 
 # What the linear layers of each model hold, and what is saved on them at blocks of 64 and 256, worked out by hand:
 # weights · (32/64 − 8/64 − 32/(64·256)) bits.
@@ -20,13 +19,12 @@ KNOWN = {
 def test_the_tensors_savings_add_up_to_the_model_s():
     src = wb.open_model("builtin")
     for block, nested in ((64, 256), (128, 32)):
-        rows = savings_by_tensor(src, block, nested)
         whole = double_quant_savings(src, block, nested)
-        assert sum(row.saved for row in rows) == whole.saved
-        assert sum(row.weights for row in rows) == whole.weights
-        first = wb.QuantSpec("nf4", block).nbytes(rows[0].weights)
-        second = wb.QuantSpec("nf4", block, double_quant=True, nested_block_size=nested).nbytes(rows[0].weights)
-        assert rows[0].saved == first - second
+        assert sum(row.saved for row in whole.tensors) == whole.saved
+        assert [row.tensor for row in whole.tensors] == [t.name for t in src.tensors() if t.quantizable]
+        plain, double = wb.QuantSpec("nf4", block), wb.QuantSpec("nf4", block, double_quant=True, nested_block_size=nested)
+        for row in whole.tensors:
+            assert row.saved == plain.nbytes(row.weights) - double.nbytes(row.weights)
 
 
 def test_published_models_save_what_their_shapes_say():

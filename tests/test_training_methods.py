@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import workbench as wb
-from tests import in_process
+from tests import in_process, tiny
 from tests.tiny_model import ROWS, write_tiny_model
 from workbench.footprint import Plan, trained
 from workbench.training import data
@@ -197,6 +197,11 @@ def test_4_bit_kernels_that_are_wrong_on_this_cpu_are_told_before_a_run(
     check_kernels(wb.TrainConfig(**fields), source, "AVX2")
     check_kernels(wb.TrainConfig(), source, "AVX512")
     check_kernels(wb.TrainConfig(method="lora", block_size=128), source, "AVX512")
+
+
+def test_a_checkpoint_that_is_packed_is_judged_by_its_own_block_size(model: Path, tmp_path: Path) -> None:
+    tiny.load_4bit(model).save_pretrained(tmp_path / "packed")
+    check_kernels(wb.TrainConfig(block_size=128), wb.open_model(tmp_path / "packed"), "AVX512")
 
 
 def test_the_cpu_tells_what_torch_will_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,10 @@ def survey(analysis: Analysis, spec: QuantSpec) -> str:
     """The model map: ``table`` has a line for each tensor."""
     return _lines(
         _head(analysis, specs=[spec]),
-        [f"table = wb.survey(src, {of(spec)}).to_frame()", 'table[["tensor", "layer", "kind", "relative_rmse", "sqnr_db"]]'],
+        [
+            f"table = wb.survey(src, {spec.as_code()}).to_frame()",
+            'table[["tensor", "layer", "kind", "relative_rmse", "sqnr_db"]]',
+        ],
     )
 
 
@@ -43,7 +46,7 @@ def distribution(analysis: Analysis, by_block: bool) -> str:
         ["from workbench.normality import quantiles", ""],
         _weights(analysis, specs),
         [
-            f"stats = wb.measure(x, [{', '.join(map(of, specs))}])",
+            f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
             "for e in stats:",
             "    print(e.spec.title, e.relative_rmse, e.sqnr_db, e.entropy_bits, e.occupancy)",
             f"counts = histogram(x, block_size={size})",
@@ -62,7 +65,7 @@ def block(analysis: Analysis, field: str, index: int, weight: int) -> str:
         ["import numpy as np", "from workbench.inspection import inspect_block", ""],
         _weights(analysis, specs),
         [
-            f"stats = wb.measure(x, [{', '.join(map(of, specs))}])",
+            f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
             f"errors = stats[0].{field}",
             "worst = np.argsort(-np.nan_to_num(errors, nan=-1), kind='stable')[:10]",
             f"block = inspect_block(x, stats[0], {index})",
@@ -95,15 +98,15 @@ def double_quant(analysis: Analysis, scales: Rescaled) -> str:
     plain, doubled = scales.plain.spec, scales.doubled.spec
     sizes = f"block_size={plain.block_size}, nested_block_size={doubled.nested_block_size}"
     return _lines(
-        ["from workbench.double_quant import double_quantize", "from workbench.memory import double_quant_savings"],
-        ["from workbench.savings import savings_by_tensor, savings_of_published", ""],
+        ["from workbench.double_quant import double_quantize"],
+        ["from workbench.savings import double_quant_savings, savings_of_published", ""],
         _weights(analysis, [plain]),
         [
-            f"plain, doubled = wb.measure(x, [{of(plain)}, {of(doubled)}])",
+            f"plain, doubled = wb.measure(x, [{plain.as_code()}, {doubled.as_code()}])",
             "print(plain.spec.bits_per_weight - doubled.spec.bits_per_weight, doubled.rmse / plain.rmse - 1)",
             f"nested = double_quantize(plain.block_absmax, {doubled.nested_block_size})",
-            f"saved = double_quant_savings(src, {sizes}).saved",
-            f"by_tensor = savings_by_tensor(src, {sizes})",
+            f"savings = double_quant_savings(src, {sizes})",
+            "saved, by_tensor = savings.saved, savings.tensors",
             f"by_size = savings_of_published({sizes})",
         ],
     )
@@ -124,18 +127,6 @@ def memory(analysis: Analysis, state: State) -> str:
             "ledger.to_frame()",
         ],
     )
-
-
-def of(spec: QuantSpec) -> str:
-    """A specification as Python: what differs from the defaults."""
-    told = [repr(spec.format), str(spec.block_size)]
-    if spec.scale_dtype != spec.definition.scale_dtype:
-        told.append(f"scale_dtype={spec.scale_dtype!r}")
-    if spec.double_quant:
-        told.append("double_quant=True")
-        if spec.nested_block_size != 256:
-            told.append(f"nested_block_size={spec.nested_block_size}")
-    return f"wb.QuantSpec({', '.join(told)})"
 
 
 def config(training: TrainConfig) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +13,15 @@ import numpy as np
 
 from widgets.figures import QUIET, Figure
 from widgets.state import MAP_FIELDS
-from widgets.tables import amount
 from workbench.formats import FORMATS, find_format
-from workbench.kinds import kind_of, layer_of
+from workbench.kinds import kind_of, layer_of, order_of
 from workbench.scores import Duel, Pareto, Point
 from workbench.sources import TensorInfo
 from workbench.survey_rows import Row
+from workbench.wording import amount
 
-_USUAL = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
+_escaped = functools.partial(html.escape, quote=False)  # plotly reads some tags in every label
+
 """The order in which kinds stand; others follow in the checkpoint's order."""
 
 
@@ -35,8 +38,7 @@ class Places:
     def arrange(cls, tensors: Iterable[TensorInfo]) -> Places:
         """A cell for each layer and kind that there is."""
         found = {t.name: (layer_of(t.name), kind_of(t.name)) for t in tensors}
-        present = dict.fromkeys(kind for _, kind in found.values())
-        kinds = tuple([kind for kind in _USUAL if kind in present] + [kind for kind in present if kind not in _USUAL])
+        kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
         layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
         return cls(kinds, layers, {name: (layers.index(a), kinds.index(b)) for name, (a, b) in found.items()})
 
@@ -87,7 +89,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
             continue
         shown[at], z[at] = bad, value_of(row, field)
         what = row.error or f"{MAP_FIELDS[field]}: {told(value_of(row, field), field)}"
-        text[at] = f"{_plain(row.tensor.name)}<br>{_plain(what)}"
+        text[at] = f"{_escaped(row.tensor.name)}<br>{_escaped(what)}"
     there = np.full(shape, np.nan, np.float32)
     for place in places.of.values():
         there[place] = 0.0
@@ -129,7 +131,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
     layout = {
         "uirevision": f"map {shape}",
         "xaxis": {
-            "tickvals": list(range(shape[1])), "ticktext": list(map(_plain, places.kinds)), "range": [-0.8, shape[1] - 0.5],
+            "tickvals": list(range(shape[1])), "ticktext": list(map(_escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},
         },
         "yaxis": {
@@ -138,11 +140,6 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
         },
     }  # fmt: skip
     return {"data": data, "layout": layout}
-
-
-def _plain(text: str) -> str:
-    """Text from a model as plotly shows it as it is: plotly reads some tags in every label."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _SYMBOLS = (
@@ -168,7 +165,7 @@ def duel(found: Duel) -> Figure:
         f"{100 * score.relative_rmse:.2f} %" + (" · least" if score.spec.format in best else "") for score in found.contenders
     ]
     hover = [
-        f"{_plain(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
+        f"{_escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
         f"SQNR {s.sqnr_db:.2f} dB"
         for s in found.contenders
     ]
@@ -176,7 +173,7 @@ def duel(found: Duel) -> Figure:
     top = float(np.nanmax(values, initial=0.0)) or 1.0
     data = [
         {
-            "type": "bar", "orientation": "h", "y": list(map(_plain, names)), "x": values, "text": text,
+            "type": "bar", "orientation": "h", "y": list(map(_escaped, names)), "x": values, "text": text,
             "textposition": "outside", "cliponaxis": False, "hovertext": hover, "hoverinfo": "text", "name": "contenders",
             "marker": {
                 "color": "#2a86c8", "line": {"width": 0},
@@ -239,7 +236,7 @@ def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
 
 def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
     hover = [
-        f"{_plain(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
+        f"{_escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
         f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
         + ("<br>on the front" if p.on_front else "")
         for p in points
@@ -247,7 +244,7 @@ def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str
     return {
         "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]), "xaxis": f"x{axis}",
         "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
-        "name": _plain(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
+        "name": _escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
         "marker": {
             "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
         },

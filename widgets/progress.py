@@ -14,8 +14,8 @@ from typing import Protocol
 
 import ipywidgets
 
-from widgets.tables import amount
 from widgets.tasks import UI, Deliver, delivery
+from workbench.wording import amount
 
 PATIENCE = 0.5
 """Seconds in which nothing is shown."""

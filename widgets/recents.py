@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
+from workbench.atomic import replacing
 from workbench.errors import WorkbenchError
 from workbench.sources import cache
 
@@ -37,12 +37,8 @@ def remember(name: str) -> None:
     with contextlib.suppress(OSError, WorkbenchError):
         path = _file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(names), "utf-8")
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(names), "utf-8")
 
 
 def _file() -> Path:

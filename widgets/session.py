@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widgets import recents
+from widgets.listeners import Listeners
 from widgets.progress import Pace, Step
 from widgets.state import State, Store
 from widgets.tasks import Latest
@@ -25,7 +26,7 @@ from workbench.double_quant import NestedScales, double_quantize
 from workbench.errors import ModelError
 from workbench.formats import find_format
 from workbench.measurement import ErrorStats, histogram, measure
-from workbench.quantization import QuantSpec, as_weights
+from workbench.quantization import QuantSpec, as_weights, quantize
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import weights as weights_of
 from workbench.weight_chunks import packings_of
@@ -85,26 +86,23 @@ class Session:
         self.store = Store(state)
         self.analysis: Analysis | None = None
         self.executor = executor
-        self._listeners: list[Callable[[Analysis], None]] = []
-        self._failed: list[Callable[[Exception], None]] = []
-        self._busy: list[Callable[[bool], None]] = []
-        self._progress: list[Callable[[Step | None], None]] = []
+        self._listeners, self._failed, self._busy, self._progress = (Listeners() for _ in range(4))
         self._scales_wanted = False
         self._refused: Callable[[Exception], None] | None = None
         self._source: Source | None = None
         self._held: tuple[Source, str, NDArray[Any]] | None = None
-        self._reads, self._opens = (Pace(lambda step: _tell(self._progress, step)) for _ in range(2))
+        self._reads, self._opens = (Pace(self._progress) for _ in range(2))
         self._work = Latest(
             executor,
             apply=self._apply,
-            failed=lambda error: _tell(self._failed, error),
+            failed=self._failed,
             busy=self._worked,
         )
         self._opening = Latest(
             executor,
             apply=self._opened,
-            failed=lambda error: (self._refused or functools.partial(_tell, self._failed))(error),
-            busy=lambda busy: None if busy else _tell(self._progress, None),
+            failed=lambda error: (self._refused or self._failed)(error),
+            busy=lambda busy: None if busy else self._progress(None),
         )
         self._forget = self.store.observe(self._changed)
         if executor is None:
@@ -178,19 +176,19 @@ class Session:
 
     def on_analysis(self, listener: Callable[[Analysis], None]) -> Callable[[], None]:
         """Calls ``listener(analysis)`` after each measurement; returns what ends that."""
-        return _subscribe(self._listeners, listener)
+        return self._listeners.add(listener)
 
     def on_failure(self, listener: Callable[[Exception], None]) -> Callable[[], None]:
         """Calls ``listener(error)`` when a tensor cannot be read or measured."""
-        return _subscribe(self._failed, listener)
+        return self._failed.add(listener)
 
     def on_busy(self, listener: Callable[[bool], None]) -> Callable[[], None]:
         """Calls ``listener(True)`` and ``listener(False)`` around a measurement."""
-        return _subscribe(self._busy, listener)
+        return self._busy.add(listener)
 
     def on_progress(self, listener: Callable[[Step | None], None]) -> Callable[[], None]:
         """Calls ``listener(step)`` while a model or tensor takes more than half a second to come, and with None at its end."""
-        return _subscribe(self._progress, listener)
+        return self._progress.add(listener)
 
     def close(self) -> None:
         """Ends the thread and forgets every listener; closing twice is harmless."""
@@ -207,8 +205,8 @@ class Session:
 
     def _worked(self, busy: bool) -> None:
         if not busy:
-            _tell(self._progress, None)
-        _tell(self._busy, busy)
+            self._progress(None)
+        self._busy(busy)
 
     def _analyse(self, state: State) -> Analysis:
         stale = self._work.staleness()
@@ -245,7 +243,7 @@ class Session:
 
     def _apply(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        _tell(self._listeners, analysis)
+        self._listeners(analysis)
 
 
 @functools.cache
@@ -256,20 +254,6 @@ def _warm_up() -> None:
         nothing = np.zeros(64, ml_dtypes.bfloat16)
         measure(nothing, QuantSpec())
         histogram(nothing)
+        quantize(nothing, QuantSpec())
 
     threading.Thread(target=compile_kernels, name="workbench-warm-up", daemon=True).start()
-
-
-def _tell(listeners: list[Any], value: Any) -> None:
-    for listener in tuple(listeners):
-        listener(value)
-
-
-def _subscribe(listeners: list[Any], listener: Any) -> Callable[[], None]:
-    listeners.append(listener)
-
-    def end() -> None:
-        if listener in listeners:
-            listeners.remove(listener)
-
-    return end

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from widgets.listeners import Listeners
 from workbench.errors import ConfigError
 from workbench.formats import BLOCK_SIZES, find_format
 from workbench.memory import GPUS
@@ -162,7 +163,7 @@ class Store:
 
     def __init__(self, state: State | None = None) -> None:
         self.value = state or State()
-        self._observers: list[Observer] = []
+        self._observers = Listeners()
         self._lock = threading.RLock()
 
     def update(self, **changes: Any) -> None:
@@ -176,15 +177,8 @@ class Store:
             if not changed:
                 return
             self.value = after
-            for observer in tuple(self._observers):
-                observer(after, changed)
+            self._observers(after, changed)
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Has ``observer(state, changed field names)`` called after every change; returns what ends that."""
-        self._observers.append(observer)
-
-        def end() -> None:
-            if observer in self._observers:
-                self._observers.remove(observer)
-
-        return end
+        return self._observers.add(observer)

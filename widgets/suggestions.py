@@ -12,12 +12,12 @@ from concurrent.futures import Executor
 
 from widgets import recents
 from widgets.search_field import SearchField, Suggestion
-from widgets.tables import amount
 from widgets.tasks import Latest
 from workbench.errors import ModelError
 from workbench.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist
 from workbench.sources.refusals import Unreachable
 from workbench.sources.search import LEAST, HubModel, search_folders, search_hub
+from workbench.wording import amount
 
 REST = 0.3
 """Seconds without a keystroke after which the Hub is asked."""

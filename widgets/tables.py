@@ -1,4 +1,4 @@
-"""Small HTML tables and amounts as a reader wants them. Every text is escaped here."""
+"""Small HTML tables as a reader wants them. Every text is escaped here."""
 
 from __future__ import annotations
 
@@ -33,11 +33,3 @@ def steps(title: str, lines: Iterable[str]) -> str:
     """A numbered list under a title: the steps of a sum."""
     body = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f'<section class="wb-steps" aria-label="{html.escape(title)}"><h4>{html.escape(title)}</h4><ol>{body}</ol></section>'
-
-
-def amount(count: float) -> str:
-    """Bytes in the unit that reads best: 1,234,567 → 1.23 MB (powers of ten, as disks and papers count)."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count:,.0f} B"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
+from widgets.listeners import Listeners
 from widgets.progress import Pace, Step
 from widgets.tasks import UI, Latest, delivery
 from workbench.sources.base import Cancelled, Progress
@@ -28,9 +29,9 @@ class Work:
         failed: Callable[[Exception], None],
         debounce: float = 0.0,
     ) -> None:
-        self._listeners: list[Callable[[Step | None], None]] = []
+        self._progress = Listeners()
         self._deliver = delivery()
-        self._pace = Pace(self._tell)
+        self._pace = Pace(self._progress)
         self._latest = Latest(executor, apply=apply, failed=failed, busy=self._worked, debounce=debounce)
         self.busy = False
         """Whether there is something to wait for."""
@@ -61,18 +62,12 @@ class Work:
 
     def on_progress(self, listener: Callable[[Step | None], None]) -> Callable[[], None]:
         """Calls ``listener(step)`` while work takes more than half a second, and with None at its end."""
-        self._listeners.append(listener)
-
-        def end() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
-
-        return end
+        return self._progress.add(listener)
 
     def close(self) -> None:
         """Ends the thread; closing twice is harmless."""
         self._latest.close()
-        self._listeners.clear()
+        self._progress.clear()
 
     def _run(self, what: str, unit: str, work: Callable[[Progress, Cancelled], Any]) -> Any:
         self._pace.begin(what, unit, self._latest.staleness())
@@ -81,8 +76,4 @@ class Work:
     def _worked(self, busy: bool) -> None:
         self.busy = busy
         if not busy:
-            self._tell(None)
-
-    def _tell(self, step: Step | None) -> None:
-        for listener in tuple(self._listeners):
-            listener(step)
+            self._progress(None)

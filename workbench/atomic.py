@@ -15,26 +15,32 @@ from workbench.errors import WorkbenchError
 def replacing(path: Path) -> Iterator[Path]:
     """A fresh file beside ``path`` to write to, which takes its place when the block ends well, and is removed when not.
 
-    A link is followed. What is there and is not a regular file (a pipe, ``/dev/stdout``) is written to directly. Raises
-    WorkbenchError, telling the path, where the file cannot be made, written or moved.
+    A link is followed. What is there and is not a regular file (a pipe, ``/dev/stdout``) is written to directly. Raises OSError
+    where the file cannot be made, written or moved.
     """
-    draft = None
+    target = path.resolve()
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield path
+        return
+    draft = target.with_name(f".{secrets.token_hex(4)}.{target.name}"[-255:])
     try:
-        target = path.resolve()
-        if target.exists() and not target.is_file() and not target.is_dir():
-            yield path
-            return
-        draft = target.with_name(f".{secrets.token_hex(4)}.{target.name}"[-255:])
         draft.open("xb").close()
         yield draft
         with draft.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(draft, target)
-        draft = None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def replacing_for_user(path: Path) -> Iterator[Path]:
+    """``replacing`` a file that the user named: WorkbenchError, telling the path, in place of OSError."""
+    try:
+        with replacing(path) as draft:
+            yield draft
     except OSError as error:
         what = f"Cannot be written: {error.strerror or error}."
         raise WorkbenchError(what, where=str(path), remedy="Name a file in a folder that can be written to.") from error
-    finally:
-        if draft is not None:
-            with contextlib.suppress(OSError):
-                draft.unlink()

@@ -154,7 +154,7 @@ def _survey(
     the exit code is then 1.
     """
     from workbench import cli_text
-    from workbench.atomic import replacing
+    from workbench.atomic import replacing_for_user
     from workbench.report import write_report
     from workbench.surveying import survey
 
@@ -167,7 +167,7 @@ def _survey(
     surveyed = survey(source, specs, _names(source, patterns), progress=_on_terminal()).run()
     for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
         if path is not None:
-            with replacing(path) as draft:
+            with replacing_for_user(path) as draft:
                 write(draft)
     if html is not None:
         write_report(surveyed, html, bits=bits, progress=_on_terminal())

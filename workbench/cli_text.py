@@ -19,7 +19,7 @@ from workbench.quantization import QuantSpec
 from workbench.scores import Duel
 from workbench.surveying import Survey
 from workbench.training.config import TrainConfig
-from workbench.wording import amount, count, counted, jsonable, listed, number, percent, printable, short
+from workbench.wording import amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -98,7 +98,7 @@ def duel_text(duel: Duel, by: str | None) -> str:
                 s.spec.title, f"{s.spec.bits_per_weight:.4f}", f"{s.bits:.4f}", number(s.rmse), percent(s.relative_rmse),
                 number(s.sqnr_db, ".2f"), number(s.mean_sqnr_db, ".2f"), f"{wins[s.spec.format]:,}", _trade(duel, s.spec),
             )
-            for s in sorted(duel.contenders, key=lambda s: (math.isnan(s.rmse), s.rmse))
+            for s in duel.ranked
         ],
     )  # fmt: skip
     parts = [f"{short(duel.measured.name)} at no more than {duel.bits:g} bits per weight", table, _verdict(duel)]
@@ -161,7 +161,9 @@ def duel_json(duel: Duel, by: str | None) -> str:
 def forecast_text(config: TrainConfig, ledgers: Sequence[MemoryLedger], fits: Sequence[Sequence[Fit]]) -> str:
     """Memory by what takes it and by method, then the GPUs."""
     titles = [ledger.title for ledger in ledgers]
-    groups = [(group, *(amount(sum(ledger[name] for name in names)) for ledger in ledgers)) for group, names in GROUPS.items()]
+    groups = [
+        (group, *(amount_or_none(sum(ledger[name] for name in names)) for ledger in ledgers)) for group, names in GROUPS.items()
+    ]
     total = ("total", *(amount(ledger.total) for ledger in ledgers))
     shape = f"{config.per_device_train_batch_size} rows of {config.max_length:,} tokens, adapters of rank {config.lora_r}"
     gpus = columns(("GPU", *titles), [(row[0].gpu.name, *(f.verdict for f in row)) for row in fits], texts=len(titles) + 1)

@@ -17,6 +17,7 @@ from workbench.double_quant import double_quantize, dynamic_levels
 from workbench.errors import FormatError
 from workbench.measurement import ErrorStats
 from workbench.quantization import QuantSpec, as_weights, quantize
+from workbench.sampling import evenly_spaced
 from workbench.scaling import Overview, Scales, find_scales
 
 if TYPE_CHECKING:
@@ -170,11 +171,7 @@ def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 18) -> BinErrors:
     """
     weights = as_weights(array).reshape(-1)
     spec, size = stats.spec, stats.spec.block_size
-    step, whole = -(-weights.size // most), weights.size // size
-    blocks = np.arange(stats.block_scale.size) if step <= 1 or whole < 2 * step else np.arange(step // 2, whole, step)
-    sampled = None if blocks.size == stats.block_scale.size else blocks.size / stats.block_scale.size
-    if sampled is not None:
-        weights = np.ascontiguousarray(weights[: whole * size].reshape(whole, size)[blocks]).reshape(-1)
+    weights, blocks, sampled = evenly_spaced(weights, size, -(-weights.size // most))
     codes = quantize(weights, spec, overview=Overview.of(stats.block_absmax, size)).codes
     value = spec.definition.level_of_code[codes]
 

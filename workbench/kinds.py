@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+_ORDER = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
 _PARAMETER = re.compile(r"[._](?:weight|bias|blocks|scales)$")
 _LAYER = re.compile(r"(?<!experts)\.([0-9]+)(?:\.|$)")
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)att\.", re.IGNORECASE)
@@ -47,6 +48,11 @@ def layer_of(name: str) -> int | None:
     """
     found = _LAYER.search(f".{name}")
     return int(found[1]) if found and len(found[1]) <= 9 else None
+
+
+def order_of(kind: str) -> tuple[int, str]:
+    """What to sort kinds by: their order in a block, then the others by name."""
+    return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER), kind)
 
 
 def kind_of(name: str) -> str:

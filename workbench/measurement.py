@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from workbench.errors import FormatError
 from workbench.formats import Format
 from workbench.quantization import QuantSpec, as_weights
+from workbench.sampling import evenly_spaced
 from workbench.scaling import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
 
 Cancelled = Callable[[], bool]
@@ -124,7 +125,7 @@ def measure(
     if sample is not None:
         if not 0 < sample <= 1:
             raise FormatError(f"A sample of {sample!r} is not possible.", remedy="Give a share above 0 and up to 1.")
-        flat, sampled = _evenly_spaced(flat, sample)
+        flat, _, sampled = evenly_spaced(flat, 4096, round(1 / sample))
 
     def one_size(_: int, specs: list[QuantSpec]) -> list[ErrorStats]:
         done = _measure(flat, specs, None, cancelled)
@@ -208,7 +209,6 @@ def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Canc
         parts.append(part)
 
     pool.run(count, bits.size, cancelled)
-    _raise_if(cancelled)
     return np.asarray(np.sum(parts, axis=0), np.int64)
 
 
@@ -340,7 +340,6 @@ def _measure(flat: NDArray[Any], specs: list[QuantSpec], overview: Overview | No
         )
 
     pool.run(work, bits.size, cancelled)
-    _raise_if(cancelled)
     bad = int((~np.isfinite(absmax)).sum())
     nans, infinities = block_kernels.nonfinite_span(bits) if bad else (0, 0)
     affine = any(form.zero_point_bits for form in forms)
@@ -364,19 +363,3 @@ def _absmax(flat: NDArray[Any], block_size: int, cancelled: Cancelled | None) ->
 
     pool.run(look, bits.size, cancelled)
     return absmax
-
-
-def _evenly_spaced(flat: NDArray[Any], share: float) -> tuple[NDArray[Any], float | None]:
-    """Evenly spaced stretches of 4,096 weights, about ``share`` of the whole; small arrays are taken whole."""
-    stretch = 4096
-    count = flat.size // stretch
-    step = round(1 / share)
-    if step <= 1 or count < 2 * step:
-        return flat, None
-    kept = np.ascontiguousarray(flat[: count * stretch].reshape(count, stretch)[step // 2 :: step])
-    return kept.reshape(-1), kept.size / flat.size
-
-
-def _raise_if(cancelled: Cancelled | None) -> None:
-    if cancelled is not None and cancelled():
-        raise InterruptedError("measuring was cancelled")

@@ -15,10 +15,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError
-from workbench.footprint import FULL, LORA, NESTED_CODEBOOK, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
+from workbench.footprint import FULL, LORA, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
 from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
-from workbench.quantization import QuantSpec
 from workbench.sources.base import Source, TensorInfo
 from workbench.sources.packed import as_loaded
 
@@ -201,43 +200,6 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
             Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; not yet measured on a GPU")
         )
     return rows
-
-
-@dataclass(frozen=True)
-class DoubleQuantSavings:
-    """What double quantization saves on a model's 4-bit weights, in bytes."""
-
-    weights: int
-    """How many weights are quantized."""
-    absmax: int
-    """The scales without it: fp32."""
-    nested: int
-    """With it: 8-bit scales, second-level scales, offsets."""
-    codebooks: int
-    """What bitsandbytes keeps besides, a table of 256 levels for every tensor."""
-
-    @property
-    def saved(self) -> int:
-        """Bytes saved on scales."""
-        return self.absmax - self.nested
-
-    @property
-    def saved_bits_per_weight(self) -> float:
-        """The same in bits per weight: 0.373 for large tensors at block sizes 64 and 256."""
-        return 8 * self.saved / self.weights if self.weights else 0.0
-
-
-def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: int = 256) -> DoubleQuantSavings:
-    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
-    plain = QuantSpec("nf4", block_size=block_size)
-    double = QuantSpec("nf4", block_size=block_size, double_quant=True, nested_block_size=nested_block_size)
-    sizes = [t.numel for t in loaded(as_loaded(src)[0]) if t.quantizable]
-    return DoubleQuantSavings(
-        weights=sum(sizes),
-        absmax=sum(plain.nbytes(n) - plain.storage(n)["codes"] for n in sizes),
-        nested=sum(double.nbytes(n) - double.storage(n)["codes"] for n in sizes),
-        codebooks=NESTED_CODEBOOK * len(sizes),
-    )
 
 
 @dataclass(frozen=True)

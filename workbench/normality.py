@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import FormatError
 from workbench.quantization import as_weights
+from workbench.sampling import evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,7 @@ def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, m
     """
     flat = as_weights(array).reshape(-1)
     size = block_size or 64
-    step, whole = -(-flat.size // most), flat.size // size
-    sampled = None
-    if step > 1 and whole >= 2 * step:
-        flat = flat[: whole * size].reshape(whole, size)[step // 2 :: step].reshape(-1)
-        sampled = flat.size / as_weights(array).size
+    flat, _, sampled = evenly_spaced(flat, size, -(-flat.size // most))
     x = flat.astype(np.float32)
     if block_size:
         padded = np.zeros(-(-x.size // size) * size, np.float32)

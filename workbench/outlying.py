@@ -149,8 +149,6 @@ class _Split:
             )
 
         pool.run(work, self.weights.size, self.cancelled)
-        if self.cancelled is not None and self.cancelled():
-            raise InterruptedError("looking for outliers was cancelled")
         self.farthest = max(farthest)
 
 

@@ -26,6 +26,7 @@ from workbench.kinds import layer_of
 from workbench.lru import Bytes, Extent, Moment, demand, move
 from workbench.memory import GPUS, Gpu, MemoryLedger, forecast
 from workbench.sources.base import Source
+from workbench.sources.packed import as_loaded
 from workbench.wording import amount, count
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class _Timeline:
         self.extents: list[Extent] = []
         self.everything = everything
         self.checkpointing = ledger.plan.gradient_checkpointing
-        tensors = src.tensors()
+        tensors = as_loaded(src)[0]
         embeddings = {t.name for t in tensors if t.reason.startswith("an embedding")}
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for piece in ledger.pieces:

@@ -47,14 +47,17 @@ def spans(size: int) -> Iterator[slice]:
 def run(task: Callable[[slice], None], size: int, cancelled: Callable[[], bool] | None = None) -> None:
     """Calls ``task`` once for every span of ``size`` weights; returns when all are done or the first has raised.
 
-    ``cancelled`` is asked before each span; once it says yes the rest is left out (the caller must not use the result). An
-    interrupt (Ctrl-C) lets running spans finish, leaves out the rest, and then propagates.
+    ``cancelled`` is asked before each span; once it says yes the rest is left out and InterruptedError raised. An interrupt
+    (Ctrl-C) lets running spans finish, leaves out the rest, and then propagates.
     """
     stop = threading.Event()
 
     def one(span: slice) -> None:
-        if not stop.is_set() and not (cancelled is not None and cancelled()):
-            task(span)
+        if stop.is_set():
+            return
+        if cancelled is not None and cancelled():
+            raise InterruptedError("The computation was cancelled.")
+        task(span)
 
     if size <= SPAN or threads() == 1:
         for span in spans(size):

@@ -78,6 +78,17 @@ class QuantSpec:
             + (f", double quantized{nested}" if self.double_quant else "")
         )
 
+    def as_code(self) -> str:
+        """The specification as Python: what differs from the defaults."""
+        told = [repr(self.format), str(self.block_size)]
+        if self.scale_dtype != self.definition.scale_dtype:
+            told.append(f"scale_dtype={self.scale_dtype!r}")
+        if self.double_quant:
+            told.append("double_quant=True")
+            if self.nested_block_size != 256:
+                told.append(f"nested_block_size={self.nested_block_size}")
+        return f"wb.QuantSpec({', '.join(told)})"
+
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N)."""

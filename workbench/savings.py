@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from workbench.footprint import loaded
-from workbench.memory import DoubleQuantSavings, double_quant_savings
+from workbench.footprint import NESTED_CODEBOOK, loaded
 from workbench.quantization import QuantSpec
 from workbench.shortlist import PublishedShapes
 from workbench.sources.base import Source
+from workbench.sources.packed import as_loaded
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,59 @@ class TensorSaving:
         return self.absmax - self.nested
 
 
-def savings_by_tensor(src: Source, block_size: int = 64, nested_block_size: int = 256) -> list[TensorSaving]:
-    """What it saves on each tensor that QLoRA holds in 4 bits; the sum is ``double_quant_savings``'s ``saved``."""
+@dataclass(frozen=True)
+class DoubleQuantSavings:
+    """What double quantization saves on a model's 4-bit weights, in bytes."""
+
+    tensors: tuple[TensorSaving, ...]
+    """Those that QLoRA holds in 4 bits."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights are quantized."""
+        return sum(tensor.weights for tensor in self.tensors)
+
+    @property
+    def absmax(self) -> int:
+        """The scales without it: fp32."""
+        return sum(tensor.absmax for tensor in self.tensors)
+
+    @property
+    def nested(self) -> int:
+        """With it: 8-bit scales, second-level scales, offsets."""
+        return sum(tensor.nested for tensor in self.tensors)
+
+    @property
+    def codebooks(self) -> int:
+        """What bitsandbytes keeps besides, a table of 256 levels for every tensor."""
+        return NESTED_CODEBOOK * len(self.tensors)
+
+    @property
+    def saved(self) -> int:
+        """Bytes saved on scales."""
+        return self.absmax - self.nested
+
+    @property
+    def saved_bits_per_weight(self) -> float:
+        """The same in bits per weight: 0.373 for large tensors at block sizes 64 and 256."""
+        return 8 * self.saved / self.weights if self.weights else 0.0
+
+
+def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: int = 256) -> DoubleQuantSavings:
+    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
     plain = QuantSpec("nf4", block_size)
     double = QuantSpec("nf4", block_size, double_quant=True, nested_block_size=nested_block_size)
 
     def scales(spec: QuantSpec, numel: int) -> int:
         return spec.nbytes(numel) - spec.storage(numel)["codes"]
 
-    return [
-        TensorSaving(t.name, t.numel, scales(plain, t.numel), scales(double, t.numel))
-        for t in loaded(src.tensors())
-        if t.quantizable
-    ]
+    return DoubleQuantSavings(
+        tuple(
+            TensorSaving(t.name, t.numel, scales(plain, t.numel), scales(double, t.numel))
+            for t in loaded(as_loaded(src)[0])
+            if t.quantizable
+        )
+    )
 
 
 # hidden, inner, layers, heads, key-value heads, vocabulary, tied: from each model's config.json on the Hub.

@@ -59,6 +59,11 @@ class Score:
         """SQNR of all weights together. On the same weights it ranks exactly as ``rmse`` does."""
         return self.totals.sqnr_db
 
+    @property
+    def order(self) -> tuple[bool, float]:
+        """What to sort scores by: the least error first, those without one last."""
+        return math.isnan(self.rmse), self.rmse
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers as a line of a table."""
         spec = self.spec
@@ -183,6 +188,11 @@ class Duel:
     measured: Measured
     """The tensors behind the numbers."""
 
+    @property
+    def ranked(self) -> tuple[Score, ...]:
+        """The contenders, the least error first."""
+        return tuple(sorted(self.contenders, key=lambda score: score.order))
+
     def winners(self, on: str = "rmse") -> tuple[str, ...]:
         """Who errs least over all: on ``rmse`` or ``sqnr_db`` (one ranking: the signal is the same), or ``mean_sqnr_db``."""
         return winners(self.contenders, on)
@@ -258,9 +268,7 @@ class Pareto:
 
 def front_of(measured: Measured) -> Pareto:
     """The points and the front of everything that was measured."""
-    scores = sorted(
-        (measured.score(spec) for spec in measured.specs), key=lambda score: (score.bits, math.isnan(score.rmse), score.rmse)
-    )
+    scores = sorted((measured.score(spec) for spec in measured.specs), key=lambda score: (score.bits, *score.order))
     points, least, bits = [], math.inf, math.nan
     for score in scores:  # errors that are not a number are never less than another
         on_front = score.rmse < least or (score.rmse == least and score.bits == bits)

@@ -50,7 +50,12 @@ def amount(nbytes: float) -> str:
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= size:
             return f"{nbytes / size:,.2f} {unit}"
-    return f"{nbytes:,.0f} B" if nbytes else NONE
+    return f"{nbytes:,.0f} B"
+
+
+def amount_or_none(nbytes: float) -> str:
+    """``amount`` for the cells of a table, in which a dash reads better than 0 B."""
+    return amount(nbytes) if nbytes else NONE
 
 
 def listed(items: Sequence[str]) -> str:

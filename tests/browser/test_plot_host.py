@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+
+from playwright.sync_api import TimeoutError
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
@@ -202,7 +205,7 @@ def test_points_are_reached_by_the_mouse_and_by_the_keyboard(lab: Lab, lab_serve
     lab.page.wait_for_selector(".jp-CodeCell img")
     lab.shot("plot-keyboard")
 
-    # A box selects, an empty one drops the selection, a range set by the page is a zoom.
+    # A box selects, a double click drops the selection, a range set by the page is a zoom.
     box = lab.page.locator(".workbench-plot .nsewdrag").first.bounding_box()
     assert box is not None
     lab.page.mouse.move(box["x"] + 5, box["y"] + 5)
@@ -210,5 +213,9 @@ def test_points_are_reached_by_the_mouse_and_by_the_keyboard(lab: Lab, lab_serve
     lab.page.mouse.move(box["x"] + box["width"] - 5, box["y"] + 80, steps=4)
     lab.page.mouse.up()
     lab.page.wait_for_selector("text=select: [('first'")
-    lab.page.mouse.dblclick(box["x"] + box["width"] - 3, box["y"] + 3)
+    for _ in range(10):  # on a page that others keep from its core two clicks may be too far apart to be one
+        lab.page.mouse.dblclick(box["x"] + box["width"] - 3, box["y"] + 3)
+        with contextlib.suppress(TimeoutError):
+            lab.page.wait_for_selector("text=select: []", timeout=3_000)
+            break
     lab.page.wait_for_selector("text=select: []")

@@ -13,10 +13,10 @@ from widgets.panels.base import View
 from widgets.plot import Plot
 from widgets.session import Analysis
 from widgets.style import column, fields, grid, heading, note, set_note
-from widgets.tables import amount, table
+from widgets.tables import table
 from widgets.tasks import guard
-from workbench.memory import double_quant_savings
-from workbench.savings import savings_by_tensor, savings_of_published
+from workbench.savings import double_quant_savings, savings_of_published
+from workbench.wording import amount
 
 NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 
@@ -110,11 +110,10 @@ class DoubleQuantView(View):
             ],
             f"What double quantization saves and costs under {plain.spec.definition.title}",
         )
-        rows = savings_by_tensor(analysis.source, block, nested)
         self.tensors.value = table(
             ["tensor", "scales", "with", "saved"],
             [
-                *((r.tensor, amount(r.absmax), amount(r.nested), _signed(r.saved)) for r in rows),
+                *((r.tensor, amount(r.absmax), amount(r.nested), _signed(r.saved)) for r in model.tensors),
                 ("in all", amount(model.absmax), amount(model.nested), _signed(model.saved)),
             ],
             f"What double quantization saves on {analysis.source.name}, tensor by tensor",

@@ -14,13 +14,14 @@ from widgets.progress import ProgressRow
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES
 from widgets.style import fields, grid, heading, note, row, set_note
-from widgets.tables import amount, table
+from widgets.tables import table
 from widgets.tasks import guard
 from widgets.work import Work
 from workbench.comparison import duel, pareto
 from workbench.scores import Duel, Pareto
 from workbench.sources import Source
 from workbench.sources.base import Cancelled, Progress
+from workbench.wording import amount
 
 MOST = 1 << 20
 """Weights of a tensor that are compared; of larger ones a sample is, and said to be."""

@@ -13,13 +13,15 @@ from widgets.panels.base import View
 from widgets.plot import Plot
 from widgets.session import Analysis
 from widgets.style import fields, heading, note, set_note
-from widgets.tables import amount, table
+from widgets.tables import table
 from widgets.tasks import Message, guard
 from workbench.footprint import base_weights
 from workbench.kinds import kind_of
 from workbench.memory import GPUS, Change, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
 from workbench.sources import TensorInfo
+from workbench.sources.packed import as_loaded
 from workbench.training.config import OPTIMIZERS, TrainConfig
+from workbench.wording import amount
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKS = (4, 8, 16, 32, 64, 128, 256)
@@ -98,7 +100,7 @@ class MemoryView(View):
     def draw(self, analysis: Analysis) -> None:
         """Forecasts the analysis's model."""
         source, gpu, config = analysis.source, GPUS[self.session.store.value.gpu], self.config
-        tensors = source.tensors()
+        tensors = as_loaded(source)[0]
         self._offer_targets(tensors)
         self._show_state()
         chosen = forecast(source, config)

@@ -13,12 +13,13 @@ from widgets.search_field import SearchField
 from widgets.session import Analysis
 from widgets.style import row
 from widgets.suggestions import Suggestions
-from widgets.tables import amount, facts, table
+from widgets.tables import facts, table
 from widgets.tasks import guard
 from workbench.quantization import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.refusals import WholeFileOnly
 from workbench.sources.rule import LeftOut, left_in_16_bits
+from workbench.wording import amount, count
 
 _SHOWN = 400
 
@@ -108,14 +109,14 @@ def _facts(source: Source, tensors: Sequence[TensorInfo], left: Iterable[LeftOut
     stays = sum(part.nbytes for part in left)
     return [
         ("Architecture", architecture),
-        ("Parameters", f"{_large(sum(t.numel for t in tensors))} in {len(tensors):,} tensors"),
+        ("Parameters", f"{count(sum(t.numel for t in tensors))} in {len(tensors):,} tensors"),
         ("Stored as", ", ".join(sorted({t.dtype for t in tensors}))),
         ("Size", amount(sum(t.nbytes for t in tensors))),
         ("Licence", source.licence or "not named by its card or a licence file"),
         ("Place", _place(source)),
         (
             "Under QLoRA",
-            f"{_large(weights)} weights of {len(chosen):,} tensors in 4 bits take {amount(after)} (NF4, blocks of 64, double "
+            f"{count(weights)} weights of {len(chosen):,} tensors in 4 bits take {amount(after)} (NF4, blocks of 64, double "
             f"quantized); what stays in 16 bits takes {amount(stays)}",
         ),
     ]
@@ -132,7 +133,7 @@ def _warnings(left: Iterable[LeftOut]) -> str:
     """What a user may have expected in 4 bits, and what it costs that it is not."""
     return "".join(
         f'<div class="wb-message wb-warning" role="note"><div class="wb-what">{html.escape(_capital(part.reason))}</div>'
-        f"<div>{part.tensors:,} tensors with {_large(part.numel)} weights stay in 16 bits: {amount(part.nbytes)}, "
+        f"<div>{part.tensors:,} tensors with {count(part.numel)} weights stay in 16 bits: {amount(part.nbytes)}, "
         f"{amount(part.extra)} more than in 4 bits.</div></div>"
         for part in left
         if part.unexpected
@@ -156,14 +157,6 @@ def _shape(tensor: TensorInfo) -> str:
 def _whole(text: str) -> str:
     """The text so that no line breaks inside it."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _large(number: int) -> str:
-    """A count as a reader wants it: 8,030,261,248 → 8.03 billion."""
-    for unit, size in ((" billion", 1e9), (" million", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,}"
 
 
 def _capital(text: str) -> str:

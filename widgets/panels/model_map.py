@@ -18,7 +18,6 @@ from widgets.progress import ProgressRow
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
 from widgets.style import fields, note, row, set_note
-from widgets.tables import amount
 from widgets.tasks import guard
 from widgets.work import Work
 from workbench.kinds import layer_of
@@ -27,6 +26,7 @@ from workbench.sources import Source, TensorInfo
 from workbench.sources.base import Cancelled, Progress
 from workbench.survey_rows import Row
 from workbench.surveying import survey
+from workbench.wording import amount
 
 OF_ITSELF = 4_000_000_000
 """Bytes up to which a model on this machine is surveyed without being asked."""

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.atomic import replacing
+from workbench.atomic import replacing_for_user
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -42,6 +42,6 @@ def write_report(
 
     target = Path(path)
     text = page(gather(surveyed, bits, executor, progress))
-    with replacing(target) as draft:
+    with replacing_for_user(target) as draft:
         draft.write_text(text, encoding="utf-8")
     return target

@@ -17,9 +17,10 @@ from workbench import __version__
 from workbench.comparison import duel as fight
 from workbench.comparison import of_survey
 from workbench.errors import WorkbenchError
-from workbench.memory import DoubleQuantSavings, MemoryLedger, compare_methods, double_quant_savings
+from workbench.memory import MemoryLedger, compare_methods
 from workbench.outlying import Outliers, outliers
 from workbench.quantization import QuantSpec
+from workbench.savings import DoubleQuantSavings, double_quant_savings
 from workbench.scores import Duel, Measured
 from workbench.sources.base import Source
 from workbench.sources.packed import weights

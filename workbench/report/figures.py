@@ -8,11 +8,11 @@ Does not import plotly.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.formats import FORMATS
+from workbench.kinds import order_of
 from workbench.memory import GROUPS, MemoryLedger
 from workbench.quantization import QuantSpec
 from workbench.scores import Duel, winners
@@ -21,8 +21,6 @@ from workbench.wording import short
 
 Figure = dict[str, Any]
 
-KINDS = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
-"""Kinds in the order of a block; others follow."""
 _MOST_KINDS = 24
 _ROW, _DASHES = 24, ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -35,11 +33,6 @@ def colour(index: int) -> dict[str, str]:
 def format_colour(name: str) -> dict[str, str]:
     """A format's colour, the same in every plot."""
     return colour(list(FORMATS).index(name))
-
-
-def rank(kind: str) -> tuple[int, str]:
-    """What to sort kinds by: their order in a block, then the others by name."""
-    return (KINDS.index(kind) if kind in KINDS else len(KINDS), kind)
 
 
 def text(value: object) -> str:
@@ -141,7 +134,7 @@ def _layer_axis(layers: Sequence[int]) -> dict[str, Any]:
 def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, str], list[Row]]]:
     """(layers, kinds, the rows of each); kinds beyond the first 23 are gathered as "other"."""
     inside = [row for row in rows if row.layer is not None]
-    order = sorted({row.kind for row in inside}, key=rank)
+    order = sorted({row.kind for row in inside}, key=order_of)
     kinds = order if len(order) <= _MOST_KINDS else [*order[: _MOST_KINDS - 1], "other"]
     cells: dict[tuple[int, str], list[Row]] = {}
     for row in inside:
@@ -152,18 +145,17 @@ def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, s
 
 def duel_bars(duel: Duel) -> Figure:
     """Each contender's relative RMSE, the least first."""
-    scores = sorted(duel.contenders, key=lambda score: (math.isnan(score.rmse), score.rmse))
-    names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.6g} bits" for s in scores]
+    names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.6g} bits" for s in duel.ranked]
     data = [
         {
-            "type": "bar", "orientation": "h", "y": names, "x": [_percent(s.relative_rmse) for s in scores],
-            "text": [f"{_percent(s.relative_rmse):.2f} %" for s in scores], "textposition": "outside", "cliponaxis": False,
-            "marker": {"color": [format_colour(s.spec.format) for s in scores]},
-            "hovertext": [text(s.spec.title) for s in scores], "hovertemplate": "%{hovertext}: %{x:.3f} %<extra></extra>",
+            "type": "bar", "orientation": "h", "y": names, "x": [_percent(s.relative_rmse) for s in duel.ranked],
+            "text": [f"{_percent(s.relative_rmse):.2f} %" for s in duel.ranked], "textposition": "outside", "cliponaxis": False,
+            "marker": {"color": [format_colour(s.spec.format) for s in duel.ranked]},
+            "hovertext": [text(s.spec.title) for s in duel.ranked], "hovertemplate": "%{hovertext}: %{x:.3f} %<extra></extra>",
         }
     ]  # fmt: skip
     layout = {
-        "height": 90 + 30 * len(scores), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
+        "height": 90 + 30 * len(duel.contenders), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
         "xaxis": {"title": {"text": "relative RMSE over all tensors, %"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip

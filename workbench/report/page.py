@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import importlib.util
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def _lead(c: Contents) -> str:
 
 
 def _cards(c: Contents) -> str:
-    best = min((c.measured.score(spec) for spec in c.specs), key=lambda s: (math.isnan(s.rmse), s.rmse))
+    best = min((c.measured.score(spec) for spec in c.specs), key=lambda score: score.order)
     winners = c.duel.winners()
     won = next((score for score in c.duel.contenders if score.spec.format in winners), None)
     cards = [(percent(best.relative_rmse), "relative RMSE", best.spec.title)]

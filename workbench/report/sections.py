@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass, field
 
 from workbench.formats import FORMATS
+from workbench.kinds import order_of
 from workbench.memory import GPUS, GROUPS, fit
-from workbench.quantization import QuantSpec
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
 from workbench.scores import MEASURES
 from workbench.survey_rows import Row, pooled
-from workbench.wording import amount, bracketed, count, counted, listed, number, percent
+from workbench.wording import amount, amount_or_none, bracketed, count, counted, listed, number, percent
 
 WORST = 15
 _MOST_NAMES = 4
@@ -85,7 +85,7 @@ def errors(c: Contents) -> Section:
                 code(kind), str(len(group)), count(sum(row.tensor.numel for row in group)),
                 *(percent(pooled([row.totals[i] for row in group]).relative_rmse) for i in range(len(specs))),
             )
-            for kind, group in sorted(by_kind.items(), key=lambda item: figures.rank(item[0]))
+            for kind, group in sorted(by_kind.items(), key=lambda item: order_of(item[0]))
         ],
     )  # fmt: skip
     lines = [(row, i) for row in rows for i in range(len(specs))]
@@ -132,7 +132,7 @@ def duel(c: Contents) -> Section:
                 percent(s.relative_rmse), number(s.sqnr_db, ".2f"), number(s.mean_sqnr_db, ".2f"),
                 *(f"{wins[by][s.spec.format]:,}" for by in ("tensor", "layer")),
             )
-            for s in sorted(d.contenders, key=lambda s: _known(s.rmse))
+            for s in d.ranked
         ],
     )  # fmt: skip
     if d.left_out:
@@ -209,7 +209,7 @@ def memory(c: Contents) -> Section:
     section.plot("memory-bars", figures.memory_bars(c.ledgers), "Forecast memory by method, stacked by what takes it.")
     titles = [ledger.title for ledger in c.ledgers]
     groups = [
-        (escaped(group), *(amount(sum(ledger[name] for name in names)) for ledger in c.ledgers))
+        (escaped(group), *(amount_or_none(sum(ledger[name] for name in names)) for ledger in c.ledgers))
         for group, names in GROUPS.items()
     ]
     total = ("<strong>total</strong>", *(f"<strong>{amount(ledger.total)}</strong>" for ledger in c.ledgers))
@@ -296,7 +296,7 @@ def _python(c: Contents) -> str:
         "import workbench as wb",
         "",
         f"src = wb.open_model({c.source.name!r})",
-        f"specs = [{', '.join(map(_call, c.specs))}]",
+        f"specs = [{', '.join(spec.as_code() for spec in c.specs)}]",
         f"survey = wb.survey(src, specs{chosen})",
         "survey.to_frame(), survey.worst(15), survey.by_layer(), survey.by_kind()",
         f"duel = wb.duel(src, bits={c.duel.bits:g}{chosen})",
@@ -312,14 +312,6 @@ def _as_stored(c: Contents) -> list[Row]:
     """The tensors with the heaviest tails that ``read`` gives as they were measured: neither transposed nor dequantized."""
     stored = {info.name: info for info in c.source.tensors() if info.layout == "as stored"}
     return [row for row, _ in c.tails if stored.get(row.tensor.name) == row.tensor]
-
-
-def _call(spec: QuantSpec) -> str:
-    """The specification as Python, without what is as it would be anyway."""
-    usual = QuantSpec(spec.format)
-    fields = ("block_size", "scale_dtype", "double_quant", "nested_block_size")
-    given = [f"{name}={getattr(spec, name)!r}" for name in fields if getattr(spec, name) != getattr(usual, name)]
-    return f"wb.QuantSpec({', '.join([repr(spec.format), *given])})"
 
 
 def _known(value: float) -> float:

@@ -42,7 +42,8 @@ _NAME_OR_NONE = (
     "eval_dataset", "eval_split", "dataset_config", "dataset_revision", "text_column", "prompt_column", "completion_column",
     "messages_column",
 )  # fmt: skip
-_OF_ADAPTERS = {"use_rslora": False, "use_dora": False, "init_lora_weights": True}
+OF_ADAPTERS = {"use_rslora": False, "use_dora": False, "init_lora_weights": True}
+"""Fields that only adapters have, beside rank, alpha, dropout and targets, and what they are unless given."""
 _TWO_STEPS = (
     "Two steps do it outside this run: begin adapters so on the unquantized model and save them and what is left of the model, "
     "as peft's documentation shows; then quantize that and go on training the saved adapters."
@@ -124,7 +125,7 @@ def _method_faults(config: TrainConfig) -> list[str]:
     if config.method == "full" and config.compute_dtype == "float16":
         faults.append('compute_dtype float16 cannot train every weight (method "full"): use "bfloat16" or "float32".')
     if config.method == "full":
-        unused = [name for name, default in _OF_ADAPTERS.items() if getattr(config, name) != default]
+        unused = [name for name, default in OF_ADAPTERS.items() if getattr(config, name) != default]
         if unused:
             faults.append(f'{", ".join(unused)}: method "full" has no adapters.')
     if config.method in ("lora", "full") and config.llm_int8_skip_modules:

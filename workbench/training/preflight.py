@@ -14,6 +14,7 @@ from workbench.bnb import check_backend
 from workbench.errors import ConfigError
 from workbench.footprint import Plan, in_four_bits
 from workbench.sources.base import Source
+from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
 
 _AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}
@@ -28,11 +29,13 @@ def check_kernels(config: TrainConfig, source: Source, capability: str | None = 
         return
     capability = capability or cpu_capability()
     plan = Plan.of(config, "cpu")
-    for tensor in source.tensors():
+    tensors, own = as_loaded(source)
+    block_size = own.block_size if own else config.block_size  # a checkpoint that is packed keeps its own
+    for tensor in tensors:
         if not in_four_bits(tensor, plan):
             continue
         shape = tensor.shape[::-1] if tensor.layout == "transposed" else tensor.shape
-        found = check_backend(shape, config.block_size, capability)
+        found = check_backend(shape, block_size, capability)
         if not found.right:
             raise ConfigError([f"{tensor.name}: {found.why}"], where="block_size", remedy=found.remedy)
 

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from workbench.sources import open_model
+from workbench.training.checks import OF_ADAPTERS
 from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
@@ -177,8 +178,7 @@ def _lora(config: TrainConfig) -> dict[str, Any]:
         "task_type": "CAUSAL_LM", "r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }  # fmt: skip
-    special = {"use_rslora": False, "use_dora": False, "init_lora_weights": True}
-    return usual | {name: value for name, default in special.items() if (value := getattr(config, name)) != default}
+    return usual | {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
 
 
 def _training(config: TrainConfig) -> str:
