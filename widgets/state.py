@@ -40,11 +40,16 @@ _CHOICES: Mapping[str, Collection[str]] = {
 _TRAINING = (
     "lora_r", "target_modules", "per_device_train_batch_size", "max_length", "optim", "gradient_checkpointing",
 )  # fmt: skip
+_ELSEWHERE = {*_TRAINING, "model", "quant_type", "block_size", "double_quant"}
+"""Fields of ``TrainConfig`` that the state has under a name of its own, or as its formats."""
 _FORGETS = {
     "model": {"layer": None, "block": None, "weight": None}, "tensor": {"block": None, "weight": None},
     "block_size": {"block": None, "weight": None}, "block": {"weight": None},
 }  # fmt: skip
 """What is no longer meant once a field changes."""
+
+_IN_BLOCKS_OF_64 = (("init_lora_weights", "olora"),)
+"""What training cannot do at any other block size: it gives way to a block size chosen in another view."""
 
 Observer = Callable[["State", frozenset[str]], None]
 
@@ -88,18 +93,20 @@ class State:
     gpu: str = "T4 16 GB"
     """The GPU that the forecast is held against."""
     lora_r: int = 16
-    """This and the next five are the forecast's: fields of ``TrainConfig``."""
+    """This and the next five are fields of ``TrainConfig``, for the forecast and for training alike."""
     target_modules: str | tuple[str, ...] = "all-linear"
     per_device_train_batch_size: int = 4
     max_length: int = 512
     optim: str = "paged_adamw_32bit"
     gradient_checkpointing: bool = True
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The other fields of ``TrainConfig``, those that differ from how they come."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", tuple(self.formats))
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        faults = []
+        faults = [f"train has {name!r}, a field of its own." for name in self.train if name in _ELSEWHERE]
         if not 1 <= len(self.formats) <= 3 or len(set(self.formats)) != len(self.formats):
             faults.append(f"formats is {self.formats!r}; it must be one to three different names.")
         for name, known in _CHOICES.items():
@@ -113,7 +120,8 @@ class State:
             faults.append(f"duel_bits is {self.duel_bits!r}; it must be a number of bits up to 32.")
         if faults:
             raise ConfigError(faults, where="state", remedy="Change these fields and try again.")
-        _ = self.specs, self.training  # refuse unknown formats and block sizes, and what cannot be trained
+        _ = self.specs  # refuse unknown formats and block sizes
+        object.__setattr__(self, "train", _others(self.training))  # and what cannot be trained
 
     @property
     def specs(self) -> tuple[QuantSpec, ...]:
@@ -130,20 +138,35 @@ class State:
 
     @property
     def training(self) -> TrainConfig:
-        """The fine-tune that is forecast: the leading format where bitsandbytes can hold a base in it, else NF4."""
+        """The fine-tune that is forecast and launched, on the leading format where bitsandbytes has that, else on NF4."""
         lead = self.formats[0]
-        return TrainConfig(
-            model=self.model,
-            quant_type=lead if find_format(lead).trainable else "nf4",
-            block_size=self.block_size,
-            double_quant=self.double_quant,
-            **{name: getattr(self, name) for name in _TRAINING},
+        own = {name: getattr(self, name) for name in _TRAINING}
+        return TrainConfig.from_dict(
+            {
+                "model": self.model,
+                "quant_type": lead if find_format(lead).trainable else "nf4",
+                "block_size": self.block_size,
+                "double_quant": self.double_quant,
+                **own,
+                **self.train,
+            }
         )
+
+    def changes_to(self, config: TrainConfig) -> dict[str, Any]:
+        """The fields of the state that make ``training`` this configuration, but for the model; a new 4-bit format leads."""
+        present = self.training
+        formats = self.formats
+        if config.quant_type != present.quant_type:
+            formats = (config.quant_type, *(name for name in formats[1:] if name != config.quant_type))
+        own = {name: getattr(config, name) for name in (*_TRAINING, "block_size", "double_quant")}
+        return {"formats": formats, **own, "train": _others(config)}
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
-        return dataclasses.asdict(self) | {"formats": list(self.formats), "target_modules": targets}
+        train = {name: list(value) if isinstance(value, tuple) else value for name, value in self.train.items()}
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return own | {"formats": list(self.formats), "target_modules": targets, "train": train}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
@@ -156,6 +179,13 @@ class State:
                 remedy=f"Fields: {', '.join(sorted(known))}.",
             )
         return cls(**values)
+
+
+def _others(config: TrainConfig) -> dict[str, Any]:
+    """What a configuration says of the fields that the state has no name for, where it is not how they come."""
+    default = TrainConfig()
+    fields = (f.name for f in dataclasses.fields(config) if f.name not in _ELSEWHERE)
+    return {name: value for name in fields if (value := getattr(config, name)) != getattr(default, name)}
 
 
 class Store:
@@ -172,6 +202,8 @@ class Store:
             for name in _FORGETS.keys() & changes.keys():
                 if changes[name] != getattr(self.value, name):
                     changes = _FORGETS[name] | changes
+            if changes.get("block_size", 64) != 64 and "train" not in changes:
+                changes["train"] = {k: v for k, v in self.value.train.items() if (k, v) not in _IN_BLOCKS_OF_64}
             after = dataclasses.replace(self.value, **changes)
             changed = frozenset(name for name in changes if getattr(after, name) != getattr(self.value, name))
             if not changed:

@@ -86,7 +86,7 @@ class MemoryView(View):
 
     def redraw_on(self) -> frozenset[str]:
         """What the forecast depends on besides what is measured."""
-        return frozenset(_FIELDS.values())
+        return frozenset({*_FIELDS.values(), "train"})
 
     def code(self, analysis: Analysis) -> str:
         """The ledger, the methods, the verdict and the changes."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import DataError, ModelError
 from workbench.sources import open_model
+from workbench.sources.base import Cancelled, Progress, Watch
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, columns_of, locate, read
 
@@ -121,10 +122,13 @@ def held_out_files(config: TrainConfig) -> Files | None:
     return None
 
 
-def load(config: TrainConfig, tokenizer: Any, files: Files | None = None, limit: int | None = None) -> Rows:
+def load(
+    config: TrainConfig, tokenizer: Any, files: Files | None = None, limit: int | None = None, watch: Watch | None = None
+) -> Rows:
     """The dataset (or ``files``; or the first ``limit`` rows), tokenized. Raises ``DataError`` if nothing is left to learn."""
     files = files or training_files(config)
-    rows = tokenize(texts(config, files, tokenizer, limit), tokenizer, config.max_length)
+    found = texts(config, files, tokenizer, limit)
+    rows = tokenize(_watched(found, watch) if watch else found, tokenizer, config.max_length)
     if not rows.rows:
         raise DataError(
             f"no row has a token to learn from: of {rows.total} rows {rows.empty} are empty and {rows.without_loss} have no "
@@ -133,6 +137,13 @@ def load(config: TrainConfig, tokenizer: Any, files: Files | None = None, limit:
             remedy="Choose other columns, or raise max_length so that completions fit.",
         )
     return rows
+
+
+def _watched(rows: Iterable[Text | None], watch: Watch) -> Iterator[Text | None]:
+    for row in rows:
+        watch.check()
+        yield row
+        watch.moved(1)
 
 
 def texts(config: TrainConfig, files: Files, tokenizer: Any, limit: int | None = None) -> Iterator[Text | None]:
@@ -242,11 +253,23 @@ def _encoded(rows: list[Text], tokenizer: Any, most: int) -> Iterator[tuple[list
         yield from zip(told["input_ids"], told["offset_mapping"], strict=True)
 
 
-def preview(config: TrainConfig, rows: int = 5, scan: int = 2_000) -> Preview:
-    """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read."""
+def preview(
+    config: TrainConfig,
+    rows: int = 5,
+    scan: int = 2_000,
+    *,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> Preview:
+    """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
+
+    ``progress`` is told rows; InterruptedError once ``cancelled`` says yes.
+    """
+    watch = Watch(scan, progress, cancelled)
     check(config)
+    watch.check()
     tokenizer = open_tokenizer(model_folder(config.model))
-    seen = load(config, tokenizer, limit=scan)
+    seen = load(config, tokenizer, limit=scan, watch=watch)
     return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan)
 
 
