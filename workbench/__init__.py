@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from workbench.sources import Source, TensorInfo, open_model
     from workbench.surveying import Survey, survey
     from workbench.training.config import TrainConfig
+    from workbench.training.export import Exported, export
+    from workbench.training.merging import MergeError, MergeErrors, merge_errors
     from workbench.training.recipe import as_code
     from workbench.training.runs import Run, attach, launch, runs
     from workbench.training.truth import PagingTruth, paging_truth
@@ -43,6 +45,8 @@ _HOME = {
     "sources": ("Source", "TensorInfo", "open_model"),
     "surveying": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
+    "training.export": ("Exported", "export"),
+    "training.merging": ("MergeError", "MergeErrors", "merge_errors"),
     "training.recipe": ("as_code",),
     "training.runs": ("Run", "attach", "launch", "runs"),
     "training.truth": ("PagingTruth", "paging_truth"),
@@ -58,9 +62,12 @@ __all__ = [
     "DataError",
     "Duel",
     "ErrorStats",
+    "Exported",
     "Format",
     "FormatError",
     "MemoryLedger",
+    "MergeError",
+    "MergeErrors",
     "ModelError",
     "Outliers",
     "PagerSimulation",
@@ -82,9 +89,11 @@ __all__ = [
     "check_backend",
     "configurations",
     "duel",
+    "export",
     "forecast",
     "launch",
     "measure",
+    "merge_errors",
     "open_model",
     "outliers",
     "paging_truth",

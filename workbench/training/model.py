@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 from workbench.bnb import check_backend
 from workbench.errors import ConfigError, ModelError
 from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import on_hub
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -146,9 +147,14 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         init_lora_weights=config.init_lora_weights,
     )
     try:
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig") from error
+    if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
+        snapshot = Path(model.config._name_or_path)
+        lora.base_model_name_or_path = config.model
+        lora.revision = snapshot.name if snapshot.parent.name == "snapshots" else None
+    return adapted
 
 
 def adapter_sizes(model: Any) -> list[int]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
+from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.data import Row
 from workbench.training.endings import Diverged
@@ -189,7 +190,9 @@ class Steering(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint as complete: a process killed while it writes leaves one without this mark."""
-        (self.folder.checkpoints / f"checkpoint-{state.global_step}" / "complete").touch()
+        checkpoint = self.folder.checkpoints / f"checkpoint-{state.global_step}"
+        write_card(self.folder.root, checkpoint, "model" if self.config.method == "full" else "adapter")
+        (checkpoint / "complete").touch()
         self.writer.emit("checkpoint", n=state.global_step)
 
 

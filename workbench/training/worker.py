@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.training import endings, telemetry
+from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.cupti import open_cupti
 from workbench.training.events import EventWriter
@@ -211,6 +212,7 @@ class Worker:
         if done >= config.max_steps:
             evaluate(done)
             sample("after")
+            write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
             return endings.FINISHED
         return endings.PAUSED if self.asked() == "pause" else endings.STOPPED
 
@@ -222,6 +224,7 @@ class Worker:
         net.save_pretrained(str(fresh))
         net.config.use_cache = False
         tokenizer.save_pretrained(str(fresh))
+        write_card(self.folder.root, fresh, self._kept.name)
         shutil.rmtree(self._kept, ignore_errors=True)
         os.replace(fresh, self._kept)
 
