@@ -125,7 +125,7 @@ def test_distribution_shows_every_weight_once(session):
 
 
 def test_every_figure_is_one_that_plotly_accepts(session):
-    session.want_scales(True)
+    session.want(frozenset({"scales"}), True)
     session.start()
     analysis, scales = session.analysis, session.analysis.scales
     source = analysis.source

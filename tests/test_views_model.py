@@ -303,6 +303,25 @@ def test_outliers_are_counted_later_and_again_on_request(later):
     session.close()
 
 
+def test_counting_outliers_makes_way_for_what_is_measured_next(later):
+    session = Session(executor=later)
+    view = DistributionView(session=session)
+    session.start()
+    later.run()
+    assert view.work.busy
+    session.store.update(block_size=128)
+    assert not view.work.busy
+    assert view.count.layout.display == "none", "it is counted later, and nobody need ask for it"
+    session.cancel()
+    assert view.work.busy, "nothing new came, so it goes on with what is shown"
+    session.store.update(block_size=256)
+    later.run()
+    later.run()
+    assert view.tails.spec == wb.QuantSpec("nf4", 256)
+    view.close()
+    session.close()
+
+
 def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quantized():
     view = MemoryView("builtin", executor=Immediate())
     titles = [title for title, _ in view.targets.options]

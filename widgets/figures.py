@@ -67,11 +67,12 @@ def distribution(
     share = 100 * counts / max(1, counts.sum())
     seen = share[share > 0]
     low, high = (float(seen.min()) / 2 if seen.size else 1e-3, float(share.max(initial=0)) * 1.06 or 1.0)
+    outline = np.maximum(share, low) if log else share  # an axis of logarithms has no place for 0
     data: list[dict[str, Any]] = [
         {
-            "type": "bar", "x": centres, "y": share, "width": width, "marker": {"color": QUIET, "line": {"width": 0}},
-            "name": "weights", "hovertemplate": "x / absmax near %{x:.3f}<br>%{y:.3g} % of weights<extra></extra>",
-            "showlegend": False,
+            "type": "scatter", "mode": "lines", "fill": "tozeroy", "fillcolor": QUIET, "x": centres, "y": outline,
+            "line": {"shape": "hvh", "width": 0.5, "color": QUIET}, "name": "weights", "showlegend": False,
+            "hovertemplate": "x / absmax near %{x:.3f}<br>%{y:.3g} % of weights<extra></extra>",
         }
     ]  # fmt: skip
     strip = 0.11 * len(stats)
@@ -97,7 +98,7 @@ def distribution(
         ticks.append(len(stats) - 1 - i + 0.5)
         names.append(form.title + (" (median block)" if moves_with_block(form) else ""))
     layout = {
-        "barmode": "overlay", "bargap": 0, "uirevision": "distribution",
+        "barmode": "overlay", "bargap": 0, "uirevision": "distribution", "hovermode": "x",
         "xaxis": {"title": {"text": "weight / absmax of its block"}, "range": [-1.03, 1.03], "anchor": "y2", "zeroline": False},
         "yaxis": {
             "title": {"text": "% of weights" + (", logarithmic" if log else "")}, "domain": [strip + 0.05, 1],

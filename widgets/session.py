@@ -6,6 +6,7 @@ afar is. Computes nothing itself: the numbers are ``workbench``'s. Draws nothing
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 
 from widgets import recents
 from widgets.listeners import Listeners
+from widgets.measured import Measured
 from widgets.progress import Pace, Step
 from widgets.state import State, Store
 from widgets.tasks import Latest
 from workbench.double_quant import NestedScales, double_quantize
 from workbench.errors import ModelError
-from workbench.formats import find_format
+from workbench.formats import BLOCK_SIZES, find_format
+from workbench.inspection import BinErrors
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.quantization import QuantSpec, as_weights, quantize
 from workbench.sources import Source, TensorInfo, open_model
@@ -52,18 +55,34 @@ class Analysis:
     """The state it was made for."""
     source: Source
     tensor: TensorInfo
-    weights: NDArray[Any]
-    """The tensor, flat, in the dtype it is measured in."""
+    measured: Measured
+    """What is known of its weights; gives more when asked."""
     stats: tuple[ErrorStats, ...]
     """One for each of the state's formats."""
-    histogram: NDArray[np.int64]
-    """int64 (256,): weights by x / absmax over [−1, 1]."""
     scales: Rescaled | None
     """None unless a view of the scales is on screen: it takes two more formats to measure."""
-    shape: tuple[int, ...]
-    """The weight's shape as bitsandbytes sees it: dequantized and transposed where the checkpoint holds it otherwise."""
     packed: str
     """What the checkpoint holds the weight quantized in, empty where it does not."""
+
+    @property
+    def weights(self) -> NDArray[Any]:
+        """The tensor, flat, in the dtype it is measured in."""
+        return self.measured.weights
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape as bitsandbytes sees it: dequantized and transposed where the checkpoint holds it otherwise."""
+        return self.measured.tensor.shape
+
+    @property
+    def histogram(self) -> NDArray[np.int64]:
+        """int64 (256,): weights by x / absmax over [−1, 1]."""
+        return self.measured.histogram(self.state.block_size)
+
+    @property
+    def bin_errors(self) -> list[BinErrors]:
+        """The error in each bin, for each of the state's formats."""
+        return [self.measured.bin_errors(stats) for stats in self.stats]
 
 
 def choosable(source: Source) -> list[TensorInfo]:
@@ -87,10 +106,10 @@ class Session:
         self.analysis: Analysis | None = None
         self.executor = executor
         self._listeners, self._failed, self._busy, self._progress = (Listeners() for _ in range(4))
-        self._scales_wanted = False
+        self._wanted: frozenset[str] = frozenset()
         self._refused: Callable[[Exception], None] | None = None
         self._source: Source | None = None
-        self._held: tuple[Source, str, NDArray[Any]] | None = None
+        self._held: tuple[Source, str, Measured] | None = None
         self._reads, self._opens = (Pace(self._progress) for _ in range(2))
         self._work = Latest(
             executor,
@@ -104,6 +123,7 @@ class Session:
             failed=lambda error: (self._refused or self._failed)(error),
             busy=lambda busy: None if busy else self._progress(None),
         )
+        self._ahead = Latest(executor, apply=lambda _: None, debounce=0.1)
         self._forget = self.store.observe(self._changed)
         if executor is None:
             _warm_up()
@@ -168,10 +188,14 @@ class Session:
             self._source = open_model(self.store.value.model)
         return self._source
 
-    def want_scales(self, wanted: bool) -> None:
-        """Whether analyses are to have ``scales``; where the present one has none it is made anew."""
-        self._scales_wanted = wanted
-        if wanted and self.analysis is not None and self.analysis.scales is None:
+    def want(self, parts: frozenset[str], wanted: bool) -> None:
+        """Whether analyses are to have these from now on: ``scales``, or ``bins``, the histogram and the errors by bin.
+
+        Where the present one has no scales it is made anew; bins are found when they are asked for, but off this thread if
+        they are wanted before.
+        """
+        self._wanted = self._wanted | parts if wanted else self._wanted - parts
+        if wanted and "scales" in parts and self.analysis is not None and self.analysis.scales is None:
             self.start()
 
     def on_analysis(self, listener: Callable[[Analysis], None]) -> Callable[[], None]:
@@ -194,6 +218,7 @@ class Session:
         """Ends the thread and forgets every listener; closing twice is harmless."""
         self._forget()
         self._opening.close()
+        self._ahead.close()
         self._work.close()
         for listeners in (self._listeners, self._failed, self._busy, self._progress):
             listeners.clear()
@@ -201,6 +226,7 @@ class Session:
 
     def _changed(self, state: State, changed: frozenset[str]) -> None:
         if changed & _MEASURED_BY:
+            self._ahead.cancel()
             self._work.submit(self._analyse, state)
 
     def _worked(self, busy: bool) -> None:
@@ -224,26 +250,37 @@ class Session:
             self._reads.begin(f"Reading {tensor.name}", "bytes", stale)
             moved, look = self._reads.moved, self._reads.look
             read = weights_of(source, tensor.name, tensor.layout, progress=moved, cancelled=look)
-            held = self._held = (source, tensor.name, as_weights(read))
-        weights = held[2]
-        lead = state.formats[0] if find_format(state.formats[0]).double_quantizable else "nf4"
-        pair = [state.spec(lead), state.spec(lead, double_quant=True)] if self._scales_wanted else []
-        unique = list(dict.fromkeys([*state.specs, *pair]))
-        found = dict(zip(unique, measure(weights, unique, cancelled=stale), strict=True))
-        counts = histogram(weights, state.block_size, cancelled=stale)
+            held = self._held = (source, tensor.name, Measured(as_weights(read)))
+        measured = held[2]
+        formats, pair = len(state.formats), self._pair(state)
+        found = measured.stats([*state.specs, *pair], stale)
         scales = None
         if pair:
-            plain, doubled = (found[spec] for spec in pair)
+            plain, doubled = found[formats:]
             scales = Rescaled(plain, doubled, double_quantize(plain.block_absmax, doubled.spec.nested_block_size))
         packing = packings_of(source).get(tensor.name)
-        return Analysis(
-            state, source, tensor, weights.reshape(-1), tuple(found[spec] for spec in state.specs), counts, scales,
-            weights.shape, packing.title if packing else "",
-        )  # fmt: skip
+        analysis = Analysis(state, source, tensor, measured, tuple(found[:formats]), scales, packing.title if packing else "")
+        if "bins" in self._wanted:
+            measured.histogram(state.block_size, stale)
+            _ = analysis.bin_errors
+        return analysis
+
+    def _pair(self, state: State) -> list[QuantSpec]:
+        """What the scales are measured under, where they are wanted: without and with double quantization."""
+        lead = state.formats[0] if find_format(state.formats[0]).double_quantizable else "nf4"
+        return [state.spec(lead), state.spec(lead, double_quant=True)] if "scales" in self._wanted else []
 
     def _apply(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self._listeners(analysis)
+        if self.executor is None:
+            self._ahead.submit(self._look_ahead, analysis)
+
+    def _look_ahead(self, analysis: Analysis) -> None:
+        """Measures in the next smaller and larger block size too, so that the slider's next step is there at once."""
+        state, at = analysis.state, BLOCK_SIZES.index(analysis.state.block_size)
+        near = [dataclasses.replace(state, block_size=size) for size in BLOCK_SIZES[max(at - 1, 0) : at + 2]]
+        analysis.measured.look_ahead([(s.block_size, [*s.specs, *self._pair(s)]) for s in near], self._ahead.staleness())
 
 
 @functools.cache

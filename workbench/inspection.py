@@ -164,7 +164,7 @@ class BinErrors:
     """The share of the blocks that was looked at; None: all of them."""
 
 
-def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 18) -> BinErrors:
+def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
     """The error in each bin of a format, of whose ``measure`` ``stats`` is; of evenly spaced blocks with ``most`` weights.
 
     Equal levels count as one bin. Blocks that are not finite are left out.

@@ -295,7 +295,7 @@ class _Pass:
         return {
             "block_absmax": self.absmax, "block_rmse": self.rmse[f], "block_mae": self.mae[f], "block_max": self.largest[f],
             "block_scale": self.scales[f] if self.scales.size else self.absmax,
-            "block_zero": self.zeros[f] if self.zeros.size else np.zeros(1, np.float32).repeat(self.absmax.size),
+            "block_zero": self.zeros[f] if self.zeros.size else np.broadcast_to(np.float32(0), self.absmax.shape),
         }  # fmt: skip
 
 

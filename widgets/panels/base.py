@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, ClassVar
 
 import ipywidgets
 
@@ -33,8 +33,8 @@ class View(Panel):
     of_one_tensor = True
     """Whether the view depends on tensor, formats and block size, and so has controls for them when it is alone."""
 
-    of_scales = False
-    """Whether the view needs an analysis's ``scales``."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the view needs of an analysis besides its ``stats``, as ``Session.want`` has it."""
 
     def __init__(
         self,
@@ -57,8 +57,7 @@ class View(Panel):
         if self._own:
             children = [ProgressRow(self.session), *children]
         self.children = (*self.children[:-1], self.message, *children, self.copy)
-        if self.of_scales:
-            self.session.want_scales(True)
+        self.session.want(self.needs, True)
         self.when_closed(self.session.on_analysis(self._take))
         self.when_closed(self.session.store.observe(self._follow))
         if self._own:
@@ -92,8 +91,7 @@ class View(Panel):
     @active.setter
     def active(self, active: bool) -> None:
         self._active = active
-        if self.of_scales:
-            self.session.want_scales(active)
+        self.session.want(self.needs, active)
         if active and self._behind and self.session.analysis is not None:
             self._take(self.session.analysis)
 

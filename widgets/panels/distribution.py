@@ -18,14 +18,15 @@ from widgets.style import column, fields, grid, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import guard
 from widgets.work import Work
-from workbench.inspection import bin_errors
 from workbench.measurement import merge_equal_levels
-from workbench.normality import Quantiles, quantiles
+from workbench.normality import Quantiles
 from workbench.outlying import Outliers, outliers
 
 
 class DistributionView(View):
     """Histogram of the block-normalised weights with levels and occupancy of up to three formats; quantiles; outliers."""
+
+    needs = frozenset({"bins"})
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._normal_of: tuple[Any, ...] = ()
@@ -40,6 +41,7 @@ class DistributionView(View):
         self.work = Work(self.session.executor, guarded(self._found_tails), self.message.error, debounce=0.4)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
+        self.when_closed(self.session.on_busy(self._make_way))
         self.count = ipywidgets.Button(description="Count the outliers", tooltip="Count what lies beyond 3, 4 and 6 σ")
         self.count.layout.display = "none"
         self.count.on_click(guarded(lambda _: self._count()))
@@ -85,7 +87,7 @@ class DistributionView(View):
             f"{e.spec.definition.title} {share.max():.1f} % in its fullest bin"
             for e, share in zip(analysis.stats, shares, strict=True)
         )
-        errors = [bin_errors(analysis.weights, e) for e in analysis.stats]
+        errors = analysis.bin_errors
         self.histogram.show(
             figures.distribution(analysis.histogram, analysis.stats, log, errors),
             f"Histogram of {analysis.weights.size:,} weights divided by the absmax of their block, with the levels of {names}.",
@@ -117,7 +119,7 @@ class DistributionView(View):
         if asked != self._normal_of:
             self._normal_of, self.normal = asked, None
             if np.isfinite(analysis.stats[0].block_absmax).any():
-                self.normal = quantiles(analysis.weights, size)
+                self.normal = analysis.measured.quantiles(size)
         found = self.normal
         if found is None:
             self.quantiles.fail("No weight of this tensor is finite.")
@@ -160,9 +162,17 @@ class DistributionView(View):
             lambda _, cancelled: outliers(weights, spec, cancelled=cancelled),
         )
 
+    def _make_way(self, busy: bool) -> None:
+        """Leaves the cores to what is measured next; outliers that were being counted are counted after it."""
+        if busy and self.work.busy:
+            self._tails_of = ()
+            self.work.cancel()
+        elif not busy and not self._tails_of and self._active and self.session.analysis is not None:
+            self._ask_for_tails(self.session.analysis)
+
     def _offer(self) -> None:
         """The button, where nothing was counted and nobody counts: it was cancelled, or went wrong."""
-        if self.tails is None and not self.work.busy:
+        if self.tails is None and self._tails_of and not self.work.busy:
             self.count.layout.display = ""
             set_note(self.tails_told, "The outliers have not been counted.")
 

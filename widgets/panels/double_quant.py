@@ -24,7 +24,7 @@ NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 class DoubleQuantView(View):
     """Bits and bytes of the scales with and without double quantization, and the error it adds to the weights."""
 
-    of_scales = True
+    needs = frozenset({"scales"})
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         super().__init__("Double quantization", model, **options)

@@ -124,7 +124,7 @@ class FormatsView(View):
         if asked is None or analysis is None:
             return
         known = self._fronts.get((asked.source, asked.tensor, asked.sample))
-        on: Any = analysis.weights.reshape(analysis.shape) if asked.tensor else asked.source
+        on: Any = analysis.measured.tensor if asked.tensor else asked.source
         names = None if asked.tensor else [t.name for t in choosable(asked.source)]
 
         def compare(progress: Progress, cancelled: Cancelled) -> tuple[_Asked, Duel, Pareto]:

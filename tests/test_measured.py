@@ -1,0 +1,96 @@
+"""What is measured of a tensor is measured once, and forgotten when it takes too much room."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from widgets import measured
+from widgets.measured import Measured
+from widgets.session import Session
+from workbench.inspection import bin_errors
+from workbench.measurement import histogram
+
+NF4, INT4 = wb.QuantSpec("nf4"), wb.QuantSpec("int4")
+
+
+@pytest.fixture
+def tensor():
+    return np.random.default_rng(0).standard_normal((64, 256), np.float32)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The specifications of each pass over the weights."""
+    made = []
+
+    def counting(array, specs, *args, **kwargs):
+        made.append(list(specs))
+        return wb.measure(array, specs, *args, **kwargs)
+
+    monkeypatch.setattr(measured, "measure", counting)
+    return made
+
+
+def test_only_what_is_new_is_measured(tensor, passes):
+    known = Measured(tensor)
+    first = known.stats([NF4, INT4])
+    assert [e.rmse for e in first] == [e.rmse for e in wb.measure(tensor, [NF4, INT4])]
+    fp4 = wb.QuantSpec("fp4")
+    assert known.stats([fp4, NF4])[1] is first[0]
+    assert known.stats([INT4, NF4, INT4]) == [first[1], first[0], first[1]]
+    assert passes == [[NF4, INT4], [fp4]]
+    assert known.histogram(64) is known.histogram(64)
+    np.testing.assert_array_equal(known.histogram(64), histogram(tensor))
+    assert known.bin_errors(first[0]) is known.bin_errors(first[0])
+    np.testing.assert_array_equal(known.bin_errors(first[0]).rmse, bin_errors(tensor, first[0]).rmse)
+
+
+def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes, monkeypatch):
+    monkeypatch.setattr(measured, "_LEAST", 0)
+    known = Measured(tensor)
+    sizes = [wb.QuantSpec("nf4", size) for size in (32, 64, 128, 256, 512)]
+    for spec in sizes:
+        known.stats([spec])
+        known.stats(sizes[:1])
+    kept = sum(e.block_rmse.nbytes * 4 for e in known.stats(sizes[:1]))
+    assert kept < tensor.nbytes
+    del passes[:]
+    known.stats(sizes[:1])
+    assert passes == []
+    many = [wb.QuantSpec("nf4", 32, scale_dtype=dtype) for dtype in ("float16", "bfloat16")]
+    many += [wb.QuantSpec(name, 32) for name in ("fp4", "af4", "int4", "int4-sym", "e2m1", "int4-asym", "int8", "mxfp4")]
+    for spec in many:
+        known.stats([spec])
+    del passes[:]
+    known.stats([many[-1]])
+    known.stats(sizes[:1])
+    assert passes == [sizes[:1]]
+
+
+def test_cancelled_nothing_is_kept(tensor):
+    known = Measured(tensor)
+    with pytest.raises(InterruptedError):
+        known.stats([NF4], lambda: True)
+    assert known.stats([NF4])[0].rmse == wb.measure(tensor, NF4).rmse
+
+
+def test_the_block_sizes_next_to_the_present_one_are_measured_ahead(passes, monkeypatch):
+    ready, shown = threading.Event(), threading.Event()
+
+    def last(array, block_size, **how):
+        if block_size == 128:
+            ready.set()
+        return histogram(array, block_size, **how)
+
+    monkeypatch.setattr(measured, "histogram", last)
+    session = Session()
+    session.on_analysis(lambda analysis: shown.set() if analysis.state.block_size == 128 else None)
+    session.start()
+    assert ready.wait(60)
+    assert [{spec.block_size for spec in specs} for specs in passes] == [{64}, {32}, {128}]
+    session.store.update(block_size=128)
+    assert shown.wait(60)
+    assert all(spec.block_size == 256 for specs in passes[3:] for spec in specs), "128 was there, 256 is the next one"
+    session.close()

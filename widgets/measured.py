@@ -1,0 +1,101 @@
+"""What has been found out about one tensor's weights, each thing once: going back to a block size or format is then instant.
+
+Covers keeping and forgetting. The numbers are ``workbench``'s, of the whole tensor where they do not say otherwise.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.inspection import BinErrors, bin_errors
+from workbench.measurement import ErrorStats, histogram, measure
+from workbench.normality import Quantiles, quantiles
+from workbench.quantization import QuantSpec
+from workbench.sources.base import Cancelled
+
+_LEAST = 64 << 20  # bytes that may be kept of a small tensor
+
+_T = TypeVar("_T")
+
+
+class Measured:
+    """The measurements of a ``tensor``; keeps as many bytes of them as its weights have, and 64 MiB at least.
+
+    May be asked on several threads. Where two ask for the same at once it is measured twice.
+    """
+
+    def __init__(self, tensor: NDArray[Any]) -> None:
+        self.tensor = tensor
+        self.weights = tensor.reshape(-1)
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def stats(self, specs: Sequence[QuantSpec], cancelled: Cancelled | None = None) -> list[ErrorStats]:
+        """``measure`` under each specification; those that are new share a pass."""
+        found = {spec: self._find(("stats", spec)) for spec in dict.fromkeys(specs)}
+        new = [spec for spec, stats in found.items() if stats is None]
+        if new:
+            found |= dict(zip(new, measure(self.tensor, new, cancelled=cancelled), strict=True))
+        for spec in new:
+            self._keep(("stats", spec), found[spec], _bytes_of(found[spec]))
+        return [found[spec] for spec in specs]
+
+    def histogram(self, block_size: int, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
+        """``histogram``: int64 (256,)."""
+        return self._once(("histogram", block_size), lambda: histogram(self.weights, block_size, cancelled=cancelled))
+
+    def bin_errors(self, stats: ErrorStats) -> BinErrors:
+        """``bin_errors``."""
+        return self._once(("bins", stats.spec), lambda: bin_errors(self.weights, stats))
+
+    def quantiles(self, block_size: int | None) -> Quantiles:
+        """``quantiles``."""
+        return self._once(("quantiles", block_size), lambda: quantiles(self.weights, block_size))
+
+    def look_ahead(self, choices: Iterable[tuple[int, Sequence[QuantSpec]]], cancelled: Cancelled) -> None:
+        """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it."""
+        for block_size, specs in choices:
+            for stats in self.stats(specs, cancelled):
+                self.bin_errors(stats)
+            self.histogram(block_size, cancelled)
+
+    def forget(self) -> None:
+        """Drops all of it: what is asked for next is measured anew."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
+        found: _T | None = self._find(key)
+        if found is None:
+            found = make()
+            self._keep(key, found, 0)
+        return found
+
+    def _find(self, key: tuple[Any, ...]) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key, (None, 0))[0]
+
+    def _keep(self, key: tuple[Any, ...], value: Any, size: int) -> None:
+        with self._lock:
+            _, before = self._kept.pop(key, (None, 0))
+            self._kept[key] = (value, size)
+            self._bytes += size - before
+            while self._bytes > max(_LEAST, self.weights.nbytes) and len(self._kept) > 1:
+                _, (_, gone) = self._kept.popitem(last=False)
+                self._bytes -= gone
+
+
+def _bytes_of(stats: ErrorStats) -> int:
+    """Bytes of the values by block, those that stand for several counted once."""
+    arrays = {id(a): a for a in vars(stats).values() if isinstance(a, np.ndarray) and 0 not in a.strides}
+    return sum(a.nbytes for a in arrays.values())
