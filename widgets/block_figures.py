@@ -97,6 +97,6 @@ def block_weights(
     layout = {
         "xaxis": {"title": {"text": "weight of the block"}, "range": [-1, weights.size], "zeroline": False},
         "yaxis": {"title": {"text": "value"}, "exponentformat": "e", "zeroline": False},
-        "margin": {"l": 76, "r": 20, "t": 34, "b": 48},
+        "margin": {"l": 76, "r": 20, "t": 52, "b": 48},
     }
     return {"data": data, "layout": layout}

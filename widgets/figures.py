@@ -108,7 +108,7 @@ def distribution(
             "domain": [0, strip], "range": [0, len(stats)], "tickvals": ticks, "ticktext": names, "fixedrange": True,
             "showgrid": False, "zeroline": False,
         },
-        "margin": {"l": 64, "r": 20, "t": 34, "b": 48},
+        "margin": {"l": 64, "r": 20, "t": 52, "b": 48},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 

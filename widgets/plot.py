@@ -57,7 +57,7 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
             "colorway": list(colours),
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 60, "r": 20, "t": 36, "b": 40},
+            "margin": {"l": 60, "r": 20, "t": 52, "b": 40},  # room for the legend below plotly's own buttons
             "font": {**template["layout"].get("font", {}), "size": 12},
             "title": {
                 "x": 0,
