@@ -1,12 +1,13 @@
 """How a worker ends: exit codes, and the named ending that belongs to an exception.
 
-Covers the translation of an exception into kind, message and remedy. Does not decide the run's state: the supervisor does, from
-the exit code and the last error event. Imports no torch.
+Covers the translation of an exception into kind, message and remedy, and of an exit code where nothing else could be told. Does
+not decide the run's state: the supervisor does, from the exit code and the last error event. Imports no torch.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ from workbench.errors import ConfigError, DataError, ModelError, WorkbenchError
 
 FINISHED, FAILED, STOPPED, PAUSED = 0, 1, 10, 11
 STATE_OF_CODE = {FINISHED: "finished", STOPPED: "stopped", PAUSED: "paused"}
+_CODES = {"out_of_memory": 20, "disk_full": 21}
+"""Failures that may leave no room to tell of them: the exit code alone names them."""
 
 
 class Diverged(WorkbenchError):
     """The loss is no longer a number."""
 
 
-class OtherEnding(Exception):
-    """Raised by SIGTERM in the worker: save what there is, then end."""
+class OtherEnding(BaseException):
+    """Raised by SIGTERM in the worker: save what there is, then end. No library takes it for an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,32 @@ class Ending:
     remedy: str
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KIND_OF_ERROR = ((Diverged, "nan_loss"), (DataError, "data"), (ModelError, "model"), (ConfigError, "config"))
+
+
+def code_of(ending: Ending) -> int:
+    """The exit code of a failure."""
+    return _CODES.get(ending.kind, FAILED)
+
+
+def ending_of_code(code: int) -> Ending | None:
+    """What an exit code tells of a failure that could not be told otherwise; None where it tells nothing."""
+    known: dict[int, BaseException] = {
+        _CODES["out_of_memory"]: MemoryError(),
+        _CODES["disk_full"]: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    }
+    return ending_of(known[code], {}) if code in known else None
 
 
 def ending_of(error: BaseException, where: dict[str, Any]) -> Ending:
     """The named ending of an exception; ``where`` says what was going on (``step``, ``longest``, ``device``)."""
+    if full := _disk_full(error):
+        return Ending(
+            "disk_full",
+            f"The disk is full ({full}).",
+            "Free some space, or raise save_steps; then resume: complete checkpoints are intact.",
+        )
     if isinstance(error, WorkbenchError):
         kind = next((kind for cls, kind in _KIND_OF_ERROR if isinstance(error, cls)), "error")
         return Ending(kind, f"{error.where}: {error.what}" if error.where else error.what, error.remedy)
@@ -52,13 +76,25 @@ def ending_of(error: BaseException, where: dict[str, Any]) -> Ending:
             "Lower per_device_train_batch_size (raise gradient_accumulation_steps instead) or max_length, "
             "or turn gradient_checkpointing on.",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Ending(
-            "disk_full",
-            f"The disk is full ({error.strerror}).",
-            "Free some space, or raise save_steps; then resume: complete checkpoints are intact.",
-        )
     return Ending("error", f"{type(error).__name__}: {text}", "The whole traceback is in log.txt.")
+
+
+def _disk_full(error: BaseException | None) -> str:
+    """What the system, or a library in its stead, says of a full disk, here or in the error's causes; "" where it is not that.
+
+    safetensors keeps the system's words, torch only its own position in the file.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error.strerror or ""
+        text = str(error)
+        for number in _FULL:
+            if f"(os error {number})" in text:
+                return os.strerror(number)
+        if isinstance(error, RuntimeError) and ("PytorchStreamWriter failed" in text or "unexpected pos" in text):
+            return "a file could not be written to its end"
+        error = error.__cause__
+    return ""
 
 
 def _out_of_memory(error: BaseException, text: str) -> bool:

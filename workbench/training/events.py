@@ -34,7 +34,7 @@ class EventWriter:
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def emit(self, k: str, /, *, t: int | None = None, **fields: Any) -> None:
-        """Appends one event of kind ``k`` at ``t`` (default: now)."""
+        """Appends one event of kind ``k`` at ``t`` (default: now). Raises OSError where the disk is full."""
         self.emit_all([{"k": k, "t": time.monotonic_ns() if t is None else t, **fields}])
 
     def emit_all(self, events: Iterable[Event]) -> None:
@@ -46,9 +46,10 @@ class EventWriter:
                 lines.append(json.dumps(_finite({**head, **event}), separators=(",", ":"), allow_nan=False) + "\n")
                 self._seq += 1
             data = ("\n" if self._torn else "").encode() + "".join(lines).encode()
-            if lines and self._file >= 0:
+            while lines and data and self._file >= 0:
                 self._torn = True
-                self._torn = os.write(self._file, data) < len(data)
+                data = data[os.write(self._file, data) :]  # on a full disk first a part, then OSError
+                self._torn = bool(data)
 
     def close(self) -> None:
         """Closes the file; twice is fine, and a later ``emit`` is dropped."""

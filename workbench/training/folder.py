@@ -1,7 +1,7 @@
 """The folder of a run: where its files lie, its status, and whether its processes still live.
 
-Covers paths, atomic JSON files and the identity of a process (pid and creation time). Does not start, stop or follow anything:
-``runs`` and ``supervisor`` do. Imports no torch.
+Covers paths, atomic JSON files, which checkpoints are whole, the space kept for the last word on a full disk, and the identity
+of a process (pid and when it began). Does not start, stop or follow anything: ``runs`` and ``supervisor`` do. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ import psutil
 
 from workbench.atomic import replacing
 
+_COMPLETE = "complete"
+_RESERVED = 1 << 16
+_SAME = 0.005  # seconds: half of the kernel's tick
 ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed"})
 """States that a run leaves only by ``resume``."""
 
@@ -38,7 +44,7 @@ class RunStatus:
     pid: int | None = None
     """The supervisor."""
     create_time: float | None = None
-    """When the supervisor began (seconds since the epoch): with the pid, its identity."""
+    """When the supervisor began, as ``create_time`` tells: with the pid, its identity."""
     worker_pid: int | None = None
     """The process that trains."""
     worker_create_time: float | None = None
@@ -49,6 +55,18 @@ class RunStatus:
     """Start of this attempt, seconds since the epoch."""
     ended: float | None = None
     """Its end."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Stop or Pause, as it was asked for."""
+
+    what: str
+    """``stop`` or ``pause``."""
+    mark: tuple[int, int]
+    """Another one after each asking."""
+    patience: float | None
+    """Seconds to wait before force is used; None: the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -97,27 +115,64 @@ class RunFolder:
         return self.root / f"events-{source}.jsonl"
 
     def ask(self, what: str, patience: float) -> None:
-        """Writes ``control/stop`` or ``control/pause`` with the seconds to wait before force is used."""
-        write_json(self.control / what, {"patience": patience})
+        """Writes ``control/stop`` or ``control/pause`` with the seconds to wait before force is used.
+
+        On a full disk an empty file may still be possible, which asks with the usual patience. Raises OSError where it is not.
+        """
+        try:
+            write_json(self.control / what, {"patience": patience})
+        except OSError:
+            (self.control / what).touch()
 
     def asked(self, what: str) -> bool:
         """Whether ``what`` was asked for."""
         return (self.control / what).exists()
 
-    def deadline(self) -> tuple[float, float] | None:
-        """When a worker that was asked to end is made to (seconds since the epoch), and the patience that was granted."""
+    def requests(self) -> list[Request]:
+        """Stop and Pause as they stand; one that cannot be read has no patience of its own."""
         found = []
         for what in ("stop", "pause"):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                path = self.control / what
-                patience = float(json.loads(path.read_text("utf-8"))["patience"])
-                found.append((path.stat().st_mtime + patience, patience))
-        return min(found, default=None)
+            path = self.control / what
+            with contextlib.suppress(OSError):
+                state, patience = path.stat(), None
+                with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                    patience = float(json.loads(path.read_text("utf-8"))["patience"])
+                found.append(Request(what, (state.st_ino, state.st_mtime_ns), patience))
+        return found
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after a step, as transformers names it."""
+        return self.checkpoints / f"checkpoint-{step}"
 
     def complete_checkpoints(self) -> list[Path]:
         """Checkpoints that were written to their end, oldest first."""
-        found = [p.parent for p in self.checkpoints.glob("checkpoint-*/complete")]
-        return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+        return sorted((p.parent for p in self.checkpoints.glob(f"checkpoint-*/{_COMPLETE}")), key=steps_of)
+
+    def mark_complete(self, step: int, keep: int) -> None:
+        """Marks the checkpoint of a step as whole, and only then removes all but the last ``keep`` that are.
+
+        By the step, not by a clock; what a killed process left unfinished is removed too.
+        """
+        (self.checkpoint(step) / _COMPLETE).touch()
+        kept = set(self.complete_checkpoints()[-keep:])
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if path not in kept:
+                (path / _COMPLETE).unlink(missing_ok=True)  # first: half of it must not look like the whole
+                shutil.rmtree(path, ignore_errors=True)
+
+    def reserve(self) -> None:
+        """Takes the space that the last word needs when the disk is full. Raises OSError where there is none."""
+        with self._reserve.open("wb") as file:
+            file.write(os.urandom(_RESERVED))  # not zeros, which some file systems do not store
+            os.fsync(file.fileno())
+
+    def release(self) -> None:
+        """Gives that space back."""
+        self._reserve.unlink(missing_ok=True)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.root / ".reserve"
 
     def read_status(self) -> RunStatus | None:
         """The status on disk; None where there is none yet."""
@@ -140,16 +195,39 @@ def write_json(path: Path, value: Any) -> None:
         draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
+def steps_of(trained: Path) -> float:
+    """After how many steps a folder's weights were saved: a checkpoint's name tells, elsewhere Trainer's state beside them.
+
+    Infinite where neither does.
+    """
+    number = trained.name.removeprefix("checkpoint-")
+    if number.isdecimal():
+        return int(number)
+    try:
+        return int(json.loads((trained / "trainer_state.json").read_text("utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return math.inf
+
+
 def create_time(pid: int) -> float | None:
-    """When the process began; None if there is none, or only its zombie."""
+    """When the process began, in seconds; None if there is none, or only its zombie.
+
+    To be compared with itself alone. On Linux it is the kernel's own count since the machine started, which no setting of the
+    clock changes (psutil's seconds since the epoch move with the clock).
+    """
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists():  # field 22 in proc_pid_stat(5), counted after the name, which may hold spaces
+            return int(stat.read_bytes().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(process.create_time())
+    except (psutil.Error, OSError, IndexError, ValueError):
         return None
 
 
 def alive(pid: int | None, began: float | None) -> bool:
     """Whether this very process lives: a later process that was given the same pid began at another time."""
     now = create_time(pid) if pid is not None else None
-    return now is not None and began is not None and abs(now - began) < 1.0
+    return now is not None and began is not None and abs(now - began) < _SAME

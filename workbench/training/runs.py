@@ -7,13 +7,14 @@ dropped and made again without the run noticing. Does not train, and imports no 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +25,19 @@ from workbench.training import data
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, EventReader, read_events
-from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, write_json
+from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
 from workbench.training.preflight import check_kernels
 from workbench.training.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
 """Seconds after which a run without any status is taken to have never begun."""
-_SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s@]*:[^/\s@]*@|\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA|Bearer )[\w-]{12}"
+)  # a user and password in an address; the shapes of well-known tokens
 _children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
 
 
@@ -43,6 +50,8 @@ class Run:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self.views: list[Callable[[], None]] = []
+        """Called by ``watch``, over and over: each brings something that shows this run up to date."""
 
     def __repr__(self) -> str:
         return f"<Run {self.dir.name}: {self.status.state}>"
@@ -66,14 +75,18 @@ class Run:
             return self._not_begun(status)
         if status.state in ENDED or alive(status.pid, status.create_time):
             return status
+        going = alive(status.worker_pid, status.worker_create_time)
         again = self._folder.read_status() or status  # it may have written its last word since
         if again.state in ENDED or again.pid != status.pid:
             return again
+        what = "The supervisor was killed, possibly out of memory"
+        if going:
+            return replace(again, state="stopping", message=f"{what}; the worker ends by itself after its current step.")
         return replace(
             again,
             state="killed",
             kind="killed",
-            message="The supervisor was killed, possibly out of memory; the worker stops by itself.",
+            message=f"{what}; the worker has ended, too.",
             remedy="Resume continues from the last checkpoint.",
         )
 
@@ -93,7 +106,7 @@ class Run:
 
     @property
     def adapter_dir(self) -> Path | None:
-        """The adapter's folder, for ``peft.PeftModel.from_pretrained``; before the end that of the last checkpoint; or None."""
+        """The adapter's folder, for ``peft.PeftModel.from_pretrained``; the last checkpoint's where that is newer; or None."""
         return self._trained(self._folder.adapter, "adapter_config.json")
 
     @property
@@ -102,9 +115,9 @@ class Run:
         return self._trained(self._folder.model, "config.json")
 
     def _trained(self, folder: Path, mark: str) -> Path | None:
-        """The folder that holds the mark of what was trained: this one, or the last complete checkpoint."""
+        """Of the folders that hold the mark of what was trained, this one and checkpoints, that with the most steps."""
         places = [folder, *reversed(self._folder.complete_checkpoints())]
-        return next((place for place in places if (place / mark).exists()), None)
+        return max((place for place in places if (place / mark).exists()), key=steps_of, default=None)
 
     @property
     def log(self) -> Path:
@@ -129,6 +142,26 @@ class Run:
                 return
             time.sleep(interval)
 
+    def watch(self, interval: float = 0.25) -> RunStatus:
+        """Follows the run to its end from within a cell, and returns its status.
+
+        Views of this handle move meanwhile even where the kernel shows nothing while a cell is busy (Colab's); where there is
+        none, each step is printed. An interrupt ends the watching and not the run.
+        """
+        reader = self.reader()
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                ended = self.status.state in ENDED
+                for view in tuple(self.views):
+                    view()
+                for event in reader.poll() if not self.views else ():
+                    if event["k"] == "step":
+                        print(f"step {event['n']}: loss {event['loss']}", flush=True)
+                if ended:
+                    break
+                time.sleep(interval)
+        return self.status
+
     def stop(self, patience: float = STOP_PATIENCE) -> None:
         """Asks the run to save its adapter and end after its step, and returns; after ``patience`` seconds it is made to."""
         self._ask("stop", patience)
@@ -140,7 +173,17 @@ class Run:
     def _ask(self, what: str, patience: float) -> None:
         if (status := self.status).state in ENDED:
             raise RunError(f"the run has already ended ({status.state}).", where=str(self.dir), remedy=status.remedy)
-        self._folder.ask(what, patience)
+        if not isinstance(patience, int | float) or not 0 <= patience < math.inf:
+            remedy = "Give the seconds that the worker may take, 0 or more."
+            raise RunError(f"patience is {patience!r}.", where=str(self.dir), remedy=remedy)
+        try:
+            self._folder.ask(what, patience)
+        except OSError as error:
+            raise RunError(
+                f"the run cannot be asked ({error.strerror}).",
+                where=str(self._folder.control),
+                remedy=f"Make that folder writable, or end the supervisor: kill -TERM {status.pid}.",
+            ) from error
 
     def resume(self) -> Run:
         """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run."""
@@ -212,10 +255,15 @@ def _default_dir(config: TrainConfig, model: Path) -> Path:
 def _spawn(run: Run) -> None:
     """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it."""
     folder = RunFolder(run.dir)
-    shutil.rmtree(folder.control, ignore_errors=True)
-    folder.control.mkdir()
+    try:
+        shutil.rmtree(folder.control, ignore_errors=True)
+        folder.control.mkdir()
+        folder.reserve()
+    except OSError as error:
+        what = f"the run's folder cannot be written ({error.strerror})."
+        raise RunError(what, where=str(run.dir), remedy="Make it writable, or free some space on its disk.") from error
     # Nothing is fetched: the processes need no token, so they are given none, and no file of the run can come to hold one.
-    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    environment = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
     home = str(Path(workbench.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH", "")]))
     with folder.log.open("ab") as log:

@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.training.endings import STATE_OF_CODE
+from workbench.training.endings import STATE_OF_CODE, ending_of_code
 from workbench.training.events import EventReader, EventWriter
-from workbench.training.folder import RunFolder, RunStatus, create_time
-from workbench.training.telemetry import host_counters
+from workbench.training.folder import Request, RunFolder, RunStatus, create_time
+from workbench.training.outside import Outside
+from workbench.wording import counted
 
 STOP_PATIENCE = 120.0
 """Seconds the worker is given to stop by itself (it may be in the middle of a step or a save)."""
@@ -29,6 +30,8 @@ TERM_PATIENCE = 20.0
 """Seconds between SIGTERM and SIGKILL, at most."""
 _TICK = 0.1
 _SAMPLE_EVERY = 0.2
+_LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
+_LESS_MEMORY = "Lower per_device_train_batch_size or max_length, or turn gradient_checkpointing on."
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
@@ -47,11 +50,18 @@ class Supervisor:
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
         )
         self._terminated = False
+        self._seen: dict[Request, float] = {}  # when each request was first seen, on a clock that nobody sets
 
     def set(self, state: str, **fields: Any) -> None:
-        """Changes the status on disk."""
+        """Changes the status; while the run goes, a full disk may keep the old one."""
         self.status = replace(self.status, state=state, **fields)
-        self.folder.write_status(self.status)
+        with contextlib.suppress(OSError):
+            self.folder.write_status(self.status)
+
+    def tell(self, k: str, /, **fields: Any) -> None:
+        """Records an event; a full disk must not end the watch."""
+        with contextlib.suppress(OSError):
+            self.events.emit(k, **fields)
 
     def run(self) -> None:
         """Runs the worker to its end."""
@@ -59,52 +69,59 @@ class Supervisor:
             signal.signal(number, lambda *_: setattr(self, "_terminated", True))
         self.set("starting")
         try:
-            worker = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "workbench.training.worker",
-                    *map(str, (self.folder.root, self.attempt, os.getpid())),
-                ],
-                stdin=subprocess.DEVNULL,
-                cwd=self.folder.root,
-                env={**_PATIENT, **os.environ, **_OFFLINE},
-            )
+            worker = self.start()
         except OSError as error:
-            self.set("failed", kind="error", message=f"The worker could not be started ({error}).", ended=time.time())
+            self.end("failed", kind="error", message=f"The worker could not be started ({error}).")
             return
         self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
-        code = self._watch(worker)
-        self._conclude(code)
+        outside = Outside(worker.pid)
+        self.end(**self._ending(self._watch(worker, outside), outside))
 
-    def _watch(self, worker: subprocess.Popen[bytes]) -> int:
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts the worker as a child of this process. Raises OSError where it cannot."""
+        arguments = map(str, (self.folder.root, self.attempt, os.getpid()))
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "workbench.training.worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            cwd=self.folder.root,
+            env={**_PATIENT, **os.environ, **_OFFLINE},
+        )
+
+    def _watch(self, worker: subprocess.Popen[bytes], outside: Outside) -> int:
         """Samples and obeys until the worker has ended; returns its exit code."""
         next_sample = 0.0
         forces = [signal.SIGTERM, signal.SIGKILL]
         while (code := worker.poll()) is None:
             if time.monotonic() >= next_sample:
                 next_sample = time.monotonic() + _SAMPLE_EVERY
-                if counters := host_counters(worker.pid):
-                    with contextlib.suppress(OSError):  # a full disk must not end the watch
-                        self.events.emit("sample", source="supervisor", **counters)
+                if counters := outside.sample():
+                    self.tell("sample", source="supervisor", **counters)
             if self._terminated and not self.folder.asked("stop"):
-                self.folder.ask("stop", TERM_PATIENCE)
-            if deadline := self.folder.deadline():
+                with contextlib.suppress(OSError):
+                    self.folder.ask("stop", TERM_PATIENCE)
+            if deadline := self._deadline():
                 at, patience = deadline
                 if self.status.state != "stopping":
                     what = "Stop" if self.folder.asked("stop") else "Pause"
                     self.set("stopping", message=f"{what} was asked for; the worker ends after its current step.")
                 used = 2 - len(forces)
-                if forces and time.time() >= at + used * min(TERM_PATIENCE, patience):
+                if forces and time.monotonic() >= at + used * min(TERM_PATIENCE, patience):
                     force = forces.pop(0)
-                    self.events.emit("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
                     worker.send_signal(force)
+                    self.tell("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
             time.sleep(_TICK)
         return code
 
-    def _conclude(self, code: int) -> None:
-        """Turns the exit code and the worker's last error event into the final status."""
+    def _deadline(self) -> tuple[float, float] | None:
+        """When a worker that was asked to end is made to (monotonic seconds), and the patience that was granted."""
+        found = []
+        for request in self.folder.requests():
+            patience = STOP_PATIENCE if request.patience is None else request.patience
+            found.append((self._seen.setdefault(request, time.monotonic()) + patience, patience))
+        return min(found, default=None)
+
+    def _ending(self, code: int, outside: Outside) -> dict[str, Any]:
+        """The final status, from the exit code, the worker's last error event and what was seen from outside."""
         last_error: dict[str, Any] = {}
         done = 0
         for event in EventReader(self.folder.root).poll():
@@ -112,7 +129,7 @@ class Supervisor:
                 last_error = event
             if event["k"] == "step":
                 done = event["n"]
-        steps = f"{done} step{'' if done == 1 else 's'}"
+        steps = counted(done, "step")
         state, kind, remedy = STATE_OF_CODE.get(code, "failed"), "", ""
         if state == "finished":
             message = f"Finished after {steps}."
@@ -123,18 +140,36 @@ class Supervisor:
         elif code < 0 and self.folder.asked("stop"):
             state, message = "stopped", f"Stopped by {_signal_name(code)} after {steps}: the worker did not end in time."
             remedy = "The adapter is that of the last checkpoint, if there is one."
+        elif code == -signal.SIGKILL and outside.killed_for_memory():
+            kind = "out_of_memory"
+            message = f"This machine ran out of memory, and the kernel killed the worker, after {steps}.{outside.last_words()}"
+            remedy = f"{_LESS_MEMORY} Resume continues from the last checkpoint."
         elif code < 0:
             state, kind = "killed", "killed"
             guess = "killed, possibly out of memory" if code == -signal.SIGKILL else f"killed by {_signal_name(code)}"
-            message = f"The worker was {guess}, after {steps}."
-            remedy = "Resume continues from the last checkpoint. If memory is short, lower batch size or max_length."
+            message = f"The worker was {guess}, after {steps}.{outside.last_words()}"
+            remedy = f"Resume continues from the last checkpoint. If memory is short: {_LESS_MEMORY}"
         elif last_error:
             kind, message, remedy = last_error.get("kind", "error"), last_error.get("message", ""), last_error.get("remedy", "")
+        elif mute := ending_of_code(code):
+            kind, message, remedy = mute.kind, mute.message, mute.remedy
         else:
             kind, message, remedy = "error", f"The worker ended with exit code {code}.", "Its last words are in log.txt."
-        self.events.emit("exit", code=code, state=state)
+        return {"state": state, "kind": kind, "message": message, "remedy": remedy, "exit_code": code}
+
+    def end(self, state: str, **fields: Any) -> None:
+        """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that."""
+        with contextlib.suppress(OSError):
+            self.folder.release()
+        self.tell("exit", code=fields.get("exit_code"), state=state)
         self.events.close()
-        self.set(state, kind=kind, message=message, remedy=remedy, exit_code=code, ended=time.time())
+        self.status = replace(self.status, state=state, ended=time.time(), **fields)
+        for _ in range(_LAST_TRIES):
+            try:
+                self.folder.write_status(self.status)
+                return
+            except OSError:
+                time.sleep(_LAST_PAUSE)
 
 
 def _signal_name(code: int) -> str:

@@ -87,7 +87,6 @@ def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtyp
         use_cpu=not torch.cuda.is_available(),
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
-        save_total_limit=config.save_total_limit,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",
@@ -189,10 +188,14 @@ class Steering(TrainerCallback):
             self.evaluate(n)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Marks the checkpoint as complete: a process killed while it writes leaves one without this mark."""
-        checkpoint = self.folder.checkpoints / f"checkpoint-{state.global_step}"
+        """Marks the checkpoint as complete: a process killed while it writes leaves one without this mark.
+
+        Older ones go only now. Trainer's own save_total_limit removes them before, and the newest by file times, which a clock
+        that is set back misleads.
+        """
+        checkpoint = self.folder.checkpoint(state.global_step)
         write_card(self.folder.root, checkpoint, "model" if self.config.method == "full" else "adapter")
-        (checkpoint / "complete").touch()
+        self.folder.mark_complete(state.global_step, self.config.save_total_limit)
         self.writer.emit("checkpoint", n=state.global_step)
 
 

@@ -8,6 +8,7 @@ that importing is seen, and can be stopped, too.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -30,6 +31,8 @@ from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 
+_SPARE = 1 << 23
+"""Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -50,10 +53,12 @@ class Worker:
         self.sampler = telemetry.Sampler(self.writer, self._watch)
         self._interruptible = True  # until there are adapters to save
         self._ending = threading.Lock()
+        self._terminated = False
+        self._spare = bytearray(_SPARE)
 
     def asked(self) -> str | None:
         """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody else could tell how the run ended."""
-        if self.folder.asked("stop") or os.getppid() != self.supervisor:
+        if self._terminated or self.folder.asked("stop") or os.getppid() != self.supervisor:
             return "stop"
         return "pause" if self.folder.asked("pause") else None
 
@@ -63,7 +68,8 @@ class Worker:
             with self._ending:
                 if self._interruptible:
                     code = endings.STOPPED if asked == "stop" else endings.PAUSED
-                    self.writer.emit("exit", code=code, state=endings.STATE_OF_CODE[code])
+                    with contextlib.suppress(OSError):
+                        self.writer.emit("exit", code=code, state=endings.STATE_OF_CODE[code])
                     os._exit(code)
 
     @contextlib.contextmanager
@@ -107,19 +113,26 @@ class Worker:
                 self.sampler.cupti_clock = collector.clock
             return self._train(cuda)
         except endings.OtherEnding:
-            self.writer.emit("log", level="warning", text="Ended by SIGTERM.")
+            with contextlib.suppress(OSError):
+                self.writer.emit("log", level="warning", text="Ended by SIGTERM.")
             return endings.STOPPED
         except BaseException as error:
-            traceback.print_exc()
-            ending = endings.ending_of(error, self.where)
-            self.writer.emit(
-                "error", kind=ending.kind, message=ending.message, remedy=ending.remedy, text=traceback.format_exc()[-4000:]
-            )
-            return endings.FAILED
+            return self._failed(error)
         finally:
             if collector:
                 collector.close()
             self.sampler.close()
+
+    def _failed(self, error: BaseException) -> int:
+        """Tells how the run failed, as far as memory and disk still permit; the exit code tells it in any case."""
+        self._spare.clear()
+        ending = endings.ending_of(error, self.where)
+        with contextlib.suppress(OSError, MemoryError):
+            text = traceback.format_exc()[-4000:]
+            self.writer.emit("error", kind=ending.kind, message=ending.message, remedy=ending.remedy, text=text)
+        with contextlib.suppress(OSError, MemoryError):
+            traceback.print_exc()
+        return endings.code_of(ending)
 
     def _train(self, cuda: bool) -> int:
         from workbench.training import data, model, optimizers, trainer
@@ -192,7 +205,7 @@ class Worker:
         steering.trainer = loop
         with self._ending:
             self._interruptible = False
-        signal.signal(signal.SIGTERM, _raise_other_ending)
+        signal.signal(signal.SIGTERM, self._terminate)
         self.sampler.managed = optimizers.managed_bytes
         checkpoints = self.folder.complete_checkpoints()
         try:
@@ -206,9 +219,9 @@ class Worker:
             done = loop.state.global_step
             if sys.exc_info()[0] in (None, endings.OtherEnding):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
-                if done or not self._kept.exists():  # a resumed run that did nothing keeps what there was
+                if done or not (checkpoints or self._kept.exists()):  # a resumed run that did nothing keeps what there was
                     with phase("save"):
-                        self._save(net, tokenizer)
+                        self._save(net, tokenizer, loop.state)
         if done >= config.max_steps:
             evaluate(done)
             sample("after")
@@ -216,7 +229,7 @@ class Worker:
             return endings.FINISHED
         return endings.PAUSED if self.asked() == "pause" else endings.STOPPED
 
-    def _save(self, net: Any, tokenizer: Any) -> None:
+    def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
         fresh = self.folder.root / ".fresh"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -224,17 +237,22 @@ class Worker:
         net.save_pretrained(str(fresh))
         net.config.use_cache = False
         tokenizer.save_pretrained(str(fresh))
+        dataclasses.replace(state, log_history=[]).save_to_json(str(fresh / "trainer_state.json"))  # after how many steps
         write_card(self.folder.root, fresh, self._kept.name)
-        shutil.rmtree(self._kept, ignore_errors=True)
+        old = self.folder.root / ".old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self._kept.exists():
+            os.replace(self._kept, old)
         os.replace(fresh, self._kept)
+        shutil.rmtree(old, ignore_errors=True)
 
     @property
     def _kept(self) -> Path:
         return self.folder.model if self.config.method == "full" else self.folder.adapter
 
-
-def _raise_other_ending(*_: Any) -> None:
-    raise endings.OtherEnding
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
+        raise endings.OtherEnding
 
 
 def _versions() -> dict[str, str]:
@@ -264,8 +282,9 @@ def main(root: str, attempt: str, supervisor: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
     code = worker.run()
     worker.writer.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
 
 
