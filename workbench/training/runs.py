@@ -6,6 +6,7 @@ dropped and made again without the run noticing. Does not train, and imports no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
