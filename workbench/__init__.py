@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from workbench.outlying import Outliers, outliers
     from workbench.pager import PagerSimulation, simulate_paging
     from workbench.quantization import Quantized, QuantSpec, quantize
+    from workbench.receipt_meter import ReceiptMeter, receipt
+    from workbench.receipts import Receipt
     from workbench.report import write_report
     from workbench.scores import Duel, Pareto
     from workbench.sources import Source, TensorInfo, open_model
@@ -40,6 +42,8 @@ _HOME = {
     "outlying": ("Outliers", "outliers"),
     "pager": ("PagerSimulation", "simulate_paging"),
     "quantization": ("QuantSpec", "Quantized", "quantize"),
+    "receipt_meter": ("ReceiptMeter", "receipt"),
+    "receipts": ("Receipt",),
     "report": ("write_report",),
     "scores": ("Duel", "Pareto"),
     "sources": ("Source", "TensorInfo", "open_model"),
@@ -75,6 +79,8 @@ __all__ = [
     "Pareto",
     "QuantSpec",
     "Quantized",
+    "Receipt",
+    "ReceiptMeter",
     "Run",
     "RunError",
     "Source",
@@ -99,6 +105,7 @@ __all__ = [
     "paging_truth",
     "pareto",
     "quantize",
+    "receipt",
     "register_format",
     "runs",
     "simulate_paging",

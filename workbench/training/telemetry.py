@@ -83,6 +83,18 @@ class Nvml:
             return None
         return int(device.used), int(device.total)
 
+    def process(self) -> int | None:
+        """Bytes of this process on the device; None where NVML does not tell, as in a container with its own process ids."""
+        if self.why:
+            return None
+        try:
+            import pynvml
+
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except Exception:  # not every driver tells; the device's figure remains
+            return None
+        return next((int(p.usedGpuMemory) for p in running if p.pid == os.getpid() and p.usedGpuMemory is not None), None)
+
 
 class Gpu:
     """One GPU's memory: the allocator's figures, and the device's by NVML where that answers. Not yet run on a GPU."""
@@ -95,6 +107,10 @@ class Gpu:
     def why(self) -> str:
         """Why NVML does not work; "" where it does."""
         return self._nvml.why if self._nvml else "no CUDA device"
+
+    def process(self) -> int | None:
+        """Bytes of this process on the device by NVML; None where it does not tell."""
+        return self._nvml.process() if self._nvml else None
 
     def counters(self, managed: int) -> dict[str, int | None]:
         """The fields of a sample on a GPU, in bytes; ``allocated_peak`` is the peak since the step began."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
+from workbench.training.accounting import Account
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.data import Row
@@ -99,12 +100,13 @@ def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtyp
 
 
 class TracedTrainer(Trainer):
-    """Trainer that counts each batch's rows and marks the first forward pass and every save."""
+    """Trainer that counts each batch's rows, measures its memory, and marks the first forward pass and every save."""
 
-    def __init__(self, *args: Any, phase: Phase, where: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, phase: Phase, where: dict[str, Any], account: Account, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # Steering prints one line a step instead
         self._phase, self._where = phase, where
+        self.account = account
         self._first = True
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
@@ -112,13 +114,14 @@ class TracedTrainer(Trainer):
         """Counts on the device; nobody waits for the figures before the step is told."""
         mask = inputs["attention_mask"]
         self.batches.append((mask.numel(), mask.sum(1).max(), mask.sum()))
-        self._where["longest"] = mask.shape[1]  # a batch is padded to its longest row
-        result: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._where |= {"rows": mask.shape[0], "longest": mask.shape[1]}  # a batch is padded to its longest row
+        with self.account.batch(self.model, mask):
+            result: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return result
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's own, the first one as a phase: lazy allocations fall into it."""
-        with self._phase("first_forward") if self._first else contextlib.nullcontext():
+        with self._phase("first_forward") if self._first else contextlib.nullcontext(), self.account.forward():
             self._first = False
             return super().compute_loss(*args, **kwargs)
 
@@ -141,7 +144,7 @@ class Steering(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the step's clock and its memory peak."""
         self._began = time.monotonic()
-        self.where |= {"step": state.global_step + 1, "longest": None}
+        self.where |= {"step": state.global_step + 1, "longest": None, "rows": None}
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -149,6 +152,10 @@ class Steering(TrainerCallback):
         """Stop need not wait for the other batches of a step; Pause does, so that a resumed run takes the same step."""
         if self.asked() == "stop":
             control.should_training_stop = True
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measures the gradients and the optimizer's state while there are both."""
+        self.trainer.account.step(state.global_step + 1, self.trainer.model, self.trainer.optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Looks for Stop and Pause; Pause writes a checkpoint."""

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workbench.footprint import Plan
+from workbench.sources import open_model
 from workbench.training import endings, telemetry
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
@@ -75,9 +77,12 @@ class Worker:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Marks a phase; an exception leaves it open, which tells where the run ended."""
+        before = self.where.get("phase")
+        self.where["phase"] = name
         self.writer.emit("phase", name=name, edge="begin")
         yield
         self.writer.emit("phase", name=name, edge="end")
+        self.where["phase"] = before
 
     def hello(self) -> None:
         """Tells the versions, the device, the clocks, and which collectors work; told again when more is known."""
@@ -100,6 +105,7 @@ class Worker:
                 import torch
 
                 from workbench.training import trainer  # noqa: F401  (brings transformers, peft and bitsandbytes)
+            self.writer.emit("memory", moment="libraries", rss=telemetry.host_counters().get("rss"))
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.init()
@@ -135,13 +141,17 @@ class Worker:
         return endings.code_of(ending)
 
     def _train(self, cuda: bool) -> int:
-        from workbench.training import data, model, optimizers, trainer
+        from workbench.training import accounting, data, model, optimizers, trainer
 
         config, phase = self.config, self.phase
         dtype = model.compute_dtype(config)
         source = data.model_folder(config.model)
+        plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
+        account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
             stack.enter_context(phase("load"))
+            account.forecast()
+            account.context()
 
             def prepared() -> None:
                 if config.method == "qlora":
@@ -149,8 +159,10 @@ class Worker:
                     stack.enter_context(phase("quantize"))
 
             base = model.load_base(config, source, dtype, prepared)
+            account.moment("load", base)
         with phase("attach"):
             net = model.attach_adapters(base, config)
+            account.moment("attach", net)
         matrices = model.adapter_sizes(net)
         paged = self.capabilities["paged optimizer state"] = paged_state(config, cuda, matrices)
         self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
@@ -201,6 +213,7 @@ class Worker:
             optimizer_cls_and_kwargs=optimizers.optimizer_for(config, functools.partial(self.writer.emit, "prefetch_req")),
             phase=phase,
             where=self.where,
+            account=account,
         )
         steering.trainer = loop
         with self._ending:
