@@ -22,7 +22,8 @@ import workbench as wb
 from tests.surveys import checkpoint, layers
 from workbench import cli_text
 from workbench.cli import cli
-from workbench.memory import GPUS, compare_methods
+from workbench.gpus import GPUS
+from workbench.memory import compare_methods
 
 ROOT = Path(wb.__file__).parents[1]
 COMMANDS = ("survey", "duel", "forecast", "formats")

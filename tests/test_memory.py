@@ -13,7 +13,8 @@ import pytest
 import workbench as wb
 from tests import tiny
 from workbench.footprint import Plan, activations, base_weights, optimizer_state, trained
-from workbench.memory import GIB, GPUS, GROUPS, Gpu, compare_methods, fit, ways_to_fit
+from workbench.gpus import GIB, GPUS, Gpu
+from workbench.memory import GROUPS, compare_methods, fit, ways_to_fit
 from workbench.savings import double_quant_savings
 from workbench.sources.base import Source, TensorInfo
 

@@ -9,8 +9,8 @@ import pytest
 
 import workbench as wb
 from tests.test_memory import Shapes, llama
+from workbench.gpus import GPUS
 from workbench.lru import Extent, Moment
-from workbench.memory import GPUS
 from workbench.pager import CATEGORIES, KEPT, PAGE_SIZES, PCIE, working_set
 
 MIB = 2**20

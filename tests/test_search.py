@@ -17,7 +17,7 @@ from widgets.search_field import SearchField
 from widgets.suggestions import Suggestions
 from widgets.tasks import Immediate
 from workbench import shortlist
-from workbench.memory import GPUS
+from workbench.gpus import GPUS
 from workbench.shortlist import PUBLISHED, PublishedShapes
 from workbench.sources.refusals import Unreachable
 from workbench.sources.search import Folder, HubModel, search_folders, search_hub

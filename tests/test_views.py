@@ -130,7 +130,7 @@ def test_every_figure_is_one_that_plotly_accepts(session):
     analysis, scales = session.analysis, session.analysis.scales
     source = analysis.source
     ledgers = [wb.forecast(source, wb.TrainConfig())] * 2
-    from workbench.memory import GPUS
+    from workbench.gpus import GPUS
 
     for figure in (
         figures.distribution(analysis.histogram, analysis.stats, log=True),

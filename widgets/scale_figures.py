@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from widgets.figures import Figure
 from widgets.plot import LIGHT_COLOURS
 from workbench.double_quant import NestedScales, dynamic_levels
-from workbench.memory import GROUPS, Gpu, MemoryLedger
+from workbench.gpus import Gpu
+from workbench.memory import GROUPS, MemoryLedger
 from workbench.quantization import QuantSpec
 
 

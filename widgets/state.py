@@ -14,7 +14,7 @@ from typing import Any
 from widgets.listeners import Listeners
 from workbench.errors import ConfigError
 from workbench.formats import BLOCK_SIZES, find_format
-from workbench.memory import GPUS
+from workbench.gpus import GPUS, THIS_MACHINE, present
 from workbench.quantization import QuantSpec
 from workbench.training.config import TrainConfig
 
@@ -35,7 +35,7 @@ QUANTILES_OF = {"weights": "weights as they are", "blocks": "weights / absmax of
 
 _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
-    "gpu": GPUS,
+    "gpu": (*GPUS, THIS_MACHINE),
 }  # fmt: skip
 _TRAINING = (
     "lora_r", "target_modules", "per_device_train_batch_size", "max_length", "optim", "gradient_checkpointing",
@@ -90,7 +90,7 @@ class State:
     """What formats are compared on: a key of ``SCOPES``."""
     duel_bits: float = 4.5
     """Bits per weight that a format of the duel may take."""
-    gpu: str = "T4 16 GB"
+    gpu: str = dataclasses.field(default_factory=lambda: THIS_MACHINE if present() else "T4 16 GB")
     """The GPU that the forecast is held against."""
     lora_r: int = 16
     """This and the next five are fields of ``TrainConfig``, for the forecast and for training alike."""

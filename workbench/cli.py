@@ -226,16 +226,17 @@ def _forecast(
     Only headers are read. Weights, adapters, gradients and optimizer state follow from the shapes; activations are estimated.
     """
     from workbench import cli_text
-    from workbench.memory import GPUS, compare_methods, fit
+    from workbench.gpus import known
+    from workbench.memory import compare_methods, fit
     from workbench.training.config import TrainConfig
 
-    if gpu is not None and gpu not in GPUS:
-        raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(GPUS)}.", param_hint="--gpu")
+    if gpu is not None and gpu not in known():
+        raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
     given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
     with _usage():
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     ledgers = compare_methods(_open(model, revision), config)
-    fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else GPUS)]
+    fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else known())]
     click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
 
 

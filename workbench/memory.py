@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import ConfigError
 from workbench.footprint import FULL, LORA, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
 from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
+from workbench.gpus import Gpu, find
 from workbench.sources.base import Source, TensorInfo
 from workbench.sources.packed import as_loaded
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPUTED, ESTIMATED = "computed", "estimated"
-GIB = 2**30
 _CUDA_CONTEXT = 500 * 2**20
 
 _NOTES = {
@@ -203,31 +202,6 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU's memory. ``usable`` is about what CUDA reports as the total, which is below the name's round number."""
-
-    name: str
-    usable: int
-
-
-GPUS: Mapping[str, Gpu] = MappingProxyType(
-    {
-        gpu.name: gpu
-        for gpu in (
-            Gpu("RTX 3060 12 GB", int(11.7 * GIB)),
-            Gpu("T4 16 GB", int(14.7 * GIB)),
-            Gpu("L4 24 GB", int(22.1 * GIB)),
-            Gpu("RTX 4090 24 GB", int(23.5 * GIB)),
-            Gpu("A100 40 GB", int(39.3 * GIB)),
-            Gpu("A100 80 GB", int(79.1 * GIB)),
-            Gpu("H100 80 GB", int(79.1 * GIB)),
-        )
-    }
-)
-"""GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
-
-
-@dataclass(frozen=True)
 class Fit:
     """Whether a ledger fits a GPU."""
 
@@ -240,11 +214,9 @@ class Fit:
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
-    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name in ``GPUS``."""
+    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it."""
     if isinstance(gpu, str):
-        if gpu not in GPUS:
-            raise ConfigError([f"{gpu!r} is no GPU known here."], where="gpu", remedy=f"Choose one of: {', '.join(GPUS)}.")
-        gpu = GPUS[gpu]
+        gpu = find(gpu)
     left = gpu.usable - ledger.total
     if left >= gpu.usable // 10:
         verdict = "fits"

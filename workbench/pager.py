@@ -22,9 +22,10 @@ import numpy as np
 
 from workbench.errors import ConfigError
 from workbench.footprint import activations
+from workbench.gpus import Gpu, find
 from workbench.kinds import layer_of
 from workbench.lru import Bytes, Extent, Moment, demand, move
-from workbench.memory import GPUS, Gpu, MemoryLedger, forecast
+from workbench.memory import MemoryLedger, forecast
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.wording import amount, count
@@ -131,7 +132,7 @@ def simulate_paging(
     src: Source, cfg: Any, budget: int | Gpu | str, *, page_size: int = PAGE_SIZES[0],
     bandwidth: float = PCIE["PCIe 3.0 x16"], managed: str = "as configured", keeps_freed: bool = True,
 ) -> PagerSimulation:  # fmt: skip
-    """What fine-tuning ``src`` as ``cfg`` says would page with ``budget`` bytes (or a GPU, by its name in ``memory.GPUS``).
+    """What fine-tuning ``src`` as ``cfg`` says would page with ``budget`` bytes (or a GPU by its name, see ``gpus.find``).
 
     ``managed``: ``as configured``, or ``everything``. ``keeps_freed``: PyTorch's allocator keeps what was freed, so that after
     a step's peak nothing comes back into what was evicted for it; False shows memory that breathes, as in the QLoRA paper's
@@ -159,9 +160,7 @@ def simulate_paging(
 
 def _checked(budget: int | Gpu | str, page_size: int, bandwidth: float, managed: str) -> tuple[int, float]:
     if isinstance(budget, str):
-        if budget not in GPUS:
-            raise ConfigError([f"{budget!r} is no GPU known here."], where="budget", remedy=f"One of: {', '.join(GPUS)}.")
-        budget = GPUS[budget]
+        budget = find(budget)
     size = budget.usable if isinstance(budget, Gpu) else budget
     faults = [
         f"{name} is {value!r}; it must be {wanted}."

@@ -17,7 +17,7 @@ from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.header import DTYPES, Entry
 
 GPU = "T4 16 GB"
-"""The GPU of Colab's and Kaggle's free sessions, as ``workbench.memory.GPUS`` names it."""
+"""The GPU of Colab's and Kaggle's free sessions, as ``workbench.gpus.GPUS`` names it."""
 ROWS, TOKENS = 1, 512
 """The batch that the forecast is made for."""
 
@@ -66,7 +66,8 @@ _GATED = ("meta-llama/",)
 @functools.cache
 def shortlist(gpu: str = GPU) -> tuple[Candidate, ...]:
     """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first."""
-    from workbench.memory import GPUS, fit, forecast
+    from workbench.gpus import GPUS
+    from workbench.memory import fit, forecast
     from workbench.training.config import TrainConfig
 
     found = []

@@ -26,6 +26,29 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     return on_handle;
 }
 
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    *count = 1;
+    return 0;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+    if (index != 0) return 2; /* NVML_ERROR_INVALID_ARGUMENT */
+    return nvmlDeviceGetHandleByUUID("GPU-0123", device);
+}
+
+int nvmlDeviceGetName(void *device, char *name, unsigned length) {
+    (void)device;
+    snprintf(name, length, "Stub 16");
+    return 0;
+}
+
+/* version (32 bits), then total, reserved, free and used */
+int nvmlDeviceGetMemoryInfo_v2(void *device, unsigned long long *memory) {
+    (void)device;
+    memory[1] = 16000000000ULL, memory[2] = 400000000ULL, memory[3] = 14600000000ULL, memory[4] = 1000000000ULL;
+    return on_memory;
+}
+
 int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
     (void)device;
     memory[0] = 16000000000ULL, memory[1] = 15000000000ULL, memory[2] = 1000000000ULL; /* total, free, used */

@@ -16,8 +16,9 @@ from widgets.style import fields, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import Message, guard
 from workbench.footprint import base_weights
+from workbench.gpus import find, known
 from workbench.kinds import kind_of
-from workbench.memory import GPUS, Change, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
+from workbench.memory import Change, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
 from workbench.sources import TensorInfo
 from workbench.sources.packed import as_loaded
 from workbench.training.config import OPTIMIZERS, TrainConfig
@@ -52,7 +53,7 @@ class MemoryView(View):
         state, slider = self.session.store.value, {"continuous_update": False}
         self.methods = Plot(height=360)
         self.plots = [self.methods]
-        self.gpu = ipywidgets.Dropdown(description="GPU", options=list(GPUS), value=state.gpu)
+        self.gpu = ipywidgets.Dropdown(description="GPU", options=list(dict.fromkeys([*known(), state.gpu])), value=state.gpu)
         self.rank = ipywidgets.SelectionSlider(description="LoRA rank", options=_with(RANKS, state.lora_r), **slider)
         self.targets = ipywidgets.Dropdown(description="Adapters on", options=[("all linear layers", "all-linear")])
         self.batch = ipywidgets.BoundedIntText(description="Batch (rows)", value=4, min=1, max=1024)
@@ -99,7 +100,7 @@ class MemoryView(View):
 
     def draw(self, analysis: Analysis) -> None:
         """Forecasts the analysis's model."""
-        source, gpu, config = analysis.source, GPUS[self.session.store.value.gpu], self.config
+        source, gpu, config = analysis.source, find(self.session.store.value.gpu), self.config
         tensors = as_loaded(source)[0]
         self._offer_targets(tensors)
         self._show_state()
@@ -147,7 +148,7 @@ class MemoryView(View):
         )
 
     def _judge(self, analysis: Analysis, chosen: MemoryLedger) -> str:
-        gpu = GPUS[self.session.store.value.gpu]
+        gpu = find(self.session.store.value.gpu)
         found = fit(chosen, gpu)
         said = {
             "fits": f"fits {gpu.name} with {amount(found.headroom)} to spare",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from workbench.formats import FORMATS
 from workbench.kinds import order_of
-from workbench.memory import GPUS, GROUPS, fit
+from workbench.gpus import known
+from workbench.memory import GROUPS, fit
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
@@ -217,7 +218,7 @@ def memory(c: Contents) -> Section:
     section.html += table(
         "Which GPU it fits",
         ("GPU", *titles),
-        [(escaped(gpu.name), *(fit(ledger, gpu).verdict for ledger in c.ledgers)) for gpu in GPUS.values()],
+        [(escaped(gpu.name), *(fit(ledger, gpu).verdict for ledger in c.ledgers)) for gpu in known().values()],
         texts=len(titles) + 1,
     )
     return section
