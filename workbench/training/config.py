@@ -17,16 +17,20 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.training.checks import (
     COMPUTE_DTYPES,
+    FSDP,
     INIT_LORA_WEIGHTS,
     METHODS,
     OPTIMIZERS,
+    QUANT_STORAGES,
     QUANT_TYPES,
+    REPORTS,
     SCHEDULES,
     faults_of,
 )
 
 __all__ = [
-    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "SCHEDULES", "TrainConfig",
+    "COMPUTE_DTYPES", "FSDP", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_STORAGES", "QUANT_TYPES",
+    "REPORTS", "SCHEDULES", "TrainConfig",
 ]  # fmt: skip
 
 PAGE_MIN_NUMEL = 100_000
@@ -85,6 +89,8 @@ class TrainConfig:
     compute_dtype: str = "auto"
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
+    bnb_4bit_quant_storage: str = "uint8"
+    """Dtype that packed 4-bit weights are stored in. ``fsdp`` shards weights of one dtype: there it is ``compute_dtype``."""
 
     lora_r: int = 16
     """Rank of each adapter."""
@@ -131,6 +137,13 @@ class TrainConfig:
     """Passes over the data, instead of ``max_steps``; parts of one are allowed."""
     gradient_checkpointing: bool = True
     """Keep only each layer's input and compute the rest again in the backward pass."""
+    nproc_per_node: int = 1
+    """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
+    ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""
+    fsdp: str = ""
+    """Shard weights, gradients and optimizer state over the processes (FSDP-QLoRA): ``"full_shard auto_wrap"``, or that with
+    ``offload`` behind it, into the host's memory too. Checked here and written by ``as_code``; not launched, as it was never
+    run on GPUs."""
 
     save_steps: int = 50
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
@@ -138,6 +151,8 @@ class TrainConfig:
     """Checkpoints kept."""
     eval_steps: int = 0
     """Steps between evaluations; 0: only before and after."""
+    report_to: str = "none"
+    """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
     max_eval_rows: int = 64
     """Held-out rows measured at most; 0: no evaluation."""
     sample_prompts: tuple[str, ...] | None = None
@@ -175,11 +190,11 @@ class TrainConfig:
     def for_rows(self, rows: int) -> TrainConfig:
         """The same run on a dataset of so many rows in steps: epochs become ``max_steps`` as transformers counts them.
 
-        Batches a pass, rounded up; steps a pass, rounded up again where the last one gathers fewer batches.
+        Batches a pass, over all processes, rounded up; steps a pass, rounded up again where the last one gathers fewer batches.
         """
         if self.num_train_epochs is None:
             return self
-        batches = -(-rows // self.per_device_train_batch_size)
+        batches = -(-rows // (self.per_device_train_batch_size * self.nproc_per_node))
         steps = max(-(-batches // self.gradient_accumulation_steps), 1)
         return dataclasses.replace(self, max_steps=math.ceil(self.num_train_epochs * steps), num_train_epochs=None)
 

@@ -70,16 +70,21 @@ def _finite(value: Any) -> Any:
 
 
 class EventReader:
-    """Reads what is new since the last ``poll`` in all ``events-*.jsonl`` of a folder. Cheap where nothing is new."""
+    """Reads what is new since the last ``poll`` in a folder's ``events-*.jsonl``. Cheap where nothing is new.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Of a run on several processes it reads rank 0's and the supervisor's, which tell the whole run; the others too if asked to.
+    """
+
+    def __init__(self, folder: Path, every_rank: bool = False) -> None:
+        self._folder, self._every_rank = folder, every_rank
         self._offsets: dict[Path, int] = {}
 
     def poll(self) -> list[Event]:
         """New events in order of time. An unfinished last line is read when it is whole; one that is no JSON is passed over."""
         new: list[Event] = []
         for path in sorted(self._folder.glob("events-*.jsonl")):
+            if not self._every_rank and path.name.startswith("events-rank") and path.name != "events-rank0.jsonl":
+                continue
             offset = self._offsets.get(path, 0)
             try:
                 if path.stat().st_size <= offset:

@@ -18,6 +18,7 @@ from workbench.bnb import check_backend
 from workbench.errors import ConfigError, ModelError
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
+from workbench.training.distributed import local_rank
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -46,7 +47,7 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
     """
     arguments: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     if torch.cuda.is_available():
-        arguments["device_map"] = {"": 0}
+        arguments["device_map"] = {"": local_rank()}
     try:
         if config.method != "qlora":
             prepared()

@@ -27,7 +27,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
-from workbench.training.preflight import check_kernels
+from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
@@ -220,6 +220,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
     files = data.check(config)
     model = data.model_folder(config.model)
+    check_extras(config)
     check_kernels(config, open_model(model))
     root = Path(run_dir).expanduser().absolute() if run_dir is not None else _default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from workbench.training.endings import STATE_OF_CODE, ending_of_code
 from workbench.training.events import EventReader, EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, create_time
 from workbench.training.outside import Outside
+from workbench.training.ranks import Ranks
 from workbench.wording import counted
 
 STOP_PATIENCE = 120.0
@@ -77,17 +79,18 @@ class Supervisor:
         outside = Outside(worker.pid)
         self.end(**self._ending(self._watch(worker, outside), outside))
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Starts the worker as a child of this process. Raises OSError where it cannot."""
+    def start(self) -> Ranks:
+        """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""
         arguments = map(str, (self.folder.root, self.attempt, os.getpid()))
-        return subprocess.Popen(
+        return Ranks(
             [sys.executable, "-P", "-m", "workbench.training.worker", *arguments],
+            json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1),
+            {**_PATIENT, **os.environ, **_OFFLINE},
             stdin=subprocess.DEVNULL,
             cwd=self.folder.root,
-            env={**_PATIENT, **os.environ, **_OFFLINE},
         )
 
-    def _watch(self, worker: subprocess.Popen[bytes], outside: Outside) -> int:
+    def _watch(self, worker: Ranks, outside: Outside) -> int:
         """Samples and obeys until the worker has ended; returns its exit code."""
         next_sample = 0.0
         forces = [signal.SIGTERM, signal.SIGKILL]
@@ -124,9 +127,9 @@ class Supervisor:
         """The final status, from the exit code, the worker's last error event and what was seen from outside."""
         last_error: dict[str, Any] = {}
         done = 0
-        for event in EventReader(self.folder.root).poll():
-            if event.get("attempt") == self.attempt and event["k"] == "error":
-                last_error = event
+        for event in EventReader(self.folder.root, every_rank=True).poll():
+            if event.get("attempt") == self.attempt and event["k"] == "error" and not last_error:
+                last_error = event  # the first rank's that failed: the others fail for want of it
             if event["k"] == "step":
                 done = event["n"]
         steps = counted(done, "step")

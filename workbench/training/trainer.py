@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
+from workbench.training import distributed
 from workbench.training.accounting import Account
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
@@ -95,6 +96,8 @@ def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtyp
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False if distributed.world_size() > 1 else None,
+        ddp_backend="gloo" if distributed.world_size() > 1 and not torch.cuda.is_available() else None,
         **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
     )
 
@@ -150,7 +153,7 @@ class Steering(TrainerCallback):
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop need not wait for the other batches of a step; Pause does, so that a resumed run takes the same step."""
-        if self.asked() == "stop":
+        if distributed.agreed(self.asked()) == "stop":
             control.should_training_stop = True
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -159,7 +162,7 @@ class Steering(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Looks for Stop and Pause; Pause writes a checkpoint."""
-        asked = self.asked()
+        asked = distributed.agreed(self.asked())
         if asked:
             control.should_training_stop = True
             control.should_save = control.should_save or asked == "pause"
@@ -169,8 +172,8 @@ class Steering(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         batches, self.trainer.batches = self.trainer.batches, []
-        longest = max(int(b[1]) for b in batches)
-        tokens = sum(int(b[2]) for b in batches)
+        size, tokens = sum(b[0] for b in batches), sum(int(b[2]) for b in batches)
+        (size, tokens), longest = distributed.summed([size, tokens], max(int(b[1]) for b in batches))
         loss, n = float(logs["loss"]), state.global_step
         self.writer.emit(
             "step",
@@ -179,12 +182,13 @@ class Steering(TrainerCallback):
             lr=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"),
             longest=longest,
-            padded=sum(b[0] for b in batches) - tokens,
+            padded=size - tokens,
             tokens=tokens,
             seconds=time.monotonic() - self._began,
             peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         )
-        print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
+        if distributed.rank() == 0:
+            print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
         if not math.isfinite(loss):
             raise Diverged(
                 f"The loss is no longer a number ({loss}) at step {n}.",
@@ -200,6 +204,9 @@ class Steering(TrainerCallback):
         Older ones go only now. Trainer's own save_total_limit removes them before, and the newest by file times, which a clock
         that is set back misleads.
         """
+        distributed.wait()  # each rank writes a part of its own
+        if distributed.rank() != 0:
+            return
         checkpoint = self.folder.checkpoint(state.global_step)
         write_card(self.folder.root, checkpoint, "model" if self.config.method == "full" else "adapter")
         self.folder.mark_complete(state.global_step, self.config.save_total_limit)

@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.footprint import Plan
 from workbench.sources import open_model
@@ -32,6 +32,9 @@ from workbench.training.cupti import open_cupti
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
+if TYPE_CHECKING:
+    from workbench.training.accounting import Account
+    from workbench.training.shortage import Shortage
 
 _SPARE = 1 << 23
 """Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
@@ -46,6 +49,7 @@ class Worker:
         self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
         self.where: dict[str, Any] = {}
+        self.account: Account | None = None
         self.device = "cpu"
         later = before_torch()
         self.capabilities = {
@@ -108,8 +112,9 @@ class Worker:
             self.writer.emit("memory", moment="libraries", rss=telemetry.host_counters().get("rss"))
             cuda = torch.cuda.is_available()
             if cuda:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.init()
-                self.device = torch.cuda.get_device_name(0)
+                self.device = torch.cuda.get_device_name()
                 self.sampler.gpu = telemetry.Gpu()
             nvml = self.sampler.gpu or telemetry.Gpu()
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
@@ -132,7 +137,7 @@ class Worker:
     def _failed(self, error: BaseException) -> int:
         """Tells how the run failed, as far as memory and disk still permit; the exit code tells it in any case."""
         self._spare.clear()
-        ending = endings.ending_of(error, self.where)
+        ending = endings.ending_of(error, self.where, self._shortage)
         with contextlib.suppress(OSError, MemoryError):
             text = traceback.format_exc()[-4000:]
             self.writer.emit("error", kind=ending.kind, message=ending.message, remedy=ending.remedy, text=text)
@@ -140,14 +145,17 @@ class Worker:
             traceback.print_exc()
         return endings.code_of(ending)
 
+    def _shortage(self, asked: int | None) -> Shortage | None:
+        return self.account.shortage(self.config, self.where, asked) if self.account else None
+
     def _train(self, cuda: bool) -> int:
-        from workbench.training import accounting, data, model, optimizers, trainer
+        from workbench.training import accounting, data, distributed, model, optimizers, tensorboard, trainer
 
         config, phase = self.config, self.phase
         dtype = model.compute_dtype(config)
         source = data.model_folder(config.model)
         plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
-        account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
+        account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
             stack.enter_context(phase("load"))
             account.forecast()
@@ -183,16 +191,18 @@ class Worker:
         collator = trainer.Collator(pad)
 
         def evaluate(n: int) -> None:
-            if not held_out:
+            if not held_out or distributed.rank() != 0:
                 return
             with phase("evaluate"), trainer.measuring(net, dtype):
                 size = config.per_device_train_batch_size
                 loss = trainer.held_out_loss(net, held_out, collator, size, self.asked)
                 if loss is not None:
                     self.writer.emit("eval", n=n, loss=loss)
+                    if board:
+                        board.add_scalar("eval/loss", loss, n)
 
         def sample(stage: str) -> None:
-            if not prompts or self.asked():
+            if not prompts or distributed.rank() != 0 or self.asked():
                 return
             with phase("sample"), trainer.measuring(net, dtype):
                 for prompt in prompts:
@@ -201,6 +211,8 @@ class Worker:
                     text = trainer.generate(net, tokenizer, prompt, config.sample_max_new_tokens, self.asked)
                     self.writer.emit("generated", stage=stage, prompt=prompt, text=text)
 
+        checkpoints = self.folder.complete_checkpoints()
+        board = tensorboard.open_board(config, self.folder, checkpoints)
         steering = trainer.Steering(config, self.folder, self.writer, self.asked, self.where)
         steering.evaluate = evaluate
         net.config.use_cache = False
@@ -209,7 +221,7 @@ class Worker:
             args=trainer.training_arguments(config, self.folder, dtype),
             train_dataset=trainer.RowSet(rows.rows),
             data_collator=collator,
-            callbacks=[steering],
+            callbacks=[steering, *tensorboard.callbacks(board)],
             optimizer_cls_and_kwargs=optimizers.optimizer_for(config, functools.partial(self.writer.emit, "prefetch_req")),
             phase=phase,
             where=self.where,
@@ -220,27 +232,30 @@ class Worker:
             self._interruptible = False
         signal.signal(signal.SIGTERM, self._terminate)
         self.sampler.managed = optimizers.managed_bytes
-        checkpoints = self.folder.complete_checkpoints()
         try:
             if self.attempt == 1 or not checkpoints:
                 evaluate(0)
                 sample("before")
-            if not self.asked():
+            if not distributed.agreed(self.asked()):
                 with phase("train"):
                     loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
         finally:
             done = loop.state.global_step
             if sys.exc_info()[0] in (None, endings.OtherEnding):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
-                if done or not (checkpoints or self._kept.exists()):  # a resumed run that did nothing keeps what there was
+                kept = bool(checkpoints) or self._kept.exists()
+                if distributed.rank() == 0 and (done or not kept):  # a resumed run that did nothing keeps what there was
                     with phase("save"):
                         self._save(net, tokenizer, loop.state)
         if done >= config.max_steps:
             evaluate(done)
             sample("after")
-            write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
-            return endings.FINISHED
-        return endings.PAUSED if self.asked() == "pause" else endings.STOPPED
+            if distributed.rank() == 0:
+                write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
+        if board:
+            board.close()
+        asked = distributed.agreed(self.asked())  # the others wait here for rank 0
+        return endings.FINISHED if done >= config.max_steps else endings.PAUSED if asked == "pause" else endings.STOPPED
 
     def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
@@ -289,8 +304,8 @@ class _LogEvents(logging.Handler):
 
 
 def main(root: str, attempt: str, supervisor: str) -> None:
-    """Runs one attempt and ends the process with its exit code."""
-    worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor))
+    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for whoever started this."""
+    worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor) or os.getppid())
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
     code = worker.run()

@@ -1,0 +1,64 @@
+"""What the ranks of a run tell each other: whether all stop now, that a file is written, and their sums. Worker only.
+
+Covers data parallelism on one machine (DDP: gloo on CPUs, NCCL on GPUs [not yet run on several GPUs]), as torchrun's
+environment describes it. Everything here is a no-op for a run of one process, and before the process group is there. The
+gradients are Trainer's and DDP's own business.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+_ASKED = (None, "pause", "stop")
+
+
+def rank() -> int:
+    """This process's number in the run; rank 0 tells, saves and measures."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Its number on this machine, which is also its GPU's."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def agreed(asked: str | None) -> str | None:
+    """The same answer on every rank: the strongest of what each has seen (stop before pause). All ranks must call it."""
+    if not _together():
+        return asked
+    told = _tensor([_ASKED.index(asked)])
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return _ASKED[int(told[0])]
+
+
+def summed(values: list[int], largest: int) -> tuple[list[int], int]:
+    """(sums, largest) over all ranks. All ranks must call it."""
+    if not _together():
+        return values, largest
+    sums, most = _tensor(values), _tensor([largest])
+    dist.all_reduce(sums)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return [int(value) for value in sums], int(most[0])
+
+
+def wait() -> None:
+    """Waits for the other ranks. All ranks must call it."""
+    if _together():
+        dist.barrier()
+
+
+def _together() -> bool:
+    return world_size() > 1 and dist.is_initialized()
+
+
+def _tensor(values: list[int]) -> torch.Tensor:
+    device = torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.tensor(values, dtype=torch.int64, device=device)
