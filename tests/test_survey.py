@@ -270,6 +270,22 @@ def test_cancel_from_another_thread_ends_a_survey_whose_reading_hangs_within_a_s
     assert_nothing_reads()
 
 
+def test_a_survey_whose_reading_hangs_goes_on_asking_whether_it_is_wanted(folder: Path) -> None:
+    source, asked = Hanging(folder), 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += source.hangs.is_set()
+        return asked >= 3
+
+    survey = wb.survey(source, SPECS, progress=False, cancelled=cancelled).run()
+    source.let_go.set()
+    assert survey.cancelled
+    assert len(survey.rows) == 1
+    with pytest.raises(InterruptedError):
+        wb.duel(folder, cancelled=lambda: True)
+
+
 def test_control_c_ends_the_loop_and_the_survey_goes_on_afterwards(tmp_path: Path) -> None:
     checkpoint(tmp_path, {f"model.layers.{i}.mlp.up_proj.weight": weights((100, 1000), seed=i) for i in range(3)})
     code = f"""

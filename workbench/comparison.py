@@ -175,13 +175,7 @@ def _of_model(
 ) -> Measured:
     from workbench.surveying import survey
 
-    def watch(done: int, total: int) -> None:
-        if callable(progress):
-            progress(done, total)
-        if cancelled is not None and cancelled():
-            surveyed.cancel()
-
-    surveyed = survey(model, specs, tensors, executor, progress if cancelled is None else watch)
+    surveyed = survey(model, specs, tensors, executor, progress, cancelled=cancelled)
     surveyed.run()
     if surveyed.cancelled:
         raise InterruptedError("comparing was cancelled")

@@ -17,6 +17,7 @@ from workbench.errors import FormatError, ModelError, WorkbenchError
 from workbench.measurement import Tally
 from workbench.quantization import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.base import Cancelled
 from workbench.sources.header import DTYPES, shown
 from workbench.survey_rows import Row, frame, grouped, worst
 from workbench.weight_chunks import packings_of
@@ -39,6 +40,7 @@ def survey(
     progress: bool | Progress = True,
     *,
     worker_threads: int = 1,
+    cancelled: Cancelled | None = None,
 ) -> Survey:
     """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
 
@@ -52,7 +54,8 @@ def survey(
     ``worker_threads`` threads. The numbers are the same wherever they are computed.
 
     ``progress``: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
-    their total, on the thread that iterates.
+    their total, on the thread that iterates. ``cancelled`` is asked there, ten times a second even where nothing comes; once it
+    says yes the survey is cancelled.
 
     Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
     tensor later becomes the ``error`` of its row.
@@ -67,7 +70,7 @@ def survey(
     Tally(wanted)  # refuses what cannot be measured in a stream
     if worker_threads < 1:
         raise WorkbenchError(f"{worker_threads} threads cannot work.", where="worker_threads", remedy="Give 1 or more.")
-    return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads)
+    return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads, cancelled)
 
 
 class Survey:
@@ -85,13 +88,14 @@ class Survey:
         executor: Executor | None,
         progress: bool | Progress,
         worker_threads: int,
+        cancelled: Cancelled | None = None,
     ) -> None:
         self.source, self.specs, self.infos = source, specs, tuple(infos)
         self._executor, self._progress, self._worker_threads = executor, progress, worker_threads
         self._rows: list[Row] = []
         self._work: Generator[Row, None, None] | None = None
         self._working = threading.Lock()
-        self._cancelled = threading.Event()
+        self._cancelled, self._asked = threading.Event(), cancelled
         self._begun = False
 
     @property
@@ -106,7 +110,7 @@ class Survey:
 
     @property
     def cancelled(self) -> bool:
-        """Whether ``cancel`` was called."""
+        """Whether ``cancel`` was called, or what ``survey`` was given as ``cancelled`` has said yes."""
         return self._cancelled.is_set()
 
     @property
@@ -191,6 +195,11 @@ class Survey:
             told.append("cancelled")
         return ", ".join(told)
 
+    def _stopped(self) -> bool:
+        if self._asked is not None and self._asked():
+            self._cancelled.set()
+        return self._cancelled.is_set()
+
     def _begin(self) -> None:
         if not self._begun:
             self.run()
@@ -231,7 +240,7 @@ class Survey:
         sizes = {info.name: info.nbytes for info in self.infos}
         finished = {row.tensor.name for row in self._rows}
         left = [info for info in self.infos if info.name not in finished]
-        at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._cancelled.is_set
+        at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._stopped
         with _telling(self._progress, at, total) as tell:
 
             def seen(info: TensorInfo, share: float) -> None:

@@ -152,3 +152,16 @@ def test_the_app_opens_on_a_model_from_the_hub_without_holding_up_the_kernel(pic
     field(lab).press("Enter")
     lab.page.wait_for_selector(".wb-table[aria-label='Tensors of llamas/tiny-llama']")
     lab.shot("app-model-light", ".wb-panel")
+
+    # A survey over the network is begun by the reader, who can give it up and take it up again.
+    survey = lab.page.get_by_role("button", name="Survey the model")
+    survey.wait_for()
+    server.fail(server="cdn", stall=True, times=1_000)
+    survey.click()
+    lab.page.locator("progress[aria-label='Surveying llamas/tiny-llama']").wait_for()
+    lab.shot("app-surveying-light", ".wb-panel")
+    lab.page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
+    survey.wait_for()
+    server.faults.clear()
+    survey.click()
+    lab.page.locator(".wb-note", has_text="8 of 8 tensors").wait_for()

@@ -117,13 +117,7 @@ class ModelMapView(View):
 
     def _survey(self, source: Source, spec: QuantSpec, names: list[str], progress: Progress, cancelled: Cancelled) -> None:
         """On the working thread: rows go to the map in batches."""
-
-        def watch(done: int, total: int) -> None:
-            progress(done, total)
-            if cancelled():
-                surveyed.cancel()
-
-        surveyed = survey(source, spec, names, progress=watch)
+        surveyed = survey(source, spec, names, progress=progress, cancelled=cancelled)
         due = time.monotonic() + _EVERY
         for found in surveyed:
             with self._lock:
