@@ -55,6 +55,8 @@ class Plan:
     per_device_train_batch_size: int = 4
     max_length: int = 512
     gradient_checkpointing: bool = True
+    padded: bool = False
+    """Whether the batch has padding: attention then keeps its mask, and keys and values once for every head."""
 
     @classmethod
     def of(cls, cfg: Any, device: str) -> Plan:
@@ -246,7 +248,8 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
         2 norms 2·4h + attention c·(2h + 2k) + gated MLP 3·s·m + Σ over linears of the input
 
     where a linear keeps c·in, and, adapted with LoRA, c·r and its dropout's mask (a byte an element, on a CPU four). At its
-    boundary a layer keeps the residual, s·h. The last norm keeps 4h.
+    boundary a layer keeps the residual, s·h. The last norm keeps 4h. In a batch with padding, of length L, attention keeps
+    c·(4h + L): with a mask keys and values are repeated for every head, and each layer puts the mask into its dtype anew.
     """
     layers: dict[str, list[tuple[int, TensorInfo, float]]] = defaultdict(list)
     tensors = loaded(tensors)
@@ -268,18 +271,17 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     heads = _first_int(config, ("num_attention_heads", "n_head"), 1)
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
+    attention = 4 * hidden + plan.max_length if plan.padded else 2 * hidden + 2 * keys
     mask_bytes = 0 if plan.lora_dropout == 0 else 4 if plan.device == "cpu" else 1
     per_layer = []
     for linears in layers.values():
-        kept = 8 * hidden + c * (2 * hidden + 2 * keys) + 3 * s * max(i for i, _, _ in linears)
+        kept = 8 * hidden + c * attention + 3 * s * max(i for i, _, _ in linears)
         for in_features, t, active in linears:
             lora = t.name in adapted
             kept += active * c * in_features * (lora or plan.method == FULL)
             kept += active * (mask_bytes * in_features + c * plan.lora_r) * lora
         per_layer.append(int(kept))
-    formula = (
-        f"{len(layers)} layers: norms 8·{hidden}, attention {c}·{2 * hidden + 2 * keys:.0f}, MLP {3 * s}·m, linears' inputs"
-    )
+    formula = f"{len(layers)} layers: norms 8·{hidden}, attention {c}·{attention:.0f}, MLP {3 * s}·m, linears' inputs"
     last = 4 * hidden
     return Activations(s * hidden * len(layers) + last, sum(per_layer) + last, max(per_layer, default=0), formula)
 

@@ -8,6 +8,7 @@ by row. Does not measure anything, and needs neither torch nor a GPU; nothing he
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -249,6 +250,35 @@ def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> list[Change] | None:
             done.append(Change(MappingProxyType(fields), ledger.total - after.total))
             ledger = after
     return done if fit(ledger, gpu).verdict != "does not fit" else None
+
+
+def cheapest(src: Source, cfg: Any, most: int, device: str = "cuda") -> tuple[Change, ...] | None:
+    """The cheapest change after which the forecast is at most ``most`` bytes; several where no single one is enough.
+
+    None if all of them together are not. Cheap is what costs little accuracy, then what costs little time.
+    """
+    tensors, plan = _planned(src, cfg, device)
+
+    def after(fields: Iterable[Mapping[str, Any]]) -> int:
+        changed = plan
+        for some in fields:
+            changed = dataclasses.replace(changed, **some)
+        return _ledger(tensors, src.config, src.name, changed).total
+
+    steps = _changes(plan)
+    chosen = next(([fields] for fields in steps if after([fields]) <= most), None)
+    if chosen is None:
+        many = next((n for n in range(2, len(steps) + 1) if after(steps[:n]) <= most), None)
+        if many is None:
+            return None
+        chosen = steps[:many]
+        for fields in steps[:many]:
+            without = [some for some in chosen if some is not fields]
+            if after(without) <= most:
+                chosen = without
+    totals = [after(chosen[:n]) for n in range(len(chosen) + 1)]
+    savings = [before - then for before, then in itertools.pairwise(totals)]
+    return tuple(Change(MappingProxyType(fields), saved) for fields, saved in zip(chosen, savings, strict=True))
 
 
 def _changes(plan: Plan) -> list[dict[str, Any]]:

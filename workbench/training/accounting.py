@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from workbench.footprint import QLORA, Plan
 from workbench.memory import forecast
 from workbench.sources import Source
 from workbench.training import telemetry
+from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
+from workbench.training.shortage import Shortage, headroom, shortage
 
 WEIGHTS = (
     "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
@@ -173,6 +175,18 @@ class Account:
         self._largest = 0
         self._batch: dict[str, Any] = {}
         self._kept: Kept | None = None
+        self._before = _rss() or 0
+        self._others = 0
+
+    def usable(self) -> int:
+        """Bytes that there are for all that is forecast: on the GPU without other processes, on the host without libraries."""
+        if self.gpu is not None:
+            return int(torch.cuda.get_device_properties(0).total_memory) - self._others
+        return max((_rss() or 0) - self._before, 0) + headroom()
+
+    def shortage(self, config: TrainConfig, where: Mapping[str, Any], asked: int | None) -> Shortage:
+        """What is to be said of a batch that did not fit. Raises ``WorkbenchError`` where the model has no forecast."""
+        return shortage(self._source(), self.plan, where, asked, self.usable(), config.gradient_accumulation_steps)
 
     def forecast(self) -> None:
         """Tells what a full batch is forecast to take; where a model's shapes give no forecast, why."""
@@ -198,6 +212,7 @@ class Account:
         if self.gpu is None:
             return
         before = self.gpu.counters(0)["nvml_used"]
+        self._others = before or 0
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
         after = self.gpu.counters(0)

@@ -6,15 +6,20 @@ not decide the run's state: the supervisor does, from the exit code and the last
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError, DataError, ModelError, WorkbenchError
+from workbench.training.shortage import Shortage, asked_bytes
+from workbench.wording import amount, counted
 
 FINISHED, FAILED, STOPPED, PAUSED = 0, 1, 10, 11
 STATE_OF_CODE = {FINISHED: "finished", STOPPED: "stopped", PAUSED: "paused"}
+Find = Callable[[Mapping[str, Any], int | None], Shortage | None]
 _CODES = {"out_of_memory": 20, "disk_full": 21}
 """Failures that may leave no room to tell of them: the exit code alone names them."""
 
@@ -36,6 +41,7 @@ class Ending:
     remedy: str
 
 
+_STEPPING = (None, "train", "first_forward")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KIND_OF_ERROR = ((Diverged, "nan_loss"), (DataError, "data"), (ModelError, "model"), (ConfigError, "config"))
 
@@ -54,8 +60,12 @@ def ending_of_code(code: int) -> Ending | None:
     return ending_of(known[code], {}) if code in known else None
 
 
-def ending_of(error: BaseException, where: dict[str, Any]) -> Ending:
-    """The named ending of an exception; ``where`` says what was going on (``step``, ``longest``, ``device``)."""
+def ending_of(error: BaseException, where: Mapping[str, Any], find: Find = lambda where, asked: None) -> Ending:
+    """The named ending of an exception; ``where`` says what was going on (``phase``, ``step``, ``rows``, ``longest``).
+
+    ``find`` is called where memory ran out, with what of that is true of a batch and the bytes that were asked for, and says
+    what would have fitted.
+    """
     if full := _disk_full(error):
         return Ending(
             "disk_full",
@@ -67,16 +77,36 @@ def ending_of(error: BaseException, where: dict[str, Any]) -> Ending:
         return Ending(kind, f"{error.where}: {error.what}" if error.where else error.what, error.remedy)
     text = str(error)
     if _out_of_memory(error, text):
-        at = f" at step {where['step']}" if where.get("step") is not None else ""
-        batch = f", with a batch whose longest row has {where['longest']} tokens" if where.get("longest") else ""
-        what = "The GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "This machine"
+        return _no_memory(error, text, where, find)
+    return Ending("error", f"{type(error).__name__}: {text}", "The whole traceback is in log.txt.")
+
+
+def _no_memory(error: BaseException, text: str, where: Mapping[str, Any], find: Find) -> Ending:
+    """Which step and batch, what was asked for, what the batch was forecast to take, and the change that would have fitted."""
+    asked = asked_bytes(text)
+    if where.get("phase") not in _STEPPING:  # the last step is over
+        where = {"phase": where["phase"]}
+    at = f" in the phase {where['phase']}" if where.get("phase") else ""
+    if where.get("step") is not None:
+        at = f" at step {where['step']}"
+    batch = f", with a batch whose longest row has {where['longest']:,} tokens" if where.get("longest") else ""
+    if batch and where.get("rows"):
+        batch += f" ({counted(where['rows'], 'row')})"
+    what = "The GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "This machine"
+    told = [f"{what} ran out of memory{at}{batch}."]
+    if asked is not None:
+        told.append(f"{amount(asked)} more were asked for.")
+    found = None
+    with contextlib.suppress(Exception):  # there may be no memory to find out, and the ending must be told all the same
+        found = find(where, asked)
+    if found is None:
         return Ending(
             "out_of_memory",
-            f"{what} ran out of memory{at}{batch}. {text.splitlines()[0] if text else ''}".strip(),
+            " ".join(told),
             "Lower per_device_train_batch_size (raise gradient_accumulation_steps instead) or max_length, "
             "or turn gradient_checkpointing on.",
         )
-    return Ending("error", f"{type(error).__name__}: {text}", "The whole traceback is in log.txt.")
+    return Ending("out_of_memory", " ".join([*told, found.told]), found.remedy)
 
 
 def _disk_full(error: BaseException | None) -> str:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from workbench.training.cupti import open_cupti
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
+
 if TYPE_CHECKING:
     from workbench.training.accounting import Account
     from workbench.training.shortage import Shortage
@@ -145,8 +146,8 @@ class Worker:
             traceback.print_exc()
         return endings.code_of(ending)
 
-    def _shortage(self, asked: int | None) -> Shortage | None:
-        return self.account.shortage(self.config, self.where, asked) if self.account else None
+    def _shortage(self, where: Mapping[str, Any], asked: int | None) -> Shortage | None:
+        return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
         from workbench.training import accounting, data, distributed, model, optimizers, tensorboard, trainer
