@@ -129,7 +129,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
     step = max(1, -(-shape[0] // 24))
     ticks = [i for i in range(shape[0]) if i % step == 0 or places.layers[i] is None]
     layout = {
-        "uirevision": f"map {shape}",
+        "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
         "xaxis": {
             "tickvals": list(range(shape[1])), "ticktext": list(map(_escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},

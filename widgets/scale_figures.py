@@ -89,11 +89,10 @@ def nested_codes(nested: NestedScales) -> Figure:
         }
     ]  # fmt: skip
     layout = {
-        "bargap": 0.1,
-        "showlegend": False,
+        "bargap": 0.1, "showlegend": False, "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
         "xaxis": {"title": {"text": "8-bit code of an absmax, from level −0.99 to 1 (finer towards 0, in the middle)"}},
         "yaxis": {"title": {"text": "% of blocks"}},
-    }
+    }  # fmt: skip
     return {"data": data, "layout": layout}
 
 

@@ -12,7 +12,7 @@ from widgets import scale_figures as figures
 from widgets.panels.base import View
 from widgets.plot import Plot
 from widgets.session import Analysis
-from widgets.style import column, fields, grid, heading, note, set_note
+from widgets.style import fields, grid, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import guard
 from workbench.savings import double_quant_savings, savings_of_published
@@ -53,12 +53,11 @@ class DoubleQuantView(View):
             self.codes,
             self.table,
             heading("What it saves"),
-            grid(column(note("On this model, tensor by tensor."), self.tensors), column(self._published(), self.sizes)),
+            note("On well-known models at these block sizes, computed from the shapes in their config.json."),
+            self.sizes,
+            note("On this model, tensor by tensor."),
+            self.tensors,
         ]
-
-    @staticmethod
-    def _published() -> ipywidgets.HTML:
-        return note("On well-known models at these block sizes, computed from the shapes in their config.json.")
 
     def code(self, analysis: Analysis) -> str:
         """The two errors, the codes, and the bytes saved."""
