@@ -161,6 +161,10 @@ def _sharding_faults(config: TrainConfig) -> list[str]:
             f'with fsdp, bnb_4bit_quant_storage ("{storage}") must be compute_dtype ("{config.compute_dtype}"): name the same '
             'dtype in both, as "bfloat16".'
         )
+    if config.fsdp and config.optim == "paged_adamw_8bit":
+        faults.append(
+            'with fsdp, optim "paged_adamw_8bit" fails when a checkpoint is saved (peft\'s guide): use "adamw_torch".'
+        )
     if config.fsdp and config.method != "qlora" and storage != "uint8":
         faults.append(f'bnb_4bit_quant_storage: method "{config.method}" quantizes nothing.')
     return faults

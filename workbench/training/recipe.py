@@ -24,8 +24,29 @@ _AUTO = {
 
 def as_code(config: TrainConfig) -> str:
     """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
-    parts = [_imports(config), _data(config), _model(config), _training(config)]
+    parts = [_start(config) + _imports(config), _data(config), _model(config), _training(config)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _start(config: TrainConfig) -> str:
+    """How a cell for several processes is started: as a script; FSDP by accelerate, with the settings of peft's guide.
+
+    https://huggingface.co/docs/peft/accelerate/fsdp
+    """
+    if config.nproc_per_node == 1:
+        return ""
+    command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
+    if config.fsdp:
+        options = {
+            "num_machines": 1, "num_processes": config.nproc_per_node, "mixed_precision": "no", "dynamo_backend": "no",
+            "use_fsdp": "", "fsdp_version": 1, "fsdp_sharding_strategy": "FULL_SHARD",
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_use_orig_params": "false",
+            "fsdp_cpu_ram_efficient_loading": "true", "fsdp_sync_module_states": "true",
+            "fsdp_offload_params": str("offload" in config.fsdp).lower(), "fsdp_state_dict_type": "FULL_STATE_DICT",
+        }  # fmt: skip
+        shown = "".join(f" \\\n#   --{name} {value}".rstrip() for name, value in options.items())
+        command = f"accelerate launch{shown} \\\n#   train.py\n# FSDP was not run on GPUs by those who wrote this"
+    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
 
 
 def _imports(config: TrainConfig) -> str:
@@ -41,12 +62,15 @@ def _imports(config: TrainConfig) -> str:
     if config.method != "full":
         from_transformers.append("set_seed")
         lines.append(
-            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * (config.method == "qlora")
+            "from peft import LoraConfig, get_peft_model"
+            + ", prepare_model_for_kbit_training" * (config.method == "qlora" and not config.fsdp)
         )
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
     lines.append(f"\nMODEL = {_shown(_model_name(config))}\ndtype = {_dtype(config)}")
+    if config.nproc_per_node > 1:
+        lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')
     return "\n".join(lines)
 
 
@@ -149,6 +173,7 @@ bnb.nn.Params4bit.__new__ = staticmethod(
     lambda cls, *args, blocksize=None, **kwargs: new(cls, *args, blocksize=blocksize or {config.block_size}, **kwargs)
 )
 """)
+        stored = "\n    bnb_4bit_quant_storage=dtype,  # so that FSDP can shard it with the rest" if config.fsdp else ""
         skipped = ""
         if config.llm_int8_skip_modules:
             lines.append("""
@@ -161,10 +186,10 @@ quantization = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type={_shown(config.quant_type)},
     bnb_4bit_use_double_quant={config.double_quant},
-    bnb_4bit_compute_dtype=dtype,{skipped}
+    bnb_4bit_compute_dtype=dtype,{stored}{skipped}
 )""")
     lines.append(f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})")
-    if config.method == "qlora":
+    if config.method == "qlora" and not config.fsdp:  # which shards weights of one dtype: none is upcast
         lines.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
@@ -195,6 +220,14 @@ def _training(config: TrainConfig) -> str:
     arguments = {"output_dir": "training"} | steps | {name: getattr(config, name) for name in same} | saved
     if config.gradient_checkpointing:
         arguments |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    if config.nproc_per_node > 1:
+        arguments |= {"ddp_find_unused_parameters": False}
+    kept = "model" if config.method == "full" else "adapter"
+    save = f'model.save_pretrained("{kept}")'
+    if config.fsdp:
+        save = f'trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")\ntrainer.save_model("{kept}")'
+    elif config.nproc_per_node > 1:
+        save = f"if trainer.is_world_process_zero():\n    {save}"
     note = ""
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
         note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
@@ -204,12 +237,12 @@ def _training(config: TrainConfig) -> str:
     use_cpu=not torch.cuda.is_available(),
     logging_steps=1,
     logging_nan_inf_filter=False,
-    report_to="none",
+    report_to={_shown(config.report_to)},
 )
 collator = DataCollatorForSeq2Seq(tokenizer)
 trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
 trainer.train()
-model.save_pretrained("{"model" if config.method == "full" else "adapter"}")
+{save}
 """
 
 
