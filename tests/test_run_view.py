@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from widgets import run_figures
-from widgets.panels.run_view import tail
+from widgets import run_figures, run_memory_figures
 from widgets.run_history import BARS, POINTS, RunHistory, page_view, thin, why_no_gpu_paging
+from widgets.run_words import duration, tail
 from widgets.wire import encode_figure
 
 SECOND = 1_000_000_000
@@ -69,19 +69,19 @@ def test_curves_are_thinned_with_their_extremes_and_their_end(n: int) -> None:
     if n:
         y[n // 2], y[n // 3] = 50, -50
     thin_x, thin_y = thin(x, y)
-    assert len(thin_x) == len(thin_y) <= POINTS + 2
-    assert (np.diff(thin_x) >= 0).all()
+    assert len(thin_x) == len(thin_y) <= POINTS
+    assert (np.diff(thin_x) > 0).all()
     if n:
         assert thin_y.max() == y.max()
         assert thin_y.min() == y.min()
-        assert thin_x[-1] >= n - POINTS
+        assert (thin_x[0], thin_x[-1]) == (x[0], x[-1])
 
 
 def test_a_growing_curve_keeps_the_points_it_had() -> None:
     y = np.random.default_rng(0).normal(size=60_000)
     x = np.arange(60_000, dtype=float)
     shorter, longer = thin(x[:50_000], y[:50_000])[0], thin(x, y)[0]
-    assert (shorter[:-2] == longer[: len(shorter) - 2]).all()
+    assert np.isin(shorter[:-6], longer).all(), "but for those of the last, unfinished bucket"
 
 
 def test_host_faults_are_counted_over_time_and_never_called_gpu_paging() -> None:
@@ -117,18 +117,86 @@ def test_on_a_gpu_migrations_and_requests_are_told_apart() -> None:
     assert history.counts["cupti", "gpu fault"] == 7
 
 
-def test_memory_is_the_processs_on_a_cpu_and_the_gpus_on_a_gpu() -> None:
-    cpu = fed(event("sample", 1, source="worker", rss=5e8), event("sample", 2, source="supervisor", rss=6e8))
-    figure, said = run_figures.memory(cpu)
-    assert [trace["name"] for trace in figure["data"]] == ["RSS, by the worker itself", "RSS, by the supervisor"]
-    assert said.startswith("Memory of the training process (RSS): 500.00 MB")
-    gpu = fed(
-        event("sample", 1, source="worker", rss=5e8, allocated=2e9, reserved=3e9, nvml_used=4e9, nvml_total=16e9, managed=1e9)
+LIBRARIES = event("memory", 2, moment="libraries", rss=400e6)
+
+
+def test_memory_of_a_cpu_run_is_stacked_by_category_on_what_the_libraries_take_with_forecast_and_limit() -> None:
+    samples = [event("sample", t, source="worker", rss=rss * 1e6) for t, rss in ((1, 300), (2, 400), (3, 450), (4, 500))]
+    load = event("memory", 2.5, moment="load", held={"4-bit weights": 20e6, "weights upcast to fp32": 10e6, "codebooks": 1e6})
+    attach = event("memory", 3.5, moment="attach", held={"4-bit weights": 30e6, "adapters": 5e6})
+    outside = event("sample", 4, source="supervisor", rss=501e6)
+    forecast = event("forecast", 2, rows=[{"category": "4-bit weights", "bytes": 100_000_000}, {"bytes": 20_000_000}])
+    history = fed(*sorted([LIBRARIES, forecast, load, attach, *samples, outside], key=lambda e: e["t"]))
+    figure, said = run_memory_figures.memory(history, host=16_000_000_000)
+    stacked = {trace["name"]: trace["y"].tolist() for trace in figure["data"] if "stackgroup" in trace}
+    assert stacked == {
+        "base model": [0, 0, 30, 30], "scales of the 4-bit weights": [0, 0, 1, 0], "adapters": [0, 0, 0, 5],
+        "activations and the rest": [0, 0, 19, 65],
+    }  # fmt: skip
+    assert "100.00 MB now, 101.00 MB at most above interpreter and libraries (400.00 MB)" in said
+    assert "Forecast: 120.00 MB; limit, this machine: 15.60 GB, above the picture" in said
+    lines = [shape["label"]["text"] for shape in figure["layout"]["shapes"] if shape["type"] == "line"]
+    assert lines == ["forecast: 120.00 MB"], "a limit far above would flatten the rest"
+    assert figure["layout"]["yaxis"]["range"][1] > 120
+
+
+def test_memory_of_a_gpu_adds_up_to_what_nvml_tells() -> None:
+    history = fed(
+        event("sample", 1, source="worker", rss=5e8, allocated=2e9, reserved=3e9, nvml_used=4.5e9, nvml_total=16e9, managed=1e9)
     )
-    figure, _ = run_figures.memory(gpu)
-    assert len(figure["data"]) == 4
-    assert not any("RSS" in trace["name"] for trace in figure["data"])
-    assert "16.0 GB" in figure["layout"]["shapes"][-1]["label"]["text"]
+    figure, said = run_memory_figures.memory(history)
+    assert [float(trace["y"][0]) for trace in figure["data"]] == [2.0, 1.0, 1.5, 1.0]
+    assert [trace.get("stackgroup") for trace in figure["data"]] == ["held", "held", "held", None], "managed: wherever it lies"
+    assert "Limit, the GPU: 16.00 GB, above the picture" in said
+    assert "not yet run on a GPU" in figure["layout"]["title"]["text"]
+
+
+def test_a_long_stack_is_thinned_as_one() -> None:
+    n = 4 * POINTS
+    history = fed(LIBRARIES, *(event("sample", 3 + i / 8, source="worker", rss=5e8 + i % 7) for i in range(n)))
+    history.feed([event("memory", 9, moment="load", held={"4-bit weights": 5e7})])
+    base, rest = run_memory_figures.memory(history)[0]["data"]
+    assert len(base["x"]) == len(rest["y"]) <= POINTS
+    assert (base["x"] == rest["x"]).all()
+
+
+def test_each_steps_batch_stands_beside_its_memory_peak() -> None:
+    def batch(n: int, longest: int, padded: int, **more: Any) -> dict[str, Any]:
+        return step(n, 10 * n) | {"longest": longest, "padded": padded} | more
+
+    history = fed(
+        event("sample", 3, source="worker", rss=400e6), event("sample", 5, source="worker", rss=300e6), batch(1, 40, 6),
+        event("sample", 15, source="worker", rss=700e6), batch(2, 120, 90), batch(3, 30, 0),
+    )  # fmt: skip
+    figure, said = run_memory_figures.batches(history)
+    peak, longest, padded = figure["data"]
+    assert (peak["x"].tolist(), peak["y"].tolist()) == ([1, 2], [400, 700]), "a step without a sample of its own has no peak"
+    assert (longest["y"].tolist(), padded["y"].tolist()) == ([40, 120, 30], [6, 90, 0])
+    assert said == "Longest row 120 tokens, at step 2; highest memory 700.00 MB, at step 2."
+    assert fed(batch(1, 40, 6, peak=123)).peaks == {1: 123}, "what the allocator says goes before samples"
+
+
+def test_speed_and_the_time_left_follow_the_last_steps() -> None:
+    history = fed(*(step(n, 3 * n) for n in range(1, 41)))
+    assert history.speed()[1].tolist() == [200.0] * 40
+    assert history.seconds_left(50) == pytest.approx(30)
+    assert history.seconds_left(40) == 0
+    assert fed(step(1, 1)).seconds_left(50) is None
+    assert [duration(seconds) for seconds in (59.6, 100, 3600, 7500)] == ["60 s", "2 min", "60 min", "2 h 5 min"]
+
+
+def test_paging_bars_have_a_mark_for_every_step() -> None:
+    steps = [step(n, n) for n in range(1, 1001)]
+    figure, _ = run_figures.paging(fed(CPU_HELLO, *steps))
+    marks = figure["data"][-1]
+    assert (marks["name"], len(marks["x"])) == ("end of a step, every 3 steps", 333)
+
+
+def test_earlier_runs_lie_over_the_loss_with_names_that_cannot_be_markup() -> None:
+    figure, said = run_figures.loss(fed(step(1, 1)), beside={"<b>old</b>": fed(step(1, 1, loss=3.0), step(2, 2, loss=2.5))})
+    assert [trace["name"] for trace in figure["data"]] == ["training", "&lt;b&gt;old&lt;/b&gt;"]
+    assert figure["data"][1]["y"].tolist() == [3.0, 2.5]
+    assert "Beside it 1 earlier run" in said
 
 
 def test_phases_nest_and_an_open_one_tells_where_the_run_is() -> None:
@@ -146,8 +214,12 @@ def test_phases_nest_and_an_open_one_tells_where_the_run_is() -> None:
 
 
 def test_every_figure_of_an_empty_run_can_be_drawn() -> None:
-    for name in ("loss", "learning_rate", "memory", "paging", "phases"):
-        figure, said = getattr(run_figures, name)(RunHistory())
+    drawings = (
+        run_figures.loss, run_figures.gradient_norm, run_figures.learning_rate, run_figures.speed, run_figures.paging,
+        run_figures.phases, run_memory_figures.memory, run_memory_figures.batches,
+    )  # fmt: skip
+    for drawing in drawings:
+        figure, said = drawing(RunHistory())
         assert encode_figure(figure)["layout"]["title"]["text"]
         assert said
 

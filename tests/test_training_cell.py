@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +16,16 @@ import pytest
 
 import workbench as wb
 from tests.tiny_model import write_tiny_model
-from widgets import TrainingCell
+from widgets import TrainingCell, Workbench
 from widgets.plot import PlotlyLibrary
+from widgets.run_fields import FIELDS, config_of, shown_values
+from widgets.state import State
+from widgets.tasks import Immediate
+from workbench.training.data import preview
 
 SECONDS = 180
+WITHOUT_A_CONTROL = {"sample_prompts"}
+"""Fields of a configuration that only Python sets."""
 SHORT = wb.TrainConfig(max_steps=3, max_length=48, per_device_train_batch_size=2, max_eval_rows=4, sample_max_new_tokens=4)
 
 
@@ -57,25 +65,146 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("the panel did not get there in time")
 
 
+def put(panel: TrainingCell, **values: Any) -> None:
+    """What a reader enters."""
+    for name, value in values.items():
+        panel.form.controls[name].value = value
+
+
+def fault(panel: TrainingCell, name: str) -> str:
+    """What stands beside a control."""
+    _, *shown = panel.form._cells[name].children
+    return shown[0].value if shown else ""
+
+
+def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given() -> None:
+    without = {f.name for f in dataclasses.fields(wb.TrainConfig)} - set(FIELDS)
+    assert without == WITHOUT_A_CONTROL
+    assert all(field.label for field in FIELDS.values()), "the label is the visible and the accessible name"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        wb.TrainConfig(),
+        wb.TrainConfig(num_train_epochs=1.5, sample_prompts=("a word, n.",)),
+        wb.TrainConfig(method="full", learning_rate=1e-5),
+        wb.TrainConfig(method="lora", init_lora_weights="pissa", use_rslora=True, target_modules=("q_proj", "v_proj")),
+        wb.TrainConfig(dataset="rows.jsonl", prompt_column="q", completion_column="a", llm_int8_skip_modules=("down_proj",)),
+        wb.TrainConfig(dataset="org/chats", dataset_revision="main", messages_column="messages", eval_split="test"),
+    ],
+)
+def test_a_configuration_goes_through_the_form_and_the_state_unchanged(config: wb.TrainConfig) -> None:
+    assert config_of(config, shown_values(config)) == config
+    state = State(**State().changes_to(config) | {"model": config.model})
+    assert State.from_dict(json.loads(json.dumps(state.to_dict()))).training == config
+
+
 def test_the_controls_are_a_config_and_lines_of_code(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=SHORT)
-    panel._controls["lora_r"].value = 4
-    panel._controls["dataset"].value = " rows.jsonl "
-    panel._columns.value = "question, answer"
+    put(panel, lora_r=4, dataset=" rows.jsonl ", columns="prompt_column", prompt_column="question", completion_column="answer")
     panel._run_dir.value = ""
     assert panel.config.lora_r == 4
     assert panel.config.dataset == "rows.jsonl"
     assert panel.config.columns == ("question", "answer")
-    assert panel.config.sample_max_new_tokens == 4, "what has no control stays as it was given"
+    assert panel.config.sample_max_new_tokens == 4
+    assert panel.store.value.training == panel.config, "the form's state is the app's"
     namespace: dict[str, Any] = {}
     exec(panel.code.replace("run = wb.launch(", "config = ("), namespace)
     assert namespace["config"] == panel.config
 
 
-def test_every_control_has_a_visible_label(cell: Callable[..., TrainingCell]) -> None:
+def test_all_faults_stand_beside_their_fields_and_open_their_folds(cell: Callable[..., TrainingCell]) -> None:
     panel = cell()
-    controls = [*panel._controls.values(), panel._columns, panel._run_dir, panel._launch, panel._stop, panel._pause]
-    assert all(control.description for control in controls)
+    before = panel.store.value
+    put(panel, max_steps=0, lora_dropout=3.0, columns="text_column")
+    assert "Steps is 0; it must be a whole number, 1 or more" in fault(panel, "max_steps")
+    assert "Dropout is 3.0" in fault(panel, "lora_dropout")
+    assert "name the column" in fault(panel, "text_column")
+    assert [title for title, box in panel.form._folds.items() if "wb-faulty" in box._dom_classes] == ["Data", "Adapters"]
+    assert panel.store.value == before, "a state that cannot be trained is nobody's state"
+    put(panel, max_steps=9, lora_dropout=0.0, text_column="text")
+    assert not any(fault(panel, name) for name in FIELDS)
+    assert panel.store.value.training.max_steps == 9
+
+
+def test_controls_that_mean_nothing_are_away_and_refused_values_go_with_them(cell: Callable[..., TrainingCell]) -> None:
+    panel = cell()
+    put(panel, use_dora=True, llm_int8_skip_modules="down_proj", run_for="num_train_epochs", num_train_epochs=2.0)
+    assert panel.form._cells["max_steps"].layout.display == "none"
+    assert (panel.config.num_train_epochs, panel.config.max_steps) == (2.0, -1)
+    put(panel, method="full")
+    gone = [title for title, box in panel.form._folds.items() if box.layout.display == "none"]
+    assert gone == ["Quantization of the base", "Adapters"]
+    assert (panel.config.use_dora, panel.config.llm_int8_skip_modules) == (False, ())
+
+
+def test_the_form_and_the_other_views_share_one_state() -> None:
+    app = Workbench("builtin", executor=Immediate())
+    panel = app.train
+    assert panel.config == app.session.store.value.training
+    assert panel.form.controls["max_steps"].value == 60, "what suits the embedded model"
+    app.memory.rank.value = 32
+    assert panel.form.controls["lora_r"].value == 32
+    put(panel, quant_type="fp4", per_device_train_batch_size=2, method="lora", learning_rate=5e-4)
+    assert app.session.store.value.formats[0] == "fp4"
+    assert app.memory.config.per_device_train_batch_size == 2
+    put(panel, max_steps=0)
+    app.memory.length.value = 1024
+    assert (panel.form.controls["max_steps"].value, panel.form.controls["max_length"].value) == (0, 1024)
+    put(panel, max_steps=7)
+    again = Workbench(state=json.loads(json.dumps(app.state)), executor=Immediate())
+    assert again.train.config == panel.config
+    app.close()
+    again.close()
+
+
+def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
+    cell: Callable[..., TrainingCell], tmp_path: Path
+) -> None:
+    rows = [
+        {"q": "happiness, n.", "a": " An <img src=x onerror=alert(1)> sensation"}, {"q": "", "a": ""},
+        {"q": "lawyer, n.", "a": ""}, {"q": "word " * 600, "a": " too late"},
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    panel = cell(executor=Immediate())
+    put(panel, dataset=str(tmp_path / "rows.jsonl"), columns="prompt_column", prompt_column="q", completion_column="a")
+    panel._preview.click()
+    assert panel.message.value == ""
+    told = panel.preview.counts.value
+    assert "All 4 rows: 1 to learn from, 1 empty, 1 cut at 512 tokens, 2 without a token to learn from" in told
+    shown = panel.preview.rows.value
+    assert "<img" not in shown
+    prompt, learnt = shown.split("<mark>")
+    assert "With loss" in learnt
+    assert "No loss" in prompt
+    text = "".join(re.findall(r"<span>(.*?)</span>", learnt.split("</mark>")[0]))
+    assert html.unescape(text).startswith(rows[0]["a"])
+    put(panel, max_length=64)
+    assert panel.preview.rows.value == "", "they were another configuration's"
+    put(panel, dataset="missing.jsonl")
+    panel._preview.click()
+    assert "missing.jsonl" in panel.message.value
+
+
+def test_a_preview_that_nobody_waits_for_ends_early() -> None:
+    asked: list[int] = []
+    with pytest.raises(InterruptedError):
+        preview(wb.TrainConfig(), progress=lambda done, total: asked.append(done), cancelled=lambda: len(asked) == 10)
+    assert asked == list(range(1, 11))
+
+
+def test_copy_as_code_is_the_plain_cell_of_what_the_form_says(cell: Callable[..., TrainingCell], tmp_path: Path) -> None:
+    panel = cell(executor=Immediate())
+    put(panel, lora_r=3)
+    assert panel.copy.code == wb.as_code(panel.config)
+    assert "r=3" in panel.copy.code
+    put(panel, dataset=str(tmp_path / "none.jsonl"))
+    assert panel.copy.code.startswith("# ")
+    put(panel, dataset="org/rows")
+    assert "Preview its rows first" in panel.copy.code, "nothing is fetched for it"
+    put(panel, max_steps=0)
+    assert panel.copy.code == ""
 
 
 @pytest.mark.parametrize(
@@ -90,7 +219,7 @@ def test_bad_input_shows_in_the_panel_with_the_controls_back(
     cell: Callable[..., TrainingCell], control: str, value: Any, said: str
 ) -> None:
     panel = cell()
-    panel._controls[control].value = value
+    panel.form.controls[control].value = value
     panel._launch.click()
     assert said in panel.message.value
     assert 'role="alert"' in panel.message.value
@@ -98,14 +227,12 @@ def test_bad_input_shows_in_the_panel_with_the_controls_back(
     assert not panel._launch.disabled
 
 
-def test_three_column_names_are_an_error_that_names_the_field(cell: Callable[..., TrainingCell]) -> None:
+def test_attaching_to_nothing_says_what_to_do(cell: Callable[..., TrainingCell]) -> None:
     panel = cell()
-    panel._columns.value = "a, b, c"
-    panel._launch.click()
-    assert "Columns" in panel.message.value
-    panel._columns.value = ""
     panel._attach.click()
     assert "there is no run in this folder" in panel.message.value
+    panel._choose.click()
+    assert "no run is chosen" in panel.message.value
 
 
 def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable[..., TrainingCell]) -> None:
@@ -118,20 +245,20 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
     assert "Finished after 3 steps" in panel.message.value
-    assert "after 3 steps" in panel._view.plots["loss"].summary
-    assert "RSS" in panel._view.plots["memory"].summary
-    assert "not GPU paging" in panel._view.plots["paging"].summary
-    assert "train" in panel._view.plots["phases"].summary
-    results = panel._view._results.value
+    assert "after 3 steps" in panel.view.plots["loss"].summary
+    assert "RSS" in panel.view.plots["memory"].summary
+    assert "not GPU paging" in panel.view.plots["paging"].summary
+    assert "train" in panel.view.plots["phases"].summary
+    results = panel.view._results.value
     assert "Held-out loss, measured" in results
     assert str(panel.run.adapter_dir) in results
     assert results.count("<tr>") == 4, "a heading and three prompts, before and after"
-    assert "step 3 of 3" in panel._view._log.value
+    assert "step 3 of 3" in panel.view._log.value
 
     again = cell(run=panel.run.dir)
-    assert again._view.plots["loss"].summary == panel._view.plots["loss"].summary
-    assert again._controls["max_steps"].value == 3
-    assert again._view._results.value == results
+    assert again.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert again.form.controls["max_steps"].value == 3
+    assert again.view._results.value == results
 
     # The two lines that the panel shows load the adapter in plain peft.
     [shown] = re.findall(r'<pre class="wb-code">(.*?)</pre>', results, re.DOTALL)
@@ -144,7 +271,7 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48, max_eval_rows=0, sample_prompts=()))
     panel._launch.click()
-    until(lambda: "after" in panel._view.plots["loss"].summary)
+    until(lambda: "after" in panel.view.plots["loss"].summary)
     panel._stop.click()
     assert "Stop was asked for" in panel.message.value
     until(lambda: not panel._launch.disabled)

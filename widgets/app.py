@@ -107,7 +107,7 @@ class Workbench(Panel):
     @cached_property
     def train(self) -> TrainingCell:
         """Runs it."""
-        return TrainingCell(self.session.store.value.model)
+        return TrainingCell(store=self.session.store, executor=self.session.executor)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -125,8 +125,6 @@ class Workbench(Panel):
             view.close()
 
     def _follow(self, state: State, changed: frozenset[str]) -> None:
-        if "model" in changed and "train" in self.__dict__:
-            self.train.use_model(state.model)
         if "tab" in changed:
             self._show_tab(state.tab)
 

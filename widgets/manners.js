@@ -1,4 +1,5 @@
-// What every panel does the same way: plain keys stay in the panel, and slider handles get the name that ipywidgets leaves out.
+// What every panel does the same way: plain keys stay in the panel, folds open and close, and what ipywidgets leaves out of the
+// accessible names is put there: slider handles, wrong fields.
 
 /** Keys pressed in a panel are not the notebook's shortcuts; Escape still leaves to the notebook, and Tab keeps its default. */
 function keepKeys(event) {
@@ -16,14 +17,37 @@ function nameHandles(panel) {
   }
 }
 
+/** A fold is a box whose first child holds a button; the rest is hidden until the box has the class wb-open. */
+function toggle(event) {
+  const title = event.target.closest(".wb-fold-title");
+  const fold = title?.closest(".wb-fold");
+  if (!fold || event.defaultPrevented) return; // a panel inside a panel has been asked before
+  event.preventDefault();
+  fold.classList.toggle("wb-open");
+  tellFolds(fold.parentElement);
+}
+
+function tellFolds(within) {
+  for (const title of within.querySelectorAll(".wb-fold-title")) {
+    const open = String(title.closest(".wb-fold")?.matches(".wb-open, .wb-faulty") ?? false);
+    if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
+  }
+  for (const cell of within.querySelectorAll(".wb-cell")) {
+    const wrong = cell.classList.contains("wb-wrong");
+    const control = cell.querySelector("input, select");
+    if (control && control.ariaInvalid !== String(wrong)) control.ariaInvalid = String(wrong);
+  }
+}
+
 export default {
   render({ el }) {
     el.classList.add("wb-manners");
     let frame, panel;
-    const observer = new MutationObserver(() => nameHandles(panel));
+    const observer = new MutationObserver(() => (nameHandles(panel), tellFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
       if (!panel) return void (frame = requestAnimationFrame(settle)); // the view is not in its panel yet
+      panel.addEventListener("click", toggle);
       panel.addEventListener("keydown", keepKeys);
       panel.setAttribute("role", "region");
       panel.setAttribute("aria-label", panel.querySelector(".wb-title")?.textContent ?? "Panel");
@@ -34,6 +58,7 @@ export default {
     return () => {
       cancelAnimationFrame(frame);
       observer.disconnect();
+      panel?.removeEventListener("click", toggle);
       panel?.removeEventListener("keydown", keepKeys);
     };
   },

@@ -1,17 +1,21 @@
-"""A run's history as plotly figures: loss, learning rate, memory, paging, phases. Plain functions, no widgets.
+"""A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
 
 Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
-GPU paging, a prefetch request is never called a migration, and what only a GPU gives is labelled as not yet run on one.
+GPU paging, a prefetch request is never called a migration, and what only a GPU gives is labelled as not yet run on one. Memory
+is in ``run_memory_figures``.
 """
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from widgets.run_history import Lane, Phase, RunHistory, page_view
+from widgets.run_history import Curve, Lane, RunHistory, page_view
+from workbench.wording import counted
 
 Figure = dict[str, Any]
 Told = tuple[Figure, str]
@@ -22,15 +26,9 @@ PHASE_COLOURS = {
 }  # fmt: skip
 _OTHER_PHASE = "#8c8c8c"
 _PHASES_DRAWN = 400
+_MARKS = 400
+_OTHER_RUNS = ("#8c6bb1", "#b07d00", "#5c5c5c", "#aa4f8a", "#3a9bd1", "#009e73")
 
-_MEMORY_NAMES: dict[Lane, str] = {
-    ("worker", "rss"): "RSS, by the worker itself",
-    ("supervisor", "rss"): "RSS, by the supervisor",
-    ("worker", "allocated"): "GPU allocated (PyTorch)",
-    ("worker", "reserved"): "GPU reserved (PyTorch)",
-    ("worker", "nvml_used"): "GPU used, all processes (NVML)",
-    ("worker", "managed"): "managed by bitsandbytes (paged state)",
-}
 _PAGE_NAMES: dict[Lane, str] = {
     ("host faults", "minor"): "minor faults (no disk)",
     ("host faults", "major"): "major faults (from disk)",
@@ -40,7 +38,8 @@ _PAGE_NAMES: dict[Lane, str] = {
 }
 
 
-def _layout(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
+def axes(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
+    """The layout that the figures of a run share."""
     return {
         "title": {"text": title},
         "xaxis": {"title": {"text": x}, "rangemode": "tozero"},
@@ -52,67 +51,60 @@ def _layout(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
     }
 
 
-def loss(history: RunHistory, key: str = "") -> Told:
-    """Training loss per step and held-out loss where it was measured, in nats a token."""
+def loss(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = MappingProxyType({})) -> Told:
+    """Training loss per step and held-out loss where it was measured, in nats a token; other runs' ``beside``, thinner."""
     x, y = history.step_curve("loss")
-    traces: list[Figure] = [
-        {"type": "scatter", "mode": "lines", "name": "training", "x": x, "y": y, "hovertemplate": "%{y:.4f}"},
-    ]
+    traces: list[Figure] = [{**_line(x, y, "%{y:.4f}"), "name": "training"}] if len(x) or not beside else []
     if history.evals:
-        n = np.array(sorted(history.evals), np.float32)
-        held_out = np.array([history.evals[int(i)] for i in n], np.float32)
-        marker = {"size": 8, "symbol": "diamond"}
-        traces.append(
-            {"type": "scatter", "mode": "lines+markers", "name": "held out", "x": n, "y": held_out,
-             "marker": marker, "line": {"dash": "dot"}, "hovertemplate": "%{y:.4f}"}
-        )  # fmt: skip
+        traces.append(_held_out(history, "held out", {"dash": "dot"}))
+    for i, (name, other) in enumerate(beside.items()):
+        colour = _OTHER_RUNS[i % len(_OTHER_RUNS)]
+        line = {"width": 1, "color": colour}
+        traces.append({**_line(*other.step_curve("loss"), "%{y:.4f}"), "name": html.escape(name), "line": line})
+        if other.evals:
+            held_out = _held_out(other, f"{html.escape(name)}, held out", line | {"dash": "dot"})
+            traces.append(held_out | {"showlegend": False, "marker": {"size": 6, "symbol": "diamond", "color": colour}})
     said = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
     if len(history.evals) > 1:
         first, last = history.evals[min(history.evals)], history.evals[max(history.evals)]
         said += f" Held-out loss {first:.3f}, then {last:.3f}."
-    return {"data": traces, "layout": _layout("Loss", "step", "nats a token", key, showlegend=True)}, said
+    if beside:
+        said += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
+    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, said
+
+
+def _held_out(history: RunHistory, name: str, line: Figure) -> Figure:
+    n = np.array(sorted(history.evals), np.float32)
+    measured = np.array([history.evals[int(i)] for i in n], np.float32)
+    trace = _line(n, measured, "%{y:.4f}")
+    return trace | {"mode": "lines+markers", "name": name, "marker": {"size": 8, "symbol": "diamond"}, "line": line}
+
+
+def _line(x: Any, y: Any, hover: str) -> Figure:
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": hover}
 
 
 def learning_rate(history: RunHistory, key: str = "") -> Told:
     """Learning rate per step."""
-    x, y = history.step_curve("lr")
-    trace = {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": "%{y:.3g}<extra></extra>"}
-    layout = _layout("Learning rate", "step", "", key)
-    layout["yaxis"] |= {"rangemode": "tozero", "exponentformat": "power"}
-    return {"data": [trace], "layout": layout}, f"Learning rate {y[-1]:.3g}." if len(x) else "No step yet."
+    return _one("Learning rate", "", history.step_curve("lr"), key, ".3g", exponentformat="power")
 
 
-def memory(history: RunHistory, key: str = "") -> Told:
-    """Memory over time with the phases shaded: a GPU's where there is one, else the process's resident set."""
-    on_gpu = any(field != "rss" for _, field in history.memory)
-    lanes = [lane for lane in _MEMORY_NAMES if lane in history.memory and (lane[1] != "rss") == on_gpu]
-    curves = {lane: history.memory[lane].curve() for lane in lanes}
-    top = max((float(np.nanmax(y)) for _, y in curves.values() if len(y)), default=0.0)
-    unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
-    traces: list[Figure] = [
-        {"type": "scatter", "mode": "lines", "name": _MEMORY_NAMES[lane], "x": x, "y": (y / scale).astype(np.float32),
-         "hovertemplate": f"%{{y:.2f}} {unit}", "line": {"dash": "dot"} if lane[0] == "supervisor" else {}}
-        for lane, (x, y) in curves.items()
-    ]  # fmt: skip
-    layout = _layout(
-        "GPU memory, not yet run on a GPU" if on_gpu else "Memory of the training process",
-        "seconds", unit, key, shapes=_shading(history), showlegend=True,
-    )  # fmt: skip
-    layout["yaxis"]["range"] = [0, 1.18 * top / scale or 1]  # room for the phases' names
-    if on_gpu and history.device_total:
-        line = {"color": "#d55e00", "width": 1, "dash": "dash"}
-        total = history.device_total / scale
-        layout["shapes"] = [
-            *layout["shapes"],
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": total, "y1": total, "line": line,
-             "label": {"text": f"all of the GPU: {total:.1f} {unit}", "textposition": "end"}},
-        ]  # fmt: skip
-    what = "GPU memory" if on_gpu else "Memory of the training process (RSS)"
-    last = next((float(y[-1]) / scale for _, y in curves.values() if len(y)), None)
-    return {
-        "data": traces,
-        "layout": layout,
-    }, f"{what}: {last:.2f} {unit} now." if last is not None else f"{what}: no sample yet."
+def gradient_norm(history: RunHistory, key: str = "") -> Told:
+    """Norm of the gradients per step, before they are clipped."""
+    return _one("Gradient norm, before clipping", "", history.step_curve("grad_norm"), key, ".3g")
+
+
+def speed(history: RunHistory, key: str = "") -> Told:
+    """Tokens a second per step, padding left out."""
+    return _one("Speed", "tokens a second", history.speed(), key, ",.0f")
+
+
+def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: Any) -> Told:
+    x, y = curve
+    layout = axes(title, "step", y_title, key)
+    layout["yaxis"] |= {"rangemode": "tozero", **yaxis}
+    told = f"{title} {y[-1]:{form}} {y_title}".rstrip() + "." if len(x) else f"{title}: no step yet."
+    return {"data": [_line(x, y, f"%{{y:{form}}}<extra></extra>")], "layout": layout}, told
 
 
 def paging(history: RunHistory, key: str = "") -> Told:
@@ -135,7 +127,14 @@ def paging(history: RunHistory, key: str = "") -> Told:
             {"type": "bar", "name": html.escape(name), "x": x, "y": (y / scale).astype(np.float32), "width": width,
              "hovertemplate": f"%{{y:,.3~s}} {unit}"}
         )  # fmt: skip
-    layout = _layout(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True)
+    ends = history.of_steps(history.ends)[1]
+    if len(ends):
+        every_nth = -(-len(ends) // _MARKS)
+        name = "end of a step" if every_nth == 1 else f"end of a step, every {every_nth} steps"
+        marks = {"mode": "markers", "name": name, "x": ends[every_nth - 1 :: every_nth], "hovertemplate": "%{x:.1f} s"}
+        marks["y"] = np.zeros(len(marks["x"]), np.float32)
+        traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": _OTHER_PHASE}, **marks})
+    layout = axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True)
     totals = ", ".join(f"{history.counts[lane]:,} {_PAGE_NAMES.get(lane, lane[1])}" for lane in lanes)
     return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
 
@@ -157,7 +156,7 @@ def phases(history: RunHistory, key: str = "") -> Told:
         "marker": {"color": [PHASE_COLOURS.get(phase.name, _OTHER_PHASE) for phase in drawn]},
         "hovertemplate": "%{customdata}: %{x:.2f} s<extra></extra>",
     }  # fmt: skip
-    layout = _layout("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest")
+    layout = axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest")
     layout["yaxis"] |= {
         "autorange": "reversed",
         "categoryorder": "array",
@@ -168,18 +167,21 @@ def phases(history: RunHistory, key: str = "") -> Told:
     return {"data": [trace], "layout": layout}, f"Phases: {said}." if said else "No phase yet."
 
 
-def _shading(history: RunHistory) -> list[Figure]:
-    """The outermost phases as a background, labelled where there is room."""
-    span = max(history.now, 1e-9)
-    return [
-        _shade(phase, phase.end if phase.end is not None else history.now, span) for phase in history.phases if not phase.depth
-    ]
-
-
-def _shade(phase: Phase, end: float, span: float) -> Figure:
-    wide = (end - phase.begin) / span > 0.09
-    label = {"text": html.escape(phase.name) if wide else "", "textposition": "top center", "font": {"size": 10}}
+def level(at: float, text: str, colour: str) -> Figure:
+    """A labelled line across a picture, at a value of its vertical axis."""
     return {
-        "type": "rect", "yref": "paper", "x0": phase.begin, "x1": end, "y0": 0, "y1": 1, "layer": "below", "line": {"width": 0},
-        "fillcolor": PHASE_COLOURS.get(phase.name, _OTHER_PHASE), "opacity": 0.13, "label": label,
+        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at,
+        "line": {"color": colour, "width": 1.5, "dash": "dash"},
+        "label": {"text": text, "textposition": "end", "yanchor": "bottom", "font": {"size": 11}},
     }  # fmt: skip
+
+
+def shading(history: RunHistory) -> list[Figure]:
+    """For a picture over time: the outermost phases as a background, in the colours of ``phases``."""
+    return [
+        {"type": "rect", "yref": "paper", "x0": phase.begin, "x1": history.now if phase.end is None else phase.end,
+         "y0": 0, "y1": 1, "layer": "below", "line": {"width": 0}, "opacity": 0.13,
+         "fillcolor": PHASE_COLOURS.get(phase.name, _OTHER_PHASE)}
+        for phase in history.phases
+        if not phase.depth
+    ]  # fmt: skip

@@ -26,6 +26,8 @@ BARS = 200
 """Bars a picture over time may have."""
 SLOT = 0.5
 """Seconds in the finest bar that is kept."""
+PACE = 20
+"""Steps from which the pace is taken."""
 LOG_EVENTS = 50
 """Warnings that are kept."""
 
@@ -55,29 +57,43 @@ class Series:
         self.x.append(x)
         self.y.append(float("nan") if y is None else y)
 
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """All of it."""
+        return np.array(self.x), np.array(self.y)
+
     def curve(self, points: int = POINTS) -> Curve:
         """The curve with at most ``points`` points."""
-        return thin(np.array(self.x), np.array(self.y), points)
+        return thin(*self.arrays(), points)
 
 
 def thin(x: NDArray[np.float64], y: NDArray[np.float64], points: int = POINTS) -> Curve:
-    """At most ``points`` points: of each bucket the lowest and the highest, in their order.
+    """At most ``points`` points of a curve: the first, the last, and of each bucket the lowest and the highest."""
+    index = kept(y, points)
+    return x[index].astype(np.float32), y[index].astype(np.float32)
+
+
+def kept(y: NDArray[np.float64], points: int = POINTS) -> NDArray[np.intp]:
+    """Where the points lie that ``thin`` keeps, in their order; curves that are drawn as one share them.
 
     Buckets hold a power of two of points and are counted from the start, so a curve that grows keeps the points it had.
     """
-    n = len(x)
-    size = 2
-    while n > points and 2 * -(-n // size) > points:
+    n, size = len(y), 2
+    if n <= points:
+        return np.arange(n)
+    while 2 * (n // size) + 4 > points:
         size *= 2
-    if n > points:
-        whole = n - n % size
-        buckets = y[:whole].reshape(-1, size)  # (buckets, size)
-        filled = np.where(np.isnan(buckets), np.inf, buckets)
-        low, high = filled.argmin(1), np.where(np.isnan(buckets), -np.inf, buckets).argmax(1)
-        kept = np.sort(np.stack([low, high], 1), 1) + np.arange(0, whole, size)[:, None]  # (buckets, 2)
-        index = np.concatenate([kept.ravel(), np.arange(whole, n)[-2:]])
-        x, y = x[index], y[index]
-    return x.astype(np.float32), y.astype(np.float32)
+    whole = n - n % size
+    ends = [0, n - 1]
+    return np.unique(np.concatenate([ends, _extremes(y[:whole].reshape(-1, size)), whole + _extremes(y[None, whole:])]))
+
+
+def _extremes(buckets: NDArray[np.float64]) -> NDArray[np.intp]:
+    """(buckets, size) → where in the flat array the lowest and the highest of each bucket lie; not a number is neither."""
+    if not buckets.size:
+        return np.zeros(0, np.intp)
+    missing = np.isnan(buckets)
+    low, high = np.where(missing, np.inf, buckets).argmin(1), np.where(missing, -np.inf, buckets).argmax(1)
+    return (np.stack([low, high], 1) + np.arange(0, buckets.size, buckets.shape[1])[:, None]).ravel()
 
 
 class RunHistory:
@@ -95,6 +111,17 @@ class RunHistory:
         self.device_total: int | None = None
         self.counts: dict[Lane, int] = defaultdict(int)
         self.now = 0.0
+        self.peaks: dict[int, float] = {}
+        """Of each step: the largest memory, in bytes, as the allocator told it or as it was sampled meanwhile."""
+        self.ends: dict[int, float] = {}
+        """Of each step: when it ended, in seconds."""
+        self.held: list[tuple[float, dict[str, int]]] = []
+        """From some moments on: the bytes of the live tensors by category, until the next moment tells anew."""
+        self.forecast: int | None = None
+        """What a full batch was forecast to take, in bytes, without interpreter and libraries."""
+        self.libraries: float | None = None
+        """The resident set in bytes once the libraries were imported."""
+        self._highest: float | None = None
         self._steps: dict[int, Event] = {}
         self._ordered = True
         self._slots: dict[Lane, dict[int, float]] = defaultdict(lambda: defaultdict(float))
@@ -121,11 +148,38 @@ class RunHistory:
 
     def step_curve(self, field: str) -> Curve:
         """A field of the steps against their number; where a resumed run took a step again, as it was the last time."""
+        return thin(*self._of_steps(field))
+
+    def speed(self) -> Curve:
+        """Tokens a second of each step, padding left out."""
+        n, tokens = self._of_steps("tokens")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return thin(n, tokens / self._of_steps("seconds")[1])
+
+    def _of_steps(self, field: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self._ordered:
             self._steps = dict(sorted(self._steps.items()))
             self._ordered = True
         values = [np.nan if event.get(field) is None else event[field] for event in self._steps.values()]
-        return thin(np.fromiter(self._steps, float, len(self._steps)), np.array(values, float))
+        return np.fromiter(self._steps, float, len(self._steps)), np.array(values, float)
+
+    def of_steps(self, values: dict[int, float]) -> Curve:
+        """``peaks`` or ``ends`` against the steps' numbers."""
+        n = np.fromiter(sorted(values), float, len(values))
+        return thin(n, np.array([values[int(i)] for i in n], float))
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the run is to take, once its rows are counted."""
+        return self.dataset.get("train", {}).get("steps")
+
+    def seconds_left(self, total: int) -> float | None:
+        """Until ``total`` steps are done, at the pace of the last ones, evaluations and checkpoints between them included."""
+        last = sorted(self.ends)[-PACE:]
+        if len(last) < 2:
+            return None
+        pace = (self.ends[last[-1]] - self.ends[last[0]]) / (last[-1] - last[0])
+        return max(total - last[-1], 0) * max(pace, 0.0)
 
     def lanes(self, *sources: str) -> list[Lane]:
         """The kinds of paging events heard of so far from these sources, as (source, what)."""
@@ -175,10 +229,16 @@ class RunHistory:
             if event.get(field) is not None:
                 self.memory[event["source"], field].append(at, event[field])
         self.device_total = event.get("nvml_total") or self.device_total
+        if event["source"] == "worker" and (held := event.get("allocated_peak") or event.get("rss")) is not None:
+            self._highest = max(held, self._highest or 0.0)
 
     def _on_step(self, event: Event, at: float) -> None:
         known = self._steps.get(event["n"])
+        highest, self._highest = self._highest, None
         if known is None or event.get("attempt", 1) >= known.get("attempt", 1):
+            self.ends[event["n"]] = at
+            if (peak := event.get("peak") or highest) is not None:
+                self.peaks[event["n"]] = peak
             self._ordered = self._ordered and (not self._steps or event["n"] >= next(reversed(self._steps)))
             self._steps[event["n"]] = event
 
@@ -193,6 +253,16 @@ class RunHistory:
 
     def _on_prefetch_req(self, event: Event, at: float) -> None:
         self._add(("prefetch requests", event["name"]), at, event["bytes"], event["count"])
+
+    def _on_forecast(self, event: Event, at: float) -> None:
+        self.forecast = sum(row["bytes"] for row in event["rows"])
+
+    def _on_memory(self, event: Event, at: float) -> None:
+        if event["moment"] == "libraries":
+            self.libraries = event.get("rss")
+            self.held.append((at, {}))  # a later attempt begins without tensors
+        elif event.get("held"):
+            self.held.append((at, event["held"]))
 
     def _on_dataset(self, event: Event, at: float) -> None:
         self.dataset[event["split"]] = event

@@ -106,6 +106,23 @@ def grid(*children: Any) -> ipywidgets.Box:
     return _box("wb-grid", children)
 
 
+def fold(title: str, *children: Any, said: str = "") -> ipywidgets.Box:
+    """What a reader opens on demand: a button, and ``children`` below it; ``set_fold`` changes what the title line says."""
+    inner = children[0] if len(children) == 1 else column(*children)
+    box = _box("wb-fold", (ipywidgets.HTML(), inner))
+    set_fold(box, title, said)
+    return box
+
+
+def set_fold(box: ipywidgets.Box, title: str, said: str = "", *, wrong: bool = False) -> None:
+    """The title line of a fold, what it quietly says beside it, and whether it has to stay open."""
+    box.children[0].value = (
+        f'<button type="button" class="wb-fold-title" aria-expanded="false"><span>{html.escape(title)}</span>'
+        f"<small>{html.escape(said)}</small></button>"
+    )
+    (box.add_class if wrong else box.remove_class)("wb-faulty")
+
+
 def fields(*controls: Any, width: int = 150) -> ipywidgets.Box:
     """Labelled controls in a grid of cells at least ``width`` pixels wide, each label above its control.
 

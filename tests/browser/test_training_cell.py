@@ -1,21 +1,27 @@
-"""The training cell in a real JupyterLab: launched by its button, alive and stoppable while a cell is busy, finished, dark."""
+"""The training cell in a real JupyterLab: launched by its button, finished, dark; and a run that outlives page and kernel."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import Locator
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.tiny_model import write_tiny_model
 
 CELL = """
+import time
 import workbench as wb
 from widgets import TrainingCell
 config = wb.TrainConfig(max_steps={steps}, max_length=48, per_device_train_batch_size=2, max_eval_rows={held_out},
                         sample_max_new_tokens=6, eval_steps=4, sample_prompts={prompts!r})
-cell = TrainingCell({model!r}, config=config)
+earlier, began = wb.runs(), time.monotonic()
+cell = TrainingCell(run=earlier[-1]) if earlier else TrainingCell({model!r}, config=config)
+seconds = time.monotonic() - began
 cell
 """
 
@@ -35,12 +41,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_cell(lab: Lab, server: Server, model: Path, *more: str, steps: int, held_out: int, prompts: tuple[str, ...]) -> None:
     code = CELL.format(model=str(model), steps=steps, held_out=held_out, prompts=prompts)
     write_notebook(server.folder / "train.ipynb", code, *more)
-    lab.page.set_viewport_size({"width": 1280, "height": 1900})
+    lab.page.set_viewport_size({"width": 1280, "height": 4200})
     lab.open("train.ipynb")
 
 
 def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) -> None:
     hostile = "<img src=x onerror=window.ran=1> n."
+    rows = [{"text": f"{hostile} {'word ' * (n % 9)}"} for n in range(40)]
+    (lab_server.folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     open_cell(lab, lab_server, model, steps=8, held_out=4, prompts=("happiness, n.", hostile))
     lab.run_all()
     lab.page.wait_for_selector(".wb-panel[aria-label=Train]")
@@ -53,24 +61,48 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.keyboard.press("Tab")
     assert lab.page.locator(".jp-CodeCell").count() == 1
 
-    # A wrong value is told in the panel, and the button still works.
-    field.fill("0")
-    field.press("Tab")
+    # Every fault stands beside its field, in an opened fold too, and the buttons still work.
+    fold = lab.page.get_by_role("button", name="Adapters")
+    assert fold.get_attribute("aria-expanded") == "false"
+    fold.press("Enter")
+    dropout = lab.page.get_by_label("Dropout (share)", exact=True)
+    fill(dropout, "3")
+    fold.press("Enter")
+    fill(field, "0")
+    lab.page.wait_for_selector(".wb-fault:has-text('Steps is 0')")
+    assert dropout.is_visible(), "a fold with a fault stays open"
+    assert dropout.get_attribute("aria-invalid") == "true"
     lab.page.get_by_role("button", name="Launch", exact=True).click()
     lab.page.wait_for_selector(".wb-error[role=alert]:has-text('max_steps is 0')")
     lab.shot("training-error", ".wb-panel")
-    field.fill("8")
-    field.press("Tab")
+    fill(dropout, "0")
+    fill(field, "8")
+    lab.page.wait_for_selector(".wb-fault", state="detached")
+
+    # A dataset's rows are shown as the model sees them, and nothing in them runs.
+    fill(lab.page.get_by_label("Dataset", exact=True), "rows.jsonl")
+    lab.page.get_by_role("button", name="Preview rows", exact=True).click()
+    lab.page.wait_for_selector(".wb-rows mark", timeout=60_000)
+    assert "All 40 rows: 40 to learn from" in lab.text(".wb-panel")
+    assert lab.page.locator(".wb-panel img").count() == 0
+    lab.shot("training-preview", ".wb-panel")
     lab.page.get_by_role("button", name="Launch", exact=True).click()
 
-    lab.plots(5, 60)
+    lab.plots(8, 60)
     lab.until_plot(0, "plot.data[0].y.length > 1", 180)
     lab.page.wait_for_selector(".wb-state-finished", timeout=180_000)
-    lab.until_plot(0, "plot.data[0].y.length === 8 && plot.data[1].y.length >= 2")
-    assert lab.plot(3, "plot.layout.title.text") == "Host page faults (OS), not GPU paging"
+    lab.until_plot(0, "plot.data[0].y.length === 8")
+    assert drawing(lab, "Host page faults")["title"]["text"] == "Host page faults (OS), not GPU paging"
+    assert "scales of the 4-bit weights" in drawing(lab, "Memory of the training process")["names"]
     assert lab.text(".wb-panel .wb-samples tbody tr:nth-child(2) th") == hostile
     assert lab.page.evaluate("window.ran") is None
     assert "AutoPeftModelForCausalLM" in lab.text(".wb-results .wb-code")
+    assert lab.page.get_by_role("table", name="Bytes that page").is_visible()
+    assert lab.page.get_by_role("table", name="Receipt of the run's memory").is_visible()
+    lab.page.get_by_role("button", name="Simulated: the same run").click()
+    lab.page.get_by_label("What may page").select_option(label="everything (unlike any QLoRA)")
+    lab.page.wait_for_selector(".wb-note:has-text('each step evicts')")
+    assert drawing(lab, "Simulated, with")["title"]["text"].startswith("Simulated")
     lab.shot("training-light", ".wb-panel")
     lab.theme("JupyterLab Dark")
     lab.until_plot(0, "plot._fullLayout.colorway[0] === '#56b4e9'")
@@ -78,21 +110,56 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.theme("JupyterLab Light")
 
 
-def test_it_moves_and_stops_while_a_cell_is_busy(lab: Lab, lab_server: Server, model: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_restarted(
+    lab: Lab, lab_server: Server, model: Path, tmp_path: Path
+) -> None:
     gate = tmp_path / "let go"
-    open_cell(
-        lab, lab_server, model, "cell._launch.click()", BUSY.format(gate=str(gate)), steps=100_000, held_out=0, prompts=()
-    )
+    launch, busy = "cell.run or cell._launch.click()", BUSY.format(gate=str(gate))
+    open_cell(lab, lab_server, model, launch, busy, steps=100_000, held_out=0, prompts=())
     lab.start_all()
     try:
-        lab.plots(5, 60)
+        lab.plots(8, 60)
         lab.until_plot(0, "plot.data[0].y?.length > 3", 180)
         lab.until("(n) => document.querySelectorAll('.js-plotly-plot')[0].data[0].y.length > n", 60, 6)
-        lab.page.get_by_role("button", name="Stop", exact=True).click()
-        lab.page.wait_for_selector(".wb-state-stopped", timeout=120_000)
-        lab.page.wait_for_selector(".wb-results .wb-path")
         assert lab.page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt").inner_text() == "[*]:", "the cell is still busy"
     finally:
         gate.touch()
     lab.finished()
+
+    # The page goes and comes back: what it shows is the kernel's, and goes on.
+    lab.menu("File", "Save Notebook")
+    lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
+    lab.page.reload()
+    lab.plots(8, 60)
+    seen = lab.plot(0, "plot.data[0].y.length")
+    lab.until_plot(0, f"plot.data[0].y.length > {seen}", 60)
+
+    # The kernel goes: the same cell picks the run up with all that it did meanwhile.
+    lab.menu("Kernel", "Restart Kernel…")
+    lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
+    lab.kernel("pass")
+    lab.run_all(60)
+    assert float(lab.kernel("print(seconds)")) < 2
+    lab.plots(8, 60)
+    lab.until_plot(0, f"plot.data[0].x[0] === 1 && plot.data[0].y.length > {seen}", 60)
+    lab.page.get_by_role("button", name="Stop", exact=True).click()
+    lab.page.wait_for_selector(".wb-state-stopped", timeout=120_000)
     assert (Path(lab.text(".wb-results .wb-path")) / "adapter_model.safetensors").stat().st_size > 0
+
+
+def fill(field: Locator, value: str) -> None:
+    """What a reader types, and leaves."""
+    field.fill(value)
+    field.press("Tab")
+
+
+def drawing(lab: Lab, summary: str) -> Any:
+    """Title and traces of the plot that a screen reader calls so."""
+    return lab.page.evaluate(
+        """(summary) => {
+            const plot = [...document.querySelectorAll('.js-plotly-plot')]
+                .find((e) => e.closest('[role=figure]').getAttribute('aria-label').startsWith(summary));
+            return { title: plot.layout.title, names: plot.data.map((trace) => trace.name) };
+        }""",
+        summary,
+    )

@@ -1,0 +1,134 @@
+"""What a run pages, in truth, and what it would page on a smaller GPU, simulated.
+
+Covers the truth meter's table and reasons, and the pager's simulation with the GPU's memory as a control; beside it what was
+measured, where anything was. Both are ``workbench``'s; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ipywidgets
+
+from widgets import pager_figures
+from widgets.plot import Plot
+from widgets.progress import ProgressRow
+from widgets.style import column, fields, heading, note, set_note
+from widgets.work import Work
+from workbench.gpus import GIB
+from workbench.pager import PAGE_SIZES, PCIE, PagerSimulation, simulate_paging
+from workbench.sources import Source, open_model
+from workbench.training.config import TrainConfig
+from workbench.training.truth import PagingTruth
+from workbench.wording import amount
+
+_BUDGETS = 24
+"""Budgets to choose from, between what is too little and what is enough."""
+_MAY_PAGE = (("what bitsandbytes pages", "as configured"), ("everything (unlike any QLoRA)", "everything"))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulation, and the budgets worth choosing for it."""
+
+    budgets: tuple[int, ...]
+    simulation: PagerSimulation
+
+
+class RunPaging:
+    """``truth`` and ``simulation`` hold the two parts; ``follow`` begins, ``tell`` brings the present truth."""
+
+    def __init__(self, failed: Callable[[Exception], None], executor: Executor | None = None) -> None:
+        self._work = Work(executor, self._show, failed, debounce=0.1)
+        self._config: TrainConfig | None = None
+        self._truth: PagingTruth | None = None
+        self._found: Simulated | None = None
+        self._quiet = False
+        self._told, self._table = note(), ipywidgets.HTML()
+        self.truth = column(heading("What pages, and what does not"), self._told, self._table)
+        self.budget = ipywidgets.SelectionSlider(
+            description="GPU memory (simulated)", options=[("0 B", 0)], continuous_update=False
+        )
+        self.may_page = ipywidgets.Dropdown(description="What may page", options=_MAY_PAGE)
+        self.page_size = ipywidgets.Dropdown(
+            description="Page", options=[("2 MiB, as evicted", PAGE_SIZES[0]), ("64 KiB, as fetched", PAGE_SIZES[1])]
+        )
+        self.bus = ipywidgets.Dropdown(description="Bus", options=list(PCIE.items()))
+        self.plot = Plot({}, summary="No simulation yet.", height=380)
+        self._outcome, self._beside = note(), ipywidgets.HTML()
+        self.simulation = column(
+            note(
+                "A model of the driver, not a measurement: the step's working set, page by page, the least recently used "
+                "evicted first, at the bus's nominal rate."
+            ),
+            fields(self.budget, self.may_page, self.page_size, self.bus, width=170),
+            ProgressRow(self._work),
+            self._outcome,
+            self.plot,
+            self._beside,
+        )
+        self.budget.add_class("wb-span")
+        for control in (self.budget, self.page_size, self.bus):
+            control.observe(lambda _: self._simulate(self.budget.value), "value")
+        self.may_page.observe(lambda _: self._simulate(None), "value")
+
+    def follow(self, config: TrainConfig) -> None:
+        """Another run: its paging from now on."""
+        self._config, self._truth, self._found = config, None, None
+        self._simulate(None)
+
+    def tell(self, truth: PagingTruth) -> None:
+        """What is known now."""
+        if truth == self._truth:
+            return
+        self._truth = truth
+        set_note(self._told, truth.told)
+        self._table.value = pager_figures.truth_table(truth)
+        if self._found is not None:
+            self._beside.value = pager_figures.beside(self._found.simulation, truth)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._work.close()
+
+    def _simulate(self, budget: int | None) -> None:
+        if self._config is None or self._quiet:
+            return
+        how = {"page_size": self.page_size.value, "bandwidth": self.bus.value, "managed": self.may_page.value}
+        work = partial(_simulation, self._config, budget, how)
+        self._work.submit("Simulating a step", "moments", lambda progress, cancelled: work())
+
+    def _show(self, found: Simulated) -> None:
+        self._found = found
+        self._quiet = True
+        try:
+            options = tuple((amount(size), size) for size in found.budgets)
+            if self.budget.options != options:
+                self.budget.options = options
+            self.budget.value = found.simulation.budget
+        finally:
+            self._quiet = False
+        figure, summary = pager_figures.simulated(found.simulation)
+        self.plot.show(figure, summary=summary)
+        nothing = found.simulation.least == found.simulation.enough and self.may_page.value == _MAY_PAGE[0][1]
+        more = " Nothing of this run may page, for the reasons above; choose everything to see what would." if nothing else ""
+        set_note(self._outcome, summary + more)
+        if self._truth is not None:
+            self._beside.value = pager_figures.beside(found.simulation, self._truth)
+
+
+def _simulation(config: TrainConfig, budget: int | None, how: dict[str, Any]) -> Simulated:
+    """Without a budget: the one halfway between too little and enough."""
+    src: Source = open_model(config.model)
+    probe = simulate_paging(src, config, 80 * GIB, **how)
+    low, high = probe.least, probe.enough
+    margin = max((high - low) // 8, high // 100)
+    first, last = max(low - margin, 1), high + margin
+    budgets = tuple(first + (last - first) * i // (_BUDGETS - 1) for i in range(_BUDGETS))
+    wanted = (low + high) // 2 if budget is None else budget
+    chosen = min(budgets, key=lambda size: abs(size - wanted))
+    return Simulated(budgets, simulate_paging(src, config, chosen, **how))
