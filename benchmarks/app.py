@@ -12,8 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +21,8 @@ import ml_dtypes
 import numpy as np
 from playwright.sync_api import Browser
 
-from tests import chromium
 from tests.browser.lab import Lab, write_notebook
-from tests.browser.server import TOKEN, Server, chromium_at, jupyterlab
+from tests.browser.server import TOKEN, Server, everything
 from workbench.formats import FORMATS
 
 COLUMNS = 11008
@@ -269,28 +266,21 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=20)
     parser.add_argument("--cycles", type=int, default=50, help="times the app is opened and closed")
     args = parser.parse_args()
-    path = chromium.get()
-    if path is None:
-        sys.exit(f"No Chromium: {chromium.REMEDY}.")
-    with tempfile.TemporaryDirectory() as temporary, chromium_at(path) as browser:
-        home, folder = Path(temporary, "jupyter"), Path(temporary, "notebooks")
-        home.mkdir()
-        folder.mkdir()
-        model = str(write_model(Path(temporary, "large"), args.rows))
-        with jupyterlab(home, folder) as server:
-            print(f"{platform.machine()}; {args.rows} × {COLUMNS} bfloat16; {args.changes} changes; Chromium {browser.version}")
-            app, view = (measure(browser, server, code, model, args.changes) for code in (APP, VIEW))
-            try:
-                other = measure(browser, server, FIGURE_WIDGETS, model, args.changes)
-            except Exception as error:
-                other = None
-                print(f"FigureWidget could not be measured here: {str(error).splitlines()[0]}")
-            report(app, view, other)
-            if args.cycles:
-                grown, (models, threads, objects) = cycles(browser, server, args.cycles)
-                times = f"{args.cycles} times, after {WARM_UP} before"
-                print(f"opened and closed {times}: the kernel grows by {grown:.1f} MB (budget ≤ 20);")
-                print(f"left: {models} widgets, {threads} threads, {objects} panels, sessions and drawings (budget 0)")
+    with everything() as (browser, server, temporary):
+        model = str(write_model(temporary / "large", args.rows))
+        print(f"{platform.machine()}; {args.rows} × {COLUMNS} bfloat16; {args.changes} changes; Chromium {browser.version}")
+        app, view = (measure(browser, server, code, model, args.changes) for code in (APP, VIEW))
+        try:
+            other = measure(browser, server, FIGURE_WIDGETS, model, args.changes)
+        except Exception as error:
+            other = None
+            print(f"FigureWidget could not be measured here: {str(error).splitlines()[0]}")
+        report(app, view, other)
+        if args.cycles:
+            grown, (models, threads, objects) = cycles(browser, server, args.cycles)
+            times = f"{args.cycles} times, after {WARM_UP} before"
+            print(f"opened and closed {times}: the kernel grows by {grown:.1f} MB (budget ≤ 20);")
+            print(f"left: {models} widgets, {threads} threads, {objects} panels, sessions and drawings (budget 0)")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ def layers(count: int, shape: tuple[int, ...] = (64, 640)) -> dict[str, np.ndarr
     return {f"model.layers.{i // 2}.{parts[i % 2]}.weight": weights(shape, seed=i) for i in range(count)}
 
 
+def two_shards(folder: Path) -> dict[str, np.ndarray]:
+    """Four matrices in a checkpoint of two files, ``0.safetensors`` and ``1.safetensors``, the first two in the first."""
+    whole = layers(4)
+    for shard in (0, 1):
+        checkpoint(folder / f"{shard}", {name: x for i, (name, x) in enumerate(whole.items()) if i // 2 == shard})
+        (folder / f"{shard}" / "model.safetensors").rename(folder / f"{shard}.safetensors")
+    index = {"weight_map": {name: f"{i // 2}.safetensors" for i, name in enumerate(whole)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return whole
+
+
 def assert_same_totals(found: Any, expected: Any) -> None:
     """Every field of ``Totals``, bit for bit."""
     for field in dataclasses.fields(wb.measurement.Totals):

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import workbench as wb
-from tests.surveys import checkpoint, layers
+from tests.surveys import checkpoint, layers, two_shards
 from workbench import cli_text
 from workbench.cli import cli
 from workbench.gpus import GPUS
@@ -208,12 +208,7 @@ def test_what_goes_wrong_is_told_on_standard_error(arguments, code, told, tmp_pa
 
 def test_a_tensor_that_cannot_be_read_fails_the_command_and_not_the_rest(tmp_path):
     """One of two shards vanishes after the model was opened."""
-    whole = layers(4)
-    for shard in (0, 1):
-        checkpoint(tmp_path / f"{shard}", {name: x for i, (name, x) in enumerate(whole.items()) if i // 2 == shard})
-        (tmp_path / f"{shard}" / "model.safetensors").rename(tmp_path / f"{shard}.safetensors")
-    index = {"weight_map": {name: f"{i // 2}.safetensors" for i, name in enumerate(whole)}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    names = list(two_shards(tmp_path))
     code = (
         "import os, sys, workbench.cli, workbench.sources as s\n"
         "def opened(*a, _open=s.open_model):\n"
@@ -227,7 +222,7 @@ def test_a_tensor_that_cannot_be_read_fails_the_command_and_not_the_rest(tmp_pat
     )
     assert done.returncode == 1
     assert "2 of 4 tensors could not be measured." in done.stderr
-    assert list(whole)[2] in done.stderr
+    assert names[2] in done.stderr
     assert "2 tensors, 81,920 weights" in done.stdout
     assert pd.read_csv(csv)["error"].notna().tolist() == [False, False, True, True]
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from tests.surveys import checkpoint, layers, weights
+from tests.surveys import checkpoint, two_shards, weights
 from workbench import formats
 from workbench.atomic import replacing_for_user
 from workbench.errors import WorkbenchError
@@ -242,17 +242,12 @@ def test_a_part_of_a_model_is_told_as_one(tmp_path):
 
 
 def test_tensors_that_could_not_be_read_are_named(tmp_path):
-    whole = layers(4)
-    for shard in (0, 1):
-        checkpoint(tmp_path / f"{shard}", {name: x for i, (name, x) in enumerate(whole.items()) if i // 2 == shard})
-        (tmp_path / f"{shard}" / "model.safetensors").rename(tmp_path / f"{shard}.safetensors")
-    index = {"weight_map": {name: f"{i // 2}.safetensors" for i, name in enumerate(whole)}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    names = list(two_shards(tmp_path))
     surveyed = wb.survey(tmp_path, SPECS, progress=False)
     (tmp_path / "1.safetensors").unlink()
     page = Page(wb.write_report(surveyed, tmp_path / "r.html", progress=False).read_text("utf-8"))
     failed = page.table("Tensors that could not be measured")
-    assert [line[0] for line in failed[1:]] == list(whole)[2:]
+    assert [line[0] for line in failed[1:]] == names[2:]
     assert "2 tensors could not be read." in " ".join(text for _, _, text in page.all("p"))
 
 

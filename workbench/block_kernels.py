@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from workbench.bits import decode, jit
-from workbench.kernels import TINY, absmax_of
+from workbench.kernels import TINY, absmax_of, count_places
 from workbench.simd import larger, largest, load, smaller, splat
 
 _F32, _I32 = np.float32, np.int32
@@ -61,14 +61,7 @@ def histogram_span(bits: Any, block_size: Any, tail: Any, bins: Any) -> None:
             x = decode(block[j]) / floored if is_tail else decode(block[j]) * factor
             place = min(max(_I32((x + _F32(1)) * half), _I32(0)), last)
             places[j] = place if x == x else last + _I32(1)
-        whole = block.size // 4 * 4
-        for j in range(0, whole, 4):
-            counts[0, places[j]] += 1
-            counts[1, places[j + 1]] += 1
-            counts[2, places[j + 2]] += 1
-            counts[3, places[j + 3]] += 1
-        for j in range(whole, block.size):
-            counts[0, places[j]] += 1
+        count_places(places[: block.size], counts)
     for k in range(bins.size):
         bins[k] += counts[0, k] + counts[1, k] + counts[2, k] + counts[3, k]
 

@@ -186,7 +186,7 @@ def _power(bits: Any, block_size: Any, per_absmax: Any, squares: Any) -> None:
 
 
 @jit()
-def _count(places: Any, counts: Any) -> None:
+def count_places(places: Any, counts: Any) -> None:
     """Counts places into four tables: equal neighbours then wait for one another four times less."""
     whole = places.size // 4 * 4
     for j in range(0, whole, 4):
@@ -235,7 +235,7 @@ def measure_span(
             e2, e1, em = error_squares[f, first:stop], error_sums[f, first:stop], error_max[f, first:stop]
             fast = 0 if divides[f] or steps[f] > _F32(0) else n - has_tail
             _whole_blocks(chunk, block_size, grids[f], d[:fast], s, per, e2, e1, em, pairs)
-            _count(pairs[: fast * block_size // 2], pair_counts[f])
+            count_places(pairs[: fast * block_size // 2], pair_counts[f])
             if fast < n:
                 rest = chunk[fast * block_size :]
                 divide = divides[f] or has_tail
@@ -243,7 +243,7 @@ def measure_span(
                     rest, block_size, divide, grids[f], steps[f], z[fast:], lasts[f], d[fast:], s[fast:], per[fast:],
                     e2[fast:], e1[fast:], em[fast:], ranks,
                 )  # fmt: skip
-                _count(ranks[: rest.size], single_counts[f])
+                count_places(ranks[: rest.size], single_counts[f])
     for f in range(formats):
         for k in range(256):
             number = pair_counts[f, 0, k] + pair_counts[f, 1, k] + pair_counts[f, 2, k] + pair_counts[f, 3, k]

@@ -1,6 +1,6 @@
 """Runs the committed notebooks and puts pictures where widgets were: ``make notebooks``.
 
-A notebook is run from top to bottom in a real JupyterLab, saved there, and every widget output in the file becomes a picture
+A notebook gets its badge and its first cell anew (tests/first_cell.py), is run from top to bottom in a real JupyterLab, saved there, and every widget output in the file becomes a picture
 of what the page showed, so that GitHub, nbviewer and nbconvert show it. No widget state stays. A notebook that fails, or
 would be larger than ``LARGEST``, leaves its file as it was.
 """
@@ -10,18 +10,15 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import shutil
 import struct
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator
 
-from tests import chromium
 from tests.browser.lab import Lab
-from tests.browser.server import ROOT, TOKEN, chromium_at, jupyterlab
+from tests.browser.server import ROOT, TOKEN, everything
 
 LARGEST = 500_000
 """Bytes of a committed notebook at most."""
@@ -94,24 +91,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted((ROOT / "notebooks").glob("*.ipynb")))
     args = parser.parse_args()
-    browser_path = chromium.get()
-    if browser_path is None:
-        sys.exit(f"No Chromium: {chromium.REMEDY}.")
-    with tempfile.TemporaryDirectory() as temporary, chromium_at(browser_path) as browser:
-        home, folder = Path(temporary, "jupyter"), Path(temporary, "notebooks")
-        home.mkdir()
-        folder.mkdir()
-        with jupyterlab(home, folder) as server:
-            for path in args.notebooks:
-                copy = Path(shutil.copy(path, folder))
-                lab = Lab(browser.new_page(), server.url, TOKEN, path.stem)
-                text = text_of(run(lab, copy))
-                lab.page.close()
-                server.end_kernels()
-                if (size := len(text.encode())) > LARGEST:
-                    sys.exit(f"{path} would hold {size:,} bytes; {LARGEST:,} are allowed.")
-                path.write_text(text, "utf-8")
-                print(f"{path}: {size:,} bytes")
+    with everything() as (browser, server, _):
+        for path in args.notebooks:
+            copy = Path(shutil.copy(path, server.folder))
+            lab = Lab(browser.new_page(), server.url, TOKEN, path.stem)
+            text = text_of(run(lab, copy))
+            lab.page.close()
+            server.end_kernels()
+            if (size := len(text.encode())) > LARGEST:
+                sys.exit(f"{path} would hold {size:,} bytes; {LARGEST:,} are allowed.")
+            path.write_text(text, "utf-8")
+            print(f"{path}: {size:,} bytes")
 
 
 if __name__ == "__main__":

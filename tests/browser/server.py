@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from threading import Event
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Route, sync_playwright
+
+from tests import chromium
 
 TOKEN = "browser-tests"
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +58,20 @@ class Server:
             except urllib.error.HTTPError as error:
                 if error.code != 404:
                     raise
+
+
+@contextlib.contextmanager
+def everything() -> Iterator[tuple[Browser, Server, Path]]:
+    """Chromium, JupyterLab on a folder of its own, and a folder for other files; for programs, which end without Chromium."""
+    path = chromium.get()
+    if path is None:
+        sys.exit(f"No Chromium: {chromium.REMEDY}.")
+    with tempfile.TemporaryDirectory() as temporary, chromium_at(path) as browser:
+        home, folder = Path(temporary, "jupyter"), Path(temporary, "notebooks")
+        home.mkdir()
+        folder.mkdir()
+        with jupyterlab(home, folder) as server:
+            yield browser, server, Path(temporary)
 
 
 @contextlib.contextmanager
