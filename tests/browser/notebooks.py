@@ -1,8 +1,8 @@
 """Runs the committed notebooks and puts pictures where widgets were: ``make notebooks``.
 
-A notebook gets its badge and its first cell anew (tests/first_cell.py), is run from top to bottom in a real JupyterLab, saved there, and every widget output in the file becomes a picture
-of what the page showed, so that GitHub, nbviewer and nbconvert show it. No widget state stays. A notebook that fails, or
-would be larger than ``LARGEST``, leaves its file as it was.
+A notebook gets its badge and its first cell anew (tests/first_cell.py), is run from top to bottom in a real JupyterLab and
+saved there, and every widget output in the file becomes a picture of what the page showed, so that GitHub, nbviewer and
+nbconvert show it. No widget state stays. A notebook that fails, or would be larger than ``LARGEST``, leaves its file as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from playwright.sync_api import Locator
 
 from tests.browser.lab import Lab
 from tests.browser.server import ROOT, TOKEN, everything
+from tests.first_cell import address, renewed
 
 LARGEST = 500_000
 """Bytes of a committed notebook at most."""
@@ -93,7 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     with everything() as (browser, server, _):
         for path in args.notebooks:
-            copy = Path(shutil.copy(path, server.folder))
+            copy = server.folder / path.name
+            copy.write_text(text_of(renewed(json.loads(path.read_text("utf-8")), path.stem, address())), "utf-8")
             lab = Lab(browser.new_page(), server.url, TOKEN, path.stem)
             text = text_of(run(lab, copy))
             lab.page.close()
