@@ -76,21 +76,33 @@ def test_cancelled_nothing_is_kept(tensor):
     assert known.stats([NF4])[0].rmse == wb.measure(tensor, NF4).rmse
 
 
-def test_the_block_sizes_next_to_the_present_one_are_measured_ahead(passes, monkeypatch):
+def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes, monkeypatch):
+    monkeypatch.setattr(measured, "_LEAST", 0)
+    known = Measured(tensor)
+    five = ("nf4", "fp4", "af4", "int4", "e2m1")
+    choices = [(size, [wb.QuantSpec(name, size) for name in five]) for size in (32, 64, 128, 256)]
+    known.look_ahead(choices, lambda: False)
+    assert passes == [specs for _, specs in choices[:2]], "5 · (512 + 256) blocks of 16 bytes; 128 more would be above 64 KiB"
+    known.look_ahead(choices, lambda: False)
+    assert len(passes) == 2, "what there was room for is still there"
+
+
+def test_every_block_size_is_measured_ahead_the_nearest_first(passes, monkeypatch):
     ready, shown = threading.Event(), threading.Event()
 
     def last(array, block_size, **how):
-        if block_size == 128:
+        if block_size == 4096:
             ready.set()
         return histogram(array, block_size, **how)
 
     monkeypatch.setattr(measured, "histogram", last)
     session = Session()
-    session.on_analysis(lambda analysis: shown.set() if analysis.state.block_size == 128 else None)
+    session.on_analysis(lambda analysis: shown.set() if analysis.state.block_size == 1024 else None)
     session.start()
     assert ready.wait(60)
-    assert [{spec.block_size for spec in specs} for specs in passes] == [{64}, {32}, {128}]
-    session.store.update(block_size=128)
+    sizes = [{spec.block_size for spec in specs} for specs in passes]
+    assert sizes == [{64}, {32}, {128}, {256}, {512}, {1024}, {2048}, {4096}]
+    session.store.update(block_size=1024)
     assert shown.wait(60)
-    assert all(spec.block_size == 256 for specs in passes[3:] for spec in specs), "128 was there, 256 is the next one"
     session.close()
+    assert len(passes) == 8

@@ -20,6 +20,7 @@ from workbench.quantization import QuantSpec
 from workbench.sources.base import Cancelled
 
 _LEAST = 64 << 20  # bytes that may be kept of a small tensor
+_BY_BLOCK = 16  # bytes that a specification's statistics take for each block
 
 _T = TypeVar("_T")
 
@@ -33,6 +34,7 @@ class Measured:
     def __init__(self, tensor: NDArray[Any]) -> None:
         self.tensor = tensor
         self.weights = tensor.reshape(-1)
+        self._most = max(_LEAST, tensor.nbytes)
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -60,8 +62,15 @@ class Measured:
         return self._once(("quantiles", block_size), lambda: quantiles(self.weights, block_size))
 
     def look_ahead(self, choices: Iterable[tuple[int, Sequence[QuantSpec]]], cancelled: Cancelled) -> None:
-        """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it."""
+        """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it.
+
+        The likeliest come first; where all of them would not be kept, the last ones are left out.
+        """
+        room = self._most
         for block_size, specs in choices:
+            room -= sum(_BY_BLOCK * -(-self.weights.size // spec.block_size) for spec in specs)
+            if room < 0:
+                return
             for stats in self.stats(specs, cancelled):
                 self.bin_errors(stats)
             self.histogram(block_size, cancelled)
@@ -90,7 +99,7 @@ class Measured:
             _, before = self._kept.pop(key, (None, 0))
             self._kept[key] = (value, size)
             self._bytes += size - before
-            while self._bytes > max(_LEAST, self.weights.nbytes) and len(self._kept) > 1:
+            while self._bytes > self._most and len(self._kept) > 1:
                 _, (_, gone) = self._kept.popitem(last=False)
                 self._bytes -= gone
 

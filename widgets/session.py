@@ -277,10 +277,11 @@ class Session:
             self._ahead.submit(self._look_ahead, analysis)
 
     def _look_ahead(self, analysis: Analysis) -> None:
-        """Measures in the next smaller and larger block size too, so that the slider's next step is there at once."""
+        """Measures in the other block sizes too, the nearest first, so that wherever the slider goes it is there at once."""
         state, at = analysis.state, BLOCK_SIZES.index(analysis.state.block_size)
-        near = [dataclasses.replace(state, block_size=size) for size in BLOCK_SIZES[max(at - 1, 0) : at + 2]]
-        analysis.measured.look_ahead([(s.block_size, [*s.specs, *self._pair(s)]) for s in near], self._ahead.staleness())
+        nearest = sorted(BLOCK_SIZES, key=lambda size: abs(BLOCK_SIZES.index(size) - at))
+        states = [dataclasses.replace(state, block_size=size) for size in nearest]
+        analysis.measured.look_ahead([(s.block_size, [*s.specs, *self._pair(s)]) for s in states], self._ahead.staleness())
 
 
 @functools.cache
