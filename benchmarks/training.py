@@ -1,0 +1,193 @@
+"""What watching a run costs: ``python benchmarks/training.py [--model FOLDER | --smollm2] [--steps N]``.
+
+1. Beside plain code. The cell that "Copy as code" writes (transformers, peft and bitsandbytes alone) and ``wb.launch`` train
+   the same from the same seed, in turns, each in a fresh process. Losses must be equal, step by step; the time of a step is
+   the median distance between the ends of two.
+2. The instrumentation by itself: sampler, collectors, accounting and step events switched on and off on alternate short
+   stretches of steps of one run, in the order on-off, off-on, so that a machine which slows down or speeds up slows both.
+   The ratio is the median over pairs of neighbouring stretches, with a 95 % bootstrap interval; its upper end is to stay
+   below 1.03.
+
+All rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen; ratios are
+what to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import workbench as wb
+from workbench.training.folder import RunFolder, write_json
+
+# As the supervisor sets them for a worker: for the plain code too, and for the worker in this process, before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+AIM = 1.03
+STRETCH = 4  # steps
+WARM_UP = 8
+SMOLLM2 = Path(".models/SmolLM2-135M-Instruct")
+CLOCK = """
+import json, sys, time
+import transformers
+
+class Clock(transformers.TrainerCallback):
+    ends = []
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.ends.append(time.monotonic_ns())
+
+cell = open(sys.argv[1], encoding="utf-8").read()
+assert cell.count("trainer.train()") == 1
+exec(compile(cell.replace("trainer.train()", "trainer.add_callback(Clock())\\ntrainer.train()"), "cell", "exec"))
+losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+json.dump({"losses": losses, "ends": Clock.ends}, open(sys.argv[2], "w"))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--smollm2", action="store_true", help=f"the model that `make smollm2` puts in {SMOLLM2}, or SMOLLM2")
+    parser.add_argument("--steps", type=int, default=240, help="of the run with the switch, at least 200")
+    parser.add_argument("--plain-steps", type=int, default=25, help="of each run beside plain code")
+    parser.add_argument("--repeat", type=int, default=2, help="pairs of runs beside plain code")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64, help="tokens of each row")
+    args = parser.parse_args()
+    model = os.environ.get("SMOLLM2", str(SMOLLM2)) if args.smollm2 else args.model
+    if args.steps < 200:
+        print(f"{args.steps} steps: too few to quote; 200 are the least.")
+    with tempfile.TemporaryDirectory(prefix="workbench-benchmark-") as name:
+        folder = Path(name)
+        config = wb.TrainConfig(
+            model=model, dataset=str(rows(folder / "rows.jsonl", args.length)), text_column="text", max_length=args.length,
+            per_device_train_batch_size=args.batch, max_steps=args.plain_steps, save_steps=0, max_eval_rows=0,
+            sample_prompts=(), learning_rate=1e-3, lr_scheduler_type="constant",
+        )  # fmt: skip
+        print(f"{platform.machine()}, {os.cpu_count()} cores; {model}, {args.batch} rows of {args.length} tokens, QLoRA")
+        if args.plain_steps:
+            beside_plain_code(config, folder, args.repeat)
+        if args.steps:
+            switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched")
+
+
+def rows(path: Path, length: int) -> Path:
+    """A dataset whose rows all have more tokens than ``length``: the embedded one's, several to a row."""
+    source = Path(wb.__file__).parent / "builtin" / "data" / "train.jsonl"
+    texts = [json.loads(line)["text"] for line in source.read_text("utf-8").splitlines()]
+    together = max(length // 4, 1)  # no entry has fewer than four tokens
+    joined = ("\n".join((texts * 2)[i : i + together]) for i in range(len(texts)))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in joined), "utf-8")
+    return path
+
+
+def beside_plain_code(config: wb.TrainConfig, folder: Path, repeat: int) -> None:
+    (folder / "cell.py").write_text(wb.as_code(config), "utf-8")
+    (folder / "clock.py").write_text(CLOCK, "utf-8")
+    ratios = []
+    for i in range(repeat):
+        plain = _plain(folder, i)
+        run = wb.launch(config, folder / f"run-{i}")
+        status = run.wait()
+        assert status.state == "finished", status
+        steps = [event for event in run.events() if event["k"] == "step"]
+        assert [step["loss"] for step in steps] == plain["losses"], "the losses are not the same"
+        seconds = [_between(plain["ends"]), _between([step["t"] for step in steps])]
+        ratios.append(seconds[1] / seconds[0])
+        print(f"a step: plain code {1e3 * seconds[0]:.1f} ms, wb.launch {1e3 * seconds[1]:.1f} ms, ratio {ratios[-1]:.3f}")
+    print(f"beside plain code, {config.max_steps} equal losses: ratio {statistics.median(ratios):.3f} (median of {repeat})")
+
+
+def _plain(folder: Path, i: int) -> dict[str, Any]:
+    out = folder / f"plain-{i}.json"
+    command = [sys.executable, str(folder / "clock.py"), str(folder / "cell.py"), str(out)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    found: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    return found
+
+
+def _between(ends: list[int]) -> float:
+    """Median seconds between the ends of two steps, the first few left out."""
+    return float(np.median(np.diff(ends)[3:])) / 1e9
+
+
+def switched(config: wb.TrainConfig, root: Path) -> None:
+    times = _train_switched(config, root)  # (steps, 2): on, seconds
+    on, seconds = times[WARM_UP:, 0], times[WARM_UP:, 1]
+    whole = len(on) // (2 * STRETCH) * 2 * STRETCH
+    medians = np.median(seconds[:whole].reshape(-1, 2, STRETCH), axis=2)  # (pairs, 2): in order of time
+    first_on = on[:whole].reshape(-1, 2, STRETCH)[:, 0, 0] == 1
+    ratios = np.where(first_on, medians[:, 0] / medians[:, 1], medians[:, 1] / medians[:, 0])
+    random = np.random.default_rng(0)
+    drawn = np.median(random.choice(ratios, (10_000, len(ratios))), axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    step = 1e3 * float(np.median(seconds))
+    print(
+        f"instrumentation on / off: {np.median(ratios):.4f} [{low:.4f}, {high:.4f}], {whole} steps of {step:.1f} ms in "
+        f"{len(ratios)} pairs of stretches; upper bound {'within' if high <= AIM else 'above'} {AIM}"
+    )
+
+
+def _train_switched(config: wb.TrainConfig, root: Path) -> Any:
+    """Runs the worker in this process; (steps, 2): whether the instrumentation was on, and seconds from begin to begin."""
+    from workbench.training import trainer
+    from workbench.training.worker import Worker
+
+    begun: list[tuple[float, float]] = []
+    state = {"on": True}
+
+    class Switched(trainer.Steering):
+        """Flips the switch where a stretch ends; off, it tells nothing and looks for nothing."""
+
+        def on_step_begin(self, args: Any, told: Any, control: Any, **kwargs: Any) -> None:
+            begun.append((time.perf_counter(), float(state["on"])))
+            stretch, within = divmod(max(told.global_step - WARM_UP, 0), STRETCH)
+            if within == 0:
+                state["on"] = stretch % 4 in (0, 3)  # on off, off on
+                begun[-1] = begun[-1][0], float(state["on"])
+            if state["on"]:
+                super().on_step_begin(args, told, control, **kwargs)
+
+    class Quiet(trainer.TracedTrainer):
+        """Off, it is transformers' own."""
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            return (super() if state["on"] else super(trainer.TracedTrainer, self)).training_step(*args, **kwargs)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return (super() if state["on"] else super(trainer.TracedTrainer, self)).compute_loss(*args, **kwargs)
+
+    def only_on(method: Any) -> Any:
+        return lambda *args, **kwargs: method(*args, **kwargs) if state["on"] else None
+
+    for name in ("on_optimizer_step", "on_substep_end", "on_step_end", "on_log"):
+        setattr(Switched, name, only_on(getattr(trainer.Steering, name)))
+    trainer.Steering, trainer.TracedTrainer = Switched, Quiet
+    folder = RunFolder(root)
+    write_json(folder.config, config.to_dict())
+    folder.control.mkdir()
+    worker = Worker(folder, 1, os.getppid())
+    worker.sampler.sample = only_on(worker.sampler.sample)
+    with folder.log.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        code = worker.run()
+    assert code == 0, folder.events("rank0").read_text("utf-8")[-2000:]
+    at, on = np.array(begun).T
+    return np.stack([on[:-1], np.diff(at)], axis=1)
+
+
+if __name__ == "__main__":
+    main()
