@@ -75,7 +75,7 @@ def main() -> None:
         folder = Path(name)
         config = wb.TrainConfig(
             model=model, dataset=str(rows(folder / "rows.jsonl", args.length)), text_column="text", max_length=args.length,
-            per_device_train_batch_size=args.batch, max_steps=args.plain_steps, save_steps=0, max_eval_rows=0,
+            per_device_train_batch_size=args.batch, max_steps=args.plain_steps or 1, save_steps=0, max_eval_rows=0,
             sample_prompts=(), learning_rate=1e-3, lr_scheduler_type="constant",
         )  # fmt: skip
         print(f"{platform.machine()}, {os.cpu_count()} cores; {model}, {args.batch} rows of {args.length} tokens, QLoRA")
