@@ -15,6 +15,7 @@ from tests.chromium import REMEDY, find
 
 if TYPE_CHECKING:
     from tests.hub_server import HubServer
+    from tests.preloaded import Forks
 
 # Nothing that the tests do needs the Hub; a test that asked for it must fail at once, here and in the processes it starts.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,6 +67,16 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 
     with at_loopback(tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts training runs without the seconds that importing torch takes."""
+    from tests.preloaded import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")
