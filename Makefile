@@ -8,7 +8,7 @@ SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench notebooks screens fuzz smollm2 gpu-check
+.PHONY: help env lab test lint bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: env ## Run the benchmarks
 fuzz: env ## Mutate real model files 100,000 times, or FUZZ_CASES times, from FUZZ_SEED
 	FUZZ_CASES=$(or $(FUZZ_CASES),100000) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist load \
 	  --override-ini faulthandler_timeout=0 tests/test_sources_fuzz.py
+
+kills: env ## Kill training runs with -9 at 20 random points, or KILLS, from KILLS_SEED: they must end as if nothing happened
+	KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest --override-ini faulthandler_timeout=0 tests/test_training_kills.py
 
 smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and run the tests that need it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
