@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import workbench as wb
 from widgets import run_figures, run_memory_figures
+from widgets.pager_figures import beside, simulated, truth_table
+from widgets.panels.run_receipt import bars, hows, receipt_table
 from widgets.run_history import BARS, POINTS, RunHistory, page_view, thin, why_no_gpu_paging
-from widgets.run_words import duration, tail
+from widgets.run_words import duration, log, tail
 from widgets.wire import encode_figure
+from workbench.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
 SECOND = 1_000_000_000
 
@@ -169,7 +173,7 @@ def test_each_steps_batch_stands_beside_its_memory_peak() -> None:
         event("sample", 15, source="worker", rss=700e6), batch(2, 120, 90), batch(3, 30, 0),
     )  # fmt: skip
     figure, said = run_memory_figures.batches(history)
-    peak, longest, padded = figure["data"]
+    peak, padded, longest = figure["data"]
     assert (peak["x"].tolist(), peak["y"].tolist()) == ([1, 2], [400, 700]), "a step without a sample of its own has no peak"
     assert (longest["y"].tolist(), padded["y"].tolist()) == ([40, 120, 30], [6, 90, 0])
     assert said == "Longest row 120 tokens, at step 2; highest memory 700.00 MB, at step 2."
@@ -231,3 +235,70 @@ def test_the_logs_tail_is_bounded_and_shows_progress_bars_once(tmp_path: Any) ->
     shown = tail(log)
     assert shown.endswith("loading 100%\nstep 1")
     assert len(shown.splitlines()) <= 60
+
+
+def test_a_log_and_a_runs_words_cannot_become_markup(tmp_path: Any) -> None:
+    history = fed(event("log", 1, level="warning", text="<img src=x onerror=alert(1)>"))
+    shown = log("step 1 <script>", history)
+    assert "<img" not in shown
+    assert "<script>" not in shown
+    assert "[warning] &lt;img" in shown
+
+
+RECEIPT = Receipt(
+    "cpu",
+    (
+        ReceiptRow("4-bit weights", "4-bit weights, packed", 10_000_000, 10_000_000, "walked", "two weights a byte", "host"),
+        ReceiptRow("activations", "activations", 40_000_000, 44_000_000, "saved", "", "host"),
+        ReceiptRow("dequantized weight", "dequantized weight", 2_000_000, None, "", "it lives for moments", "host"),
+        ReceiptRow("CUDA context", "CUDA context", 0, 0, "inferred", "", "host"),
+        ReceiptRow("libraries", "interpreter and libraries", None, 400_000_000, "rss", "", "host"),
+        ReceiptRow("unexplained", "not explained", None, -4_000_000, "inferred", "<b>peaks</b>", "host"),
+    ),
+    (ReceiptTotal("resident memory of the worker", 450_000_000, "rss", 454_000_000, "at its peak"),),
+    MeasuredStep(3, 8, 121, 40, 450_000_000), None, (8, 121), "Measured at step 3.",
+)  # fmt: skip
+
+
+def test_the_receipt_is_bars_in_pairs_and_a_table_with_the_residual() -> None:
+    figure, said = bars(RECEIPT)
+    measured, forecast = figure["data"]
+    assert measured["y"] == ["4-bit weights, packed", "activations", "dequantized weight", "not explained"]
+    assert (measured["x"].tolist(), forecast["x"].tolist()) == ([10, 44, 0, -4], [10, 40, 2, 0])
+    assert measured["text"] == ["10.00 MB", "44.00 MB", "–", "-4.00 MB"]
+    assert figure["layout"]["xaxis"]["range"][0] < -4
+    assert said.endswith("-4.00 MB are not explained.")
+    shown = receipt_table(RECEIPT)
+    assert "CUDA context" not in shown, "a row of nothing"
+    assert ">+4.00 MB</td>" in shown
+    assert "in all: resident memory of the worker" in shown
+    assert "&lt;b&gt;" in shown
+    assert hows(RECEIPT).startswith("walked: storages of the live tensors")
+
+
+def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() -> None:
+    source, config = wb.open_model("builtin"), wb.TrainConfig(per_device_train_batch_size=2, max_length=128)
+    enough = wb.simulate_paging(source, config, "T4 16 GB", managed="everything").enough
+    simulation = wb.simulate_paging(source, config, enough - 20_000_000, managed="everything")
+    figure, said = simulated(simulation)
+    assert figure["layout"]["title"]["text"].startswith("Simulated")
+    assert said == simulation.told
+    [line] = figure["layout"]["shapes"]
+    held = np.sum([trace["y"] for trace in figure["data"] if "stackgroup" in trace], axis=0)
+    assert 0 < held.max() <= line["y1"] * 1.0001
+    moved = {trace["name"]: float(trace["y"].sum()) * 1e6 for trace in figure["data"] if trace["type"] == "bar"}
+    to_device, to_host = simulation.per_step[-1].tolist()
+    assert moved == pytest.approx({"brought to the GPU": to_device, "evicted to the host": to_host})
+    assert figure["layout"]["xaxis"]["ticktext"] == ["forward", "backward", "optimizer"]
+
+
+def test_measured_steps_stand_beside_the_simulation_where_anybody_saw_them() -> None:
+    simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), "T4 16 GB")
+    hello = event("hello", 0, device="a GPU", capabilities={"cupti": {"works": True, "why": ""}})
+    page = event("page", 1, source="cupti", direction="h2d", bytes=3_000_000, count=1, cause="", start=SECOND, end=SECOND)
+    seen = wb.paging_truth(wb.TrainConfig(), [hello, page, step(1, 2)])
+    assert "3.00 MB" in beside(simulation, seen)
+    assert "3.00 MB" in truth_table(seen)
+    unseen = wb.paging_truth(wb.TrainConfig(), [CPU_HELLO, step(1, 2)])
+    assert "not known" in truth_table(unseen)
+    assert "3.00 MB" not in beside(simulation, unseen)

@@ -16,7 +16,7 @@ import pytest
 
 import workbench as wb
 from tests.tiny_model import write_tiny_model
-from widgets import TrainingCell, Workbench
+from widgets import TrainingCell, Workbench, tasks
 from widgets.plot import PlotlyLibrary
 from widgets.run_fields import FIELDS, config_of, shown_values
 from widgets.state import State
@@ -260,12 +260,50 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable
     assert again.form.controls["max_steps"].value == 3
     assert again.view._results.value == results
 
+    # Its receipt and its truth are tables; a smaller GPU is simulated beside them, from the run's own configuration.
+    assert "Receipt of the run's memory" in html.unescape(again.view.receipt._table.value)
+    assert "are not explained" in again.view.receipt.plot.summary
+    assert "evicted" in again.view.paging._table.value
+    assert "There is no CUDA device" in again.view.paging._told.value
+
+    # Chosen in the list it is compared, has a picture of its own where no run is on show, and can be attached to.
+    other = cell(executor=Immediate())
+    other.earlier.folder.value = str(panel.run.dir.parent)
+    [(line, name)] = other.earlier.list.options
+    assert line == "a run · finished · Finished after 3 steps."
+    other.earlier.list.value = (name,)
+    assert "<td>a run</td><td class=wb-number>3</td>" in other.earlier._table.value
+    assert "1 earlier run" in other.earlier.plot.summary
+    assert other.earlier.plot.layout.display == ""
+    other._choose.click()
+    assert other.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert other.form.controls["max_steps"].value == 3
+    assert other.view.paging.plot.summary.startswith("Simulated, with")
+    assert "simulated" in other.view.paging._beside.value
+
     # The two lines that the panel shows load the adapter in plain peft.
     [shown] = re.findall(r'<pre class="wb-code">(.*?)</pre>', results, re.DOTALL)
     assert len(shown.splitlines()) == 2
     namespace: dict[str, Any] = {}
     exec(html.unescape(shown), namespace)
     assert any("lora_A" in name for name, _ in namespace["model"].named_parameters())
+
+
+def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_cell_is_busy(
+    cell: Callable[..., TrainingCell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "delivery", lambda: lambda change: None)  # a kernel whose loop waits for the cell to end
+    config = {"method": "full", "learning_rate": 1e-4, "sample_prompts": (), "max_eval_rows": 0}
+    panel = cell(config=dataclasses.replace(SHORT, **config))
+    panel._launch.click()
+    assert panel.run is not None
+    assert panel.run.watch().state == "finished"
+    assert "after 3 steps" in panel.view.plots["loss"].summary
+    assert "Finished after 3 steps" in panel.message.value
+    results = panel.view._results.value
+    assert "AutoModelForCausalLM.from_pretrained" in html.unescape(results)
+    assert str(panel.run.model_dir) in results
+    assert "LoRA adapter" not in results
 
 
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:

@@ -134,7 +134,7 @@ def paging(history: RunHistory, key: str = "") -> Told:
         marks = {"mode": "markers", "name": name, "x": ends[every_nth - 1 :: every_nth], "hovertemplate": "%{x:.1f} s"}
         marks["y"] = np.zeros(len(marks["x"]), np.float32)
         traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": _OTHER_PHASE}, **marks})
-    layout = axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True)
+    layout = over_time(axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True), history)
     totals = ", ".join(f"{history.counts[lane]:,} {_PAGE_NAMES.get(lane, lane[1])}" for lane in lanes)
     return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
 
@@ -156,7 +156,7 @@ def phases(history: RunHistory, key: str = "") -> Told:
         "marker": {"color": [PHASE_COLOURS.get(phase.name, _OTHER_PHASE) for phase in drawn]},
         "hovertemplate": "%{customdata}: %{x:.2f} s<extra></extra>",
     }  # fmt: skip
-    layout = axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest")
+    layout = over_time(axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest"), history)
     layout["yaxis"] |= {
         "autorange": "reversed",
         "categoryorder": "array",
@@ -165,6 +165,13 @@ def phases(history: RunHistory, key: str = "") -> Told:
     }
     said = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
     return {"data": [trace], "layout": layout}, f"Phases: {said}." if said else "No phase yet."
+
+
+def over_time(layout: Figure, history: RunHistory) -> Figure:
+    """The layout of a picture over the whole run, so that such pictures below one another have one time axis."""
+    layout["xaxis"] |= {"range": [0, history.now or 1]}
+    layout["margin"] = {"l": 78}
+    return layout
 
 
 def level(at: float, text: str, colour: str) -> Figure:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.run_figures import Figure, Told, axes, level, shading
+from widgets.run_figures import Figure, Told, axes, level, over_time, shading
 from widgets.run_history import RunHistory, kept
 from workbench.memory import GROUPS
 from workbench.wording import amount
@@ -50,7 +50,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
     lines, told = _lines(history, host, on_gpu, top, scale)
     above = f" above interpreter and libraries ({amount(base)})" if base else ""
     title = "GPU memory, not yet run on a GPU" if on_gpu else f"Memory of the training process{above}, resident, CPU"
-    layout = axes(title, "seconds", unit, key, showlegend=True)
+    layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
     layout["shapes"] = [*shading(history), *lines]
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]
     now = f"{amount(total[-1])} now, {amount(top)} at most{above}" if len(index) else "no sample yet"
@@ -126,9 +126,9 @@ def batches(history: RunHistory, key: str = "") -> Told:
     traces: list[Figure] = [
         step | {"name": f"memory at most ({source})", "x": n, "y": (peak / scale).astype(np.float32), "mode": "lines+markers",
                 "marker": {"size": 4}, "hovertemplate": f"%{{y:,.2f}} {unit}"},
-        step | {"name": "longest row", "x": longest[0], "y": longest[1], "yaxis": "y2", "hovertemplate": "%{y:,} tokens"},
         step | {"name": "padding in the batch", "x": padded[0], "y": padded[1], "yaxis": "y2", "fill": "tozeroy",
                 "hovertemplate": "%{y:,} tokens"},
+        step | {"name": "longest row", "x": longest[0], "y": longest[1], "yaxis": "y2", "hovertemplate": "%{y:,} tokens"},
     ]  # fmt: skip
     layout = axes("Each step's memory peak, and its batch", "step", unit, key, showlegend=True)
     layout["yaxis"] |= {"domain": [0.56, 1]}

@@ -41,13 +41,15 @@ class Earlier:
 
 
 class RunList:
-    """``widget`` holds the list, ``chosen`` tells the runs picked in it; once they are read ``overlay(histories by name)`` is
-    called.
+    """``widget`` holds the list, ``chosen`` tells the runs picked in it.
+
+    Once they are read ``overlay(histories by name)`` is called; it says whether there is a run on show that they lie over.
+    Else they have a picture of their own.
     """
 
     def __init__(
         self,
-        overlay: Callable[[Mapping[str, RunHistory]], None],
+        overlay: Callable[[Mapping[str, RunHistory]], bool],
         failed: Callable[[Exception], None],
         executor: Executor | None = None,
     ) -> None:
@@ -58,12 +60,17 @@ class RunList:
         self._quiet = False
         self.folder = ipywidgets.Text("runs", description="Folder of runs", continuous_update=False)
         self.list = ipywidgets.SelectMultiple(description="Earlier runs (with Ctrl several)", rows=6, options=[])
-        self.list.add_class("wb-span")
         self._told, self._table = note(), ipywidgets.HTML()
         self.plot = Plot({}, summary="No run is chosen.", height=280)
         self.plot.layout.display = "none"
         self.widget = column(
-            fields(self.folder, self.list), ProgressRow(self._look), ProgressRow(self._work), self._told, self.plot, self._table
+            fields(self.folder, width=300),
+            fields(self.list, width=600),
+            ProgressRow(self._look),
+            ProgressRow(self._work),
+            self._told,
+            self.plot,
+            self._table,
         )
         self.folder.observe(lambda _: self.renew(), "value")
         self.list.observe(lambda _: None if self._quiet else self._choose(), "value")
@@ -111,8 +118,8 @@ class RunList:
         histories = {earlier.run.dir.name: earlier.history for earlier in found}
         figure, summary = run_figures.loss(RunHistory(), beside=histories)
         self.plot.show(figure, summary=summary)
-        self.plot.layout.display = "" if found else "none"
-        self._overlay(histories)
+        laid_over = self._overlay(histories)
+        self.plot.layout.display = "" if found and not laid_over else "none"
 
 
 def _found(folder: str) -> list[tuple[str, Run]]:

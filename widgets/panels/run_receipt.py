@@ -58,7 +58,7 @@ def bars(receipt: Receipt) -> Told:
     Interpreter and libraries are in the table only: on a CPU they would dwarf a small model.
     """
     rows = [row for row in shown(receipt) if row.category != "libraries"]
-    top = max((abs(size) for row in rows for size in (row.forecast, row.measured) if size), default=0)
+    top = max((size for row in rows for size in (row.forecast, row.measured) if size), default=0)
     unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
     names = [row.title for row in rows]
     traces: list[Figure] = []
@@ -74,6 +74,8 @@ def bars(receipt: Receipt) -> Told:
     layout = axes("Forecast beside measured", unit, "", "", showlegend=True, barmode="group", bargap=0.25)
     layout["yaxis"] |= {"autorange": "reversed", "categoryorder": "array", "categoryarray": names, "automargin": True}
     layout["hovermode"] = "closest"
+    least = min((row.measured or 0 for row in rows), default=0)
+    layout["xaxis"]["range"] = [1.2 * min(least, 0) / scale, 1.2 * top / scale or 1]  # room for the figures behind the bars
     layout["legend"] |= {"traceorder": "reversed"}
     if receipt.total is None:
         return {"data": traces, "layout": layout}, "No receipt yet."

@@ -162,11 +162,13 @@ class RunView:
             self._ticker = Ticker(following.look, self._apply, interval=INTERVAL, failed=self._failed)
             self._ticker.start()
 
-    def overlay(self, beside: Mapping[str, RunHistory]) -> None:
-        """Lay other runs' losses over this one's."""
-        if self._following is not None:
-            self._following.beside = beside
-            self._look(anyway=True)
+    def overlay(self, beside: Mapping[str, RunHistory]) -> bool:
+        """Lay other runs' losses over this one's; whether there is one."""
+        if self._following is None:
+            return False
+        self._following.beside = beside
+        self._look(anyway=True)
+        return True
 
     def close(self) -> None:
         """Stop following."""

@@ -36,8 +36,8 @@ from workbench.training.recipe import as_code
 from workbench.training.runs import Run, attach, launch
 
 _INTRODUCTION = (
-    "Freezes the model in 4 bits, trains low-rank adapters on it in a process of its own, and leaves a LoRA adapter on disk. "
-    "Nothing leaves this machine."
+    "QLoRA freezes the model in 4 bits and trains low-rank adapters on it, in a process of its own that outlives this page and "
+    "its kernel, and leaves an adapter on disk. Nothing leaves this machine."
 )
 FIRST_RUN: Mapping[str, Any] = {
     "max_steps": 60, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_length": 128,
@@ -195,9 +195,9 @@ class TrainingCell(Panel):
         self.run = run
         self.view.follow(run)
 
-    def _overlay(self, beside: Mapping[str, RunHistory]) -> None:
+    def _overlay(self, beside: Mapping[str, RunHistory]) -> bool:
         own = self.run.dir.name if self.run else ""
-        self.view.overlay({name: history for name, history in beside.items() if name != own})
+        return self.view.overlay({name: history for name, history in beside.items() if name != own})
 
     def _changed(self, status: RunStatus | None) -> None:
         """Enable what can be done now, and say how a run ended."""
