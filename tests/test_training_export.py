@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+from click.testing import CliRunner
 
 import workbench as wb
 from tests import in_process, tiny
 from tests.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cli import cli
 from workbench.training import data
 from workbench.training.merging import relative
 
@@ -174,6 +177,21 @@ def test_the_merged_model_has_the_loss_that_was_trained(plain: wb.Run, tmp_path:
     assert saved["dtype"] == "bfloat16"
     assert "quantization_config" not in saved
     assert wb.open_model(tmp_path / "merged").tensors()[0].dtype == "BF16"
+
+
+def test_the_command_tells_the_error_first_and_writes_where_a_folder_is_named(plain: wb.Run, tmp_path: Path) -> None:
+    told = CliRunner().invoke(cli, ["export", str(plain.dir), "--worst", "3"])
+    assert told.exit_code == 0, told.output
+    assert "on dequantized base" in told.stdout
+    assert len(told.stdout.splitlines()) == 5
+    done = CliRunner().invoke(cli, ["export", str(plain.dir), str(tmp_path / "merged"), "--base", "original", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"] == [
+        dataclasses.asdict(row) | {"shape": list(row.shape)} for row in wb.merge_errors(plain).rows
+    ]
+    assert "merged into the original base, in bfloat16" in done.stderr
+    assert loaded(tmp_path / "merged").num_parameters() > 0
+    assert CliRunner().invoke(cli, ["export", str(tmp_path)]).exit_code == 1  # no run
 
 
 def test_shards_have_an_index_and_hold_the_same(plain: wb.Run, tmp_path: Path) -> None:

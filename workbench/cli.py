@@ -1,4 +1,4 @@
-"""The command ``workbench``: survey, duel and forecast a model, and list the formats, from a terminal or a script.
+"""The command ``workbench``: survey, duel and forecast a model, export a run, list the formats; from a terminal or a script.
 
 Covers arguments, exit codes and what goes where: results to standard output (as text, or with ``--json`` as one JSON value),
 progress and errors to standard error. Exit codes: 0, 1 for what went wrong (with what, where and the remedy), 2 for wrong
@@ -22,7 +22,7 @@ import click
 
 from workbench import __version__
 from workbench.errors import ConfigError, FormatError, WorkbenchError
-from workbench.wording import counted, printable
+from workbench.wording import amount, counted, printable
 
 if TYPE_CHECKING:
     from workbench.quantization import QuantSpec
@@ -238,6 +238,51 @@ def _forecast(
     ledgers = compare_methods(_open(model, revision), config)
     fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else known())]
     click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
+
+
+@cli.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--base", type=click.Choice(["dequantized", "original"]),
+    help="Merge into the dequantized 4-bit base, which was trained on, or into the model's own weights.  [default: the first]",
+)  # fmt: skip
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True)
+@click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
+@_json
+def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, as_json: bool) -> None:
+    """Merge the adapter of RUN, a run's folder, and write a whole 16-bit model to FOLDER.
+
+    Prints the error that merging adds to each adapted weight first; without FOLDER that is all.
+    """
+    from workbench import cli_text
+    from workbench.training.export import export
+    from workbench.training.merging import merge_errors
+    from workbench.training.runs import attach
+
+    trained = attach(run)
+    with _bar("measured") as progress:
+        errors = merge_errors(trained, dtype, progress=progress)
+    click.echo(cli_text.merge_json(errors) if as_json else cli_text.merge_text(errors, worst))
+    if folder is not None:
+        with _bar("written") as progress:
+            written = export(trained, folder, base=base, dtype=dtype, progress=progress)
+        told = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
+        click.echo(f"Wrote {printable(str(written.folder))} ({told}).", err=True)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of weights on a terminal's standard error, as a callback."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=what, unit="", unit_scale=True, disable=not _on_terminal(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 @cli.command("formats")

@@ -19,7 +19,8 @@ from workbench.quantization import QuantSpec
 from workbench.scores import Duel
 from workbench.surveying import Survey
 from workbench.training.config import TrainConfig
-from workbench.wording import amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
+from workbench.training.merging import MergeErrors
+from workbench.wording import NONE, amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -83,6 +84,29 @@ def survey_json(surveyed: Survey) -> str:
         overall=[found.score(spec).to_dict() for spec in found.specs],
         rows=rows,
     )
+
+
+def merge_text(errors: MergeErrors, worst: int) -> str:
+    """What merging adds to the adapted weights it changes most, in percent of what was trained."""
+
+    def told(value: float | None) -> str:
+        return NONE if value is None else percent(value)
+
+    rows = sorted(errors.rows, key=lambda row: -max(row.dequantized or 0.0, row.original or 0.0))
+    table = columns(
+        ("tensor", "adapter", "on dequantized base", "on original base", "in 4 bits again"),
+        [
+            (short(row.tensor), told(row.adapter), told(row.dequantized), told(row.original), told(row.requantized))
+            for row in rows[:worst]
+        ],
+    )  # fmt: skip
+    intro = f"What merging into {errors.dtype} adds, relative to what was trained, beside what the adapter changed"
+    return f"{intro}; the worst {min(worst, len(rows))} of {len(rows):,}\n{table}"
+
+
+def merge_json(errors: MergeErrors) -> str:
+    """``rows``, one for each adapted weight."""
+    return dumped(dtype=errors.dtype, rows=[dataclasses.asdict(row) for row in errors.rows])
 
 
 def duel_text(duel: Duel, by: str | None) -> str:

@@ -101,7 +101,9 @@ class Gpu:
 
     def __init__(self) -> None:
         torch = sys.modules["torch"]
-        self._nvml = Nvml(str(torch.cuda.get_device_properties(0).uuid)) if torch.cuda.is_available() else None
+        self._nvml = (
+            Nvml(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)) if torch.cuda.is_available() else None
+        )
 
     @property
     def why(self) -> str:
