@@ -94,6 +94,18 @@ def test_a_plot_lives(open_lab: Callable[[], Lab], lab_server: Server) -> None:
     lab.theme("JupyterLab Light")
     lab.until_plot(0, "plot._fullLayout.colorway[0] === '#0072b2'")
 
+    # VS Code and Colab name their themes elsewhere: on a page that bears their marks a plot follows those.
+    lab.page.evaluate("() => { delete document.body.dataset.jpThemeLight; }")
+    for mark, unmark in (
+        ("document.body.dataset.vscodeThemeKind = 'vscode-dark'", "delete document.body.dataset.vscodeThemeKind"),
+        ("document.documentElement.setAttribute('theme', 'dark')", "document.documentElement.setAttribute('theme', 'light')"),
+    ):
+        lab.page.evaluate(mark)
+        lab.until_plot(0, "plot._fullLayout.colorway[0] === '#56b4e9'")
+        lab.page.evaluate(unmark)
+        lab.until_plot(0, "plot._fullLayout.colorway[0] === '#0072b2'")
+    lab.page.evaluate("() => { document.body.dataset.jpThemeLight = 'true'; }")
+
     # An error stands in the plot as text; the next figure replaces it.
     lab.kernel("plot.fail('<img src=x> is <b>not</b> markup')")
     lab.page.wait_for_selector(".workbench-plot [role=alert]:has-text('<img src=x> is <b>not</b> markup')")
