@@ -14,7 +14,7 @@ import pytest
 
 import workbench as wb
 from tests import in_process
-from tests.live_runs import adapter_bytes, complete, ended, first, is_step, of, until, until_gone
+from tests.live_runs import adapter_bytes, complete, ended, files_of, first, is_step, of, until, until_gone
 from tests.preloaded import ENDLESS, Forks
 from tests.tiny_model import write_tiny_model
 from workbench.training.folder import RunFolder, create_time
@@ -184,6 +184,37 @@ def test_the_newest_checkpoint_is_known_by_its_step(tmp_path: Path) -> None:
     folder.checkpoint(12).mkdir()
     folder.mark_complete(12, keep=2)
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_an_adapter_is_replaced_whole_and_none_is_lost_by_a_kill_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        folder.fresh.mkdir()
+        (folder.fresh / "weights").write_text(text, "utf-8")
+
+    folder = RunFolder(tmp_path)
+    for text in ("first", "second"):
+        write(text)
+        folder.keep(folder.adapter)
+        assert files_of(tmp_path) == {"adapter/weights": text.encode()}
+    write("third")
+    folder.checkpoint(1).mkdir(parents=True)
+    move, moved = os.replace, []
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(source)
+        move(source, target)
+
+    with monkeypatch.context() as here:
+        here.setattr(os, "replace", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            folder.keep(folder.adapter)
+    assert not folder.adapter.exists()
+    folder.remove_unfinished()
+    assert files_of(tmp_path) == {"adapter/weights": b"second"}
 
 
 def test_another_process_with_the_same_pid_is_not_the_run(endless: wb.Run) -> None:

@@ -151,14 +151,38 @@ class RunFolder:
     def mark_complete(self, step: int, keep: int) -> None:
         """Marks the checkpoint of a step as whole, and only then removes all but the last ``keep`` that are.
 
-        By the step, not by a clock; what a killed process left unfinished is removed too.
+        By the step, not by a clock.
         """
         (self.checkpoint(step) / _COMPLETE).touch()
-        kept = set(self.complete_checkpoints()[-keep:])
-        for path in self.checkpoints.glob("checkpoint-*"):
-            if path not in kept:
-                (path / _COMPLETE).unlink(missing_ok=True)  # first: half of it must not look like the whole
+        for path in self.complete_checkpoints()[:-keep]:
+            (path / _COMPLETE).unlink(missing_ok=True)  # first: half of it must not look like the whole
+        self.remove_unfinished()
+
+    def remove_unfinished(self) -> None:
+        """Removes checkpoints that are not whole, and gives back the space; for while nobody writes one."""
+        whole = set(self.complete_checkpoints())
+        for path in (*self.checkpoints.glob("checkpoint-*"), self.fresh):
+            if path not in whole:
                 shutil.rmtree(path, ignore_errors=True)
+        for kept in (self.adapter, self.model):
+            before = _before(kept)
+            if before.exists() and not kept.exists():  # killed between the two moves of ``keep``
+                os.replace(before, kept)
+            shutil.rmtree(before, ignore_errors=True)
+
+    @property
+    def fresh(self) -> Path:
+        """Where the adapter, or the model, is written before ``keep``."""
+        return self.root / ".fresh"
+
+    def keep(self, kept: Path) -> None:
+        """Puts what was written to ``fresh`` in the place of the adapter, or of the model: a reader never sees half of it."""
+        before = _before(kept)
+        shutil.rmtree(before, ignore_errors=True)
+        if kept.exists():
+            os.replace(kept, before)
+        os.replace(self.fresh, kept)
+        shutil.rmtree(before, ignore_errors=True)
 
     def reserve(self) -> None:
         """Takes the space that the last word needs when the disk is full. Raises OSError where there is none."""
@@ -186,6 +210,10 @@ class RunFolder:
     def write_status(self, status: RunStatus) -> None:
         """Replaces the status on disk in one go."""
         write_json(self.status_file, dataclasses.asdict(status))
+
+
+def _before(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}-before")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -161,9 +161,13 @@ class Supervisor:
         return {"state": state, "kind": kind, "message": message, "remedy": remedy, "exit_code": code}
 
     def end(self, state: str, **fields: Any) -> None:
-        """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that."""
+        """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
+
+        What the worker left unfinished is removed: nobody writes any more.
+        """
         with contextlib.suppress(OSError):
             self.folder.release()
+            self.folder.remove_unfinished()
         self.tell("exit", code=fields.get("exit_code"), state=state)
         self.events.close()
         self.status = replace(self.status, state=state, ended=time.time(), **fields)

@@ -260,7 +260,7 @@ class Worker:
 
     def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
-        fresh = self.folder.root / ".fresh"
+        fresh = self.folder.fresh
         shutil.rmtree(fresh, ignore_errors=True)
         net.config.use_cache = True  # what is saved is for use; training needs no cache
         net.save_pretrained(str(fresh))
@@ -268,12 +268,7 @@ class Worker:
         tokenizer.save_pretrained(str(fresh))
         dataclasses.replace(state, log_history=[]).save_to_json(str(fresh / "trainer_state.json"))  # after how many steps
         write_card(self.folder.root, fresh, self._kept.name)
-        old = self.folder.root / ".old"
-        shutil.rmtree(old, ignore_errors=True)
-        if self._kept.exists():
-            os.replace(self._kept, old)
-        os.replace(fresh, self._kept)
-        shutil.rmtree(old, ignore_errors=True)
+        self.folder.keep(self._kept)
 
     @property
     def _kept(self) -> Path:
