@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import workbench as wb
 from tests import in_process, tiny
+from tests.hub_server import HubServer
 from tests.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cli import cli
 from workbench.training import data
@@ -258,3 +259,27 @@ def test_cards_tell_what_was_done_and_nothing_of_this_machine(plain: wb.Run, tmp
         assert str(models_of(plain).parent) not in card.content
         assert str(plain.dir.parent) not in card.content
         assert "More Information Needed" not in card.content
+
+
+def test_a_base_from_the_hub_is_named_with_the_commit_that_was_trained_on(
+    hub: HubServer, models: dict[str, Path], tmp_path: Path
+) -> None:
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    files = {path.name: path.read_bytes() for path in models["llama"].iterdir()}
+    card = b"---\nlicense: apache-2.0\n---\n"
+    hub.add("org/tiny", {**files, "README.md": card}, card={"license": "apache-2.0"})
+    (commit,) = {Path(hf_hub_download("org/tiny", name)).parent.name for name in (*files, "README.md")}
+    (tmp_path / "run").mkdir()
+    run = in_process.train(in_process.config_of(Path("org/tiny"), max_steps=1, max_eval_rows=0), tmp_path / "run")
+    assert run.adapter_dir is not None
+    named = json.loads((run.adapter_dir / "adapter_config.json").read_text("utf-8"))
+    assert (named["base_model_name_or_path"], named["revision"]) == ("org/tiny", commit)
+    told = ModelCard.load(run.adapter_dir / "README.md")
+    assert (told.data.base_model, told.data.license) == ("org/tiny", "apache-2.0")
+    assert f'"org/tiny", revision="{commit}"' in told.content
+    before = {commit: {**files, "README.md": card}}
+    hub.add("org/tiny", {**files, "model.safetensors": b"another one by now"}, commit="b" * 40, older=before)
+    exported = wb.export(run, tmp_path / "merged")
+    assert len(exported.errors) == 14
+    assert loaded(tmp_path / "merged").num_parameters() > 0

@@ -102,6 +102,10 @@ class _Exporter:
             raise RunError("the run's base was not in 4 bits.", where="export", remedy='Use base="original".')
         if self.base == "original" and self.merge.packed:
             raise RunError("the checkpoint itself holds 4 bits.", where="export", remedy='Use base="dequantized".')
+        if (folder := self.merge.source.path) is None:
+            remedy = f"Download it again ('hf download {self.merge.source.name}'), then export."
+            raise RunError("the base model is no longer on this machine.", where=self.merge.source.name, remedy=remedy)
+        self.folder = folder
         self.infos = {info.name: info for info in self.merge.tensors}
         self.planned = [self._plan(info) for info in self.merge.tensors]
         self.nbytes = sum(tensor.nbytes for tensor in self.planned)
@@ -123,7 +127,7 @@ class _Exporter:
         source = self.merge.source
         config = {k: v for k, v in source.config.items() if k not in ("quantization_config", "torch_dtype", "_name_or_path")}
         (draft / "config.json").write_text(json.dumps({**config, "dtype": self.dtype}, indent=2) + "\n", "utf-8")
-        for path in sorted((source.path or draft).iterdir()):
+        for path in sorted(self.folder.iterdir()):
             if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in _BESIDE):
                 shutil.copyfile(path, draft / path.name)
         write_card(self.run.dir, draft, "merged", [self._note()])

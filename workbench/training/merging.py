@@ -9,6 +9,7 @@ one module. Writing a merged model is ``export.py``'s part. Imports torch and pe
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from workbench.sources.local import LocalSource
 from workbench.sources.packed import as_loaded, weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import on_hub
 
 if TYPE_CHECKING:
     import pandas
@@ -114,7 +116,9 @@ class Merge:
             )
             raise RunError(f"the run has no adapter to merge ({trained}).", where=self.where, remedy="Choose a run with one.")
         self.folder = folder
-        self.source: Source = open_model(self.config.model)
+        named = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        # The commit that was trained on: the Hub may have a newer one by now.
+        self.source: Source = open_model(self.config.model, named.get("revision") if on_hub(self.config.model) else None)
         infos, packed_in = as_loaded(self.source)
         self.tensors: list[TensorInfo] = loaded(infos)
         """Those of the merged model, in the order of the checkpoint."""
@@ -125,9 +129,9 @@ class Merge:
         self._adapter: Source = LocalSource(folder)
         self.paths = self._placed()
         """Checkpoint tensor → the module path that the adapter knows it by."""
-        named = self.config.compute_dtype
+        dtype = self.config.compute_dtype
         on_cpu = any(event["k"] == "hello" and event.get("device") == "cpu" for event in run.events())
-        self._held_in = np.dtype(_DTYPES[("float32" if on_cpu else "bfloat16") if named == "auto" else named])
+        self._held_in = np.dtype(_DTYPES[("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype])
 
     @property
     def on_four_bits(self) -> bool:
