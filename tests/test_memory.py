@@ -1,4 +1,4 @@
-"""The memory forecast against what transformers, peft and bitsandbytes really allocate on a CPU, and published figures."""
+"""The memory forecast against what transformers, peft and bitsandbytes really allocate on a CPU."""
 
 from __future__ import annotations
 
@@ -12,57 +12,17 @@ import pytest
 
 import workbench as wb
 from tests import tiny
-from workbench.footprint import Plan, activations, base_weights, optimizer_state, trained
+from tests.shapes import Shapes, llama
+from workbench.footprint import Plan, base_weights, optimizer_state, trained
 from workbench.gpus import GIB, GPUS, Gpu
-from workbench.memory import GROUPS, compare_methods, fit, ways_to_fit
-from workbench.savings import double_quant_savings
-from workbench.sources.base import Source, TensorInfo
+from workbench.memory import GROUPS, cheapest, compare_methods, fit, ways_to_fit
+from workbench.sources.base import TensorInfo
 
 MIDDLE = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
     "vocab_size": 32_000, "max_position_embeddings": 128,
 }  # fmt: skip
 """A Llama of 66 million parameters."""
-
-
-class Shapes(Source):
-    """A model of which there are only names and shapes."""
-
-    def __init__(self, name: str, shapes: dict[str, tuple[int, ...]], **config: Any) -> None:
-        from workbench.sources.header import DTYPES, Entry
-
-        self.name, self.config, self.path = name, config, None
-        self.entries = {}
-        for tensor, shape in shapes.items():
-            numel = 1
-            for dim in shape:
-                numel *= dim
-            self.entries[tensor] = ("", Entry(tensor, DTYPES["BF16"], shape, 0, 2 * numel))
-
-    def _entries(self) -> Any:
-        return self.entries
-
-    def _open(self, file: str) -> Any:
-        raise AssertionError("a forecast reads no weights")
-
-
-def llama(name: str, hidden: int, intermediate: int, layers: int, vocabulary: int, keys: int | None = None) -> Shapes:
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "lm_head.weight": (vocabulary, hidden),
-    }
-    for i in range(layers):
-        for part, shape in {
-            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (keys or hidden, hidden),
-            "self_attn.v_proj": (keys or hidden, hidden), "self_attn.o_proj": (hidden, hidden),
-            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden),
-            "mlp.down_proj": (hidden, intermediate),
-        }.items():  # fmt: skip
-            shapes[f"model.layers.{i}.{part}.weight"] = shape
-        shapes[f"model.layers.{i}.input_layernorm.weight"] = shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (
-            hidden,
-        )
-    return Shapes(name, {**shapes, "model.norm.weight": (hidden,)}, model_type="llama", hidden_size=hidden)
 
 
 @pytest.fixture(scope="module")
@@ -179,60 +139,6 @@ def test_states_are_paged_from_page_min_numel_on_and_on_a_gpu_only() -> None:
         assert {p.category for p in optimizer_state(sizes, plan)} == {"optimizer state"}
 
 
-# --- estimated: activations -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_the_estimate_of_activations_is_near_what_autograd_keeps(
-    tmp_path: Path, method: str, dtype: str, checkpointing: bool
-) -> None:
-    """Held against the storages that a forward pass saves for the backward pass: within 10 %, per token, logits aside."""
-    config = {**MIDDLE, "num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 1_000}
-    folder = tiny.save(tmp_path / "model", "llama", config)
-    plan = Plan(method=method, device="cpu", compute_dtype=dtype, gradient_checkpointing=checkpointing)
-    source = wb.open_model(folder)
-    kept = activations(source.tensors(), source.config, plan)
-    real = _kept_per_token(folder, plan, vocabulary=1_000)
-    assert (kept.checkpoints if checkpointing else kept.all_layers) == pytest.approx(real, rel=0.10)
-
-
-def _kept_per_token(folder: Path, plan: Plan, vocabulary: int) -> float:
-    import peft
-    import torch
-    import transformers
-
-    dtype = getattr(torch, plan.compute_dtype)
-    if plan.method == "qlora":
-        model = peft.prepare_model_for_kbit_training(tiny.load_4bit(folder), use_gradient_checkpointing=False)
-        for module in model.modules():
-            if hasattr(module, "compute_dtype"):
-                module.compute_dtype = dtype
-    else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    if plan.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    how = peft.LoraConfig(r=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(model, how).train()
-    fixed = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Any) -> Any:
-        if tensor.untyped_storage().data_ptr() not in fixed and not (tensor.ndim and tensor.shape[-1] == vocabulary):
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    ids = torch.zeros((2, 128), dtype=torch.long)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
-        output = model(input_ids=ids, labels=ids)
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del output
-    return size / ids.numel()
-
-
 # --- the ledger ---------------------------------------------------------------------------------------------------------------
 
 
@@ -278,30 +184,6 @@ def test_a_cpu_computes_in_float32_pages_nothing_and_has_no_context(llama_7b: Sh
     assert (ledger.managed, ledger["CUDA context"], ledger.plan.compute_bytes) == (0, 0, 4)
     with pytest.raises(wb.ConfigError, match="'cuda' or 'cpu'"):
         wb.forecast(llama_7b, wb.TrainConfig(), device="tpu")
-
-
-@pytest.mark.parametrize(
-    ("model", "megabytes"),
-    [
-        (llama("LLaMA-7B", 4096, 11_008, 32, 32_000), 302),
-        (llama("LLaMA-65B", 8192, 22_016, 80, 32_000), 3_020),
-        (llama("TinyLlama", 2048, 5_632, 22, 32_000, keys=256), 45),
-        (llama("Qwen2.5-0.5B", 896, 4_864, 24, 151_936, keys=128), 16.7),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_double_quantization_saves_0_373_bits_a_weight(model: Shapes, megabytes: float) -> None:
-    savings = double_quant_savings(model)
-    assert savings.saved / 1e6 == pytest.approx(megabytes, rel=0.01)
-    assert savings.saved_bits_per_weight == pytest.approx(0.373, abs=5e-4)
-    plain, double = (wb.forecast(model, wb.TrainConfig(double_quant=on)) for on in (False, True))
-    assert plain.total - double.total == savings.saved - savings.codebooks
-
-
-def test_full_fine_tuning_takes_the_twelve_bytes_a_parameter_of_the_qlora_paper() -> None:
-    """More than 780 GB for 65 billion parameters (arXiv 2305.14314): weights and gradients in 16 bits, Adam's moments in 32."""
-    ledger = compare_methods(llama("LLaMA-65B", 8192, 22_016, 80, 32_000), wb.TrainConfig())[0]
-    assert ledger["weights"] + ledger["gradients"] + ledger["optimizer state"] == pytest.approx(780e9, rel=0.01)
 
 
 def test_each_method_takes_less_than_the_one_before(llama_7b: Shapes) -> None:
@@ -366,6 +248,38 @@ def test_changes_that_make_it_fit_are_found_and_do(llama_7b: Shapes) -> None:
     assert fit(before, gpu).verdict == "fits"
     assert ways_to_fit(llama_7b, cfg, gpu) == []
     assert ways_to_fit(llama_7b, cfg, Gpu("tiny", GIB)) is None
+
+
+def test_the_cheapest_change_is_one_alone_where_one_is_enough(llama_7b: Shapes) -> None:
+    """Those before it that save too little are passed over, unlike in ``ways_to_fit``, which gathers all savings on its way."""
+    cfg = wb.TrainConfig(double_quant=False, gradient_checkpointing=False, per_device_train_batch_size=8)
+    before = wb.forecast(llama_7b, cfg)
+    (change,) = cheapest(llama_7b, cfg, before.total - GIB) or ()
+    assert dict(change.fields) == {"gradient_checkpointing": True}
+    assert change.saved == before.total - wb.forecast(llama_7b, dataclasses.replace(cfg, **change.fields)).total
+    (change,) = cheapest(llama_7b, cfg, before.total - 1) or ()
+    assert dict(change.fields) == {"double_quant": True}
+
+
+def test_several_changes_hold_none_that_is_not_needed(llama_7b: Shapes) -> None:
+    cfg = wb.TrainConfig(method="lora", gradient_checkpointing=False, per_device_train_batch_size=8, max_length=1024)
+    most = 8 * GIB
+    changes = cheapest(llama_7b, cfg, most)
+    assert changes
+    assert len(changes) > 1
+
+    def total(fields: list[Any]) -> int:
+        changed = cfg
+        for some in fields:
+            changed = dataclasses.replace(changed, **some)
+        return wb.forecast(llama_7b, changed).total
+
+    fields = [change.fields for change in changes]
+    assert total(fields) <= most
+    assert total([]) - total(fields) == sum(change.saved for change in changes)
+    for i in range(len(fields)):
+        assert total(fields[:i] + fields[i + 1 :]) > most
+    assert cheapest(llama_7b, cfg, GIB) is None
 
 
 def test_a_forecast_needs_neither_torch_nor_numba(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from tests.test_memory import Shapes, llama
+from tests.shapes import Shapes, llama
 from workbench.gpus import GPUS
 from workbench.lru import Extent, Moment
 from workbench.pager import CATEGORIES, KEPT, PAGE_SIZES, PCIE, working_set

@@ -232,10 +232,18 @@ class Activations:
     largest_layer: int
     """Everything that the layer which keeps most keeps: computed again, one layer at a time, with checkpointing."""
     formula: str
+    weights: int = 0
+    """Bytes of weights that every layer keeps besides, whatever the tokens."""
+    weights_of_layer: int = 0
+    """Those of the layer that keeps most, computed again."""
 
     def kept(self, checkpointing: bool) -> int:
         """Bytes per token at the peak."""
         return self.checkpoints + self.largest_layer if checkpointing else self.all_layers
+
+    def bytes(self, tokens: int, checkpointing: bool) -> int:
+        """All bytes at the peak, for so many tokens."""
+        return tokens * self.kept(checkpointing) + (self.weights_of_layer if checkpointing else self.weights)
 
 
 def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: Plan) -> Activations:
@@ -250,6 +258,8 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     where a linear keeps c·in, and, adapted with LoRA, c·r and its dropout's mask (a byte an element, on a CPU four). At its
     boundary a layer keeps the residual, s·h. The last norm keeps 4h. In a batch with padding, of length L, attention keeps
     c·(4h + L): with a mask keys and values are repeated for every head, and each layer puts the mask into its dtype anew.
+    DoRA keeps two outputs more of every adapted linear, 2c·out. On a 4-bit base with dropout it also keeps each weight
+    unpacked, c·in·out, and while a layer is computed again there is an identity matrix as wide as the largest input, 4·in².
     """
     layers: dict[str, list[tuple[int, TensorInfo, float]]] = defaultdict(list)
     tensors = loaded(tensors)
@@ -273,17 +283,25 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
     attention = 4 * hidden + plan.max_length if plan.padded else 2 * hidden + 2 * keys
     mask_bytes = 0 if plan.lora_dropout == 0 else 4 if plan.device == "cpu" else 1
-    per_layer = []
+    per_layer, unpacked, identity = [], [0], 0
     for linears in layers.values():
         kept = 8 * hidden + c * attention + 3 * s * max(i for i, _, _ in linears)
+        unpacked.append(0)
         for in_features, t, active in linears:
             lora = t.name in adapted
+            if lora and plan.use_dora:
+                kept += active * 2 * c * (t.numel // in_features)
+                identity = max(identity, 4 * in_features**2)
+                unpacked[-1] += c * t.numel * (plan.lora_dropout > 0 and in_four_bits(t, plan))
             kept += active * c * in_features * (lora or plan.method == FULL)
             kept += active * (mask_bytes * in_features + c * plan.lora_r) * lora
         per_layer.append(int(kept))
     formula = f"{len(layers)} layers: norms 8·{hidden}, attention {c}·{attention:.0f}, MLP {3 * s}·m, linears' inputs"
     last = 4 * hidden
-    return Activations(s * hidden * len(layers) + last, sum(per_layer) + last, max(per_layer, default=0), formula)
+    most = max(per_layer, default=0)
+    return Activations(
+        s * hidden * len(layers) + last, sum(per_layer) + last, most, formula, sum(unpacked), max(unpacked) + identity
+    )
 
 
 def _active_share(config: Mapping[str, Any]) -> float:

@@ -180,7 +180,7 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
     embeddings = [t for t in tensors if t.reason.startswith("an embedding") and len(t.shape) == 2]
     vocabulary = max((max(t.shape) for t in embeddings), default=0)
     rows = [
-        Row("activations", tokens * kept.kept(plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
+        Row("activations", kept.bytes(tokens, plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
         Row(
             "logits and loss",
             tokens * vocabulary * (c + 8),

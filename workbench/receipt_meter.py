@@ -170,10 +170,13 @@ class _Maker:
         saved: Mapping[str, int] = self.last.get("saved") or {}
         if category not in saved:
             return None, "", ""
-        again = self.last["recomputed"] if category == "activations" else 0
-        kept = saved[category]
-        note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
-        return kept + again, "saved", note if again else ""
+        kept, again = saved[category], 0
+        note = ""
+        if category == "logits and loss":
+            note = "what the forward pass keeps; forecast is the backward pass, which holds two more of that size for a moment"
+        elif category == "activations" and (again := self.last["recomputed"]):
+            note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
+        return kept + again, "saved", note
 
     @property
     def _allocated(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ WEIGHTS = (
     "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
     "integer tensors", "buffers", "adapters",
 )  # fmt: skip
+
+
+SAVED = ("activations", "logits and loss", "16-bit casts")
 
 
 class Walk:
@@ -84,48 +88,65 @@ def training_held(model: Any, optimizer: Any) -> dict[str, int]:
     return walk.held
 
 
+class Alive:
+    """Storages that were met, as long as they live: one that is freed, whose address may be taken anew, no longer counts."""
+
+    def __init__(self) -> None:
+        self._met: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+
+    def add(self, category: str, tensor: torch.Tensor) -> None:
+        """Takes note of a tensor's storage."""
+        storage = tensor.untyped_storage()
+        known = self._met.get(storage.data_ptr())
+        if known is None or known[0]() is None:
+            self._met[storage.data_ptr()] = weakref.ref(storage), storage.nbytes(), category
+
+    def held(self) -> dict[str, int]:
+        """Bytes by category now."""
+        sums = dict.fromkeys(SAVED, 0)
+        for storage, nbytes, category in self._met.values():
+            if storage() is not None:
+                sums[category] += nbytes
+        return sums
+
+
 class Kept:
     """What one batch's forward pass keeps for the backward pass, and what checkpointing computes again there.
 
-    ``saved``: bytes by category, parameters, buffers and quantization states left out. ``recomputed``: bytes of the layer that
-    takes most while it is computed again; 0 without checkpointing.
+    ``saved``: bytes by category when the forward pass ends, parameters, buffers and quantization states left out.
+    ``recomputed``: bytes of activations of the layer that takes most while it is computed again; 0 without checkpointing.
+    Casts of weights and logits are told from activations by their shapes.
     """
 
     def __init__(self, model: Any) -> None:
         fixed = Walk(("fixed",))
-        for parameter in model.parameters():
-            fixed.add("fixed", parameter)
-        for buffer in model.buffers():
-            fixed.add("fixed", buffer)
+        for tensor in (*model.parameters(), *model.buffers()):
+            fixed.add("fixed", tensor)
         self._fixed = frozenset(fixed.seen)
         self._casts = {tuple(p.shape) for p in model.parameters() if p.dtype is torch.float32 and p.ndim == 2}
         head = model.get_output_embeddings()
         self._vocabulary = head.weight.shape[0] if head is not None else -1
-        self._walk = Walk(("activations", "logits and loss", "16-bit casts"))
         self._in_forward = False
+        self.saved = dict.fromkeys(SAVED, 0)
         self.recomputed = 0
 
-    @property
-    def saved(self) -> dict[str, int]:
-        """Bytes by category."""
-        return dict(self._walk.held)
-
-    def _category(self, tensor: torch.Tensor) -> str:
-        shape = tuple(tensor.shape)
+    def _add(self, alive: Alive, tensor: torch.Tensor) -> None:
+        if tensor.untyped_storage().data_ptr() in self._fixed:
+            return
+        shape, category = tuple(tensor.shape), "activations"
         if tensor.dtype in (torch.bfloat16, torch.float16) and (shape in self._casts or shape[::-1] in self._casts):
-            return "16-bit casts"
-        return "logits and loss" if shape and shape[-1] == self._vocabulary else "activations"
-
-    def _new(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() not in self._fixed
+            category = "16-bit casts"
+        elif shape and shape[-1] == self._vocabulary:
+            category = "logits and loss"
+        alive.add(category, tensor)
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
-        """Around the forward pass."""
+        """Around the forward pass; its result must be alive when this ends."""
+        alive = Alive()
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            if self._new(tensor):
-                self._walk.add(self._category(tensor), tensor)
+            self._add(alive, tensor)
             return tensor
 
         self._in_forward = True
@@ -134,13 +155,14 @@ class Kept:
                 yield
         finally:
             self._in_forward = False
+        self.saved = alive.held()
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
         """Around the forward and the backward pass.
 
         Checkpointing computes a layer again under hooks of its own, made anew for each layer in the backward pass; while this
-        is open they count what passes through them.
+        is open, what passes through them is counted.
         """
         hooks = torch.autograd.graph.saved_tensors_hooks
         original = hooks.__init__
@@ -149,12 +171,11 @@ class Kept:
             if self._in_forward:
                 original(this, pack, unpack)
                 return
-            layer = Walk(("layer",))
+            layer = Alive()
 
             def counted(tensor: torch.Tensor) -> Any:
-                if self._new(tensor) and self._category(tensor) == "activations":
-                    layer.add("layer", tensor)
-                    self.recomputed = max(self.recomputed, layer.held["layer"])
+                self._add(layer, tensor)
+                self.recomputed = max(self.recomputed, layer.held()["activations"])
                 return pack(tensor)
 
             original(this, counted, unpack)
@@ -258,7 +279,8 @@ class Account:
         self._mark()
         batch, self._batch = self._batch, {}
         held = weights_held(model, self.plan.method) | training_held(model, optimizer)
-        of_batch = dataclasses.replace(self.plan, per_device_train_batch_size=batch["rows"], max_length=batch["longest"])
+        rows, longest, padded = batch["rows"], batch["longest"], batch["padded"] > 0
+        of_batch = dataclasses.replace(self.plan, per_device_train_batch_size=rows, max_length=longest, padded=padded)
         with contextlib.suppress(WorkbenchError):  # told once, by ``forecast``
             ledger = forecast(self._source(), of_batch, self.plan.device)
             batch["forecast"] = {row.category: row.bytes for row in ledger.rows}
