@@ -68,11 +68,12 @@ def _pictures(cell: Locator) -> dict[int, dict[str, Any]]:
     """By the place of an output among its cell's: a picture of the widget that it shows."""
     found = {}
     for i, output in enumerate(cell.locator(".jp-OutputArea-child").all()):
-        shown = output.locator(".jupyter-widgets").first
+        shown = output.locator(".jupyter-widgets, .workbench-drawing").first  # a plot on its own is no ipywidgets' widget
         if shown.count():
             png = shown.screenshot(animations="disabled")
             width, height = struct.unpack(">II", png[16:24])
-            alt = shown.get_attribute("aria-label") or "A widget"
+            labels = [label for e in (shown, *shown.locator("[role=figure]").all()) if (label := e.get_attribute("aria-label"))]
+            alt = labels[0] if labels else "A widget"
             data = {"image/png": base64.b64encode(png).decode(), "text/plain": [f"{alt}, as a picture"]}
             found[i] = {"data": data, "metadata": {"image/png": {"alt": alt, "height": height, "width": width}}}
     return found
