@@ -74,7 +74,7 @@ def _pictures(cell: Locator) -> dict[int, dict[str, Any]]:
             width, height = struct.unpack(">II", png[16:24])
             labels = [label for e in (shown, *shown.locator("[role=figure]").all()) if (label := e.get_attribute("aria-label"))]
             alt = labels[0] if labels else "A widget"
-            data = {"image/png": base64.b64encode(png).decode(), "text/plain": [f"{alt}, as a picture"]}
+            data = {"image/png": base64.b64encode(png).decode(), "text/plain": [f"{alt.rstrip('.')}, as a picture"]}
             found[i] = {"data": data, "metadata": {"image/png": {"alt": alt, "height": height, "width": width}}}
     return found
 
