@@ -152,6 +152,15 @@ def test_a_worker_without_its_supervisor_saves_and_ends_and_the_run_goes_on_from
     ended(endless, "stopped", 30)
 
 
+def test_a_run_whose_folder_is_removed_ends(endless: wb.Run) -> None:
+    """Nobody could stop it any more."""
+    status = endless.status
+    endless._folder.config.unlink()
+    for pid in (status.worker_pid, status.pid):
+        until_gone(endless, pid)
+    assert of(endless, "exit") == []
+
+
 def test_a_clock_that_is_set_does_not_matter(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> None:
     """A request from the future, or the past, is waited for as long as any other; so is a checkpoint's age by its step."""
     for name, jump in (("back", 3600), ("forward", -3600)):

@@ -99,7 +99,9 @@ class Supervisor:
                 next_sample = time.monotonic() + _SAMPLE_EVERY
                 if counters := outside.sample():
                     self.tell("sample", source="supervisor", **counters)
-            if self._terminated and not self.folder.asked("stop"):
+            if self._thrown_away():
+                worker.send_signal(signal.SIGKILL)
+            elif self._terminated and not self.folder.asked("stop"):
                 with contextlib.suppress(OSError):
                     self.folder.ask("stop", TERM_PATIENCE)
             if deadline := self._deadline():
@@ -114,6 +116,16 @@ class Supervisor:
                     self.tell("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
             time.sleep(_TICK)
         return code
+
+    def _thrown_away(self) -> bool:
+        """Whether the run's folder was removed: nobody could stop it any more. A disk that only fails to answer was not."""
+        try:
+            self.folder.config.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def _deadline(self) -> tuple[float, float] | None:
         """When a worker that was asked to end is made to (monotonic seconds), and the patience that was granted."""
@@ -145,7 +157,8 @@ class Supervisor:
             remedy = "The adapter is that of the last checkpoint, if there is one."
         elif code == -signal.SIGKILL and outside.killed_for_memory():
             kind = "out_of_memory"
-            message = f"This machine ran out of memory, and the kernel killed the worker, after {steps}.{outside.last_words()}"
+            message = f"Out of memory (this machine's, or its container's): the kernel killed the worker after {steps}."
+            message += outside.last_words()
             remedy = f"{_LESS_MEMORY} Resume continues from the last checkpoint."
         elif code < 0:
             state, kind = "killed", "killed"
@@ -163,8 +176,10 @@ class Supervisor:
     def end(self, state: str, **fields: Any) -> None:
         """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
 
-        What the worker left unfinished is removed: nobody writes any more.
+        What the worker left unfinished is removed: nobody writes any more. Nothing is written if the folder is gone.
         """
+        if self._thrown_away():
+            return
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()

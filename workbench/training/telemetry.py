@@ -157,7 +157,7 @@ class Sampler:
         next_anchor = time.monotonic() + _ANCHOR_EVERY
         while not self._stop.wait(INTERVAL):
             self._watch()
-            with contextlib.suppress(OSError):  # a full disk: the main thread meets it too, and tells
+            with contextlib.suppress(OSError, MemoryError):  # the main thread meets a full disk or memory, too, and tells
                 self.sample()
                 if time.monotonic() >= next_anchor:
                     next_anchor += _ANCHOR_EVERY
@@ -175,5 +175,5 @@ class Sampler:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, MemoryError):
                 self.sample()
