@@ -20,11 +20,17 @@ from tests.shapes import llama
 from workbench import DataError
 from workbench.footprint import Plan
 from workbench.memory import forecast
-from workbench.training.endings import Diverged, ending_of
+from workbench.training.endings import FAILED, Diverged, code_of, ending_of, ending_of_code
 from workbench.training.events import read_events
 from workbench.training.folder import write_json
 from workbench.training.shortage import headroom, shortage
 from workbench.wording import amount
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
 
 NO_GPU_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -35,7 +41,11 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     [
         (MemoryError(), "out_of_memory", "out of memory at step 7, with a batch whose longest row has 480 tokens"),
         (NO_GPU_MEMORY, "out_of_memory", "The GPU ran out of memory"),
-        (FULL, "disk_full", "The disk is full"),
+        (RuntimeError("std::bad_alloc"), "out_of_memory", "This machine ran out of memory at step 7"),
+        (FULL, "disk_full", f"The disk is full ({FULL.strerror})."),
+        (Exception("Error while serializing: I/O error: File too large (os error 27)"), "disk_full", "(File too large)"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "disk_full", "to its end"),
+        (caused_by(DataError("it cannot be read.", where="rows.csv"), FULL), "disk_full", "The disk is full"),
         (DataError("there is no such file.", where="rows.csv"), "data", "rows.csv: there is no such file."),
         (Diverged("The loss is no longer a number."), "nan_loss", "no longer a number"),
         (KeyError("x"), "error", "KeyError: 'x'"),
@@ -46,6 +56,16 @@ def test_endings(error: Exception, kind: str, told: str) -> None:
     assert ending.kind == kind
     assert told in ending.message
     assert ending.remedy or isinstance(error, DataError | Diverged)  # those bring their own
+
+
+def test_an_exit_code_alone_tells_of_what_may_leave_no_room_for_words() -> None:
+    for error in (MemoryError(), FULL):
+        ending = ending_of(error, {"step": 7})
+        told = ending_of_code(code_of(ending))
+        assert told is not None
+        assert (told.kind, told.remedy) == (ending.kind, ending.remedy)
+    assert code_of(ending_of(KeyError("x"), {})) == FAILED
+    assert ending_of_code(FAILED) is None
 
 
 # --- out of memory ------------------------------------------------------------------------------------------------------------

@@ -132,5 +132,6 @@ def _out_of_memory(error: BaseException, text: str) -> bool:
         return True
     low = text.lower()
     return isinstance(error, OSError | RuntimeError) and any(
-        sign in low for sign in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+        sign in low
+        for sign in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
     )
