@@ -31,6 +31,7 @@ import numpy as np
 
 import workbench as wb
 from workbench.training.folder import RunFolder, write_json
+from workbench.training.gpu_runs import ratio_of
 
 # As the supervisor sets them for a worker: for the plain code too, and for the worker in this process, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -131,14 +132,12 @@ def switched(config: wb.TrainConfig, root: Path) -> None:
     whole = len(on) // (2 * STRETCH) * 2 * STRETCH
     medians = np.median(seconds[:whole].reshape(-1, 2, STRETCH), axis=2)  # (pairs, 2): in order of time
     first_on = on[:whole].reshape(-1, 2, STRETCH)[:, 0, 0] == 1
-    ratios = np.where(first_on, medians[:, 0] / medians[:, 1], medians[:, 1] / medians[:, 0])
-    random = np.random.default_rng(0)
-    drawn = np.median(random.choice(ratios, (10_000, len(ratios))), axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    pairs = np.where(first_on[:, None], medians, medians[:, ::-1])  # (pairs, 2): on, off
+    ratio, low, high = ratio_of([[with_it] for with_it, _ in pairs], [[without] for _, without in pairs], 10_000)
     step = 1e3 * float(np.median(seconds))
     print(
-        f"instrumentation on / off: {np.median(ratios):.4f} [{low:.4f}, {high:.4f}], {whole} steps of {step:.1f} ms in "
-        f"{len(ratios)} pairs of stretches; upper bound {'within' if high <= AIM else 'above'} {AIM}"
+        f"instrumentation on / off: {ratio:.4f} [{low:.4f}, {high:.4f}], {whole} steps of {step:.1f} ms in "
+        f"{len(pairs)} pairs of stretches; upper bound {'within' if high <= AIM else 'above'} {AIM}"
     )
 
 

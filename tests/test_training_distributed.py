@@ -23,6 +23,7 @@ from tests.tiny_model import write_tiny_model
 from workbench.training.events import EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, write_json
 from workbench.training.ranks import Ranks
+from workbench.training.recipe import start_command
 
 STEPS = 4
 FIELDS: dict[str, Any] = {
@@ -192,9 +193,11 @@ def test_fsdp_is_written_as_a_script_whose_command_accelerate_takes(tmp_path: Pa
     assert "as_code" in caught.value.remedy
     code = wb.as_code(config)
     compile(code, "train.py", "exec")
-    command = code[code.index("accelerate launch") : code.index("train.py\n# FSDP was not run")].replace("\\\n#", "")
-    arguments = launch_command_parser().parse_args([*shlex.split(command)[2:], "train.py"])
-    told = prepare_multi_gpu_env(arguments)
+    shown, _, rest = code.partition("accelerate launch")[2].partition("train.py")
+    assert rest.startswith("\n# FSDP was not run on GPUs")
+    command = start_command(config, "train.py")
+    assert [*command[:2], *shlex.split(shown.replace("\\\n#", "")), "train.py"] == command
+    told = prepare_multi_gpu_env(launch_command_parser().parse_args(command[2:]))
     assert {name: told[f"FSDP_{name}"] for name in ("USE_ORIG_PARAMS", "OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING")} == {
         "USE_ORIG_PARAMS": "false", "OFFLOAD_PARAMS": "true", "CPU_RAM_EFFICIENT_LOADING": "true",
     }  # fmt: skip

@@ -44,6 +44,8 @@ PLAN = (
     Step("resume", "an optimizer's paged state is paged again after a checkpoint was loaded"),
     Step("run", "a run with paged state: eligible, allocated and requested agree, also after Pause and Resume", 900),
     Step("half", "a run in float16, as on a T4", 600),
+    Step("merged", "an adapter trained on the GPU, exported to 16 bits, gives the run's held-out loss", 600),
+    Step("processes", "runs on several GPUs: DDP, and FSDP's script; with one GPU nothing is checked", 900),
     Step("memory", "out of memory on the GPU has its own ending, and the process can go on"),
     Step("overhead", "what collecting and sampling cost a step", 600),
 )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +63,62 @@ def half(facts: Facts) -> None:
     facts["losses"] = ", ".join(f"{loss:.4f}" if loss is not None else "none" for loss in losses)
     expect(status.state == "finished", f"{status.state}: {status.message}")
     expect(all(loss is not None and math.isfinite(loss) for loss in losses), "A loss is no number.")
+
+
+def merged(facts: Facts) -> None:
+    """A short run, exported to 16 bits: the merged model has the run's held-out loss, and the errors are those of rounding."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import workbench as wb
+    from workbench.training import data, trainer
+
+    config = wb.TrainConfig(max_steps=20, save_steps=0, max_length=128, max_eval_rows=32, sample_prompts=())
+    with scratch_folder() as folder:
+        going = wb.launch(config, folder / "run")
+        status = going.wait(500)
+        expect(status.state == "finished", f"{status.state}: {status.message}")
+        facts["held-out loss"] = [e["loss"] for e in going.events() if e["k"] == "eval"][-1]
+        facts["largest error"] = max(wb.export(going, folder / "merged").errors.values())
+        net = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.bfloat16, device_map={"": 0})
+        tokenizer = data.open_tokenizer(folder / "merged")
+        held_out = data.load(config, tokenizer, data.held_out_files(config), config.max_eval_rows).rows
+        collator = trainer.Collator(tokenizer.pad_token_id or 0)
+        with trainer.measuring(net, torch.bfloat16):
+            loss = trainer.held_out_loss(net, held_out, collator, config.per_device_train_batch_size, lambda: None)
+    facts["held-out loss, merged"] = loss
+    expect(loss is not None and abs(loss - facts["held-out loss"]) < 0.02, "The merged model has another loss.")
+    expect(facts["largest error"] < 2**-8, "A merged weight differs by more than rounding.")
+
+
+def processes(facts: Facts) -> None:
+    """Runs on every GPU of the machine, DDP by ``launch`` and FSDP by the script of ``as_code``; nothing where there is one."""
+    import torch
+
+    import workbench as wb
+    from workbench.training.recipe import start_command
+
+    facts["GPUs"] = count = torch.cuda.device_count()
+    if count < 2:
+        facts["told"] = "one GPU: runs on several were not checked"
+        return
+    usual: dict[str, Any] = {"nproc_per_node": count, "max_steps": 8, "save_steps": 4, "max_length": 128, "max_eval_rows": 0}
+    sharded = wb.TrainConfig(
+        **usual, fsdp="full_shard auto_wrap", compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16", optim="adamw_torch"
+    )
+    with scratch_folder() as folder:
+        going = wb.launch(wb.TrainConfig(**usual, sample_prompts=()), folder / "run")
+        status = going.wait(300)
+        facts["DDP"] = f"{status.state}: {status.message}"
+        (folder / "train.py").write_text(wb.as_code(sharded), "utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch", *start_command(sharded, "train.py")[2:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=500, check=False)
+        saved = (folder / "adapter" / "adapter_model.safetensors").is_file()
+    facts["FSDP"] = f"exit code {done.returncode}, adapter {'saved' if saved else 'missing'}"
+    if done.returncode:
+        facts["FSDP's last words"] = done.stderr[-600:]
+    expect(status.state == "finished", "The run on several GPUs did not finish.")
+    expect(done.returncode == 0 and saved, "The FSDP script did not train and save.")
 
 
 def overhead(facts: Facts) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from workbench.training.gpu_answer import CheckFailed, Facts, answer, expect
-from workbench.training.gpu_runs import half, overhead, run
+from workbench.training.gpu_runs import half, merged, overhead, processes, run
 
 MIB = 1 << 20
 _CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
@@ -216,8 +216,11 @@ def memory(facts: Facts) -> None:
 
 
 STEPS: dict[str, Callable[[Facts], None]] = {
-    step.__name__: step for step in (environment, collectors, quantize, nvml, balloon, resume, run, half, memory, overhead)
-}
+    step.__name__: step
+    for step in (
+        environment, collectors, quantize, nvml, balloon, resume, run, half, merged, processes, memory, overhead,
+    )
+}  # fmt: skip
 
 
 def main(name: str) -> int:

@@ -28,25 +28,31 @@ def as_code(config: TrainConfig) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _start(config: TrainConfig) -> str:
-    """How a cell for several processes is started: as a script; FSDP by accelerate, with the settings of peft's guide.
+def start_command(config: TrainConfig, script: str) -> list[str]:
+    """What starts the cell, saved as ``script``, on several processes; FSDP by accelerate, with the settings of peft's guide.
 
     https://huggingface.co/docs/peft/accelerate/fsdp
     """
+    processes = str(config.nproc_per_node)
+    if not config.fsdp:
+        return ["torchrun", "--nproc_per_node", processes, script]
+    options = {
+        "num_machines": "1", "num_processes": processes, "mixed_precision": "no", "dynamo_backend": "no",
+        "fsdp_version": "1", "fsdp_sharding_strategy": "FULL_SHARD", "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_use_orig_params": "false", "fsdp_cpu_ram_efficient_loading": "true", "fsdp_sync_module_states": "true",
+        "fsdp_offload_params": str("offload" in config.fsdp).lower(), "fsdp_state_dict_type": "FULL_STATE_DICT",
+    }  # fmt: skip
+    told = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return ["accelerate", "launch", "--use_fsdp", *told, script]
+
+
+def _start(config: TrainConfig) -> str:
+    """How a cell for several processes is started: as a script."""
     if config.nproc_per_node == 1:
         return ""
-    command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
-    if config.fsdp:
-        options = {
-            "num_machines": 1, "num_processes": config.nproc_per_node, "mixed_precision": "no", "dynamo_backend": "no",
-            "use_fsdp": "", "fsdp_version": 1, "fsdp_sharding_strategy": "FULL_SHARD",
-            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_use_orig_params": "false",
-            "fsdp_cpu_ram_efficient_loading": "true", "fsdp_sync_module_states": "true",
-            "fsdp_offload_params": str("offload" in config.fsdp).lower(), "fsdp_state_dict_type": "FULL_STATE_DICT",
-        }  # fmt: skip
-        shown = "".join(f" \\\n#   --{name} {value}".rstrip() for name, value in options.items())
-        command = f"accelerate launch{shown} \\\n#   train.py\n# FSDP was not run on GPUs by those who wrote this"
-    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
+    command = " ".join(start_command(config, "train.py")).replace(" --fsdp", " \\\n#   --fsdp")
+    unrun = "# FSDP was not run on GPUs by those who wrote this.\n" if config.fsdp else ""
+    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\n{unrun}import os\n\n"
 
 
 def _imports(config: TrainConfig) -> str:
