@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,30 @@ def test_the_terminal_commands_run(command: str, tmp_path: Path) -> None:
     assert done.stdout
     written = [word for word in command.split() if word.endswith((".csv", ".html"))]
     assert all((tmp_path / name).stat().st_size for name in written)
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+EXAMPLES = [textwrap.dedent(text) for text in re.findall(r"^ *```python\n(.*?)^ *```", CONTRIBUTING, re.DOTALL | re.MULTILINE)]
+
+
+def test_a_format_is_added_as_contributing_says() -> None:
+    done = subprocess.run([sys.executable, "-c", EXAMPLES[0]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    winners, error = done.stdout.rsplit(" ", 1)
+    assert "cubic" not in winners
+    assert 0.05 < float(error) < 0.2
+
+
+def test_a_view_is_added_as_contributing_says() -> None:
+    """Its last lines read what it shows."""
+    ask = "assert shown.wait(60)\nprint(view.plots[0].summary, view.message.value)"
+    watch = "import threading; shown = threading.Event(); view.session.on_analysis(lambda _: shown.set())"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join((EXAMPLES[1], watch, "view.session.start()", ask))],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "Histogram of 180,224 weights in standard deviations."
 
 
 def test_every_make_command_is_a_target_and_every_file_is_there() -> None:
