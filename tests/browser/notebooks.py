@@ -47,7 +47,7 @@ def run(lab: Lab, path: Path, seconds: float = 600) -> dict[str, Any]:
     lab.page.set_viewport_size(_TALL)
     lab.open(path.name)
     lab.run_all(seconds)
-    lab.until(_SETTLED, 60)
+    lab.until(_SETTLED, seconds)
     pictures = [_pictures(cell) for cell in lab.page.locator(".jp-CodeCell").all()]
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
