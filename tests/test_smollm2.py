@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from tests import smollm2, tiny
+from tests import kept, smollm2, tiny
 from workbench.sources.packed import logical, packed, weights
 from workbench.sources.rule import left_in_16_bits
 
@@ -85,3 +85,12 @@ def test_saved_in_4_bits_it_opens_with_the_same_codes(source: wb.Source, model: 
         np.testing.assert_array_equal(held.codes, q.codes)
         np.testing.assert_array_equal(held.dequantize(), held.quantized().dequantize(held.dtype))
         np.testing.assert_allclose(held.scales, q.scales, rtol=1e-2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
+def test_activations_are_forecast_within_15_percent(checkpointing: bool) -> None:
+    config = wb.TrainConfig(model=str(FOLDER), gradient_checkpointing=checkpointing)
+    model = kept.loaded(config)
+    for rows, length, padded in ((1, 64, False), (2, 128, False), (1, 512, False), (2, 128, True)):
+        forecast, measured = kept.activation_bytes(model, config, rows, length, padded)
+        assert forecast == pytest.approx(measured, rel=0.15), (rows, length, padded)
