@@ -235,7 +235,9 @@ def test_attaching_to_nothing_says_what_to_do(cell: Callable[..., TrainingCell])
     assert "no run is chosen" in panel.message.value
 
 
-def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable[..., TrainingCell]) -> None:
+def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
+    cell: Callable[..., TrainingCell], capsys: pytest.CaptureFixture[str]
+) -> None:
     panel = cell(config=SHORT)
     panel._launch.click()
     assert panel.message.value == ""
@@ -280,6 +282,11 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(cell: Callable
     assert other.form.controls["max_steps"].value == 3
     assert other.view.paging.plot.summary.startswith("Simulated, with")
     assert "simulated" in other.view.paging._beside.value
+
+    # Without a view, a cell that watches prints the steps.
+    capsys.readouterr()
+    assert wb.attach(panel.run.dir).watch().state == "finished"
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2", "step 3"]
 
     # The two lines that the panel shows load the adapter in plain peft.
     [shown] = re.findall(r'<pre class="wb-code">(.*?)</pre>', results, re.DOTALL)

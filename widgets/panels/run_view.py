@@ -125,6 +125,7 @@ class RunView:
         self._changed, self._failed = changed, failed
         self._ticker: Ticker | None = None
         self._following: Following | None = None
+        self._beside: Mapping[str, RunHistory] = MappingProxyType({})
         self._shown = 0
         self.plots = {name: Plot({}, summary="No run yet.", height=height) for name, height in _HEIGHTS.items()}
         self.paging, self.receipt = RunPaging(failed, executor), RunReceipt()
@@ -153,6 +154,7 @@ class RunView:
         """Show a run, what it did so far at once, and what it does from now on until it has ended."""
         self._end()
         following = self._following = Following(run)
+        self._lay_over(following)
         self._shown = 0
         self.paging.follow(following.config)
         self._look(anyway=True)
@@ -163,12 +165,17 @@ class RunView:
             self._ticker.start()
 
     def overlay(self, beside: Mapping[str, RunHistory]) -> bool:
-        """Lay other runs' losses over this one's; whether there is one."""
+        """Lay other runs' losses over that of the run on show, now and of later ones; whether there is one."""
+        self._beside = beside
         if self._following is None:
             return False
-        self._following.beside = beside
+        self._lay_over(self._following)
         self._look(anyway=True)
         return True
+
+    def _lay_over(self, following: Following) -> None:
+        own = following.run.dir.name
+        following.beside = {name: history for name, history in self._beside.items() if name != own}
 
     def close(self) -> None:
         """Stop following."""

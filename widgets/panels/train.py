@@ -23,7 +23,6 @@ from widgets.panels.run_form import RunForm
 from widgets.panels.run_list import RunList
 from widgets.panels.run_preview import RunPreview
 from widgets.panels.run_view import RunView
-from widgets.run_history import RunHistory
 from widgets.state import State, Store
 from widgets.style import Panel, fold, note, row
 from widgets.tasks import at_once, guard
@@ -82,7 +81,7 @@ class TrainingCell(Panel):
         self._recipe = Work(executor, self._copyable, self._no_code, debounce=0.3)
         self.preview = RunPreview(lambda: self.config, self.message.error, self._seen, executor)
         self.view = RunView(self._changed, self.message.error, executor)
-        self.earlier = RunList(self._overlay, self.message.error, executor)
+        self.earlier = RunList(self.view.overlay, self.message.error, executor)
         for part in (self.view, self.preview, self.earlier, self._recipe):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
@@ -194,10 +193,6 @@ class TrainingCell(Panel):
     def _follow(self, run: Run) -> None:
         self.run = run
         self.view.follow(run)
-
-    def _overlay(self, beside: Mapping[str, RunHistory]) -> bool:
-        own = self.run.dir.name if self.run else ""
-        return self.view.overlay({name: history for name, history in beside.items() if name != own})
 
     def _changed(self, status: RunStatus | None) -> None:
         """Enable what can be done now, and say how a run ended."""
