@@ -101,7 +101,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_weights(
         done.append(kill_somewhere(run, attempt, chance))
         seen += reader.poll()
         run = wb.attach(run.dir).resume()
-    assert ended(run, "finished").attempt == KILLS + 1, (SEED, done)
+    assert ended(run, "finished", 10 * STEPS).attempt == KILLS + 1, (SEED, done)  # many steps may be left for the last attempt
 
     assert adapter_bytes(run) == adapter_bytes(whole), (SEED, done)
     steps, expected = (latest_steps(r.events()) for r in (run, whole))
