@@ -111,7 +111,7 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
     assert run.status.worker_pid in ranks
     (other,) = set(ranks) - {run.status.worker_pid}
     os.kill(other, signal.SIGKILL)
-    status = ended(run, "killed", 120)
+    status = ended(run, "killed")
     assert (status.kind, status.exit_code) == ("killed", -signal.SIGKILL)
     for pid in ranks:
         until_gone(run, pid)
@@ -120,7 +120,7 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
     step = first(run, is_step(3, attempt=2))
     ranks = [child.pid for child in psutil.Process(run.pid).children()]
     run.stop()
-    assert ended(run, "stopped", 120).exit_code == 10
+    assert ended(run, "stopped").exit_code == 10
     assert run.adapter_dir == run.dir / "adapter"
     last = max(event["n"] for event in of(run, "step"))
     assert last >= step["n"]
