@@ -246,3 +246,9 @@ def test_of_several_attempts_the_last_that_measured_anything_counts() -> None:
     assert made_of(on_a_gpu(1), on_a_gpu(2, held=700)).rows[0].measured == 700 * MB
     begun: list[Event] = [{"k": "memory", "t": 9, "attempt": 2, "moment": "libraries", "rss": 5}]
     assert made_of(on_a_gpu(1), begun).rows[0].measured == 600 * MB
+
+
+def test_the_context_is_what_the_process_took_before_it_loaded_anything() -> None:
+    events = on_a_gpu()
+    events[2]["gpu"] = {"nvml_process": 654 * MB, "reserved": 2 * MB}
+    assert made_of(events)["CUDA context"].measured == 652 * MB

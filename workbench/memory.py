@@ -183,9 +183,9 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
         Row("activations", kept.bytes(tokens, plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
         Row(
             "logits and loss",
-            tokens * vocabulary * (c + 8),
+            tokens * vocabulary * 12,
             ESTIMATED,
-            f"{shape} × vocabulary {vocabulary:,} × ({c} + 4 + 4) bytes: logits, their fp32 copy, its gradient",
+            f"{shape} × vocabulary {vocabulary:,} × (4 + 4 + 4) bytes: log-probabilities, their gradient, that of the logits",
         ),
     ]
     if plan.method == QLORA:

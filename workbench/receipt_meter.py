@@ -163,7 +163,11 @@ class _Maker:
                 return None, "", ""
             spare = (self.gpu["reserved"] or 0) - self._allocated
             return max(spare, 0), "allocator", "what it has reserved beyond the peak of what was allocated"
-        context = self.told.moments.get("context", {}).get("context")
+        made = self.told.moments.get("context", {})
+        then: Mapping[str, int | None] = made.get("gpu") or {}
+        process, context = then.get("nvml_process"), made.get("context")
+        if process is not None:
+            return process - (then["reserved"] or 0), "nvml", "of the process, before it loaded anything"
         return context, "" if context is None else "nvml", "the device's memory in use before and after the context was made"
 
     def _saved(self, category: str) -> tuple[int | None, str, str]:
@@ -174,7 +178,9 @@ class _Maker:
         note = ""
         if category == "logits and loss":
             note = "what the forward pass keeps; forecast is the backward pass, which holds two more of that size for a moment"
-        elif category == "activations" and (again := self.last["recomputed"]):
+        elif category == "activations":
+            note = "kept by the forward pass"
+        if category == "activations" and (again := self.last["recomputed"]):
             note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
         return kept + again, "saved", note
 

@@ -232,12 +232,13 @@ class Account:
         """Makes the CUDA context, and tells what the device had in use before and what the context took."""
         if self.gpu is None:
             return
-        before = self.gpu.counters(0)["nvml_used"]
+        counters = self.gpu.counters(0)
+        before, held = counters["nvml_used"], counters["reserved"] or 0
         self._others = before or 0
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
         after = self.gpu.counters(0)
-        used, reserved = after["nvml_used"], after["reserved"] or 0
+        used, reserved = after["nvml_used"], (after["reserved"] or 0) - held
         took = None if before is None or used is None else used - before - reserved
         self.moment("context", context=took, others=before)
 
