@@ -38,8 +38,8 @@ def test_what_is_stored_in_what(src: Source) -> None:
     assert full["linear weights W"] == ("bf16", "bf16", "trained")
     assert lora["linear weights W"] == ("bf16", "bf16", "frozen")
     assert qlora["linear weights W"] == ("NF4, two a byte", "bf16, as Ŵ", "frozen")
-    assert full["norm and head"][0] == lora["norm and head"][0] == "bf16"
-    assert qlora["norm and head"][0] == "fp32"
+    assert full["norms and head"][0] == lora["norms and head"][0] == "bf16"
+    assert qlora["norms and head"][0] == "fp32"
     assert lora["A and B, rank 16"] == qlora["A and B, rank 16"] == ("fp32", "bf16", "trained")
     assert qlora.keys() - lora.keys() == {"scales, levels", "Ŵ, one at a time"}
     assert "gradients of W" in full

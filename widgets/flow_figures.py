@@ -51,6 +51,7 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     c = _SHORT[auto if plan.compute_dtype == "auto" else plan.compute_dtype]
     four_bit, full = plan.method == QLORA, plan.method == FULL
     kept = "fp32" if four_bit else c  # prepare_model_for_kbit_training upcasts what is not in 4 bits
+    mixed = c if c == "fp32" else f"{c}, fp32"  # norms and the loss compute in fp32
     frozen = "trained" if full else "frozen"
     sums = dict.fromkeys(("embedding", "linear", "rest"), 0)
     place = {t.name: "linear" if t.quantizable else "embedding" if "embedding" in t.reason else "rest"
@@ -64,21 +65,21 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     row, learnt = (84, c) if full else (16, "fp32")
     adam = ledger["optimizer state"] + ledger["optimizer state, paged"]
     found = [
-        Part("embedding", (9, 50), kept, c, sums["embedding"], frozen),
-        Part("linear weights W", (30, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
-        Part("x, kept for backward", (30, 50), c, c, ledger["activations"], "one step"),
-        Part("norm and head", (72, 50), kept, c, sums["rest"], frozen),
-        Part("logits and loss", (91, 50), f"{c} and fp32", "fp32", ledger["logits and loss"], "one step"),
-        Part("gradients of W" if full else "gradients of A, B", (72, row), learnt, learnt, ledger["gradients"], "one step"),
-        Part("Adam's two moments", (51, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
+        Part("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
+        Part("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
+        Part("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
+        Part("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
+        Part("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
+        Part("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
+        Part("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
     ]  # fmt: skip
     if four_bit:
         scales = ledger["absmax scales"] + ledger["second-level scales"] + ledger["codebooks"]
         how = "8 bits and fp32" if plan.double_quant else "fp32"
         found.append(Part("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
-        found.append(Part("Ŵ, one at a time", (51, 84), c, c, ledger["dequantized weight"], "one product"))
+        found.append(Part("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
     if not full:
-        found.append(Part(f"A and B, rank {plan.lora_r}", (30, 16), "fp32", c, ledger["adapters"], "trained"))
+        found.append(Part(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
     return found
 
 
@@ -87,7 +88,7 @@ def flow(src: Source, ledger: MemoryLedger) -> tuple[Figure, str]:
     boxes = parts(src, ledger)
     method = ledger.plan.method
     where = {part.name: part.at for part in boxes}
-    where["y"] = (51, 50)
+    where["y"] = (50, 50)
     shapes = [_box(part.at, part.role == "trained") for part in boxes] + [_box(where["y"], False, dashed=True)]
     notes = [_text(part.at, part.name, _lines(part)) for part in boxes]
     notes.append(_text(where["y"], "every linear layer", [*_sum(method), "backward: dL/dx =", f"dL/dy · {_UNDONE[method]}"]))
@@ -121,7 +122,7 @@ def _sum(method: str) -> list[str]:
 
 
 def _lines(part: Part) -> list[str]:
-    return [f"in {part.stored}", f"computes in {part.computes}", f"{amount(part.bytes)}, {part.role}"]
+    return [f"in {part.stored}", f"computes in {part.computes}", amount(part.bytes), part.role]
 
 
 def _box(at: tuple[float, float], trained: bool, dashed: bool = False) -> Figure:
@@ -164,7 +165,7 @@ def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
     w, x, head, loss, adam = (
         "linear weights W",
         "x, kept for backward",
-        "norm and head",
+        "norms and head",
         "logits and loss",
         "Adam's two moments",
     )
