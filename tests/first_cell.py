@@ -64,7 +64,7 @@ def renewed(notebook: dict[str, Any], name: str, address: str) -> dict[str, Any]
     text = "\n".join(lines).rstrip() + (f"\n\n{shown}" if (shown := badge(address, name)) else "")
     if cells and cells[0]["cell_type"] == "code" and "google.colab" in "".join(cells[0]["source"]):
         cells = cells[1:]
-    start = {
+    start: dict[str, Any] = {
         "cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [],
         "source": first_cell(address).splitlines(keepends=True),
     }  # fmt: skip
