@@ -193,10 +193,10 @@ def test_a_page_that_missed_a_patch_is_sent_everything(plot: Plot, monkeypatch: 
     plot.show({"data": []})
     wire = Wire(plot, monkeypatch)
     plot._handle_custom_msg({"type": "hello", "revision": 1}, [])
-    assert not wire, "it is up to date"
+    assert [message["content"] for message, _ in wire] == [{"type": "here"}], "it is up to date"
     plot._handle_custom_msg({"type": "hello", "revision": 0}, [])
-    assert wire[0][0]["method"] == "update"
-    assert wire[0][0]["state"]["_current"]["revision"] == 1
+    assert wire[1][0]["method"] == "update"
+    assert wire[1][0]["state"]["_current"]["revision"] == 1
 
 
 def test_events_reach_their_callbacks_until_they_are_unsubscribed(plot: Plot) -> None:

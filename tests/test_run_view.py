@@ -117,7 +117,7 @@ def test_on_a_gpu_migrations_and_requests_are_told_apart() -> None:
     figure, _ = run_figures.paging(history)
     named = {trace["name"]: float(trace["y"].sum()) for trace in figure["data"]}
     assert named == {"migrated host → GPU (CUPTI)": 3.0, "requested by prefetch, not a migration": 5.0}
-    assert "not yet run on a GPU" in figure["layout"]["title"]["text"]
+    assert figure["layout"]["title"]["text"] == "GPU paging"
     assert history.counts["cupti", "gpu fault"] == 7
 
 
@@ -152,7 +152,7 @@ def test_memory_of_a_gpu_adds_up_to_what_nvml_tells() -> None:
     assert [float(trace["y"][0]) for trace in figure["data"]] == [2.0, 1.0, 1.5, 1.0]
     assert [trace.get("stackgroup") for trace in figure["data"]] == ["held", "held", "held", None], "managed: wherever it lies"
     assert "Limit, the GPU: 16.00 GB, above the picture" in said
-    assert "not yet run on a GPU" in figure["layout"]["title"]["text"]
+    assert figure["layout"]["title"]["text"] == "GPU memory"
 
 
 def test_a_long_stack_is_thinned_as_one() -> None:

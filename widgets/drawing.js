@@ -64,6 +64,7 @@ function withTail(node, start, tail) {
 
 // ---------------------------------------------------------------- state
 
+const ANSWER_WITHIN = 5000, GREETINGS = 5; // milliseconds until a greeting is repeated, doubled each time; and how often
 const states = new Map(); // a model's key -> its state: initialize and render see different proxies of one model
 
 /** Hold a model's state for all its views; `redraw(view)` after a change, `picture(state, model)` a PNG blob of it as it is now. */
@@ -71,12 +72,23 @@ function keepState(model, { redraw, picture, received = () => {} }) {
   const state = { ...model.get("_current"), views: new Set() };
   states.set(model.get("_key"), state);
   const redrawAll = () => state.views.forEach(redraw);
-  const greet = () => model.send({ type: "hello", revision: state.revision });
+  let unanswered;
+  const greet = (tries = 0) => {
+    try {
+      model.send({ type: "hello", revision: state.revision });
+    } catch {
+      return; // the kernel is gone
+    }
+    clearTimeout(unanswered); // a busy kernel may lose what it hears while a widget is being made
+    if (tries < GREETINGS) unanswered = setTimeout(greet, ANSWER_WITHIN * 2 ** tries, tries + 1);
+  };
   const replaced = () => {
+    clearTimeout(unanswered);
     Object.assign(state, model.get("_current"));
     redrawAll();
   };
   const heard = (message, buffers) => {
+    clearTimeout(unanswered);
     if (message.type === "patch") patched(message, buffers);
     else if (message.type === "picture") void sendPicture(message.id);
     else if (message.type === "say") state.views.forEach((view) => say(view, message.text));
@@ -108,6 +120,7 @@ function keepState(model, { redraw, picture, received = () => {} }) {
   model.on("msg:custom", heard);
   greet();
   return () => {
+    clearTimeout(unanswered);
     model.off("change:_current", replaced);
     model.off("msg:custom", heard);
     states.delete(model.get("_key"));

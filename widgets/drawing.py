@@ -152,6 +152,8 @@ class Drawing(anywidget.AnyWidget):
             with self._lock:
                 if message.get("revision") != self._state["revision"]:
                     self.send_state("_current")
+                else:
+                    self.send({"type": "here"})
         elif kind == "picture" and message.get("id") in self._pictures:
             asked, answers = self._pictures[message["id"]]
             answers.append(bytes(buffers[0]) if buffers else str(message.get("error")))

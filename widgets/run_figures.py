@@ -1,8 +1,7 @@
 """A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
 
 Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
-GPU paging, a prefetch request is never called a migration, and what only a GPU gives is labelled as not yet run on one. Memory
-is in ``run_memory_figures``.
+GPU paging, a prefetch request is never called a migration. Memory is in ``run_memory_figures``.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def paging(history: RunHistory, key: str = "") -> Told:
     every = f"each {width:g} s"
     if view == "gpu":
         lanes, scale, unit = history.lanes("cupti", "prefetch requests"), 1e6, "MB"
-        title = "GPU paging, not yet run on a GPU"
+        title = "GPU paging"
     else:
         lanes, scale, unit = history.lanes("host faults"), 1.0, "faults"
         title = "Host page faults (OS), not GPU paging" if view == "host" else "Paging events: none yet"

@@ -49,7 +49,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
         )  # fmt: skip
     lines, told = _lines(history, host, on_gpu, top, scale)
     above = f" above interpreter and libraries ({amount(base)})" if base else ""
-    title = "GPU memory, not yet run on a GPU" if on_gpu else f"Memory of the training process{above}, resident, CPU"
+    title = "GPU memory" if on_gpu else f"Memory of the training process{above}, resident, CPU"
     layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
     layout["shapes"] = [*shading(history), *lines]
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]

@@ -169,7 +169,7 @@ _FP4 = (
     0.0052083334885537624, 0.1666666716337204, 0.25, 0.3333333432674408, 0.5, 0.6666666865348816, 1.0,
 )  # fmt: skip
 _FP4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
-# Yoshida, NF4 Isn't Information Theoretically Optimal, arXiv 2306.06965: the levels of least mean absolute error for
+# Yoshida, NF4 Isn't Information Theoretically Optimal, arXiv 2306.06965: levels made for the mean absolute error of
 # normal weights in blocks of 64; the float32 numbers and their falling codes are bitsandbytes' get_4bit_type('af4').
 _AF4 = (
     -1.0, -0.6944100856781006, -0.5124374032020569, -0.37369510531425476, -0.25607553124427795, -0.14982478320598602,

@@ -1,6 +1,6 @@
 """The GPUs to judge a forecast against: well-known ones by name, and the one in this machine.
 
-Asks the driver through NVML for the latter, which takes no CUDA context. Not yet run on a GPU.
+Asks the driver through NVML for the latter, which takes no CUDA context.
 """
 
 from __future__ import annotations

@@ -196,9 +196,7 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
         casts = sum(parameters.values()) + (head if plan.method == QLORA else 0)
         rows.append(Row("16-bit casts", casts * c, ESTIMATED, "autocast's copies of the fp32 adapters and of the fp32 head"))
     if plan.device == "cuda":
-        rows.append(
-            Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; not yet measured on a GPU")
-        )
+        rows.append(Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; an H100 took 0.65 GB"))
     return rows
 
 

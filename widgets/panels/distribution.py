@@ -21,6 +21,7 @@ from widgets.work import Work
 from workbench.measurement import merge_equal_levels
 from workbench.normality import Quantiles
 from workbench.outlying import Outliers, outliers
+from workbench.wording import number
 
 
 class DistributionView(View):
@@ -189,7 +190,7 @@ class DistributionView(View):
             [
                 (
                     f"{b.sigmas:g} σ", f"{b.weights:,}", f"{100 * b.share:.3g} %", _rare(b.normal_share),
-                    f"{100 * b.block_share:.3g} %", f"{b.rmse:.3e}", f"{b.rmse_others:.3e}",
+                    f"{100 * b.block_share:.3g} %", number(b.rmse, ".3e"), number(b.rmse_others, ".3e"),
                 )
                 for b in found.beyond
             ],

@@ -39,6 +39,8 @@ _FIELDS = {
 }  # fmt: skip
 """Control → field of the state."""
 
+_METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}
+
 
 class MemoryView(View):
     """Forecast bytes of five methods beside a GPU's memory, and the ledger of the chosen configuration; nothing is measured."""
@@ -74,7 +76,7 @@ class MemoryView(View):
         return [
             note(
                 "A forecast, made before anything is loaded: bytes of weights, scales, adapters and optimizer state are "
-                "computed from the model's shapes, the rest is estimated. Not yet checked against a GPU."
+                "computed from the model's shapes, the rest is estimated."
             ),
             fields(*self.controls.values()),
             self.verdict,
@@ -156,7 +158,8 @@ class MemoryView(View):
             "pages": f"fits {gpu.name} only if the paged optimizer state ({amount(chosen.managed)}) moves to the host",
             "does not fit": f"does not fit {gpu.name}: {amount(-found.headroom)} are missing",
         }[found.verdict]
-        text = f"As set, QLoRA on {analysis.source.name} is forecast to take {amount(chosen.total)} and {said}."
+        what = f"{_METHODS[self.config.method]} on {analysis.source.name}"
+        text = f"As set, {what} is forecast to take {amount(chosen.total)} and {said}."
         if found.verdict == "fits":
             return text
         ways = ways_to_fit(analysis.source, self.config, gpu)

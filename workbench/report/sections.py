@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 
 from workbench.formats import FORMATS
-from workbench.kinds import order_of
 from workbench.gpus import known
+from workbench.kinds import order_of
 from workbench.memory import GROUPS, fit
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents

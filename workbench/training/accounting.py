@@ -202,7 +202,7 @@ class Account:
     def usable(self) -> int:
         """Bytes that there are for all that is forecast: on the GPU without other processes, on the host without libraries."""
         if self.gpu is not None:
-            return int(torch.cuda.get_device_properties(0).total_memory) - self._others
+            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory) - self._others
         return max((_rss() or 0) - self._before, 0) + headroom()
 
     def shortage(self, config: TrainConfig, where: Mapping[str, Any], asked: int | None) -> Shortage:

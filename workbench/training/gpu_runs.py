@@ -1,4 +1,4 @@
-"""The steps of ``make gpu-check`` that train: whole runs, and what watching a step costs. Not yet run on a GPU."""
+"""The steps of ``make gpu-check`` that train: whole runs, and what watching a step costs."""
 
 from __future__ import annotations
 

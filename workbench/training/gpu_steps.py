@@ -1,4 +1,4 @@
-"""The steps of ``make gpu-check``: ``python -m workbench.training.gpu_steps NAME``. Written from documented facts, not yet run.
+"""The steps of ``make gpu-check``: ``python -m workbench.training.gpu_steps NAME``.
 
 Covers what is asked of the device itself; the steps that train are in ``gpu_runs``. Each fills a dictionary of facts and raises
 ``CheckFailed`` where something is not as it should be; what it found until then is told too. The process answers with one line
@@ -91,9 +91,11 @@ def quantize(facts: Facts) -> None:
     for name in ("nf4", "fp4"):
         ours = wb.quantize(x, wb.QuantSpec(name))
         packed, state = functional.quantize_4bit(torch.from_numpy(x).cuda(), blocksize=64, quant_type=name)
-        differing = int((packed.cpu().numpy().ravel() != ours.packed.ravel()).sum())
-        facts[f"{name}: bytes that differ"] = f"{differing:,} of {ours.packed.size:,}"
-        expect(differing < ours.packed.size / 10_000, f"{name}: {differing:,} bytes differ.")
+        high, low = (part.cpu().numpy().ravel() for part in (packed >> 4, packed & 15))
+        codes, level = np.stack([high, low], axis=1).ravel(), ours.spec.definition.level_of_code
+        facts[f"{name}: codes that differ"] = int((codes != ours.codes.ravel()).sum())  # FP4 has two zeros
+        facts[f"{name}: levels that differ"] = differing = int((level[codes] != level[ours.codes.ravel()]).sum())
+        expect(not differing, f"{name}: {differing:,} of {codes.size:,} weights become another level.")
         expect(np.array_equal(state.absmax.cpu().numpy(), ours.absmax.ravel()), f"{name}: the absmax values differ.")
 
 

@@ -1,7 +1,7 @@
 """Memory and faults, sampled several times a second by a thread of the worker.
 
 Covers the host's counters of a process (also read from outside, by the supervisor), the CUDA allocator's and NVML's figures
-where there is a GPU [not yet run on a GPU], clock anchors, and the thread that records them. It also watches, on the same beat,
+where there is a GPU, clock anchors, and the thread that records them. It also watches, on the same beat,
 for what must be noticed while the main thread is busy: a stop before training, a supervisor that is gone. Does not interpret.
 Imports torch only if the worker has already done so.
 """
@@ -55,7 +55,7 @@ def host_counters(pid: int | None = None) -> dict[str, int | None]:
 
 
 class Nvml:
-    """One device's memory, all processes together, as NVML tells it through nvidia-ml-py. Not yet run on a GPU."""
+    """One device's memory, all processes together, as NVML tells it through nvidia-ml-py."""
 
     def __init__(self, uuid: str) -> None:
         self.why = ""
@@ -97,7 +97,7 @@ class Nvml:
 
 
 class Gpu:
-    """One GPU's memory: the allocator's figures, and the device's by NVML where that answers. Not yet run on a GPU."""
+    """One GPU's memory: the allocator's figures, and the device's by NVML where that answers."""
 
     def __init__(self) -> None:
         torch = sys.modules["torch"]

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from workbench.sources.base import Source
 
 MOVED = ("h2d", "d2h", "evicted")
-NEVER_RUN = "not yet run on a GPU"
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class PagingMeter:
     def truth(self) -> PagingTruth:
         """What the events so far come to."""
         seen, why = self._sees("cupti")
-        measured = f"measured by CUPTI, {NEVER_RUN}" if seen else f"not seen: {why}"
+        measured = "measured by CUPTI" if seen else f"not seen: {why}"
         moved = {what: self._sums[what] if seen else None for what in MOVED}
         readings = (
             Reading("eligible to page", self._facts.get("eligible_bytes"), self._eligible_source()),
@@ -197,7 +196,7 @@ class PagingMeter:
 
     def _allocated(self) -> tuple[int | None, str]:
         if self._managed is not None:
-            return self._managed, f"allocated, as bitsandbytes' page manager counts, {NEVER_RUN}"
+            return self._managed, "allocated, as bitsandbytes' page manager counts"
         if self._facts.get("cuda") == 0:
             return 0, "none: without CUDA bitsandbytes allocates ordinary memory"
         return None, "not sampled yet"
