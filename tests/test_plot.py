@@ -235,11 +235,11 @@ def test_the_figures_own_height_is_the_place_it_takes() -> None:
 def test_closing_frees_every_model_and_may_be_repeated() -> None:
     PlotlyLibrary.shared()
     gc.collect()
-    before = set(ipywidgets.Widget.get_manager_state()["state"])
+    before = set(ipywidgets.widgets.widget._instances)
     for _ in range(20):
         plot = Plot(go.Figure(go.Scatter(y=[1, 2])))
         plot.on_click(print)
         plot.close()
         plot.close()
         plot.show({"data": [{"y": [1]}]})  # after the end: harmless
-    assert set(ipywidgets.Widget.get_manager_state()["state"]) == before
+    assert set(ipywidgets.widgets.widget._instances) == before

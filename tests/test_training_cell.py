@@ -328,10 +328,10 @@ def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., Trainin
 
 def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[..., TrainingCell]) -> None:
     PlotlyLibrary.shared()
-    before = set(ipywidgets.Widget.get_manager_state()["state"])
+    before = set(ipywidgets.widgets.widget._instances)
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48))
     panel._launch.click()
     panel.close()
-    assert set(ipywidgets.Widget.get_manager_state()["state"]) == before
+    assert set(ipywidgets.widgets.widget._instances) == before
     assert panel.run is not None
     assert panel.run.status.state in ("starting", "running")

@@ -146,12 +146,17 @@ const bytesAt = ({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, b
 
 /** Have Python tell of the worst block in a cell; the answer goes to the tip at the pointer or to the screen reader. */
 function askAbout(view, cell) {
-  clearTimeout(view.resting);
-  view.telling = null;
+  askNoMore(view);
   view.resting = setTimeout(() => {
     view.telling = `${view.name}-${performance.now()}`;
     view.model.send({ type: "tell", id: view.telling, number: view.state.content.map.number, ...cell });
   }, REST);
+}
+
+/** What was asked about a cell is not told any more: something else is said. */
+function askNoMore(view) {
+  clearTimeout(view.resting);
+  view.telling = null;
 }
 
 function pick(view, { rows, columns }) {
@@ -183,6 +188,7 @@ function zoom(view, factor, at) {
   const row = Math.floor(cursor / map.shape[1]) + 0.5, column = (cursor % map.shape[1]) + 0.5;
   moveTo(view, map, about(rows, at?.row, row), about(columns, at?.column, column));
   const { rows: [top, bottom], columns: [left, right] } = view.window;
+  askNoMore(view);
   say(view, `Rows ${Math.floor(top)} to ${Math.ceil(bottom) - 1}, columns ${Math.floor(left)} to ${Math.ceil(right) - 1}`);
 }
 
@@ -190,6 +196,7 @@ function showAll(view) {
   const { map } = view.state.content;
   if (!map) return;
   view.window = wholeOf(map);
+  askNoMore(view);
   say(view, "The whole map");
   schedule(view);
 }
@@ -273,8 +280,8 @@ function showTip(view, text) {
 }
 
 function hideTip(view) {
-  clearTimeout(view.resting);
-  Object.assign(view, { hovering: null, telling: null });
+  askNoMore(view);
+  view.hovering = null;
   view.tip.hidden = true;
 }
 
