@@ -32,7 +32,7 @@ def until(run: wb.Run, wanted: Callable[[wb.Run], bool], seconds: float = 60) ->
     end = time.monotonic() + seconds
     while not wanted(run):
         assert time.monotonic() < end, told(run)
-        time.sleep(0.02)
+        run.wait(0.02)  # for its end, if that comes sooner
 
 
 def until_gone(run: wb.Run, pid: int | None, seconds: float = 60) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.run_figures import Figure, Told, axes, level
+from widgets.run_figures import Figure, Told, axes, level, unit_for
 from widgets.tables import table
 from workbench.pager import PagerSimulation
 from workbench.training.truth import MOVED, PagingTruth
@@ -33,7 +33,7 @@ def simulated(simulation: PagerSimulation) -> Told:
     names = [name for name in simulation.categories if name != _FIXED]
     room = max(simulation.budget - always, 0)
     top = max(float(resident.sum(1).max(initial=0)), float(room), 1.0)
-    unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
+    unit, scale = unit_for(top)
     x = np.arange(int(last.sum()), dtype=np.float32)
     moments = [
         html.escape(f"{phase}, {name}") for phase, name, now in zip(simulation.phase, simulation.name, last, strict=True) if now

@@ -1,8 +1,8 @@
 """A run's memory as plotly figures: what it holds over time, and each step's peak beside its batch.
 
 Plain functions, no widgets: each returns a figure as a mapping and the sentence that says the same to a screen reader.
-Everything is measured but the line of the forecast; what only a GPU gives is labelled as not yet run on one. On a CPU it is the
-process's resident set, drawn above what interpreter and libraries take; it seldom falls again: freed memory stays there.
+Everything is measured but the line of the forecast. On a CPU it is the process's resident set, drawn above what interpreter and
+libraries take; it seldom falls again: freed memory stays there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.run_figures import Figure, Told, axes, level, over_time, shading
+from widgets.run_figures import Figure, Told, axes, level, over_time, shading, unit_for
 from widgets.run_history import RunHistory, kept
 from workbench.memory import GROUPS
 from workbench.wording import amount
@@ -35,7 +35,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
     at, beside = history.memory[lane].curve() if lane in history.memory else (np.zeros(0), np.zeros(0))
     beside = np.where(beside >= base, beside - base, np.nan)
     top = max(float(np.nanmax(total, initial=0.0)), float(np.nanmax(beside, initial=0.0)))
-    unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
+    unit, scale = unit_for(top)
     traces: list[Figure] = [
         {"type": "scatter", "mode": "lines", "stackgroup": "held", "name": name, "x": x[index].astype(np.float32),
          "y": (y[index] / scale).astype(np.float32), "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"width": 1}}
@@ -118,7 +118,7 @@ def batches(history: RunHistory, key: str = "") -> Told:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))
-    unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
+    unit, scale = unit_for(top)
     on_gpu = ("worker", "allocated") in history.memory
     longest, padded = history.step_curve("longest"), history.step_curve("padded")
     source = "allocated" if on_gpu else "resident, sampled 8 times a second"

@@ -6,14 +6,17 @@ Asks the driver through NVML for the latter, which takes no CUDA context.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
 
 GIB = 2**30
 THIS_MACHINE = "the GPU of this machine"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,37 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 """GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
 
 
+def devices() -> int:
+    """How many NVIDIA GPUs the driver knows; 0 where it does not answer."""
+    return _asked(lambda nvml: int(nvml.nvmlDeviceGetCount()), 0)
+
+
 @functools.cache
 def present() -> Gpu | None:
     """The first GPU of this machine, in NVML's order; None where the driver knows none or does not answer."""
+    return _asked(_first, None)
+
+
+def _first(nvml: Any) -> Gpu | None:
+    if not nvml.nvmlDeviceGetCount():
+        return None
+    device = nvml.nvmlDeviceGetHandleByIndex(0)
+    memory = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
+    return Gpu(f"{nvml.nvmlDeviceGetName(device)}, in this machine", int(memory.total - memory.reserved))
+
+
+def _asked(question: Callable[[Any], T], otherwise: T) -> T:
+    """What NVML answers, or else ``otherwise``."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
         try:
-            if not pynvml.nvmlDeviceGetCount():
-                return None
-            device = pynvml.nvmlDeviceGetHandleByIndex(0)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(device, version=pynvml.nvmlMemory_v2)
-            return Gpu(f"{pynvml.nvmlDeviceGetName(device)}, in this machine", int(memory.total - memory.reserved))
+            return question(pynvml)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return None
+        return otherwise
 
 
 def known() -> Mapping[str, Gpu]:

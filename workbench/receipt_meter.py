@@ -13,20 +13,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.receipts import TITLES, UNEXPLAINED, MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
+from workbench.receipts import (
+    OF_TRAINING,
+    SAVED,
+    TITLES,
+    UNEXPLAINED,
+    WEIGHTS,
+    MeasuredStep,
+    Receipt,
+    ReceiptRow,
+    ReceiptTotal,
+)
 from workbench.training.events import Event
 from workbench.wording import amount, counted
 
 if TYPE_CHECKING:
     from workbench.training.runs import Run
 
-WALKED = (
-    "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
-    "integer tensors", "buffers", "adapters", "gradients", "optimizer state", "optimizer state, paged",
-)  # fmt: skip
-"""Categories whose tensors the worker walks."""
-SAVED = ("activations", "logits and loss", "16-bit casts")
-"""Categories that the worker measures over a forward pass."""
 _NOT_FORECAST = ("buffers", "spare", "libraries")
 _NOT_YET = "not measured: the run had not come so far"
 _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of what is not explained"
@@ -146,7 +149,7 @@ class _Maker:
 
     def _measured(self, category: str) -> tuple[int | None, str, str]:
         """Bytes, how they are known, and a note; "" leaves the forecast's."""
-        if category in WALKED:
+        if category in (*WEIGHTS, *OF_TRAINING):
             held: Mapping[str, int] = self.last.get("held") or {}
             return (held[category], "walked", "") if category in held else (None, "", "")
         if category in SAVED:

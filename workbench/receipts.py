@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from workbench.wording import NONE, amount
+from workbench.wording import amount, known_amount
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,14 @@ HOW: Mapping[str, str] = MappingProxyType(
 )
 """How a figure is known, by the short names that rows and totals carry."""
 
+WEIGHTS = (
+    "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
+    "integer tensors", "buffers", "adapters",
+)  # fmt: skip
+OF_TRAINING = ("gradients", "optimizer state", "optimizer state, paged")
+"""Categories whose tensors the worker walks, with ``WEIGHTS``."""
+SAVED = ("activations", "logits and loss", "16-bit casts")
+"""Categories that the worker measures over a forward pass."""
 UNEXPLAINED = "unexplained"
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -161,13 +169,9 @@ class Receipt:
     def __repr__(self) -> str:
         shown = [row for row in self.rows if row.forecast or row.measured]
         cells = [("", "forecast", "measured", "")]
-        cells += [(row.title, _cell(row.forecast), _cell(row.measured), row.how) for row in shown]
+        cells += [(row.title, known_amount(row.forecast), known_amount(row.measured), row.how) for row in shown]
         for total in self.totals:
             cells.append((f"total: {total.name}", "", amount(total.bytes), total.how))
         widths = [max(len(line[i]) for line in cells) for i in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in cells]
         return "\n".join([*lines, self.note])
-
-
-def _cell(nbytes: int | None) -> str:
-    return NONE if nbytes is None else amount(nbytes)

@@ -12,7 +12,7 @@ import pickle
 import queue
 import socket
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from workbench.errors import WorkbenchError
 from workbench.formats import FORMATS, Format, register_format
+from workbench.grouping import by_bytes
 from workbench.quantization import QuantSpec
 from workbench.sources import BUILTIN, Source, TensorInfo, open_model
 from workbench.streaming import Stopped, failed, measured
@@ -81,7 +82,7 @@ def dispatched(
     finished: queue.SimpleQueue[Future[list[Row]]] = queue.SimpleQueue()
     waiting: dict[Future[list[Row]], list[TensorInfo]] = {}
     try:
-        for task in sorted(_tasks(infos), key=lambda task: -sum(info.nbytes for info in task)):
+        for task in sorted(by_bytes(infos, TASK), key=lambda task: -sum(info.nbytes for info in task)):
             try:
                 future = executor.submit(measure_task, order, task)
             except RuntimeError as error:
@@ -118,20 +119,6 @@ def measure_task(order: Order, task: list[TensorInfo]) -> list[Row]:
     except Exception as error:  # a worker that cannot begin says so in each row
         return [failed(info, error) for info in task]
     return list(measured(source, task, order.specs, order.stop_file.exists, lambda info, share: None))
-
-
-def _tasks(infos: Sequence[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    """Neighbouring tensors of some ``TASK`` bytes together, or one tensor of more."""
-    task: list[TensorInfo] = []
-    nbytes = 0
-    for info in infos:
-        if task and nbytes + info.nbytes > TASK:
-            yield task
-            task, nbytes = [], 0
-        task.append(info)
-        nbytes += info.nbytes
-    if task:
-        yield task
 
 
 def _process() -> tuple[str, int]:

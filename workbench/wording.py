@@ -53,6 +53,11 @@ def amount(nbytes: float) -> str:
     return f"{nbytes:,.0f} B"
 
 
+def known_amount(nbytes: float | None) -> str:
+    """``amount`` of what may not be known."""
+    return NONE if nbytes is None else amount(nbytes)
+
+
 def amount_or_none(nbytes: float) -> str:
     """``amount`` for the cells of a table, in which a dash reads better than 0 B."""
     return amount(nbytes) if nbytes else NONE

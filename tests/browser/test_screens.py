@@ -50,6 +50,8 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
     for name in TABS:
         tab(lab, name)
         lab.until(SETTLED, 60, PLOTS[name])
+        if name == "Train":  # it draws nothing before there is a run
+            lab.page.get_by_role("button", name="Launch", exact=True).wait_for()
         if name == "Model":
             lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"

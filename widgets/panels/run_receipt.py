@@ -9,11 +9,11 @@ import ipywidgets
 import numpy as np
 
 from widgets.plot import Plot
-from widgets.run_figures import Figure, Told, axes
+from widgets.run_figures import Figure, Told, axes, unit_for
 from widgets.style import column, heading, note, set_note
 from widgets.tables import table
 from workbench.receipts import HOW, UNEXPLAINED, Receipt, ReceiptRow
-from workbench.wording import NONE, amount
+from workbench.wording import NONE, amount, known_amount
 
 _ROW = 34
 """Pixels of a bar's row."""
@@ -59,7 +59,7 @@ def bars(receipt: Receipt) -> Told:
     """
     rows = [row for row in shown(receipt) if row.category != "libraries"]
     top = max((size for row in rows for size in (row.forecast, row.measured) if size), default=0)
-    unit, scale = ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
+    unit, scale = unit_for(top)
     names = [row.title for row in rows]
     traces: list[Figure] = []
     for field in ("measured", "forecast"):  # plotly draws the last one on top of its pair
@@ -68,7 +68,7 @@ def bars(receipt: Receipt) -> Told:
         traces.append(
             {"type": "bar", "orientation": "h", "name": field, "y": names,
              "x": np.array([(size or 0) / scale for size in sizes], np.float32),
-             "text": [NONE if size is None else amount(size) for size in sizes], "textposition": "outside", "cliponaxis": False,
+             "text": [known_amount(size) for size in sizes], "textposition": "outside", "cliponaxis": False,
              "marker": {"color": colours}, "hovertemplate": "%{y}: %{text}"}
         )  # fmt: skip
     layout = axes("Forecast beside measured", unit, "", "", showlegend=True, barmode="group", bargap=0.25)
@@ -86,7 +86,10 @@ def bars(receipt: Receipt) -> Told:
 
 def receipt_table(receipt: Receipt) -> str:
     """Every category, then the totals that were measured whole, each with what the categories explain of it."""
-    lines = [(r.title, _bytes(r.forecast), _bytes(r.measured), _difference(r), _known(r.how), r.note) for r in shown(receipt)]
+    lines = [
+        (r.title, known_amount(r.forecast), known_amount(r.measured), _difference(r), _known(r.how), r.note)
+        for r in shown(receipt)
+    ]
     for total in receipt.totals:
         explained = f"{amount(total.explained)} explained, {amount(total.unexplained)} not; {total.note}"
         lines.append((f"in all: {total.name}", NONE, amount(total.bytes), NONE, _known(total.how), explained))
@@ -103,10 +106,6 @@ def hows(receipt: Receipt) -> str:
     """What the words in brackets stand for, of those that the table has."""
     used = dict.fromkeys([row.how for row in shown(receipt)] + [total.how for total in receipt.totals])
     return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _SAID)
-
-
-def _bytes(size: int | None) -> str:
-    return NONE if size is None else amount(size)
 
 
 def _difference(row: ReceiptRow) -> str:

@@ -19,19 +19,12 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.footprint import QLORA, Plan
 from workbench.memory import forecast
+from workbench.receipts import OF_TRAINING, SAVED, WEIGHTS
 from workbench.sources import Source
 from workbench.training import telemetry
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.shortage import Shortage, headroom, shortage
-
-WEIGHTS = (
-    "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
-    "integer tensors", "buffers", "adapters",
-)  # fmt: skip
-
-
-SAVED = ("activations", "logits and loss", "16-bit casts")
 
 
 class Walk:
@@ -78,7 +71,7 @@ def weights_held(model: Any, method: str) -> dict[str, int]:
 
 def training_held(model: Any, optimizer: Any) -> dict[str, int]:
     """Bytes of the gradients and of the optimizer's state; the part of it in managed memory by itself."""
-    walk = Walk(("gradients", "optimizer state", "optimizer state, paged"))
+    walk = Walk(OF_TRAINING)
     for parameter in model.parameters():
         walk.add("gradients", parameter.grad)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper

@@ -82,7 +82,7 @@ def card(config: TrainConfig, events: Iterable[Event], what: str, notes: Sequenc
         "## Data",
         _table({**data, **_rows(events)}),
         "## Training",
-        _table({**_fields(config, _OF_TRAINING), **tuned, "processes": getattr(config, "nproc_per_node", 1)}),
+        _table({**_fields(config, _OF_TRAINING), **tuned, "processes": config.nproc_per_node}),
         "## Losses",
         _losses(events),
         "## Made with",

@@ -15,6 +15,7 @@ from pathlib import Path
 from workbench.bnb import check_backend
 from workbench.errors import ConfigError
 from workbench.footprint import Plan, in_four_bits
+from workbench.gpus import devices
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
@@ -38,7 +39,7 @@ def check_kernels(config: TrainConfig, source: Source, capability: str | None = 
 
     ``capability``: the CPU's, as torch names it; by default this machine's, and nothing is said where there is an NVIDIA GPU.
     """
-    if config.method != "qlora" or (capability is None and nvidia_gpu()):
+    if config.method != "qlora" or (capability is None and devices()):
         return
     capability = capability or cpu_capability()
     plan = Plan.of(config, "cpu")
@@ -61,16 +62,3 @@ def cpu_capability(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         flags = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
     lowered = os.environ.get("ATEN_CPU_CAPABILITY", "avx512") != "avx512"
     return "AVX512" if flags >= _AVX512 and not lowered else ""
-
-
-def nvidia_gpu() -> bool:
-    """Whether the driver knows an NVIDIA GPU."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        count: int = pynvml.nvmlDeviceGetCount()
-        pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return False
-    return count > 0

@@ -7,7 +7,7 @@ shards. Holds no more than the piece that it is handed. Does not decide what is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.grouping import by_bytes
 from workbench.sources.files import INDEX, SINGLE
 
 
@@ -43,7 +44,7 @@ def write_shards(folder: Path, tensors: Sequence[Planned], pieces: Pieces, max_s
 
     A file holds ``max_shard_size`` bytes of data at most, or one larger tensor. Returns the files.
     """
-    shards = list(_shards(tensors, max_shard_size))
+    shards = list(by_bytes(tensors, max_shard_size))
     names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         _write(folder / name, shard, pieces)
@@ -52,18 +53,6 @@ def write_shards(folder: Path, tensors: Sequence[Planned], pieces: Pieces, max_s
         index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": held}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     return [folder / name for name in names]
-
-
-def _shards(tensors: Sequence[Planned], limit: int) -> Iterator[list[Planned]]:
-    shard: list[Planned] = []
-    size = 0
-    for tensor in tensors:
-        if shard and size + tensor.nbytes > limit:
-            yield shard
-            shard, size = [], 0
-        shard.append(tensor)
-        size += tensor.nbytes
-    yield shard
 
 
 def _write(path: Path, tensors: Sequence[Planned], pieces: Pieces) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.training import distributed
 from workbench.training.config import TrainConfig
-from workbench.training.folder import RunFolder
+from workbench.training.folder import RunFolder, steps_of
 
 
 def open_board(config: TrainConfig, folder: RunFolder, checkpoints: Sequence[Path]) -> Any | None:
@@ -24,7 +24,7 @@ def open_board(config: TrainConfig, folder: RunFolder, checkpoints: Sequence[Pat
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    done = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
+    done = int(steps_of(checkpoints[-1])) if checkpoints else 0
     board = SummaryWriter(str(folder.root / "tensorboard"), purge_step=done + 1 if done else None, flush_secs=10)
     board.purge_step = None  # once is enough: it is closed after training, and opens a second file for what comes then
     return board
