@@ -51,7 +51,7 @@ def _start(config: TrainConfig) -> str:
     if config.nproc_per_node == 1:
         return ""
     command = " ".join(start_command(config, "train.py")).replace(" --fsdp", " \\\n#   --fsdp")
-    unrun = "# FSDP was not run on GPUs by those who wrote this.\n" if config.fsdp else ""
+    unrun = "# FSDP was not run on GPUs yet.\n" if config.fsdp else ""
     return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\n{unrun}import os\n\n"
 
 
