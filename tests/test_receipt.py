@@ -18,8 +18,7 @@ import pytest
 import workbench as wb
 from tests import in_process
 from tests.tiny_model import write_tiny_model
-from workbench.receipt_meter import WALKED
-from workbench.receipts import HOW, TITLES, UNEXPLAINED, MeasuredStep
+from workbench.receipts import HOW, TITLES, UNEXPLAINED, WEIGHTS, MeasuredStep
 from workbench.training.events import Event
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -43,7 +42,7 @@ def receipt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_what_does_not_change_in_a_step_is_forecast_to_the_byte(receipt: wb.Receipt) -> None:
-    static = [receipt[category] for category in WALKED if category != "buffers"]
+    static = [receipt[category] for category in WEIGHTS if category != "buffers"]
     assert {row.category: row.forecast for row in static} == {row.category: row.measured for row in static}
     assert {row.how for row in static} == {"walked"}
     assert receipt["gradients"].measured
