@@ -72,24 +72,53 @@ def told(value: float, field: str) -> str:
     return {"relative_rmse": f"{100 * value:.2f} %", "sqnr_db": f"{value:.2f} dB"}.get(field, f"{value:.3g}")
 
 
-def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "", layer: int | None = None) -> Figure:
-    """Layers × kinds, coloured by a field of the rows that there are; a cell of several tensors shows the worst of them.
+@dataclass(frozen=True)
+class Shown:
+    """What a map shows of a tensor."""
 
-    The chosen tensor's cell is outlined, and the listed layer. SQNR's colours run backwards: bright is worse, as elsewhere.
+    name: str
+    value: float
+    """NaN where it is not known."""
+    bad: float
+    """The same so that more is worse: of several tensors in a cell the worst is shown."""
+    text: str
+    """What hovering over it tells below its name."""
+
+
+def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "", layer: int | None = None) -> Figure:
+    """Layers × kinds, coloured by a field of the rows that there are. SQNR's colours run backwards: bright is worse."""
+    name = MAP_FIELDS[field]
+    shown = [
+        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {told(value, field)}")
+        for r in rows
+    ]
+    ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
+    return cell_map(places, shown, name, ticks, reverse=field == "sqnr_db", selected=selected, layer=layer)
+
+
+def cell_map(
+    places: Places,
+    shown: Iterable[Shown],
+    title: str,
+    tickformat: str,
+    *,
+    reverse: bool = False,
+    selected: str = "",
+    layer: int | None = None,
+) -> Figure:
+    """Layers × kinds, coloured by what is shown of the tensors so far; a cell of several tensors shows the worst of them.
+
+    ``title`` and ``tickformat`` (of d3) are the colour bar's. The chosen tensor's cell and the listed layer are marked.
     """
     shape = (len(places.layers), len(places.kinds))
     z, text = np.full(shape, np.nan, np.float32), np.full(shape, "", object)
-    shown: dict[tuple[int, int], float] = {}
-    for row in rows:
-        at = places.of.get(row.tensor.name)
-        if at is None:
+    worst: dict[tuple[int, int], float] = {}
+    for one in shown:
+        at = places.of.get(one.name)
+        if at is None or (at in worst and not (math.isnan(worst[at]) or one.bad > worst[at])):
             continue
-        bad = badness(row, field)
-        if at in shown and not (math.isnan(shown[at]) or bad > shown[at]):
-            continue
-        shown[at], z[at] = bad, value_of(row, field)
-        what = row.error or f"{MAP_FIELDS[field]}: {told(value_of(row, field), field)}"
-        text[at] = f"{_escaped(row.tensor.name)}<br>{_escaped(what)}"
+        worst[at], z[at] = one.bad, one.value
+        text[at] = f"{_escaped(one.name)}<br>{_escaped(one.text)}"
     there = np.full(shape, np.nan, np.float32)
     for place in places.of.values():
         there[place] = 0.0
@@ -100,12 +129,9 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
             "showscale": False, "hoverinfo": "skip", "name": "not measured yet",
         },
         {
-            "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": field == "sqnr_db",
-            "text": text.tolist(), "hovertemplate": "%{text}<extra></extra>", "name": MAP_FIELDS[field],
-            "colorbar": {
-                "title": {"text": MAP_FIELDS[field], "side": "right"}, "thickness": 14,
-                "tickformat": ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else "",
-            },
+            "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": reverse, "text": text.tolist(),
+            "hovertemplate": "%{text}<extra></extra>", "name": title,
+            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 14, "tickformat": tickformat},
         }
     ]  # fmt: skip
     if selected in places.of:
