@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.bnb import BackendCheck, check_backend
     from workbench.comparison import configurations, duel, pareto
+    from workbench.cost.method_results import MethodResult
+    from workbench.cost.methods import MethodComparison, compare_methods
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format, register_format
     from workbench.measurement import ErrorStats, Tally, Totals, measure
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _HOME = {
     "bnb": ("BackendCheck", "check_backend"),
     "comparison": ("configurations", "duel", "pareto"),
+    "cost.method_results": ("MethodResult",),
+    "cost.methods": ("MethodComparison", "compare_methods"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format", "register_format"),
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
@@ -72,6 +76,8 @@ __all__ = [
     "MemoryLedger",
     "MergeError",
     "MergeErrors",
+    "MethodComparison",
+    "MethodResult",
     "ModelError",
     "Outliers",
     "PagerSimulation",
@@ -93,6 +99,7 @@ __all__ = [
     "as_code",
     "attach",
     "check_backend",
+    "compare_methods",
     "configurations",
     "duel",
     "export",

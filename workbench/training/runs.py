@@ -222,13 +222,13 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     model = data.model_folder(config.model)
     check_extras(config)
     check_kernels(config, open_model(model))
-    root = Path(run_dir).expanduser().absolute() if run_dir is not None else _default_dir(config, model)
+    root = Path(run_dir).expanduser().absolute() if run_dir is not None else default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
         (root / "control").mkdir(parents=True)
         run = Run(RunFolder(root))
-        config = replace(_absolute(config), dataset_revision=files.revision)
+        config = replace(absolute(config), dataset_revision=files.revision)
         write_json(RunFolder(root).config, config.to_dict())
     except OSError as error:
         what = f"the folder cannot be written ({error.strerror})."
@@ -237,7 +237,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     return run
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: TrainConfig) -> TrainConfig:
     """Paths that hold whatever the current directory is."""
 
     def fixed(name: str) -> str:
@@ -247,9 +247,10 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
 
 
-def _default_dir(config: TrainConfig, model: Path) -> Path:
+def default_dir(config: TrainConfig, model: Path, ending: str = "") -> Path:
+    """A folder under ``runs`` here that is not there yet, named by the time and the model."""
     name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}{ending}"
     root = Path("runs").absolute()
     return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())
 

@@ -1,0 +1,269 @@
+"""Full fine-tuning, LoRA and QLoRA side by side: the same model, data, order of rows and seed, trained with each in turn.
+
+Covers the runs, one after another in processes of their own (``training.runs``), going on where an earlier comparison was
+left, and the table of what each came to (``method_results``). One seed is one draw: differences between methods that are no
+larger than those between seeds say nothing, and a learning rate that suits adapters is often too high for every weight
+(``each``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.cost.method_results import MethodResult, refused, result_of
+from workbench.errors import ConfigError, RunError
+from workbench.receipts import TITLES
+from workbench.sources.base import Cancelled, Progress
+from workbench.training import data
+from workbench.training.checks import METHODS, OF_ADAPTERS
+from workbench.training.config import TrainConfig
+from workbench.training.folder import ENDED, RunFolder
+from workbench.training.runs import Run, absolute, attach, default_dir, launch
+from workbench.wording import NONE, known_amount, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LOOK = 0.1
+"""Seconds between looks at the run under way."""
+
+
+def compare_methods(
+    config: TrainConfig,
+    methods: Sequence[str] = ("full", "lora", "qlora"),
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> MethodComparison:
+    """Trains ``config`` with each of ``methods``, one after another, and compares what they come to.
+
+    ``folder`` gets a run's folder for each method; where it holds them already, those that have finished are read and not run
+    again, and the others go on from their last checkpoints. None: a new one under ``runs/``. ``each``: fields that differ by
+    method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have (``use_dora``,
+    ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress(done, total)`` counts steps over
+    all methods, on the thread that iterates; once ``cancelled()`` says yes the comparison is cancelled. Nothing is trained
+    before the comparison is iterated, run, or asked for a table.
+
+    Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
+    ``RunError`` where ``folder`` holds a run of another configuration.
+    """
+    if not isinstance(config, TrainConfig):
+        raise RunError("It takes a TrainConfig.", where="compare_methods", remedy="wb.compare_methods(wb.TrainConfig(...))")
+    configs = _configs(config, methods, each or {})
+    data.check(config)
+    model = data.model_folder(config.model)
+    root = default_dir(config, model, "-methods") if folder is None else Path(folder).expanduser().absolute()
+    return MethodComparison(root, configs, progress, cancelled)
+
+
+class MethodComparison:
+    """The methods' results as they finish, and tables of them.
+
+    Iterating does the work, a run after another; iterating again gives the finished results and goes on with the rest. A run
+    that fails is a result too (its ``state`` says so), and the next method goes on. An interrupt pauses the run under way.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        configs: Mapping[str, TrainConfig],
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> None:
+        self.folder, self.configs = folder, dict(configs)
+        self._progress, self._asked = progress, cancelled
+        self._cancelled, self._working = threading.Event(), threading.Lock()
+        self._results: list[MethodResult] = []
+        self._steps: int | None = None
+        self.run_under_way: Run | None = None
+        """The run that is training now, to be watched; None between runs."""
+        for method in self.configs:
+            self._known(method)
+
+    @property
+    def results(self) -> tuple[MethodResult, ...]:
+        """The results that there are, in the order of the methods."""
+        return tuple(self._results)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every method has come to a result."""
+        return len(self._results) == len(self.configs)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called, or what ``compare_methods`` was given as ``cancelled`` has said yes."""
+        return self._cancelled.is_set()
+
+    def __len__(self) -> int:
+        """How many methods are compared."""
+        return len(self.configs)
+
+    def __getitem__(self, method: str) -> MethodResult:
+        """A method's result. Raises KeyError where there is none yet."""
+        for result in self._results:
+            if result.method == method:
+                return result
+        raise KeyError(method)
+
+    def __iter__(self) -> Iterator[MethodResult]:
+        position = 0
+        while self._advance_to(position):
+            yield self._results[position]
+            position += 1
+
+    def run(self) -> MethodComparison:
+        """Does what is left to do, and returns the comparison itself."""
+        for _ in self:
+            pass
+        return self
+
+    def cancel(self) -> None:
+        """Ends the comparison for good, from any thread: the run under way writes a checkpoint after its step and ends.
+
+        The results that there are stay; ``compare_methods`` with the same folder goes on from there.
+        """
+        self._cancelled.set()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line a method: method, state, loss_before, loss_after (nats a token, held out), seconds_per_step, seconds,
+        tensor_bytes, peak_bytes, trained, share, saved_bytes; missing where not known.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame([result.to_dict() for result in self._done()])
+        return frame.astype({name: "Int64" for name in ("tensor_bytes", "peak_bytes", "saved_bytes")} if len(frame) else {})
+
+    def receipts(self) -> pd.DataFrame:
+        """The measured bytes: one line a category of the receipt, one column a method; missing where not measured."""
+        import pandas as pd
+
+        measured = {r.method: {row.category: row.measured for row in r.receipt.rows} for r in self._done()}
+        return pd.DataFrame(measured, index=list(TITLES)).astype("Int64")
+
+    def __repr__(self) -> str:
+        head = ("method", "held out before", "after", "a step", "in all", "tensors", "trained", "saved", "")
+        cells = [head, *(_cells(result) for result in self._results)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        if not self.complete:
+            lines.append(f"{len(self._results)} of {len(self)} methods" + (", cancelled" if self.cancelled else ""))
+        return "\n".join(lines)
+
+    def _done(self) -> tuple[MethodResult, ...]:
+        if not self._results:
+            self.run()
+        return self.results
+
+    def _stopped(self) -> bool:
+        if self._asked is not None and self._asked():
+            self._cancelled.set()
+        return self._cancelled.is_set()
+
+    def _advance_to(self, position: int) -> bool:
+        """Works until that result is there; False where it never will be. One thread at a time works, the others wait."""
+        with self._working:
+            while len(self._results) <= position:
+                if self.complete or self._stopped():
+                    return False
+                result = self._trained(list(self.configs)[len(self._results)])
+                if result is None:
+                    return False
+                self._results.append(result)
+        return True
+
+    def _trained(self, method: str) -> MethodResult | None:
+        """What the method came to; None where it was cancelled."""
+        config = self.configs[method]
+        try:
+            run = self._begun(method)
+        except ConfigError as error:  # of this method on this machine: the others may do
+            return refused(config, self.folder / method, str(error), error.remedy)
+        self.run_under_way = run
+        try:
+            return result_of(run, config) if self._followed(run) else None
+        except BaseException:
+            with contextlib.suppress(RunError):
+                run.pause()
+            raise
+        finally:
+            self.run_under_way = None
+
+    def _known(self, method: str) -> Run | None:
+        """The run that the folder holds of this method; ``RunError`` where it is of another configuration."""
+        root, config = self.folder / method, self.configs[method]
+        if not RunFolder(root).config.is_file():
+            return None
+        run = attach(root)
+        if dataclasses.replace(run.config, dataset_revision=config.dataset_revision) != absolute(config):
+            what = "the folder holds a run of another configuration."
+            raise RunError(
+                what, where=str(root), remedy="Name another folder, or give the configuration that it was begun with."
+            )
+        return run
+
+    def _begun(self, method: str) -> Run:
+        """The method's run: finished, going, going on, or new."""
+        run = self._known(method)
+        if run is None:
+            return launch(self.configs[method], self.folder / method)
+        if run.status.state not in ENDED and RunFolder(run.dir).requests():
+            run.wait()  # it was asked to end
+        return run if run.status.state not in ENDED or run.status.state == "finished" else run.resume()
+
+    def _followed(self, run: Run) -> bool:
+        """Waits for the run's end; False where the comparison was cancelled first, and the run was paused for it."""
+        reader, before, done = run.reader(), len(self._results), 0
+        while True:
+            ended = run.status.state in ENDED
+            for event in reader.poll():
+                if event["k"] == "step":
+                    done = event["n"]
+                elif event["k"] == "dataset" and event["split"] == "train":
+                    self._steps = event["steps"]
+            if self._progress is not None and self._steps:
+                self._progress(before * self._steps + done, len(self) * self._steps)
+            if ended:
+                return True
+            if self._stopped():
+                with contextlib.suppress(RunError):
+                    run.pause()
+                return run.wait().state == "finished"
+            run.wait(_LOOK)
+
+
+def _configs(config: TrainConfig, methods: Sequence[str], each: Mapping[str, Mapping[str, Any]]) -> dict[str, TrainConfig]:
+    faults = [f"method {method!r} is none of {', '.join(METHODS)}." for method in (*methods, *each) if method not in METHODS]
+    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
+        faults = ["methods must be some of " + ", ".join(METHODS) + ", each once."]
+    found = {}
+    for method in methods if not faults else ():
+        fields: dict[str, Any] = {"method": method}
+        if method == "full":
+            fields |= OF_ADAPTERS
+        if method != "qlora":
+            fields["llm_int8_skip_modules"] = ()
+        try:
+            found[method] = TrainConfig.from_dict({**config.to_dict(), **fields, **each.get(method, {}), "method": method})
+        except ConfigError as error:
+            faults += [f"{method}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults, where="compare_methods", remedy="Change these fields and try again.")
+    return found
+
+
+def _cells(result: MethodResult) -> tuple[str, ...]:
+    before, after = (NONE if loss is None else f"{loss:.4f}" for loss in (result.loss_before, result.loss_after))
+    step = NONE if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s"
+    state = "" if result.state == "finished" else f"{result.state}: {result.message}"
+    trained = f"{result.trained:,} ({percent(result.share)})"
+    size = known_amount(result.tensor_bytes)
+    return result.method, before, after, step, f"{result.seconds:.1f} s", size, trained, known_amount(result.saved_bytes), state
