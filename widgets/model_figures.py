@@ -37,7 +37,12 @@ class Places:
     @classmethod
     def arrange(cls, tensors: Iterable[TensorInfo]) -> Places:
         """A cell for each layer and kind that there is."""
-        found = {t.name: (layer_of(t.name), kind_of(t.name)) for t in tensors}
+        return cls.named(tensor.name for tensor in tensors)
+
+    @classmethod
+    def named(cls, names: Iterable[str]) -> Places:
+        """The same from the names of tensors, or of modules."""
+        found = {name: (layer_of(name), kind_of(name)) for name in names}
         kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
         layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
         return cls(kinds, layers, {name: (layers.index(a), kinds.index(b)) for name, (a, b) in found.items()})
@@ -168,7 +173,7 @@ def cell_map(
     return {"data": data, "layout": layout}
 
 
-_SYMBOLS = (
+SYMBOLS = (
     "circle",
     "square",
     "diamond",
@@ -272,7 +277,7 @@ def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str
         "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
         "name": _escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
         "marker": {
-            "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
+            "symbol": SYMBOLS[i % len(SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
         },
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.comparison import configurations, duel, pareto
     from workbench.cost.method_results import MethodResult
     from workbench.cost.methods import MethodComparison, compare_methods
+    from workbench.cost.repairs import Repair, Repairs, repairs
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format, register_format
     from workbench.measurement import ErrorStats, Tally, Totals, measure
@@ -39,6 +40,7 @@ _HOME = {
     "comparison": ("configurations", "duel", "pareto"),
     "cost.method_results": ("MethodResult",),
     "cost.methods": ("MethodComparison", "compare_methods"),
+    "cost.repairs": ("Repair", "Repairs", "repairs"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format", "register_format"),
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
@@ -87,6 +89,8 @@ __all__ = [
     "Quantized",
     "Receipt",
     "ReceiptMeter",
+    "Repair",
+    "Repairs",
     "Run",
     "RunError",
     "Source",
@@ -114,6 +118,7 @@ __all__ = [
     "quantize",
     "receipt",
     "register_format",
+    "repairs",
     "runs",
     "simulate_paging",
     "survey",

@@ -30,6 +30,8 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas
 
     from workbench.training.runs import Run
@@ -106,10 +108,11 @@ class Merge:
     Weights are float32 arrays (out, in), as bitsandbytes sees them; a few copies of one are in memory at a time.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, folder: Path | None = None) -> None:
+        """``folder``: an earlier adapter of the run, a checkpoint's; None: its newest."""
         self.config: TrainConfig = run.config
         self.where = str(run.dir)
-        folder = run.adapter_dir
+        folder = folder or run.adapter_dir
         if folder is None:
             trained = (
                 "every weight was trained: its model folder is whole as it is" if run.model_dir else "nothing is saved yet"

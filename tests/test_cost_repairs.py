@@ -1,0 +1,125 @@
+"""How much of 4 bits' output error a trained adapter takes back, held to what torch, bitsandbytes and peft make of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests import in_process
+from tests.tiny_model import write_tiny_model
+from workbench.training import data
+from workbench.training.trainer import Collator
+
+ROWS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> wb.Run:
+    """Six steps with a checkpoint every two; the last one is the final adapter, too. One kind is left in 16 bits."""
+    config = in_process.config_of(
+        model, max_steps=6, save_steps=2, save_total_limit=9, max_eval_rows=0, llm_int8_skip_modules=("o_proj",)
+    )
+    return in_process.train(config, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[tuple[int, int]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def repaired(run: wb.Run, seen: list[tuple[int, int]]) -> wb.Repairs:
+    return wb.repairs(run, max_rows=ROWS, progress=lambda *at: seen.append(at)).run()
+
+
+def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, float]]:
+    """Module → the error without and with the adapter, each model loaded whole by transformers and peft."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    model = run.config.model
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four)
+    adapted = PeftModel.from_pretrained(base, str(adapter)).base_model.model
+    rows = data.load(run.config, AutoTokenizer.from_pretrained(model), data.held_out_files(run.config), ROWS).rows
+    inputs: dict[str, Any] = {}
+    names = [name for name, layer in adapted.named_modules() if hasattr(layer, "lora_A") and "o_proj" not in name]
+    for name in names:
+        plain.get_submodule(name).register_forward_hook(
+            lambda _, given, out, at=name: inputs.setdefault(at, []).append(given[0][0])
+        )
+    with torch.no_grad():
+        for row in rows:  # one by one, so that nothing is padding
+            batch = Collator(0).batch([row])
+            plain(input_ids=batch["input_ids"])
+        found = {}
+        for name in names:
+            x, weight = torch.cat(inputs[name]), plain.get_submodule(name).weight
+            layer = adapted.get_submodule(name)
+            held = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state).float()
+            lora = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            whole = (x @ weight.T).norm()
+            errors = [(x @ left.T).norm() / whole for left in (weight - held, weight - held - lora)]
+            found[name] = tuple(map(float, errors))
+    return found
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_the_errors_are_those_of_the_models_that_transformers_and_peft_load(
+    run: wb.Run, repaired: wb.Repairs, step: int
+) -> None:
+    adapter = run.dir / "checkpoints" / "checkpoint-2" if step == 2 else run.adapter_dir
+    expected = by_hand(run, adapter)
+    rows = {row.name: row for row in repaired if row.step == step}
+    assert sorted(rows) == sorted(expected)
+    assert len(rows) == 2 * 6  # all linears but those left in 16 bits
+    for name, (without, adapted) in expected.items():
+        assert rows[name].error_base == pytest.approx(without, rel=1e-4)
+        assert rows[name].error_adapted == pytest.approx(adapted, rel=1e-4)
+
+
+def test_every_checkpoint_is_measured_once_against_the_same_base(repaired: wb.Repairs) -> None:
+    assert repaired.complete
+    assert repaired.steps == (2, 4, 6)
+    frame = repaired.to_frame()
+    assert list(frame) == ["step", "name", "layer", "kind", "error_base", "error_adapted", "taken_back"]
+    assert (frame.groupby("name")["step"].apply(tuple) == (2, 4, 6)).all()
+    assert (frame.groupby("name")["error_base"].nunique() == 1).all()
+    assert frame["error_base"].between(0.02, 0.2).all()  # what NF4 does to outputs
+    np.testing.assert_allclose(frame["taken_back"], 1 - frame["error_adapted"] / frame["error_base"])
+    assert set(frame["kind"]) == {"q", "k", "v", "gate", "up", "down"}
+    assert set(frame["layer"]) == {0, 1}
+
+
+def test_progress_counts_the_modules(repaired: wb.Repairs, seen: list[tuple[int, int]]) -> None:
+    assert seen == [(n, 12) for n in range(1, 13)]
+
+
+def test_cancelling_keeps_what_there_is(run: wb.Run) -> None:
+    looked: list[tuple[int, int]] = []
+    cut = wb.repairs(run, max_rows=ROWS, progress=lambda *at: looked.append(at), cancelled=lambda: len(looked) >= 2)
+    assert len(list(cut)) == 2 * 3
+    assert not cut.complete
+    assert cut.run().rows == cut.rows  # for good
+
+
+def test_what_cannot_be_repaired_is_refused(run: wb.Run, model: Path, tmp_path: Path) -> None:
+    lora = in_process.train(in_process.config_of(model, method="lora", max_steps=1, max_eval_rows=0), tmp_path / "lora")
+    with pytest.raises(wb.RunError, match="not in 4 bits"):
+        wb.repairs(lora)
+    with pytest.raises(wb.RunError, match="max_rows is 0"):
+        wb.repairs(run.dir, max_rows=0)
