@@ -151,7 +151,7 @@ def test_a_kill_for_want_of_memory_is_told_from_any_other(tmp_path: Path) -> Non
     vmstat.write_text("nr_free_pages 5\noom_kill 4\n", "ascii")
     outside.sample()  # it takes a while to die
     assert outside.killed_for_memory()
-    for _ in range(25):
+    for _ in range(35):
         outside.sample()
     assert not outside.killed_for_memory()  # that was somebody else
     assert oom_kills(tmp_path / "none") is None

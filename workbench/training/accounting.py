@@ -244,6 +244,7 @@ class Account:
         self._largest = mask.numel()
         rows, longest = mask.shape
         self._batch = {"rows": rows, "longest": longest, "padded": mask.numel() - int(mask.sum()), "rss": _rss() or 0}
+        self.writer.emit("batch", rows=rows, longest=longest)  # before it: memory may run out in it
         self._kept = kept = Kept(model)
         try:
             with kept.batch():

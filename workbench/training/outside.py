@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from workbench.training.shortage import headroom
 from workbench.training.telemetry import host_counters
 from workbench.wording import amount
 
-_REMEMBERED = 25
-"""Samples over which the kernel's count is compared: a large process takes seconds to die, at five samples a second."""
+_REMEMBERED = 35
+"""Samples over which the kernel's count is compared: a large process takes seconds to die, at seven samples a second."""
 
 
 def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int | None:
@@ -49,6 +50,10 @@ class Outside:
         """Whether, in the last seconds, the kernel killed something for want of memory."""
         before, now = self._kills[0], oom_kills(self._vmstat)
         return before is not None and now is not None and now > before
+
+    def usable(self) -> int:
+        """Bytes that the worker had when it was last seen, and those that it might still have had."""
+        return self._rss + min(self._available, headroom())
 
     def last_words(self) -> str:
         """What the worker held when it was last seen, as a sentence; "" if it never was."""

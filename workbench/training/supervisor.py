@@ -1,8 +1,8 @@
 """The process that watches over a run: ``python -m workbench.training.supervisor RUN_DIR``. Imports no torch.
 
 Covers starting and reaping the worker, measuring its memory from outside, carrying out Stop and Pause with a bound on every
-wait, and writing the final status, so that how a run ended is known even when the notebook that launched it is gone. Does not
-train and does not read what the worker measures of itself.
+wait, and writing the final status, so that how a run ended is known even when the notebook that launched it is gone; what that
+status says is ``postmortem``'s part. Does not train.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.training.endings import STATE_OF_CODE, ending_of_code
-from workbench.training.events import EventReader, EventWriter
+from workbench.training import postmortem
+from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, create_time
 from workbench.training.outside import Outside
 from workbench.training.ranks import Ranks
-from workbench.wording import counted
 
 STOP_PATIENCE = 120.0
 """Seconds the worker is given to stop by itself (it may be in the middle of a step or a save)."""
 TERM_PATIENCE = 20.0
 """Seconds between SIGTERM and SIGKILL, at most."""
-_TICK = 0.1
-_SAMPLE_EVERY = 0.2
+_TICK = 0.14
+"""Seconds between two looks at the worker, each with a sample: seven a second."""
 _LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
-_LESS_MEMORY = "Lower per_device_train_batch_size or max_length, or turn gradient_checkpointing on."
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
@@ -77,7 +75,7 @@ class Supervisor:
             return
         self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
         outside = Outside(worker.pid)
-        self.end(**self._ending(self._watch(worker, outside), outside))
+        self.end(**postmortem.status_of(self.folder, self.attempt, self._watch(worker, outside), outside))
 
     def start(self) -> Ranks:
         """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""
@@ -92,13 +90,10 @@ class Supervisor:
 
     def _watch(self, worker: Ranks, outside: Outside) -> int:
         """Samples and obeys until the worker has ended; returns its exit code."""
-        next_sample = 0.0
         forces = [signal.SIGTERM, signal.SIGKILL]
         while (code := worker.poll()) is None:
-            if time.monotonic() >= next_sample:
-                next_sample = time.monotonic() + _SAMPLE_EVERY
-                if counters := outside.sample():
-                    self.tell("sample", source="supervisor", **counters)
+            if counters := outside.sample():
+                self.tell("sample", source="supervisor", **counters)
             if self._thrown_away():
                 worker.send_signal(signal.SIGKILL)
             elif self._terminated and not self.folder.asked("stop"):
@@ -135,44 +130,6 @@ class Supervisor:
             found.append((self._seen.setdefault(request, time.monotonic()) + patience, patience))
         return min(found, default=None)
 
-    def _ending(self, code: int, outside: Outside) -> dict[str, Any]:
-        """The final status, from the exit code, the worker's last error event and what was seen from outside."""
-        last_error: dict[str, Any] = {}
-        done = 0
-        for event in EventReader(self.folder.root, every_rank=True).poll():
-            if event.get("attempt") == self.attempt and event["k"] == "error" and not last_error:
-                last_error = event  # the first rank's that failed: the others fail for want of it
-            if event["k"] == "step":
-                done = event["n"]
-        steps = counted(done, "step")
-        state, kind, remedy = STATE_OF_CODE.get(code, "failed"), "", ""
-        if state == "finished":
-            message = f"Finished after {steps}."
-        elif state == "stopped":
-            message = f"Stopped after {steps}; the adapter is saved." if done else "Stopped before the first step."
-        elif state == "paused":
-            message, remedy = f"Paused after {steps}.", "Resume continues from the checkpoint."
-        elif code < 0 and self.folder.asked("stop"):
-            state, message = "stopped", f"Stopped by {_signal_name(code)} after {steps}: the worker did not end in time."
-            remedy = "The adapter is that of the last checkpoint, if there is one."
-        elif code == -signal.SIGKILL and outside.killed_for_memory():
-            kind = "out_of_memory"
-            message = f"Out of memory (this machine's, or its container's): the kernel killed the worker after {steps}."
-            message += outside.last_words()
-            remedy = f"{_LESS_MEMORY} Resume continues from the last checkpoint."
-        elif code < 0:
-            state, kind = "killed", "killed"
-            guess = "killed, possibly out of memory" if code == -signal.SIGKILL else f"killed by {_signal_name(code)}"
-            message = f"The worker was {guess}, after {steps}.{outside.last_words()}"
-            remedy = f"Resume continues from the last checkpoint. If memory is short: {_LESS_MEMORY}"
-        elif last_error:
-            kind, message, remedy = last_error.get("kind", "error"), last_error.get("message", ""), last_error.get("remedy", "")
-        elif mute := ending_of_code(code):
-            kind, message, remedy = mute.kind, mute.message, mute.remedy
-        else:
-            kind, message, remedy = "error", f"The worker ended with exit code {code}.", "Its last words are in log.txt."
-        return {"state": state, "kind": kind, "message": message, "remedy": remedy, "exit_code": code}
-
     def end(self, state: str, **fields: Any) -> None:
         """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
 
@@ -192,12 +149,6 @@ class Supervisor:
                 return
             except OSError:
                 time.sleep(_LAST_PAUSE)
-
-
-def _signal_name(code: int) -> str:
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
 
 
 def main(root: str) -> None:
