@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is read from afar and which models were opened last is kept here, and not among the user's own files.
 _CACHE = tempfile.TemporaryDirectory(prefix="workbench-tests-", ignore_cleanup_errors=True)
 os.environ["WORKBENCH_CACHE"] = _CACHE.name
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start and send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test says what holds, not how fast; the first example of a kernel compiles it.
 hypothesis.settings.register_profile("workbench", deadline=None)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
+from tests.interrupts import printed_after_interrupt
 from workbench import pool
 from workbench.measurement import histogram, merge_equal_levels, pool_blocks
 
@@ -310,12 +310,7 @@ try:
 except KeyboardInterrupt:
     print("same" if wb.measure(x, wb.QuantSpec()).rmse == before else "other", flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    assert out == "same\n"
+    assert printed_after_interrupt(code) == "same\n"
 
 
 def test_a_cache_folder_that_cannot_be_written_is_survived(tmp_path):

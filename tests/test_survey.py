@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import termios
@@ -19,6 +18,7 @@ import pytest
 
 import workbench as wb
 from tests import tiny
+from tests.interrupts import printed_after_interrupt
 from tests.surveys import SPECS, assert_same, assert_same_totals, checkpoint, layers, weights
 from workbench.moments import moments
 from workbench.quantization import as_weights
@@ -301,11 +301,7 @@ except KeyboardInterrupt:
         threading.Event().wait(0.01)
     print(len(survey.run().rows), flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=120)[0] == "3\n"
+    assert printed_after_interrupt(code) == "3\n"
 
 
 def test_seconds_of_reading_and_computing_are_told_apart(folder: Path) -> None:
