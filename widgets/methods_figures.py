@@ -122,8 +122,8 @@ def repairs_map(rows: Iterable[Repair], step: int | None = None, selected: str =
     worse = sum(row.taken_back < 0 for row in chosen)
     middle = statistics.median(row.taken_back for row in chosen)
     return figure, (
-        f"After {step} steps the adapter takes back {percent(middle)} of the output error in the middle of "
-        f"{len(chosen)} modules; in {worse} of them it adds to it."
+        f"After {step} steps the adapter takes back {percent(middle)} of 4 bits' output error "
+        f"(median of {len(chosen)} modules); it adds to it in {worse} of them."
     )
 
 
