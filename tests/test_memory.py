@@ -246,12 +246,22 @@ def test_changes_that_make_it_fit_are_found_and_do(llama_7b: Shapes) -> None:
         assert before.total - after.total == change.saved > 0
         before = after
     assert fit(before, gpu).verdict == "fits"
-    assert ways_to_fit(llama_7b, cfg, gpu) == []
+    assert ways_to_fit(llama_7b, cfg, gpu) == ()
     assert ways_to_fit(llama_7b, cfg, Gpu("tiny", GIB)) is None
 
 
+def test_what_cannot_fit_with_room_to_spare_is_made_to_fit_closely_or_by_paging(llama_7b: Shapes) -> None:
+    cfg = wb.TrainConfig(lora_r=64, optim="adamw_torch", per_device_train_batch_size=1, max_length=256)
+    least = wb.forecast(llama_7b, dataclasses.replace(cfg, optim="paged_adamw_8bit"))
+    for usable, verdict in ((least.total, "close"), (least.total - least.managed, "pages")):
+        (change,) = ways_to_fit(llama_7b, cfg, Gpu("any", usable)) or ()
+        assert dict(change.fields) == {"optim": "paged_adamw_8bit"}
+        assert fit(least, Gpu("any", usable)).verdict == verdict
+    assert ways_to_fit(llama_7b, cfg, Gpu("any", least.total - least.managed - 1)) is None
+
+
 def test_the_cheapest_change_is_one_alone_where_one_is_enough(llama_7b: Shapes) -> None:
-    """Those before it that save too little are passed over, unlike in ``ways_to_fit``, which gathers all savings on its way."""
+    """Those before it that save too little are passed over."""
     cfg = wb.TrainConfig(double_quant=False, gradient_checkpointing=False, per_device_train_batch_size=8)
     before = wb.forecast(llama_7b, cfg)
     (change,) = cheapest(llama_7b, cfg, before.total - GIB) or ()

@@ -8,9 +8,10 @@ by row. Does not measure anything, and needs neither torch nor a GPU; nothing he
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -234,49 +235,55 @@ class Change:
     saved: int
 
 
-def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> list[Change] | None:
-    """The changes, cheapest first, after which the fine-tune fits; ``[]`` if it does as it is, None if none of them helps."""
-    tensors, plan = _planned(src, cfg, "cuda")
-    ledger = _ledger(tensors, src.config, src.name, plan)
-    done: list[Change] = []
-    for fields in _changes(plan):
-        if fit(ledger, gpu).verdict == "fits":
-            break
-        changed = dataclasses.replace(ledger.plan, **fields)
-        after = _ledger(tensors, src.config, src.name, changed)
-        if after.total < ledger.total:
-            done.append(Change(MappingProxyType(fields), ledger.total - after.total))
-            ledger = after
-    return done if fit(ledger, gpu).verdict != "does not fit" else None
+def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
+    """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
+
+    Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
+    """
+    return _cheapest(
+        src, cfg, "cuda", lambda ledger: ("fits", "close", "pages", "does not fit").index(fit(ledger, gpu).verdict), 2
+    )
 
 
 def cheapest(src: Source, cfg: Any, most: int, device: str = "cuda") -> tuple[Change, ...] | None:
-    """The cheapest change after which the forecast is at most ``most`` bytes; several where no single one is enough.
+    """The cheapest changes after which the forecast is at most ``most`` bytes; None if all of them together are not enough."""
+    return _cheapest(src, cfg, device, lambda ledger: ledger.total > most, 0)
 
-    None if all of them together are not. Cheap is what costs little accuracy, then what costs little time.
+
+def _cheapest(
+    src: Source, cfg: Any, device: str, short: Callable[[MemoryLedger], int], at_most: int
+) -> tuple[Change, ...] | None:
+    """The changes after which the ledger is as little ``short`` as after all of them; None if that is more than ``at_most``.
+
+    One change where one is enough, and otherwise no more than are needed. Cheap is what costs little accuracy, then what costs
+    little time.
     """
     tensors, plan = _planned(src, cfg, device)
-
-    def after(fields: Iterable[Mapping[str, Any]]) -> int:
-        changed = plan
-        for some in fields:
-            changed = dataclasses.replace(changed, **some)
-        return _ledger(tensors, src.config, src.name, changed).total
-
     steps = _changes(plan)
-    chosen = next(([fields] for fields in steps if after([fields]) <= most), None)
-    if chosen is None:
-        many = next((n for n in range(2, len(steps) + 1) if after(steps[:n]) <= most), None)
-        if many is None:
-            return None
-        chosen = steps[:many]
-        for fields in steps[:many]:
-            without = [some for some in chosen if some is not fields]
-            if after(without) <= most:
-                chosen = without
-    totals = [after(chosen[:n]) for n in range(len(chosen) + 1)]
-    savings = [before - then for before, then in itertools.pairwise(totals)]
-    return tuple(Change(MappingProxyType(fields), saved) for fields, saved in zip(chosen, savings, strict=True))
+
+    @functools.cache
+    def after(*chosen: int) -> MemoryLedger:
+        changed = plan
+        for i in chosen:
+            changed = dataclasses.replace(changed, **steps[i])
+        return _ledger(tensors, src.config, src.name, changed)
+
+    every = tuple(range(len(steps)))
+    best = short(after(*every))
+    if best > at_most:
+        return None
+    found = next(
+        some for some in [(), *((i,) for i in every), *(every[:n] for n in every[2:]), every] if short(after(*some)) <= best
+    )
+    for i in found if len(found) > 1 else ():
+        without = tuple(other for other in found if other != i)
+        if short(after(*without)) <= best:
+            found = without
+    totals = [after(*found[:n]).total for n in range(len(found) + 1)]
+    return tuple(
+        Change(MappingProxyType(steps[i]), before - then)
+        for i, (before, then) in zip(found, itertools.pairwise(totals), strict=True)
+    )
 
 
 def _changes(plan: Plan) -> list[dict[str, Any]]:

@@ -209,5 +209,5 @@ def _with(options: Iterable[int], value: int) -> tuple[int, ...]:
     return tuple(sorted({*options, value}))
 
 
-def _steps(ways: list[Change]) -> str:
+def _steps(ways: Iterable[Change]) -> str:
     return "; ".join(", ".join(f"{k}={v}" for k, v in way.fields.items()) + f" (saves {amount(way.saved)})" for way in ways)
