@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import workbench
 from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
 from workbench.training import data
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
+from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
 from workbench.training.preflight import check_extras, check_kernels
@@ -32,13 +32,6 @@ from workbench.training.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
 """Seconds after which a run without any status is taken to have never begun."""
-_SECRET_NAME = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
-    re.IGNORECASE,
-)
-_SECRET_VALUE = re.compile(
-    r"://[^/\s@]*:[^/\s@]*@|\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA|Bearer )[\w-]{12}"
-)  # a user and password in an address; the shapes of well-known tokens
 _children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
 
 
@@ -265,10 +258,6 @@ def _spawn(run: Run) -> None:
     except OSError as error:
         what = f"the run's folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(run.dir), remedy="Make it writable, or free some space on its disk.") from error
-    # Nothing is fetched: the processes need no token, so they are given none, and no file of the run can come to hold one.
-    environment = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
-    home = str(Path(workbench.__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH", "")]))
     with folder.log.open("ab") as log:
         run._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "workbench.training.supervisor", str(folder.root)],
@@ -276,7 +265,7 @@ def _spawn(run: Run) -> None:
             stdout=log,
             stderr=log,
             cwd=folder.root,
-            env=environment,
+            env=without_secrets(),  # nothing is fetched: the processes need no token
             start_new_session=True,
         )
     _children[run._process.pid] = run._process

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.training import postmortem
+from workbench.training.environment import OFFLINE, PATIENT
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, create_time
 from workbench.training.outside import Outside
@@ -32,12 +33,6 @@ TERM_PATIENCE = 20.0
 _TICK = 0.14
 """Seconds between two looks at the worker, each with a sample: seven a second."""
 _LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
-_OFFLINE = {
-    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
-}  # fmt: skip
-_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Beside a busy notebook or browser, OpenMP threads that wait by spinning make a step on a CPU ten times slower (measured)."""
 
 
 class Supervisor:
@@ -83,7 +78,7 @@ class Supervisor:
         return Ranks(
             [sys.executable, "-P", "-m", "workbench.training.worker", *arguments],
             json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1),
-            {**_PATIENT, **os.environ, **_OFFLINE},
+            {**PATIENT, **os.environ, **OFFLINE},
             stdin=subprocess.DEVNULL,
             cwd=self.folder.root,
         )

@@ -1,6 +1,6 @@
 """transformers' Trainer, telling each step, obeying Stop and Pause, and the measurements before and after. Worker only.
 
-Covers batching and padding, the step events, checkpoints that say when they are complete, held-out loss and generated samples.
+Covers the step events, checkpoints that say when they are complete, held-out loss and generated samples.
 The loop, accumulation, mixed precision, clipping, schedule and checkpoints are Trainer's own, so that a run here is the run
 that the same settings give in a plain script.
 """
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
 from workbench.training import distributed
 from workbench.training.accounting import Account
+from workbench.training.batches import Collator as Collator
+from workbench.training.batches import summed_loss
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.data import Row
@@ -42,31 +43,6 @@ class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"row": self.rows[i]}
-
-
-class Collator:
-    """Rows → one batch, padded on the right to the longest; ``labels`` are -100 where no loss is taken."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Trainer's form of ``batch``."""
-        return self.batch([item["row"] for item in items])
-
-    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Three tensors (rows, longest) of int64."""
-        shape = len(rows), max(len(r.input_ids) for r in rows)
-        ids = np.full(shape, self.pad, np.int64)
-        mask = np.zeros(shape, np.int64)
-        labels = np.full(shape, -100, np.int64)
-        for i, row in enumerate(rows):
-            n = len(row.input_ids)
-            ids[i, :n] = row.input_ids
-            mask[i, :n] = 1
-            labels[i, :n] = np.where(row.loss, row.input_ids, -100)
-        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtype) -> TrainingArguments:
@@ -243,11 +219,8 @@ def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, size: int
     for at in range(0, len(rows), size):
         if asked():
             return None
-        batch = {k: v.to(model.device) for k, v in collator.batch(rows[at : at + size]).items()}
-        labels = batch.pop("labels")[:, 1:]  # (rows, length - 1): position t predicts token t + 1
-        logits = model(**batch).logits[:, :-1].float()
-        total += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="sum"))
-        count += int((labels != -100).sum())
+        summed, tokens = summed_loss(model, collator.batch(rows[at : at + size]))
+        total, count = total + summed, count + tokens
     return total / max(count, 1)
 
 

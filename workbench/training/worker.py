@@ -188,8 +188,7 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             prompts = data.sample_prompts(config)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        collator = trainer.Collator(pad)
+        collator = trainer.Collator.of(tokenizer)
 
         def evaluate(n: int) -> None:
             if not held_out or distributed.rank() != 0:

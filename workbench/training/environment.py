@@ -1,0 +1,39 @@
+"""The environment of the processes that the workbench starts: what they need, and no secret.
+
+Covers variables alone. Who starts a process, and who ends it, is told by ``runs``, ``supervisor`` and ``cost.measurements``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import workbench
+
+OFFLINE: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+}  # fmt: skip
+"""What is computed is on this machine already: nothing is fetched."""
+PATIENT: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Beside a busy notebook or browser, OpenMP threads that wait by spinning make a step on a CPU ten times slower (measured)."""
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s@]*:[^/\s@]*@|\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA|Bearer )[\w-]{12}"
+)  # a user and password in an address; the shapes of well-known tokens
+
+
+def without_secrets() -> dict[str, str]:
+    """This process's variables for a child that needs no token: no file that it writes can come to hold one.
+
+    The child finds this very workbench, wherever it lies.
+    """
+    kept = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
+    home = str(Path(workbench.__file__).parent.parent)
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))
+    return kept
