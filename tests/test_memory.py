@@ -205,7 +205,9 @@ def test_what_the_upcast_costs_a_mixture_of_experts(tmp_path: Path) -> None:
     model_type, config, _ = tiny.ARCHITECTURES["mixtral"]
     source = wb.open_model(tiny.save(tmp_path / "mixtral", model_type, config))
     experts = sum(t.nbytes for t in source.tensors() if ".experts." in t.name)
-    assert wb.forecast(source, wb.TrainConfig())["weights upcast to fp32"] > 2 * experts
+    ledger = wb.forecast(source, wb.TrainConfig())
+    assert ledger["weights upcast to fp32"] > 2 * experts
+    assert wb.forecast(tmp_path / "mixtral", wb.TrainConfig()) == ledger
 
 
 def test_a_7b_model_fits_a_16_gb_gpu_and_a_70b_model_does_not(llama_7b: Shapes) -> None:

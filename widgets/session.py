@@ -169,7 +169,7 @@ class Session:
 
         ``name``: what the state calls the model that is handed over open.
         """
-        source = model if isinstance(model, Source) else open_model(model)
+        source = open_model(model)
         first = next((t.name for t in choosable(source)), None)
         if first is None:
             raise ModelError("It holds no matrix that could be quantized.", where=source.name, remedy="Choose another model.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from workbench.footprint import FULL, LORA, QLORA, Piece, Plan, activations, bas
 from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
 from workbench.gpus import Gpu, find
-from workbench.sources.base import Source, TensorInfo
+from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
 
 if TYPE_CHECKING:
@@ -103,13 +104,15 @@ class MemoryLedger:
         )
 
 
-def forecast(src: Source, cfg: Any, device: str = "cuda") -> MemoryLedger:
-    """The ledger of fine-tuning ``src`` as ``cfg`` (a ``TrainConfig``, or anything with its fields) says, on one device.
+def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> MemoryLedger:
+    """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
 
+    ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
     ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
     """
-    tensors, plan = _planned(src, cfg, device)
-    return _ledger(tensors, src.config, src.name, plan)
+    source = open_model(src)
+    tensors, plan = _planned(source, cfg, device)
+    return _ledger(tensors, source.config, source.name, plan)
 
 
 def compare_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:

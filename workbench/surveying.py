@@ -63,7 +63,7 @@ def survey(
     A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
     checkpoint holds it packed.
     """
-    source = src if isinstance(src, Source) else open_model(src)
+    source = open_model(src)
     wanted = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
     if not wanted or not all(isinstance(spec, QuantSpec) for spec in wanted):
         raise FormatError("A survey needs at least one QuantSpec.", where="specs", remedy="Give workbench.QuantSpec('nf4').")

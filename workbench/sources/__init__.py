@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}")
 
 
 def open_model(
-    model: str | os.PathLike[str],
+    model: Source | str | os.PathLike[str],
     revision: str | None = None,
     token: str | None = None,
     *,
@@ -42,8 +42,11 @@ def open_model(
     commit), ``token`` (else the one that huggingface_hub knows) and ``download`` are for the Hub; what is read later is of the
     commit that the revision is now. ``download`` allows taking whole files into Hugging Face's cache where a server gives no
     parts of them; without it that is an error which says how large they are. ``progress(done, total)`` is told of each header,
-    or of the bytes of whole files; once ``cancelled()`` says yes the call raises InterruptedError.
+    or of the bytes of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is
+    returned as it is.
     """
+    if isinstance(model, Source):
+        return model
     text = os.fspath(model)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         what = "A model is named by 'builtin', by the path of a folder, or by its owner/name on the Hub."
