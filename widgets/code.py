@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.quantization import QuantSpec
@@ -126,6 +127,28 @@ def memory(analysis: Analysis, state: State) -> str:
             f"ways = ways_to_fit(src, cfg, {gpu})",
             "ledger.to_frame()",
         ],
+    )
+
+
+def methods(training: TrainConfig, folder: str) -> str:
+    """Full fine-tuning, LoRA and QLoRA side by side."""
+    return _lines(
+        ["import workbench as wb", "", f"cfg = {config(training)}"],
+        [f"methods = wb.compare_methods(cfg, folder={folder!r})" if folder else "methods = wb.compare_methods(cfg)"],
+        ["methods.to_frame()"],
+    )
+
+
+def repairs(run_dir: str) -> str:
+    """What a run's adapter takes back of 4 bits' error."""
+    return _lines(["import workbench as wb", "", f"repairs = wb.repairs({run_dir!r})", "repairs.to_frame()"])
+
+
+def export(run_dir: Path, folder: str, base: str, dtype: str) -> str:
+    """What merging a run's adapter changes, and the merged model."""
+    return _lines(
+        ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"],
+        [f"print(wb.merge_errors(run, {dtype!r}).to_frame())", f"wb.export(run, {folder!r}, base={base!r}, dtype={dtype!r})"],
     )
 
 

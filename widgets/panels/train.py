@@ -3,7 +3,7 @@
 ``workbench.training`` does the work. A run is a folder and two processes of its own, so closing the panel, restarting the
 kernel or closing the browser does not end it; ``TrainingCell(run=...)`` picks it up again with all its history. Where the
 kernel has no subshells (Colab), a button pressed while a cell is busy acts when the cell has ended, and ``cell.run.watch()``
-keeps the view moving. The form, the preview, the list of earlier runs and the live view are files of their own.
+keeps the view moving. The form, the preview, the list of earlier runs, the export and the live view are files of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import ipywidgets
 
 from widgets import code
 from widgets.copy_code import CopyCode
+from widgets.panels.run_export import RunExport
 from widgets.panels.run_form import RunForm
 from widgets.panels.run_list import RunList
 from widgets.panels.run_preview import RunPreview
@@ -82,7 +83,8 @@ class TrainingCell(Panel):
         self.preview = RunPreview(lambda: self.config, self.message.error, self._seen, executor)
         self.view = RunView(self._changed, self.message.error, executor)
         self.earlier = RunList(self.view.overlay, self.message.error, executor)
-        for part in (self.view, self.preview, self.earlier, self._recipe):
+        self.export = RunExport(executor)
+        for part in (self.view, self.preview, self.earlier, self.export, self._recipe):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
         self._build()
@@ -116,6 +118,7 @@ class TrainingCell(Panel):
             ),
             fold("The same in a cell", self._lines, said="the lines of the workbench that launch this run"),
             self.copy,
+            self.export.widget,
             self.view.widget,
         )
 
@@ -192,6 +195,7 @@ class TrainingCell(Panel):
 
     def _follow(self, run: Run) -> None:
         self.run = run
+        self.export.follow(run)
         self.view.follow(run)
 
     def _changed(self, status: RunStatus | None) -> None:
@@ -201,7 +205,10 @@ class TrainingCell(Panel):
         self._launch.disabled = self._attach.disabled = self._choose.disabled = going
         self._stop.disabled = self._pause.disabled = not going or state == "stopping"
         self._resume.disabled = status is None or going or state == "finished"
-        if status is None or going:
+        if status is None:
+            return
+        self.export.tell(status)
+        if going:
             return
         if state in ("failed", "killed"):
             where = str(self.run.dir) if self.run else ""
