@@ -12,7 +12,7 @@ import workbench as wb
 from tests import in_process
 from tests.tiny_model import write_tiny_model
 from workbench.training import data
-from workbench.training.trainer import Collator
+from workbench.training.batches import Collator
 
 ROWS = 3
 
@@ -41,8 +41,8 @@ def repaired(run: wb.Run, seen: list[tuple[int, int]]) -> wb.Repairs:
     return wb.repairs(run, max_rows=ROWS, progress=lambda *at: seen.append(at)).run()
 
 
-def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, float]]:
-    """Module → the error without and with the adapter, each model loaded whole by transformers and peft."""
+def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, ...]]:
+    """Module → the error without and with the adapter, and how far it goes back along it, with both models loaded whole."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from peft import PeftModel
@@ -73,8 +73,9 @@ def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, float]]:
             held = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state).float()
             lora = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
             whole = (x @ weight.T).norm()
-            errors = [(x @ left.T).norm() / whole for left in (weight - held, weight - held - lora)]
-            found[name] = tuple(map(float, errors))
+            error, change = x @ (weight - held).T, x @ lora.T
+            along = (error * change).sum() / (error * error).sum()
+            found[name] = tuple(map(float, (error.norm() / whole, (error - change).norm() / whole, along)))
     return found
 
 
@@ -87,16 +88,17 @@ def test_the_errors_are_those_of_the_models_that_transformers_and_peft_load(
     rows = {row.name: row for row in repaired if row.step == step}
     assert sorted(rows) == sorted(expected)
     assert len(rows) == 2 * 6  # all linears but those left in 16 bits
-    for name, (without, adapted) in expected.items():
+    for name, (without, adapted, along) in expected.items():
         assert rows[name].error_base == pytest.approx(without, rel=1e-4)
         assert rows[name].error_adapted == pytest.approx(adapted, rel=1e-4)
+        assert rows[name].along == pytest.approx(along, abs=1e-4)
 
 
 def test_every_checkpoint_is_measured_once_against_the_same_base(repaired: wb.Repairs) -> None:
     assert repaired.complete
     assert repaired.steps == (2, 4, 6)
     frame = repaired.to_frame()
-    assert list(frame) == ["step", "name", "layer", "kind", "error_base", "error_adapted", "taken_back"]
+    assert list(frame) == ["step", "name", "layer", "kind", "error_base", "error_adapted", "along", "taken_back"]
     assert (frame.groupby("name")["step"].apply(tuple) == (2, 4, 6)).all()
     assert (frame.groupby("name")["error_base"].nunique() == 1).all()
     assert frame["error_base"].between(0.02, 0.2).all()  # what NF4 does to outputs

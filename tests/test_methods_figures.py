@@ -86,7 +86,7 @@ def test_nothing_yet_is_drawn_and_said() -> None:
 
 
 def repair(step: int, layer: int, kind: str, adapted: float) -> wb.Repair:
-    return wb.Repair(step, f"model.layers.{layer}.mlp.{kind}_proj", layer, kind, 0.1, adapted)
+    return wb.Repair(step, f"model.layers.{layer}.mlp.{kind}_proj", layer, kind, 0.1, adapted, 0.05 * layer)
 
 
 REPAIRS = [
@@ -112,9 +112,19 @@ def test_the_map_shows_one_checkpoint_with_zero_in_the_middle_of_its_colours(ste
 def test_what_is_said_counts_the_modules_that_got_worse() -> None:
     said = methods_figures.repairs_map(REPAIRS)[1]
     assert said == (
-        "After 10 steps the adapter takes back 20.00 % of 4 bits' output error (median of 3 modules); "
-        "it adds to it in 1 of them."
+        "After 10 steps the adapter takes back 20.00 % of 4 bits' output error (median of 3 modules), and adds to it in 1 of "
+        "them; along the error itself it undoes 0 %."
     )
+
+
+def test_either_way_of_counting_can_be_shown() -> None:
+    figure = methods_figures.repairs_map(REPAIRS, field="along")[0]
+    np.testing.assert_allclose(figure["data"][1]["z"][:, 0], [0.0, 0.05], atol=1e-6)
+    assert figure["data"][1]["colorbar"]["title"]["text"] == "undone along the error itself"
+    figure, said = methods_figures.repairs_curves(REPAIRS, field="along")
+    assert figure["data"][0]["y"].tolist() == pytest.approx([0.025, 0.025])
+    assert "Undone along the error itself, by kind" in figure["layout"]["title"]["text"]
+    assert said.startswith("At the last checkpoint, undone along the error itself: up 2.50 %")
 
 
 def test_the_curves_are_the_median_of_each_kind_over_the_checkpoints() -> None:
@@ -122,5 +132,5 @@ def test_the_curves_are_the_median_of_each_kind_over_the_checkpoints() -> None:
     assert [trace["name"] for trace in figure["data"]] == ["up", "down"]
     assert figure["data"][0]["x"].tolist() == [5, 10]
     np.testing.assert_allclose(figure["data"][0]["y"], [0.0, 0.3], atol=1e-6)
-    assert said == "Taken back at the last checkpoint: up 30.00 % and down -50.00 %."
+    assert said == "At the last checkpoint, output error taken back: up 30.00 % and down -50.00 %."
     encode_figure(figure)

@@ -99,39 +99,49 @@ def _group(sizes: dict[str, int], group: str) -> int:
     return sum(sizes.get(category, 0) for category in GROUPS[group])
 
 
-def repairs_map(rows: Iterable[Repair], step: int | None = None, selected: str = "", layer: int | None = None) -> Told:
-    """Layers × kinds, coloured by the share of 4 bits' output error that the adapter of ``step`` takes back (None: the last).
+REPAIR_FIELDS = {
+    "taken_back": "output error taken back",
+    "along": "undone along the error itself",
+}
+"""What the figures of repairs may show: a field of ``Repair``, and its name on screen."""
+
+
+def repairs_map(
+    rows: Iterable[Repair], step: int | None = None, selected: str = "", layer: int | None = None, field: str = "taken_back"
+) -> Told:
+    """Layers × kinds, coloured by a field of ``REPAIR_FIELDS`` at one checkpoint (``step``; None: the last).
 
     Blue is taken back, red is added: an adapter learns the task. ``selected`` is a module's path.
     """
     known = list(rows)
     step = max((row.step for row in known), default=0) if step is None else step
     chosen = [row for row in known if row.step == step]
-    shown = [
-        Shown(
-            row.name, row.taken_back, -row.taken_back,
-            f"output error {percent(row.error_base)} without the adapter, {percent(row.error_adapted)} with it",
-        )
-        for row in chosen
-    ]  # fmt: skip
-    places = Places.named(row.name for row in known)
-    figure = cell_map(places, shown, "output error taken back", ".0%", reverse=True, selected=selected, layer=layer)
+    shown = [Shown(row.name, value := float(getattr(row, field)), -value, _repaired(row)) for row in chosen]
+    places, title = Places.named(row.name for row in known), REPAIR_FIELDS[field]
+    figure = cell_map(places, shown, title, ".0%", reverse=True, selected=selected, layer=layer)
     figure["data"][1] |= {"colorscale": "RdBu", "zmid": 0}
     if not chosen:
         return figure, "Nothing is measured yet."
-    worse = sum(row.taken_back < 0 for row in chosen)
-    middle = statistics.median(row.taken_back for row in chosen)
+    worse = sum(row.error_adapted > row.error_base for row in chosen)
+    back, along = (statistics.median(getattr(row, name) for row in chosen) for name in REPAIR_FIELDS)
     return figure, (
-        f"After {step} steps the adapter takes back {percent(middle)} of 4 bits' output error "
-        f"(median of {len(chosen)} modules); it adds to it in {worse} of them."
+        f"After {step} steps the adapter takes back {percent(back)} of 4 bits' output error (median of {len(chosen)} modules), "
+        f"and adds to it in {worse} of them; along the error itself it undoes {percent(along)}."
     )
 
 
-def repairs_curves(rows: Iterable[Repair], key: str = "repairs") -> Told:
-    """The share taken back over the run's checkpoints, a line a kind: its modules' median. Before training it is zero."""
+def _repaired(row: Repair) -> str:
+    return (
+        f"output error {percent(row.error_base)} without the adapter, {percent(row.error_adapted)} with it; "
+        f"undone along the error itself: {percent(row.along)}"
+    )
+
+
+def repairs_curves(rows: Iterable[Repair], key: str = "repairs", field: str = "taken_back") -> Told:
+    """A field of ``REPAIR_FIELDS`` over the run's checkpoints, a line a kind: its modules' median. Before training it is 0."""
     by_kind: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        by_kind.setdefault(row.kind, {}).setdefault(row.step, []).append(row.taken_back)
+        by_kind.setdefault(row.kind, {}).setdefault(row.step, []).append(getattr(row, field))
     traces: list[Figure] = []
     for i, kind in enumerate(sorted(by_kind, key=order_of)):
         points = sorted((step, statistics.median(values)) for step, values in by_kind[kind].items())
@@ -139,8 +149,9 @@ def repairs_curves(rows: Iterable[Repair], key: str = "repairs") -> Told:
         marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8}
         traces.append({"type": "scatter", "mode": "lines+markers", "name": html.escape(kind), "x": x, "y": y, "marker": marker})
         traces[-1]["hovertemplate"] = "%{y:.1%}"
-    layout = axes("Output error taken back, by kind of module", "step", "of what 4 bits added", key, showlegend=True)
+    title = REPAIR_FIELDS[field]
+    layout = axes(f"{title[0].upper()}{title[1:]}, by kind of module", "step", "of what 4 bits added", key, showlegend=True)
     layout["yaxis"] |= {"tickformat": ".0%", "zeroline": True}
     last = {kind: statistics.median(of[max(of)]) for kind, of in by_kind.items()}
     said = [f"{kind} {percent(last[kind])}" for kind in sorted(last, key=order_of)]
-    return {"data": traces, "layout": layout}, f"Taken back at the last checkpoint: {listed(said)}." if said else "Nothing yet."
+    return {"data": traces, "layout": layout}, f"At the last checkpoint, {title}: {listed(said)}." if said else "Nothing yet."

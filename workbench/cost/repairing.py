@@ -8,6 +8,7 @@ of its weight and its outputs. What the figures mean is in ``repairs``, which ga
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ from numpy.typing import NDArray
 from workbench.errors import RunError
 from workbench.sources.base import Cancelled, Progress, TensorInfo, Watch
 from workbench.training import data
+from workbench.training.batches import Collator
 from workbench.training.merging import Merge
 from workbench.training.model import compute_dtype, load_base
 from workbench.training.runs import Run
-from workbench.training.trainer import Collator, measuring
+from workbench.training.trainer import measuring
 
 _TOKENS = 4_096
 """Tokens in one forward pass at most, padding counted."""
-Tell = Callable[[str, int, float, float], object]
-"""Told as soon as they are known: a module's path, the checkpoint's steps, the error without and with its adapter."""
+Tell = Callable[[str, int, float, float, float], object]
+"""Told as soon as they are known: a module's path, the checkpoint's steps, the error without and with its adapter, and how far
+that goes back along the error itself."""
 
 
 def measure_repairs(
@@ -53,16 +56,16 @@ def measure_repairs(
     watch.check()
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, watch.check)
-    sums = {path: np.zeros(2 + len(merges)) for path in modules}  # ‖Wx‖², without an adapter, with each
+    sums = {path: np.zeros((2 + len(merges), 2)) for path in modules}
     last = False
 
     def at_module(path: str, x: Any, kept: Any) -> None:
         watch.check()
-        sums[path] += _squares(x[kept].float(), modules[path], merges)
+        sums[path] += _products(x[kept].float(), modules[path], merges)
         if last:
-            whole, without, *adapted = np.sqrt(sums[path])
-            for steps, error in zip(merges, adapted, strict=True):
-                tell(path, steps, without / whole if whole else 0.0, error / whole if whole else 0.0)
+            (whole, _), (error, _), *adapted = sums[path].tolist()
+            for steps, (left, undone) in zip(merges, adapted, strict=True):
+                tell(path, steps, math.sqrt(_ratio(error, whole)), math.sqrt(_ratio(left, whole)), _ratio(undone, error))
         watch.moved(1)
 
     mask: Any = None
@@ -83,18 +86,30 @@ def _batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:
     tokenizer = data.open_tokenizer(model)
     rows = data.load(config, tokenizer, data.held_out_files(config), max_rows).rows
     size = max(_TOKENS // max(len(row.input_ids) for row in rows), 1)
-    collator = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+    collator = Collator.of(tokenizer)
     return [collator.batch(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
-def _squares(x: Any, info: TensorInfo, merges: dict[int, Merge]) -> NDArray[np.float64]:
-    """x (tokens, in) → (2 + checkpoints,): squared norms of Wx, of (W − Ŵ)x, and of (W − W with the adapter)x for each."""
+def _products(x: Any, info: TensorInfo, merges: dict[int, Merge]) -> NDArray[np.float64]:
+    """x (tokens, in) → (2 + checkpoints, 2): ‖Wx‖²; ‖E‖², with E = (W − Ŵ)x; and for each adapter's D ‖E − D‖² and ⟨E, D⟩."""
     merge = next(iter(merges.values()))
-    original = merge.original(info)
-    held = merge.held(info)
-    weights = [original, original - held, *(original - each.trained(info, held) for each in merges.values())]
-    found = []
-    for weight in weights:
+    original, held = merge.original(info), merge.held(info)
+
+    def outputs(weight: NDArray[Any]) -> Any:
         y = x @ torch.from_numpy(weight).to(x.device).T  # (tokens, in) × (in, out)
-        found.append(float(y.double().square().sum()))
+        return y.double()
+
+    error = outputs(original - held)
+    found = [(_square(outputs(original)), 0.0), (_square(error), 0.0)]
+    for each in merges.values():
+        change = outputs(each.trained(info, held) - held)
+        found.append((_square(error - change), float((error * change).sum())))
     return np.array(found)
+
+
+def _square(y: Any) -> float:
+    return float(y.square().sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -4,16 +4,20 @@ For an adapted module with the original weight W, the 4-bit weight Ŵ that the r
 
     error_base    = ‖(W − Ŵ)x‖ / ‖Wx‖            error_adapted = ‖(W − Ŵ − s·BA)x‖ / ‖Wx‖
     taken_back    = 1 − error_adapted / error_base
+    along         = ⟨s·BAx, (W − Ŵ)x⟩ / ‖(W − Ŵ)x‖²
 
-with norms over all tokens and outputs. What an adapter of another kind makes of Ŵ (DoRA, OLoRA) takes the place of Ŵ + s·BA.
+with norms and the inner product over all tokens and outputs. What an adapter of another kind makes of Ŵ (DoRA, OLoRA) takes
+the place of Ŵ + s·BA.
 
 x are the inputs that the module gets in the *unquantized* model on held-out rows: W's own inputs, the same for every
 checkpoint, so that the figures differ by the module's weights alone, and no error of earlier layers is mixed into them. The
 run's own inputs differ a little, and change as it trains.
 
-An adapter is trained on a task, and not to make up for quantization. It moves W's outputs where the task wants them, which the
+An adapter is trained on a task, and not to make up for quantization. It moves the outputs where the task wants them, which the
 original W does not do either, so ``taken_back`` may be, and often is, negative: that says how far training has moved the module
-in terms of 4 bits' error, and is no fault of the run. What a run gains is its held-out loss (``wb.compare_methods``).
+in terms of 4 bits' error, and is no fault of the run. ``along`` looks at the error's own direction alone: 1 where the adapter
+undoes it, whatever else it does, 0 where it goes at right angles to it. What a run gains is its held-out loss
+(``wb.compare_methods``).
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ class Repair:
     """‖(W − Ŵ)x‖ / ‖Wx‖: without an adapter, the same for every checkpoint."""
     error_adapted: float
     """‖(W − Ŵ − s·BA)x‖ / ‖Wx‖: with it."""
+    along: float
+    """How much of the error's own direction the adapter goes back: 1 all of it, 0 none, below 0 where it adds to it."""
 
     @property
     def taken_back(self) -> float:
@@ -132,8 +138,8 @@ class Repairs:
                 return self
             found: list[Repair] = []
 
-            def tell(name: str, step: int, without: float, adapted: float) -> None:
-                found.append(Repair(step, name, layer_of(name), kind_of(name), without, adapted))
+            def tell(name: str, step: int, without: float, adapted: float, along: float) -> None:
+                found.append(Repair(step, name, layer_of(name), kind_of(name), without, adapted, along))
                 self._rows = tuple(found)
 
             try:
@@ -148,7 +154,7 @@ class Repairs:
         self._cancelled.set()
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a module and checkpoint: step, name, layer, kind, error_base, error_adapted, taken_back."""
+        """One line a module and checkpoint: step, name, layer, kind, error_base, error_adapted, along, taken_back."""
         import pandas as pd
 
         if not self._rows:
