@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.bnb import BackendCheck, check_backend
     from workbench.comparison import configurations, duel, pareto
+    from workbench.cost.evaluation import Cost, Evaluation, evaluate
     from workbench.cost.method_results import MethodResult
     from workbench.cost.methods import MethodComparison, compare_methods
     from workbench.cost.repairs import Repair, Repairs, repairs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOME = {
     "bnb": ("BackendCheck", "check_backend"),
     "comparison": ("configurations", "duel", "pareto"),
+    "cost.evaluation": ("Cost", "Evaluation", "evaluate"),
     "cost.method_results": ("MethodResult",),
     "cost.methods": ("MethodComparison", "compare_methods"),
     "cost.repairs": ("Repair", "Repairs", "repairs"),
@@ -69,9 +71,11 @@ __all__ = [
     "FORMATS",
     "BackendCheck",
     "ConfigError",
+    "Cost",
     "DataError",
     "Duel",
     "ErrorStats",
+    "Evaluation",
     "Exported",
     "Format",
     "FormatError",
@@ -106,6 +110,7 @@ __all__ = [
     "compare_methods",
     "configurations",
     "duel",
+    "evaluate",
     "export",
     "forecast",
     "launch",

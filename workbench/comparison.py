@@ -24,7 +24,8 @@ from workbench.survey_rows import Row
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from workbench.surveying import Progress, Survey
+    from workbench.surveying import Survey
+    from workbench.telling import Progress
 
 
 def configurations(

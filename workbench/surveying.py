@@ -9,9 +9,9 @@ from __future__ import annotations
 import html
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 from workbench.errors import FormatError, ModelError, WorkbenchError
 from workbench.measurement import Tally
@@ -20,6 +20,7 @@ from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.base import Cancelled
 from workbench.sources.header import DTYPES, shown
 from workbench.survey_rows import Row, frame, grouped, worst
+from workbench.telling import Progress, telling
 from workbench.weight_chunks import packings_of
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Row", "Survey", "survey"]
-
-Progress = Callable[[int, int], object]
 
 
 def survey(
@@ -241,10 +240,10 @@ class Survey:
         finished = {row.tensor.name for row in self._rows}
         left = [info for info in self.infos if info.name not in finished]
         at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._stopped
-        with _telling(self._progress, at, total) as tell:
+        with telling(self._progress, "Survey", "B", at, total) as tell:
 
             def seen(info: TensorInfo, share: float) -> None:
-                tell(at + int(share * info.nbytes))
+                tell(at + int(share * info.nbytes), total)
 
             rows: Generator[Row, None, None]
             if self._executor is None:
@@ -254,7 +253,7 @@ class Survey:
             with closing(rows):
                 for row in rows:
                     at += sizes[row.tensor.name]
-                    tell(at)
+                    tell(at, total)
                     yield row
 
 
@@ -285,26 +284,3 @@ def _is_float(info: TensorInfo) -> bool:
     """Whether it holds weights that can be measured; F8_E8M0 holds scales, and has no sign and no zero."""
     kind = DTYPES[info.dtype]
     return info.numel > 0 and kind.floating and kind.numpy is not None and kind.name != "F8_E8M0"
-
-
-@contextmanager
-def _telling(progress: bool | Progress, done: int, total: int) -> Iterator[Callable[[int], object]]:
-    """Something to tell the bytes done: the caller's function, a bar, or nothing."""
-    if callable(progress):
-        yield lambda at: progress(at, total)
-    elif progress and (bar := _bar(done, total)) is not None:
-        with bar:
-            yield lambda at: bar.update(at - bar.n)
-    else:
-        yield lambda at: None
-
-
-def _bar(done: int, total: int) -> Any:
-    """tqdm's bar for a notebook or terminal; None where there is no tqdm, and in a log file it stays silent."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return None
-    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
-    disable = False if in_notebook else None  # None: unless it is a terminal
-    return tqdm(total=total, initial=done, desc="Survey", unit="B", unit_scale=True, disable=disable)

@@ -16,7 +16,8 @@ from workbench.atomic import replacing_for_user
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from workbench.surveying import Progress, Survey
+    from workbench.surveying import Survey
+    from workbench.telling import Progress
 
 __all__ = ["write_report"]
 

@@ -1,0 +1,208 @@
+"""The measuring itself: weights replaced by what a format makes of them, and the losses and outputs that follow. Needs torch.
+
+Covers loading the model in 16 bits, replacing its linear layers' weights one at a time from the checkpoint, held-out losses
+batch by batch, and the outputs' errors in one forward pass. Memory: the model in 16 bits and, for the largest weight, some 16
+bytes a weight while it is quantized; besides, a batch's activations and logits. What is measured, and in which order, is
+decided elsewhere. On a CPU, or on a GPU where there is one [not yet run on a GPU].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from workbench.cost import wide
+from workbench.cost.jobs import BATCH, Job
+from workbench.cost.points import spec_key
+from workbench.errors import DataError, ModelError
+from workbench.quantization import QuantSpec, quantize
+from workbench.sources.base import TensorInfo
+from workbench.sources.packed import weights
+from workbench.sources.rule import TRANSPOSED
+from workbench.training import data
+from workbench.training.batches import Collator, summed_loss
+
+CALIBRATION = 8
+"""Rows that the outputs' errors are measured on."""
+Tell = Callable[..., object]
+Array = NDArray[Any]
+
+
+class Engine:
+    """A model, its held-out batches, and what of it is quantized at the moment: nothing at first."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self._tell = job, tell
+        self._held: dict[str, QuantSpec] = {}
+        self._told: set[tuple[str, str]] = set()
+        folder = Path(job.config.model)
+        self._dtype = _dtype(job)
+        self.model = self._load(folder)
+        self._modules = self._placed()
+        tokenizer = data.open_tokenizer(folder)
+        files = data.held_out_files(job.config)
+        assert files is not None  # job_of has refused such a configuration
+        rows = data.load(job.config, tokenizer, files, job.config.max_eval_rows).rows
+        collator = Collator.of(tokenizer)
+        # By length, so that little is padded: a third less to compute on the builtin rows.
+        ordered = sorted(rows, key=lambda row: len(row.input_ids))
+        self.batches = [collator.batch(ordered[at : at + BATCH]) for at in range(0, len(ordered), BATCH)]
+        self._calibration = collator.batch(rows[:CALIBRATION])
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens that bear a loss, batch by batch."""
+        return [int((batch["labels"][:, 1:] != -100).sum()) for batch in self.batches]
+
+    @property
+    def digest(self) -> str:
+        """Tells these batches from others."""
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            digest.update(batch["input_ids"].numpy().tobytes() + batch["labels"].numpy().tobytes())
+        return digest.hexdigest()
+
+    def _load(self, folder: Path) -> Any:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=self._dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+            what = f"transformers cannot load it as a language model ({type(error).__name__}: {str(error)[:300]})."
+            remedy = "Choose a causal language model that transformers knows without code of its own."
+            raise ModelError(what, where=str(folder), remedy=remedy) from error
+        if not _mapped_privately(folder):
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+        wide.widen(model)
+        model.config.use_cache = False
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _placed(self) -> dict[str, tuple[TensorInfo, Any]]:
+        """Module of the checkpoint → its weight and the parameter that it was loaded into."""
+        found, prefix = {}, self.model.base_model_prefix
+        modules = dict(self.model.named_modules())
+        for name, info in self.job.weights.items():
+            # A checkpoint of the bare model has names without the first part, which transformers adds on loading.
+            module = next(
+                (modules[p] for p in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if p in modules), None
+            )
+            weight = getattr(module, "weight", None)
+            if weight is None or tuple(weight.shape) != info.shape:
+                what = f"transformers loads {name} into no module of its own (it is fused, split or named otherwise)."
+                raise ModelError(what, where=self.job.source.name, remedy="Save the model anew with transformers 5.")
+            found[name] = info, weight
+        return found
+
+    def assign(self, assigned: Mapping[str, QuantSpec]) -> None:
+        """Quantizes these modules so, and puts all others back into 16 bits: only what differs is read and written."""
+        for name, (info, weight) in self._modules.items():
+            wanted = assigned.get(name)
+            if wanted == self._held.get(name):
+                continue
+            stored = self._stored(info)
+            value = np.asarray(stored, np.float32)
+            if wanted is None:
+                self._held.pop(name)
+            else:
+                exact, value = value, quantize(stored, wanted).dequantize()
+                self._tell_error(name, wanted, exact, value)
+                self._held[name] = wanted
+            self._write(info, weight, value)
+
+    def _stored(self, info: TensorInfo) -> Array:
+        """The weight as bitsandbytes meets it: in the model's dtype, (out, in)."""
+        return weights(self.job.source, info.name, info.layout).astype(_NUMPY[self._dtype], copy=False)
+
+    def _write(self, info: TensorInfo, weight: Any, value: Array) -> None:
+        """Puts float32 values into the parameter, which rounds them to 16 bits as bitsandbytes does when it dequantizes."""
+        turned = value.T if info.layout == TRANSPOSED else value
+        with torch.no_grad():
+            weight.data.copy_(torch.from_numpy(np.ascontiguousarray(turned)))
+
+    def _tell_error(self, name: str, spec: QuantSpec, exact: Array, value: Array) -> None:
+        key = name, spec_key(spec)
+        if key not in self._told:
+            self._told.add(key)
+            error, signal = _squared(value - exact), _squared(exact)
+            self._tell("weights", module=name, spec=key[1], error=error, signal=signal)
+
+    def losses(self) -> Iterator[float]:
+        """Nats of each batch, summed over its tokens."""
+        for batch in self.batches:
+            with torch.inference_mode():
+                yield summed_loss(self.model, batch)[0]
+
+    def outputs(self, specs: Sequence[QuantSpec]) -> None:
+        """Tells ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being what reaches it in the 16-bit model, in one forward pass."""
+        self.assign({})
+        mask = self._calibration["attention_mask"].bool()
+        hooks = []
+        for name, (info, weight) in self._modules.items():
+            module = next(m for m in self.model.modules() if getattr(m, "weight", None) is weight)
+
+            def look(module: Any, arguments: tuple[Any, ...], name: str = name, info: TensorInfo = info) -> None:
+                x = arguments[0].float()
+                if x.shape[:2] == mask.shape:
+                    x = x[mask.to(x.device)]  # (tokens, in), without padding
+                stored = self._stored(info)
+                exact = np.asarray(stored, np.float32)
+                signal = _norm(x, exact)
+                for spec in specs:
+                    rounded = quantize(stored, spec).dequantize(_NUMPY[self._dtype]).astype(np.float32)
+                    error = _norm(x, rounded - exact)
+                    self._tell("outputs", module=name, spec=spec_key(spec), error=error, signal=signal, tokens=len(x))
+
+            hooks.append(module.register_forward_pre_hook(look))
+        try:
+            with torch.inference_mode():
+                summed_loss(self.model, dict(self._calibration))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+_NUMPY = {torch.bfloat16: np.dtype(ml_dtypes.bfloat16), torch.float16: np.dtype(np.float16)}
+
+
+def _dtype(job: Job) -> torch.dtype:
+    """The 16 bits that most weights are stored in; bfloat16 where they are stored in more."""
+    stored = [info.dtype for info in job.weights.values()]
+    return torch.float16 if stored.count("F16") > len(stored) / 2 else torch.bfloat16
+
+
+def _norm(x: torch.Tensor, weight: Array) -> float:
+    """‖x · Wᵀ‖², summed in float64."""
+    y = wide.times(x, torch.from_numpy(weight).to(x.device))
+    return float((y.double() ** 2).sum())
+
+
+def _squared(values: Array) -> float:
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(sum(np.sum(part.astype(np.float64) ** 2) for part in np.array_split(flat, max(1, flat.size >> 20))))
+
+
+def _mapped_privately(folder: Path) -> bool:
+    """Whether writing to a weight that safetensors has mapped cannot reach its file: Linux tells, elsewhere it is not known."""
+    if sys.platform != "linux":
+        return False
+    root = str(folder.resolve())
+    lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    return all(line.split()[1].endswith("p") for line in lines if root in line)
+
+
+def check_data(before: str | None, engine: Engine) -> None:
+    """Raises DataError where the held-out rows are not those that a folder's other measurements were made on."""
+    if before is not None and before != engine.digest:
+        remedy = "Name another folder."
+        raise DataError("the held-out rows have changed since the first measurement.", where="data", remedy=remedy)

@@ -1,0 +1,211 @@
+"""The model's held-out loss in 16 bits and in each format: ``evaluate``, and ``Evaluation``, its rows and tables.
+
+Covers which configurations are measured, at their own and at equal bits per weight, and what each row says. What is measured is
+the model with every weight that a QLoRA load quantizes put through the format and back (*fake-quantized*), held in 16 bits as
+the layers of a 4-bit model see it, and multiplied in float32. How it is measured: ``measurements`` and ``engine``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.comparison import configurations, largest
+from workbench.cost.intervals import Interval
+from workbench.cost.jobs import Job, as_specs, job_of
+from workbench.cost.measurements import Losses, Measurements, MemoryUse, Ratio
+from workbench.cost.points import Point, spec_key
+from workbench.cost.unfolding import Unfolding
+from workbench.kinds import kind_of, layer_of
+from workbench.quantization import QuantSpec
+from workbench.sources import Source
+from workbench.telling import Progress, telling
+from workbench.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EQUAL_BITS = 4.5
+"""Bits per weight that formats are compared at unless told otherwise, as in ``duel``."""
+USUAL = (
+    QuantSpec("nf4"), QuantSpec("nf4", double_quant=True), QuantSpec("fp4"), QuantSpec("int4"), QuantSpec("int4-asym"),
+    QuantSpec("af4"), QuantSpec("mxfp4"), QuantSpec("nvfp4"),
+)  # fmt: skip
+"""What is measured unless told otherwise."""
+IN_16_BITS = "16 bits"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The model in one format, measured on held-out rows. Losses are nats a token, over the tokens that bear a loss."""
+
+    spec: QuantSpec | None
+    """None: the model in 16 bits."""
+    name: str
+    """The specification in words, or ``16 bits``."""
+    bits_per_weight: float
+    """Stored bits of the quantized weights, scales and zero points counted; 16 for the model in 16 bits."""
+    nbytes: int
+    """Bytes of all the model's weights: the quantized ones, and the rest in 16 bits."""
+    loss: float
+    perplexity: float
+    """exp(loss)."""
+    interval: Interval
+    """The loss's 95 % interval by bootstrap over held-out batches; NaN with a single batch."""
+    batch_losses: tuple[float, ...]
+    """The loss of each held-out batch; the same batches in every row."""
+    increase: float
+    """loss − the loss in 16 bits."""
+    increase_interval: Interval
+    """Its 95 % interval, paired: both models on the same batches. Far narrower than ``interval``."""
+    relative_rmse: float
+    """The error of the weights themselves, ‖W − Ŵ‖ / ‖W‖ over all quantized weights; 0 in 16 bits."""
+
+
+def evaluate(
+    src: Source | str | os.PathLike[str],
+    specs: QuantSpec | str | Sequence[QuantSpec | str] = USUAL,
+    *,
+    data: TrainConfig | str | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+    equal_bits: bool | float = False,
+    output_error: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = False,
+    cancelled: Callable[[], bool] | None = None,
+) -> Evaluation:
+    """What each format does to the model's held-out loss: an iterable of ``Cost`` as they finish, the model in 16 bits first.
+
+    ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
+    specifications, or names of formats, each then as it usually is. ``equal_bits``: True, or bits per weight: in place of each
+    specification its format's largest configuration of at most 4.5 (or so many) bits, as in ``duel``.
+
+    ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for those that it names; or a file, a folder or
+    ``owner/name`` on the Hub with a column ``text``. ``max_length`` tokens of a row and ``max_rows`` rows are used, by default
+    as many as ``TrainConfig`` has it (512 and 64).
+
+    The work is done by a process of its own, which holds the model in 16 bits and a layer more. ``folder`` keeps what was
+    measured: with the same folder, model and rows nothing is measured twice, and what was broken off goes on. Without it, it is
+    gone with the result. ``output_error`` also measures the layers' outputs, ``Evaluation.output_errors``, first of all.
+
+    ``progress``: True for a bar, or a function that is told the batches done and their total. Once ``cancelled()`` says yes,
+    the evaluation is cancelled, within a second.
+
+    Raises ModelError, DataError, FormatError or ConfigError for what cannot be measured, at once; and while iterating RunError
+    or ModelError where the process fails, or the model does not fit into memory.
+    """
+    job = job_of(src, data, max_length, max_rows)
+    wanted = as_specs(specs)
+    if equal_bits:
+        bits = EQUAL_BITS if equal_bits is True else equal_bits
+        wanted = tuple(largest(bits, configurations(dict.fromkeys(spec.format for spec in wanted)))[0])
+    return Evaluation(job, wanted, output_error, folder, progress, cancelled)
+
+
+class Evaluation(Unfolding[Cost]):
+    """An evaluation's rows as they finish, and tables of them. Iterating does the work; leaving the loop stops it."""
+
+    def __init__(
+        self, job: Job, specs: tuple[QuantSpec, ...], output_error: bool, folder: str | os.PathLike[str] | None,
+        progress: bool | Progress, cancelled: Callable[[], bool] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(1 + len(specs), cancelled)
+        self.specs = specs
+        self._job, self._progress = job, progress
+        self._outputs = specs if output_error else ()
+        self._measurements = Measurements(job, folder)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._job.source.name
+
+    @property
+    def phase(self) -> str:
+        """What the measuring process is doing: ``import``, ``load``, ``measure``; empty where there is none."""
+        return self._measurements.phase
+
+    @property
+    def memory(self) -> MemoryUse | None:
+        """What the measuring process took, measured; None before it has measured a row."""
+        return self._measurements.memory
+
+    def to_frame(self) -> pd.DataFrame:
+        """A line for each finished row; runs the evaluation first where nothing is finished."""
+        import pandas as pd
+
+        if not self._rows:
+            self.run()
+        return pd.DataFrame([_line(row) for row in self.rows])
+
+    def output_errors(self) -> pd.DataFrame:
+        """A line for each module and format: ‖(W − Ŵ)x‖ / ‖Wx‖ on real activations, beside ‖W − Ŵ‖ / ‖W‖ of the weight.
+
+        The activations x are those that reach the module in the 16-bit model, over the first 8 held-out rows, in one forward
+        pass. Without ``output_error`` the table is empty.
+        """
+        import pandas as pd
+
+        if self._outputs and not self._rows:
+            self.run()
+        columns = ("module", "layer", "kind", "spec", "output_error", "relative_rmse")
+        lines = [
+            (module, layer_of(module), kind_of(module), spec.title, self._measurements.outputs[key].value, self._own(key))
+            for spec in self._outputs
+            for module in self._job.weights
+            if (key := (module, spec_key(spec))) in self._measurements.outputs
+        ]
+        return pd.DataFrame(lines, columns=list(columns)).astype({"layer": "Int64"})
+
+    def _own(self, key: tuple[str, str]) -> float:
+        ratio = self._measurements.weights.get(key)
+        return math.nan if ratio is None else ratio.value
+
+    def _start(self) -> Generator[Cost, None, None]:
+        points = [Point(), *map(Point, self.specs)]
+        with telling(self._progress, "Evaluation", "batch") as tell:
+            for point in self._measurements.measured(points, self._outputs, tell, self._stopped):
+                if len(self._rows) <= points.index(point):
+                    yield self._cost(point)
+
+    def _cost(self, point: Point) -> Cost:
+        losses = self._measurements.losses
+        found, base = losses[point.key], losses[Point().key]
+        increase, interval = found.above(base)
+        assigned = self._job.assigned(point)
+        bits, ratio = 16.0, Ratio(0.0, 0.0)
+        if point.spec is not None:
+            sizes = [self._job.weights[module].numel for module in assigned]
+            bits = 8 * sum(map(point.spec.nbytes, sizes)) / sum(sizes)
+            own = [self._measurements.weights[module, spec_key(point.spec)] for module in assigned]
+            ratio = Ratio(sum(r.error for r in own), sum(r.signal for r in own))
+        name = IN_16_BITS if point.spec is None else point.spec.title
+        return Cost(
+            point.spec, name, bits, self._job.nbytes(point), found.loss, perplexity(found), found.interval, found.batches,
+            increase, interval, ratio.value,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} rows"
+        return f"Evaluation({self.model}: {state})"
+
+
+def perplexity(losses: Losses) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    try:
+        return math.exp(losses.loss)
+    except OverflowError:
+        return math.inf
+
+
+def _line(row: Cost) -> dict[str, object]:
+    return {
+        "name": row.name, "format": row.spec.format if row.spec else "", "bits_per_weight": row.bits_per_weight,
+        "nbytes": row.nbytes, "loss": row.loss, "loss_low": row.interval[0], "loss_high": row.interval[1],
+        "perplexity": row.perplexity, "increase": row.increase, "increase_low": row.increase_interval[0],
+        "increase_high": row.increase_interval[1], "relative_rmse": row.relative_rmse,
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""The model and the held-out rows that a cost is measured on: checked before any process is started.
+
+Covers what can be told from headers alone: which modules there are to quantize, what they take in 16 bits and in a format, and
+whether the model fits this machine. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from workbench.cost.points import Point
+from workbench.errors import DataError, FormatError, ModelError
+from workbench.footprint import loaded
+from workbench.quantization import QuantSpec
+from workbench.sources import Source, TensorInfo, open_model
+from workbench.training import data as rows_of
+from workbench.training.config import TrainConfig
+from workbench.training.runs import absolute
+from workbench.wording import amount
+
+BATCH = 4
+"""Rows in a forward pass, and in a batch of the bootstrap."""
+OF_DATA = (
+    "dataset", "dataset_config", "dataset_split", "dataset_revision", "eval_dataset", "eval_split", "text_column",
+    "prompt_column", "completion_column", "messages_column", "completion_only_loss", "max_length", "max_eval_rows",
+)  # fmt: skip
+"""The fields of ``TrainConfig`` that say which rows a cost is measured on."""
+_LOOKED_AT = 4_096
+_LIBRARIES = 500 * 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model in a folder, and the held-out rows to measure it on."""
+
+    source: Source
+    config: TrainConfig
+    """Its model is the folder; of the rest, the fields about data count."""
+
+    @cached_property
+    def weights(self) -> dict[str, TensorInfo]:
+        """Every weight that a QLoRA load quantizes, by its module: the weight's name in the checkpoint without ``.weight``."""
+        return {t.name.removesuffix(".weight"): t for t in self.source.tensors() if t.quantizable}
+
+    @property
+    def nbytes_16bit(self) -> int:
+        """Bytes of all weights in 16 bits."""
+        return 2 * sum(t.numel for t in loaded(self.source.tensors()))
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest weight."""
+        return max(t.numel for t in self.source.tensors())
+
+    def nbytes(self, point: Point) -> int:
+        """Bytes of all weights with these modules quantized, codes and scales counted, and the rest in 16 bits."""
+        saved = (2 * self.weights[m].numel - spec.nbytes(self.weights[m].numel) for m, spec in self.assigned(point).items())
+        return self.nbytes_16bit - sum(saved)
+
+    def assigned(self, point: Point) -> dict[str, QuantSpec]:
+        """The modules that are quantized, each with its specification."""
+        return point.assigned(self.weights)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this job from others: the data's fields, and a fingerprint of the weights, wherever they lie."""
+        fields = self.config.to_dict()
+        return {"fingerprint": _fingerprint(self.source), "batch": BATCH} | {name: fields[name] for name in OF_DATA}
+
+    @property
+    def memory_needed(self) -> int:
+        """Bytes that the measuring process takes, forecast: the model in 16 bits, a layer's quantization, its libraries."""
+        return self.nbytes_16bit + 16 * self.largest + _LIBRARIES
+
+    def check_memory(self) -> None:
+        """Raises ModelError where the model does not fit into this machine's memory."""
+        if (needed := self.memory_needed) > (there := int(psutil.virtual_memory().available)):
+            what = f"Measuring it takes about {amount(needed)} of memory (its weights in 16 bits and a layer's besides), and "
+            remedy = "End other programs, choose a smaller model, or a machine with more memory."
+            raise ModelError(f"{what}{amount(there)} are free.", where=self.source.name, remedy=remedy)
+
+
+def job_of(
+    src: Source | str | os.PathLike[str],
+    data: TrainConfig | str | os.PathLike[str] | None,
+    max_length: int | None,
+    max_rows: int | None,
+) -> Job:
+    """The job, with everything checked that can be told now; a dataset on the Hub is fetched.
+
+    ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for the held-out rows that it names; or a file, a
+    folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``. ModelError, DataError or
+    ConfigError where something is missing.
+    """
+    source = src if isinstance(src, Source) else open_model(src)
+    folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
+    if not any(t.quantizable for t in source.tensors()):
+        packed = next((t.reason for t in source.tensors() if t.reason.startswith("already in")), "")
+        what = f"Its weights are {packed}: there are none in 16 bits to compare with." if packed else "It has no linear layer."
+        raise ModelError(what, where=source.name, remedy="Open a checkpoint in 16 or 32 bits.")
+    if data is None:
+        data = "builtin"
+    if not isinstance(data, TrainConfig):
+        name = os.fspath(data)
+        data = TrainConfig() if name == "builtin" else TrainConfig(dataset=name, eval_dataset=name)
+    given = {"max_length": max_length, "max_eval_rows": max_rows}
+    config = dataclasses.replace(data, model=str(folder), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    if rows_of.held_out_files(config) is None or config.max_eval_rows == 0:
+        remedy = "Name an eval_dataset or an eval_split in TrainConfig, or give data a file of rows that were not trained on."
+        raise DataError("the configuration has no held-out rows.", where="data", remedy=remedy)
+    files = rows_of.check(config)
+    return Job(source, dataclasses.replace(absolute(config), dataset_revision=files.revision))
+
+
+def as_specs(specs: QuantSpec | str | Sequence[QuantSpec | str]) -> tuple[QuantSpec, ...]:
+    """Specifications, each once; a name stands for its format as it usually is. FormatError where there is none."""
+    several = (specs,) if isinstance(specs, QuantSpec | str) else tuple(specs)
+    found = tuple(dict.fromkeys(QuantSpec(s) if isinstance(s, str) else s for s in several))
+    if not found or not all(isinstance(spec, QuantSpec) for spec in found):
+        raise FormatError("There is no format to measure.", where="specs", remedy="Give a name such as 'nf4', or a QuantSpec.")
+    return found
+
+
+def _fingerprint(source: Source) -> str:
+    """A digest of names, shapes and the first weights of every tensor."""
+    digest = hashlib.sha256()
+    for t in source.tensors():
+        digest.update(json.dumps([t.name, t.dtype, t.shape]).encode())
+        _, entry = source._find(t.name)
+        head = np.empty(min(t.numel, _LOOKED_AT), entry.dtype.numpy)
+        source.read_into(t.name, head)
+        digest.update(head.tobytes())
+    return digest.hexdigest()
+
+
+def opened(root: Path) -> Job:
+    """The job that a folder of measurements was made for, in the process that measures."""
+    fields: Mapping[str, Any] = json.loads((root / "job.json").read_text("utf-8"))
+    config = TrainConfig.from_dict(fields["config"])
+    return Job(open_model(config.model), config)
