@@ -50,11 +50,11 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             ending = ending_of(error, {"phase": "measure"})
-            told: dict[str, Any] = {"kind": "RunError", "what": ending.message, "where": str(self.root), "remedy": ending.remedy}
+            kind, what, where, remedy = "RunError", ending.message, str(self.root), ending.remedy
             if isinstance(error, WorkbenchError):
-                told: dict[str, Any] = {"kind": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
+                kind, what, where, remedy = type(error).__name__, error.what, error.where, error.remedy
             with contextlib.suppress(OSError):
-                self.writer.emit("error", **told)
+                self.writer.emit("error", kind=kind, what=what, where=where, remedy=remedy)
             return 1
         finally:
             self.writer.close()
