@@ -83,6 +83,37 @@ def beside(simulation: PagerSimulation, truth: PagingTruth) -> str:
     return table(["each step", "simulated", "measured (median)"], rows, "A step's paging, simulated and measured")
 
 
+def step_by_step(simulation: PagerSimulation, truth: PagingTruth) -> Told | None:
+    """What was brought and evicted in each step, measured, as bars, and what the simulation has each step move, as lines.
+
+    None where nobody could see pages move. A move that was measured has any cause, the driver's own prefetches too.
+    """
+    seen = [step for step in truth.steps if step.h2d is not None]
+    if not seen:
+        return None
+    n = np.array([step.n for step in seen], np.float32)
+    moved = {"h2d": [step.h2d or 0 for step in seen], "d2h": [step.evicted or 0 for step in seen]}
+    last = simulation.per_step[-1].tolist() if len(simulation.per_step) else [0, 0]
+    unit, scale = unit_for(max(*map(max, moved.values()), *last))
+    traces: list[Figure] = []
+    shapes: list[Figure] = []
+    for (way, name, colour), simulated_bytes in zip(_MOVES, last, strict=True):
+        traces.append(
+            {"type": "bar", "name": f"{name}, measured", "x": n, "y": (np.array(moved[way]) / scale).astype(np.float32),
+             "marker": {"color": colour}, "hovertemplate": f"%{{y:,.3f}} {unit}"}
+        )  # fmt: skip
+        shapes.append(level(simulated_bytes / scale, f"{name}, simulated: {amount(simulated_bytes)}", colour))
+    title = f"Each step's paging: measured (bars) beside simulated with {amount(simulation.budget)} (lines)"
+    layout = axes(title, "step", f"{unit} a step", "", showlegend=True, barmode="group", shapes=shapes)
+    top = max(*map(max, moved.values()), *last)
+    layout["yaxis"] |= {"range": [0, 1.15 * top / scale or 1]}
+    medians = {way: amount(statistics.median(values)) for way, values in moved.items()}
+    return {"data": traces, "layout": layout}, (
+        f"Measured over {counted(len(seen), 'step')}: {medians['h2d']} brought to the GPU and {medians['d2h']} evicted in the "
+        f"median step. Simulated: {amount(last[0])} and {amount(last[1])}."
+    )
+
+
 def truth_table(truth: PagingTruth) -> str:
     """Each figure of the truth meter: the whole run, a step, and how it is known."""
     of_step = {

@@ -60,6 +60,8 @@ class RunPaging:
         self.bus = ipywidgets.Dropdown(description="Bus", options=list(PCIE.items()))
         self.plot = Plot({}, summary="No simulation yet.", height=380)
         self._outcome, self._beside = note(), ipywidgets.HTML()
+        self.measured = Plot({}, summary="Nothing measured yet.", height=280)
+        self.measured.layout.display = "none"
         self.simulation = column(
             note(
                 "A model of the driver, not a measurement: the step's working set, page by page, the least recently used "
@@ -70,6 +72,7 @@ class RunPaging:
             self._outcome,
             self.plot,
             self._beside,
+            self.measured,
         )
         self.budget.add_class("wb-span")
         for control in (self.budget, self.page_size, self.bus):
@@ -79,17 +82,19 @@ class RunPaging:
     def follow(self, config: TrainConfig) -> None:
         """Another run: its paging from now on."""
         self._config, self._truth, self._found = config, None, None
+        self.measured.layout.display = "none"
         self._simulate(None)
 
     def tell(self, truth: PagingTruth) -> None:
         """What is known now."""
         if truth == self._truth:
             return
-        self._truth = truth
+        before, self._truth = self._truth, truth
         set_note(self._told, truth.told)
         self._table.value = pager_figures.truth_table(truth)
-        if self._found is not None:
-            self._beside.value = pager_figures.beside(self._found.simulation, truth)
+        if truth.gpu is not None and (before is None or before.gpu is None):
+            self._simulate(truth.gpu)  # what was measured was measured there
+        self._set_beside()
 
     def close(self) -> None:
         """End the thread."""
@@ -99,14 +104,15 @@ class RunPaging:
         if self._config is None or self._quiet:
             return
         how = {"page_size": self.page_size.value, "bandwidth": self.bus.value, "managed": self.may_page.value}
-        work = partial(_simulation, self._config, budget, how)
+        work = partial(_simulation, self._config, budget, how, self._truth.gpu if self._truth else None)
         self._work.submit("Simulating a step", "moments", lambda progress, cancelled: work())
 
     def _show(self, found: Simulated) -> None:
         self._found = found
         self._quiet = True
         try:
-            options = tuple((amount(size), size) for size in found.budgets)
+            own = self._truth.gpu if self._truth else None
+            options = tuple((amount(size) + ", this run's GPU" * (size == own), size) for size in found.budgets)
             if self.budget.options != options:
                 self.budget.options = options
             self.budget.value = found.simulation.budget
@@ -117,18 +123,28 @@ class RunPaging:
         nothing = found.simulation.least == found.simulation.enough and self.may_page.value == _MAY_PAGE[0][1]
         more = " Nothing of this run may page, for the reasons above; choose everything to see what would." if nothing else ""
         set_note(self._outcome, summary + more)
-        if self._truth is not None:
-            self._beside.value = pager_figures.beside(found.simulation, self._truth)
+        self._set_beside()
+
+    def _set_beside(self) -> None:
+        """What was measured, beside the simulation on show."""
+        if self._found is None or self._truth is None:
+            return
+        self._beside.value = pager_figures.beside(self._found.simulation, self._truth)
+        drawn = pager_figures.step_by_step(self._found.simulation, self._truth)
+        self.measured.layout.display = "none" if drawn is None else ""
+        if drawn is not None:
+            self.measured.show(drawn[0], summary=drawn[1])
 
 
-def _simulation(config: TrainConfig, budget: int | None, how: dict[str, Any]) -> Simulated:
-    """Without a budget: the one halfway between too little and enough."""
+def _simulation(config: TrainConfig, budget: int | None, how: dict[str, Any], gpu: int | None) -> Simulated:
+    """Without a budget: the one halfway between too little and enough. The run's own GPU is a budget to choose, too."""
     src: Source = open_model(config.model)
     probe = simulate_paging(src, config, 80 * GIB, **how)
     low, high = probe.least, probe.enough
     margin = max((high - low) // 8, high // 100)
     first, last = max(low - margin, 1), high + margin
-    budgets = tuple(first + (last - first) * i // (_BUDGETS - 1) for i in range(_BUDGETS))
+    spread = {first + (last - first) * i // (_BUDGETS - 1) for i in range(_BUDGETS)}
+    budgets = tuple(sorted(spread | ({gpu} if gpu else set())))
     wanted = (low + high) // 2 if budget is None else budget
     chosen = min(budgets, key=lambda size: abs(size - wanted))
     return Simulated(budgets, simulate_paging(src, config, chosen, **how))

@@ -72,6 +72,8 @@ class PagingTruth:
     """Empty where something was evicted."""
     smallest_rank: int | None
     """The smallest ``lora_r`` at which a state is eligible; None where that is not known, or the rank decides nothing."""
+    gpu: int | None = None
+    """Bytes of the GPU's memory, as NVML tells it; None where it has not."""
 
     def __getitem__(self, what: str) -> int | None:
         """The bytes of a reading."""
@@ -134,6 +136,7 @@ class PagingMeter:
         self._sums = dict.fromkeys(("requested", *MOVED), 0)
         self._managed: int | None = None
         self._headroom: int | None = None
+        self._gpu: int | None = None
         self._attempts: dict[int, _Attempt] = defaultdict(_Attempt)
 
     def feed(self, events: Iterable[Event]) -> None:
@@ -156,6 +159,7 @@ class PagingMeter:
             elif kind == "sample" and event.get("managed") is not None:
                 self._managed = max(self._managed or 0, event["managed"])
                 if event.get("nvml_used") is not None:
+                    self._gpu = event["nvml_total"]
                     left = event["nvml_total"] - event["nvml_used"]
                     self._headroom = left if self._headroom is None else min(self._headroom, left)
 
@@ -182,7 +186,8 @@ class PagingMeter:
             for n, sums in sorted(newest.items())
         )
         reasons = () if self._sums["evicted"] else tuple(self._reasons(seen, why))
-        return PagingTruth(readings, steps, reasons, smallest_rank(self.config, self._facts.get("largest", 0)))
+        rank = smallest_rank(self.config, self._facts.get("largest", 0))
+        return PagingTruth(readings, steps, reasons, rank, self._gpu)
 
     def _sees(self, collector: str) -> tuple[bool, str]:
         can = self._can.get(collector)
