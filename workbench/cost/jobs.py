@@ -36,7 +36,6 @@ OF_DATA = (
     "prompt_column", "completion_column", "messages_column", "completion_only_loss", "max_length", "max_eval_rows",
 )  # fmt: skip
 """The fields of a ``TrainConfig`` that say which rows are measured."""
-"""The fields of ``TrainConfig`` that say which rows a cost is measured on."""
 _LOOKED_AT = 4_096
 _LIBRARIES = 500 * 2**20
 
