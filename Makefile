@@ -8,7 +8,7 @@ SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test lint bench notebooks screens fuzz kills smollm2 gpu-check
+.PHONY: help env lab app test lint bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 lab: env ## Open JupyterLab on notebooks/00_workbench.ipynb
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_workbench.ipynb
+
+app: env ## Serve the app as a web page, from 00_workbench without the cells meant for a notebook; ?theme=dark makes it dark
+	$(BIN)/voila notebooks/00_workbench.ipynb --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_cell_tags=notebook-only $(APP)
 
 test: env ## Run every test: unit, notebooks, browser
 	@$(BIN)/python -m tests.chromium

@@ -1,4 +1,4 @@
-"""Starts a JupyterLab of its own, with a browser that asks for nothing outside of it.
+"""Starts a JupyterLab or a Voilà of its own, with a browser that asks for nothing outside of it.
 
 Covers the processes, for the browser tests, the pictures of the committed notebooks and the benchmark of the app. Does not
 cover what is done on the page (lab.py).
@@ -81,6 +81,20 @@ def jupyterlab(home: Path, folder: Path) -> Iterator[Server]:
         setting = home / "settings" / name
         setting.parent.mkdir(parents=True, exist_ok=True)
         setting.write_text(json.dumps(value))
+    options = (
+        "--allow-root", "--ip=127.0.0.1", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
+    )  # fmt: skip
+    with served(home, folder, "-m", "jupyterlab", *options, answers=f"/api?token={TOKEN}") as url:
+        yield Server(url, folder)
+
+
+@contextlib.contextmanager
+def served(home: Path, folder: Path, *program: str, answers: str = "/") -> Iterator[str]:
+    """The address of a server program of Jupyter's that Python runs in ``folder``, once it ``answers`` for that path.
+
+    The program's files lie in ``home``, and its kernels import the project from here.
+    """
     port = _free_port()
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(home / "config"),
@@ -91,18 +105,14 @@ def jupyterlab(home: Path, folder: Path) -> Iterator[Server]:
         "IPYTHONDIR": str(home / "ipython"),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
-    ]  # fmt: skip
+    command = [sys.executable, *program, "--no-browser", f"--port={port}"]
     with (home / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             url = f"http://127.0.0.1:{port}"
-            if not _answers(f"{url}/api?token={TOKEN}", process, seconds=60):
-                raise RuntimeError(f"JupyterLab did not start:\n{(home / 'log.txt').read_text()[-2000:]}")
-            yield Server(url, folder)
+            if not _answers(f"{url}{answers}", process, seconds=60):
+                raise RuntimeError(f"{' '.join(program[:2])} did not start:\n{(home / 'log.txt').read_text()[-2000:]}")
+            yield url
         finally:
             process.terminate()
             try:

@@ -1,0 +1,54 @@
+"""The app as a web page: what `make app` serves shows the app, answers, and runs no cell that is meant for a notebook."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser.server import ROOT, keep_inside, served
+
+HISTOGRAM = "[role=figure][aria-label^='Histogram of'][data-revision]"
+SHARES = "[role=figure][aria-label^='Share of']"
+ICONS = "/npm/@fortawesome/fontawesome-free@"  # Voilà's own pages ask for an icon font, which the app does not use
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where the command of `make app` serves a copy of the notebook."""
+    said = subprocess.run(["make", "--dry-run", "app"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    _, command = said.replace("\\\n", " ").split("bin/voila ")
+    home, folder = tmp_path / "jupyter", tmp_path / "served"
+    home.mkdir()
+    (folder / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "notebooks" / "00_workbench.ipynb", folder / "notebooks")
+    with served(home, folder, "-m", "voila", *shlex.split(command), answers="/voila/static/voila.js") as url:
+        yield url
+
+
+def test_the_page_is_the_app_answers_and_can_be_dark(browser: Browser, address: str) -> None:
+    with browser.new_context(viewport={"width": 1280, "height": 1400}) as context:
+        outside, errors = keep_inside(context), []
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
+        page.goto(f"{address}/?theme=dark", timeout=120_000)
+        page.wait_for_selector(HISTOGRAM, timeout=120_000)
+        assert page.evaluate(f"document.querySelector(`{HISTOGRAM}`)._fullLayout.colorway[0]") == "#56b4e9"
+
+        before = page.locator(SHARES).get_attribute("aria-label")
+        page.get_by_role("slider", name="Block size (weights)").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(f"(before) => document.querySelector(`{SHARES}`).ariaLabel !== before", arg=before)
+        if shots := os.environ.get("WORKBENCH_SHOTS"):
+            page.screenshot(path=Path(shots) / "page-dark.png")
+
+        assert page.get_by_role("heading", level=1).all_inner_texts() == ["QLoRA Workbench"]
+        assert page.get_by_text("Launch it").count() == 0, "the cells for a notebook, one of which trains, are left out"
+        assert all(ICONS in request for request in outside)
+        assert not errors
