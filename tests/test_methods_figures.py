@@ -105,7 +105,7 @@ def test_the_map_shows_one_checkpoint_with_zero_in_the_middle_of_its_colours(ste
     assert figure["layout"]["xaxis"]["ticktext"] == ["up", "down"]
     assert "model.layers.0.mlp.up_proj" in heat["text"][0][0]
     assert {trace["name"] for trace in figure["data"][2:]} == {"chosen tensor", "listed layer"}
-    assert said.startswith(f"After {step or 10} steps the adapter takes back")
+    assert said.startswith(f"After {step or 10} steps the adapter takes back ")
     encode_figure(figure)
 
 
@@ -115,6 +115,11 @@ def test_what_is_said_counts_the_modules_that_got_worse() -> None:
         "After 10 steps the adapter takes back 20.00 % of 4 bits' output error (median of 3 modules), and adds to it in 1 of "
         "them; along the error itself it undoes 0 %."
     )
+
+
+def test_an_adapter_that_adds_to_the_error_is_said_to_add() -> None:
+    said = methods_figures.repairs_map([repair(3, 0, "up", 0.25)])[1]
+    assert said.startswith("After 3 steps the adapter adds 150.00 % to 4 bits' output error (median of 1 module)")
 
 
 def test_either_way_of_counting_can_be_shown() -> None:

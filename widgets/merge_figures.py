@@ -38,6 +38,7 @@ def merge_figure(errors: MergeErrors) -> Told:
         )  # fmt: skip
     layout = axes("What merging changes", "adapted weight, in the checkpoint's order", "relative error", "", showlegend=True)
     layout["yaxis"] |= {"type": "log", "tickformat": ".2~%"}
+    layout["xaxis"] |= {"range": [-0.7, len(names) - 0.3]}
     layout["hovermode"] = "closest"
     return {"data": traces, "layout": layout}, summary(errors)
 

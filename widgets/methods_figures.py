@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from widgets.model_figures import SYMBOLS, Places, Shown, cell_map
-from widgets.plot import LIGHT_COLOURS
 from widgets.run_figures import Figure, Told, axes, unit_for
 from widgets.tables import table
 from workbench.kinds import order_of
 from workbench.memory import GROUPS
-from workbench.wording import NONE, amount, known_amount, listed, percent
+from workbench.wording import NONE, amount, counted, known_amount, listed, percent
 
 if TYPE_CHECKING:
     from workbench.cost.method_results import MethodResult
     from workbench.cost.repairs import Repair
 
 TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-_COLOURS = dict(zip(TITLES, LIGHT_COLOURS, strict=False))
+_COLOURS = {"full": "#3a9bd1", "lora": "#d55e00", "qlora": "#009e73"}  # on a light page as on a dark one
 
 
 def methods_table(results: Iterable[MethodResult]) -> str:
@@ -54,7 +53,7 @@ def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Tol
     for result in results:
         title, colour = TITLES[result.method], _COLOURS[result.method]
         for name, curve, more in (
-            (f"{title}, training", result.losses, {"mode": "lines", "line": {"width": 1, "color": colour}, "opacity": 0.45}),
+            (f"{title}, training", result.losses, {"mode": "lines", "line": {"width": 1, "color": colour}, "opacity": 0.6}),
             (f"{title}, held out", result.held_out, {
                 "mode": "lines+markers", "line": {"width": 2, "color": colour},
                 "marker": {"size": 8, "symbol": "diamond", "color": colour},
@@ -91,6 +90,7 @@ def methods_memory(results: Sequence[MethodResult], key: str = "methods memory")
     layout = axes("Memory by method, measured", unit, "", key, showlegend=True, barmode="stack", bargap=0.35)
     layout["yaxis"] |= {"autorange": "reversed", "categoryorder": "array", "categoryarray": names, "automargin": True}
     layout["hovermode"] = "closest"
+    layout["legend"] |= {"traceorder": "normal"}
     said = [f"{TITLES[r.method]} {amount(r.tensor_bytes)}" for r in results if r.tensor_bytes is not None]
     return {"data": traces, "layout": layout}, f"Tensors in memory: {listed(said)}." if said else "No method was measured yet."
 
@@ -124,9 +124,10 @@ def repairs_map(
         return figure, "Nothing is measured yet."
     worse = sum(row.error_adapted > row.error_base for row in chosen)
     back, along = (statistics.median(getattr(row, name) for row in chosen) for name in REPAIR_FIELDS)
+    does = f"takes back {percent(back)} of" if back >= 0 else f"adds {percent(-back)} to"
     return figure, (
-        f"After {step} steps the adapter takes back {percent(back)} of 4 bits' output error (median of {len(chosen)} modules), "
-        f"and adds to it in {worse} of them; along the error itself it undoes {percent(along)}."
+        f"After {step} steps the adapter {does} 4 bits' output error (median of {counted(len(chosen), 'module')}), and adds to "
+        f"it in {worse} of them; along the error itself it undoes {percent(along)}."
     )
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from widgets.run_figures import Figure, Told, axes, level, unit_for
 from widgets.tables import table
-from workbench.pager import PagerSimulation
+from workbench.pager import KEPT, PagerSimulation
 from workbench.training.truth import MOVED, PagingTruth
 from workbench.wording import NONE, amount, counted
 
 _MOVES = (("h2d", "brought to the GPU", "#8c8c8c"), ("d2h", "evicted to the host", "#c2185b"))
 _FIXED = "scratch and context"
+_OF_NOBODY = {KEPT: {"color": "#c8c8c8"}}
+"""Memory that holds nothing is grey; the categories take the page's colours, of which there are eight."""
 
 
 def simulated(simulation: PagerSimulation) -> Told:
@@ -43,7 +45,7 @@ def simulated(simulation: PagerSimulation) -> Told:
         if held.any():
             traces.append(
                 {"type": "scatter", "mode": "lines", "stackgroup": "held", "name": name, "x": x, "text": moments,
-                 "y": (held / scale).astype(np.float32), "line": {"width": 1, "shape": "hv"},
+                 "y": (held / scale).astype(np.float32), "line": {"width": 1, "shape": "hv", **_OF_NOBODY.get(name, {})},
                  "hovertemplate": f"%{{y:,.2f}} {unit}"}
             )  # fmt: skip
     for field, name, colour in _MOVES:
@@ -95,18 +97,20 @@ def step_by_step(simulation: PagerSimulation, truth: PagingTruth) -> Told | None
     moved = {"h2d": [step.h2d or 0 for step in seen], "d2h": [step.evicted or 0 for step in seen]}
     last = simulation.per_step[-1].tolist() if len(simulation.per_step) else [0, 0]
     unit, scale = unit_for(max(*map(max, moved.values()), *last))
+    ends = np.array([n[0] - 0.5, n[-1] + 0.5], np.float32)
     traces: list[Figure] = []
-    shapes: list[Figure] = []
-    for (way, name, colour), simulated_bytes in zip(_MOVES, last, strict=True):
-        traces.append(
+    for (way, name, colour), each_step, dash in zip(_MOVES, last, ("dash", "dot"), strict=True):
+        traces += [
             {"type": "bar", "name": f"{name}, measured", "x": n, "y": (np.array(moved[way]) / scale).astype(np.float32),
-             "marker": {"color": colour}, "hovertemplate": f"%{{y:,.3f}} {unit}"}
-        )  # fmt: skip
-        shapes.append(level(simulated_bytes / scale, f"{name}, simulated: {amount(simulated_bytes)}", colour))
+             "marker": {"color": colour}, "hovertemplate": f"%{{y:,.3f}} {unit}"},
+            {"type": "scatter", "mode": "lines", "name": f"{name}, simulated", "x": ends,
+             "y": np.full(2, each_step / scale, np.float32), "line": {"color": colour, "width": 2, "dash": dash},
+             "hovertemplate": f"%{{y:,.3f}} {unit}"},
+        ]  # fmt: skip
     title = f"Each step's paging: measured (bars) beside simulated with {amount(simulation.budget)} (lines)"
-    layout = axes(title, "step", f"{unit} a step", "", showlegend=True, barmode="group", shapes=shapes)
-    top = max(*map(max, moved.values()), *last)
-    layout["yaxis"] |= {"range": [0, 1.15 * top / scale or 1]}
+    layout = axes(title, "step", f"{unit} a step", "", showlegend=True, barmode="group")
+    layout["yaxis"] |= {"rangemode": "tozero"}
+    layout["xaxis"] |= {"rangemode": "normal"}
     medians = {way: amount(statistics.median(values)) for way, values in moved.items()}
     return {"data": traces, "layout": layout}, (
         f"Measured over {counted(len(seen), 'step')}: {medians['h2d']} brought to the GPU and {medians['d2h']} evicted in the "
