@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from widgets import run_figures, run_memory_figures
 from widgets.pager_figures import beside, simulated, truth_table
 from widgets.panels.run_receipt import bars, hows, receipt_table
 from widgets.run_history import BARS, POINTS, RunHistory, page_view, thin, why_no_gpu_paging
-from widgets.run_words import duration, log, tail
+from widgets.run_words import duration, from_here, log, tail
 from widgets.wire import encode_figure
 from workbench.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
@@ -235,6 +236,12 @@ def test_the_logs_tail_is_bounded_and_shows_progress_bars_once(tmp_path: Any) ->
     shown = tail(log)
     assert shown.endswith("loading 100%\nstep 1")
     assert len(shown.splitlines()) <= 60
+
+
+def test_a_folder_is_named_from_the_working_folder_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "one") == "runs/one"
+    assert from_here(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")
 
 
 def test_a_log_and_a_runs_words_cannot_become_markup(tmp_path: Any) -> None:

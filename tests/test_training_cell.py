@@ -243,9 +243,10 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert panel.message.value == ""
     assert panel._launch.disabled
     assert not panel._stop.disabled
-    until(lambda: not panel._launch.disabled)
+    until(lambda: panel.message.value != "")  # the last thing that the end of a run changes
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
+    assert not panel._launch.disabled
     assert "Finished after 3 steps" in panel.message.value
     assert "after 3 steps" in panel.view.plots["loss"].summary
     assert "RSS" in panel.view.plots["memory"].summary
@@ -297,14 +298,15 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
 
 
 def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_cell_is_busy(
-    cell: Callable[..., TrainingCell], monkeypatch: pytest.MonkeyPatch
+    cell: Callable[..., TrainingCell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tasks, "delivery", lambda: lambda change: None)  # a kernel whose loop waits for the cell to end
     config = {"method": "full", "learning_rate": 1e-4, "sample_prompts": (), "max_eval_rows": 0}
     panel = cell(config=dataclasses.replace(SHORT, **config))
     panel._launch.click()
     assert panel.run is not None
-    assert panel.run.watch().state == "finished"
+    assert panel.run.watch().state == panel.run.watch().state == "finished"
+    assert capsys.readouterr().out == "", "the view says it all"
     assert "after 3 steps" in panel.view.plots["loss"].summary
     assert "Finished after 3 steps" in panel.message.value
     results = panel.view._results.value
@@ -319,8 +321,8 @@ def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., Trainin
     until(lambda: "after" in panel.view.plots["loss"].summary)
     panel._stop.click()
     assert "Stop was asked for" in panel.message.value
-    until(lambda: not panel._launch.disabled)
-    assert "Stopped after" in panel.message.value
+    until(lambda: "Stopped after" in panel.message.value)
+    assert not panel._launch.disabled
     assert panel.run is not None
     assert panel.run.adapter_dir is not None
     assert not panel._resume.disabled

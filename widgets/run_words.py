@@ -38,8 +38,14 @@ def headline(run: Run, config: TrainConfig, status: RunStatus, history: RunHisto
     return (
         f'<div class="wb-headline"><strong class="wb-state wb-state-{status.state}">{status.state.capitalize()}</strong> {said}'
         f'<progress {bound} aria-label="Steps done">{done}{of}</progress>'
-        f'<div class="wb-note">{html.escape(what)} · run folder <code>{html.escape(str(run.dir))}</code></div></div>'
+        f'<div class="wb-note">{html.escape(what)} · run folder <code>{html.escape(from_here(run.dir))}</code></div></div>'
     )
+
+
+def from_here(folder: Path) -> str:
+    """A folder's path, from the working folder on where it lies in that."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def duration(seconds: float) -> str:

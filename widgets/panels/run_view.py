@@ -151,16 +151,19 @@ class RunView:
         self.widget.layout.display = "none"
 
     def follow(self, run: Run) -> None:
-        """Show a run, what it did so far at once, and what it does from now on until it has ended."""
-        self._end()
+        """Show a run, what it did so far at once, and what it does from now on until it has ended.
+
+        ``run.watch()`` brings the view up to date until another run is followed, so also where this one is resumed.
+        """
+        self._leave()
         following = self._following = Following(run)
+        run.views.append(self._look)
         self._lay_over(following)
         self._shown = 0
         self.paging.follow(following.config)
         self._look(anyway=True)
         self.widget.layout.display = ""
         if following.status is None or following.status.state not in ENDED:
-            run.views.append(self._look)
             self._ticker = Ticker(following.look, self._apply, interval=INTERVAL, failed=self._failed)
             self._ticker.start()
 
@@ -179,15 +182,19 @@ class RunView:
 
     def close(self) -> None:
         """Stop following."""
-        self._end()
+        self._leave()
         self.paging.close()
 
     def _end(self) -> None:
         if self._ticker is not None:
             self._ticker.close()
             self._ticker = None
-        if self._following is not None and self._look in self._following.run.views:
+
+    def _leave(self) -> None:
+        self._end()
+        if self._following is not None:
             self._following.run.views.remove(self._look)
+            self._following = None
 
     def _look(self, anyway: bool = False) -> None:
         """Bring the view up to date from within a call, without waiting for the thread."""
