@@ -103,6 +103,23 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.get_by_label("What may page").select_option(label="everything (unlike any QLoRA)")
     lab.page.wait_for_selector(".wb-note:has-text('each step evicts')")
     assert drawing(lab, "Simulated, with")["title"]["text"].startswith("Simulated")
+
+    # What merging the adapter changes is shown before the merged model is written; an error stands where it was made.
+    lab.page.get_by_role("button", name="Export the adapter").press("Enter")
+    write = lab.page.get_by_role("button", name="Export", exact=True)
+    assert write.is_disabled()
+    lab.page.get_by_role("button", name="Show what merging changes").click()
+    lab.page.wait_for_selector(".wb-note:has-text('Measured. ‖merged')", timeout=120_000)
+    assert "merged, and quantized to 4 bits again" in drawing(lab, "‖merged − trained‖")["names"]
+    folder = lab.page.get_by_label("Folder of the merged model", exact=True)
+    assert folder.input_value().endswith("-merged")
+    fill(folder, ".")
+    write.click()
+    lab.page.wait_for_selector(".wb-error[role=alert]:has-text('the folder is not empty')")
+    fill(folder, "merged")
+    write.click()
+    lab.page.wait_for_selector(".wb-message[role=status]:has-text('Written:')", timeout=60_000)
+    assert (lab_server.folder / "merged" / "model.safetensors").stat().st_size > 0
     lab.shot("training-light", ".wb-panel")
     lab.theme("JupyterLab Dark")
     lab.until_plot(0, "plot._fullLayout.colorway[0] === '#56b4e9'")

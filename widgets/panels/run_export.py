@@ -116,7 +116,7 @@ class RunExport:
         self._drawn.layout.display = ""
         self.plot.show(figure, summary=said)
         self.table.value = merge_figures.merge_table(errors)
-        set_note(self.said, f"Measured, nothing written yet. {said}")
+        set_note(self.said, f"Measured. {said}")
         self._ready()
 
     def _export(self) -> None:
