@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import living
 from widgets.plot import Plot, PlotlyLibrary
 from widgets.wire import ARRAY, detach, diff, encode, encode_figure
 
@@ -235,11 +235,11 @@ def test_the_figures_own_height_is_the_place_it_takes() -> None:
 def test_closing_frees_every_model_and_may_be_repeated() -> None:
     PlotlyLibrary.shared()
     gc.collect()
-    before = set(ipywidgets.widgets.widget._instances)
+    before = living.widgets()
     for _ in range(20):
         plot = Plot(go.Figure(go.Scatter(y=[1, 2])))
         plot.on_click(print)
         plot.close()
         plot.close()
         plot.show({"data": [{"y": [1]}]})  # after the end: harmless
-    assert set(ipywidgets.widgets.widget._instances) == before
+    assert living.widgets() == before

@@ -134,14 +134,16 @@ def test_fp8_with_scale_tiles_is_its_definition(
 
 
 def test_fp8_is_dequantized_as_transformers_does(tmp_path: Path) -> None:
-    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     values, grid = fp8((300, 200), (3, 2))
     method = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     source = checkpoint(tmp_path / "m", {"a.weight": values, "a.weight_scale_inv": grid}, method, dtype="float32")
-    theirs = torch.from_numpy(values.view(np.uint8)).view(torch.float8_e4m3fn)
-    reference = _dequantize_fp8_weight(theirs, torch.from_numpy(grid), [128, 128], torch.float32)
-    np.testing.assert_array_equal(weights(source, "a.weight"), reference.numpy())
+    whole = np.zeros((3 * 128, 2 * 128), np.uint8)  # it takes whole tiles only
+    whole[:300, :200] = values.view(np.uint8)
+    theirs = torch.from_numpy(whole).view(torch.float8_e4m3fn)
+    reference = Fp8Dequantize(None)._dequantize_one(theirs, torch.from_numpy(grid), torch.float32)
+    np.testing.assert_array_equal(weights(source, "a.weight"), reference[:300, :200].numpy())
 
 
 @pytest.mark.parametrize("size", [[64, 32], [10**12, 1], "128", [0, 0], [True, 1], None])

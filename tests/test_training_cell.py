@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import pytest
 
 import workbench as wb
+from tests import living
 from tests.tiny_model import write_tiny_model
 from widgets import TrainingCell, Workbench, tasks
 from widgets.plot import PlotlyLibrary
@@ -330,10 +330,10 @@ def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., Trainin
 
 def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[..., TrainingCell]) -> None:
     PlotlyLibrary.shared()
-    before = set(ipywidgets.widgets.widget._instances)
+    before = living.widgets()
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48))
     panel._launch.click()
     panel.close()
-    assert set(ipywidgets.widgets.widget._instances) == before
+    assert living.widgets() == before
     assert panel.run is not None
     assert panel.run.status.state in ("starting", "running")

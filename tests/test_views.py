@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
+from tests import living
 from widgets import (
     BlockErrorView,
     DistributionView,
@@ -283,17 +284,15 @@ def test_text_from_a_model_is_escaped(app, tmp_path):
 
 
 def test_a_view_alone_has_controls_and_closes_whole():
-    import ipywidgets
-
     from widgets.plot import PlotlyLibrary
 
     DistributionView("builtin", executor=Immediate()).close()  # plotly.js itself stays for the next plot
-    before = len(ipywidgets.widgets.widget._instances)
+    before = len(living.widgets())
     view = DistributionView("builtin", executor=Immediate())
-    assert len(ipywidgets.widgets.widget._instances) > before
+    assert len(living.widgets()) > before
     view.close()
     view.close()
-    assert len(ipywidgets.widgets.widget._instances) == before
+    assert len(living.widgets()) == before
     assert PlotlyLibrary.shared() is PlotlyLibrary.shared()
 
 

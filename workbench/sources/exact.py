@@ -86,9 +86,10 @@ def _without_weights(config: Mapping[str, Any], where: str) -> Any:
         what = f"The installed transformers {transformers.__version__} has no model type {shown(str(kind))}."
         raise ModelError(what, where=where, remedy="Leave exact out, or upgrade transformers.")
     named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    first = names[0] if names else ""
     try:
-        values = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
+        values = transformers.CONFIG_MAPPING[kind].from_dict({**config, "architectures": names or None})
         auto = transformers.AutoModelForCausalLM
         cls: Any = getattr(transformers, first, None) if first.isidentifier() else None
         with torch.device("meta"):
