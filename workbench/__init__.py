@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.cost.method_results import MethodResult
     from workbench.cost.methods import MethodComparison, compare_methods
     from workbench.cost.repairs import Repair, Repairs, repairs
+    from workbench.cost.sensitivities import ModuleCost, Sensitivity, sensitivity
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
     from workbench.formats import FORMATS, Format, register_format
     from workbench.measurement import ErrorStats, Tally, Totals, measure
@@ -43,6 +44,7 @@ _HOME = {
     "cost.method_results": ("MethodResult",),
     "cost.methods": ("MethodComparison", "compare_methods"),
     "cost.repairs": ("Repair", "Repairs", "repairs"),
+    "cost.sensitivities": ("ModuleCost", "Sensitivity", "sensitivity"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
     "formats": ("FORMATS", "Format", "register_format"),
     "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
@@ -85,6 +87,7 @@ __all__ = [
     "MethodComparison",
     "MethodResult",
     "ModelError",
+    "ModuleCost",
     "Outliers",
     "PagerSimulation",
     "PagingTruth",
@@ -97,6 +100,7 @@ __all__ = [
     "Repairs",
     "Run",
     "RunError",
+    "Sensitivity",
     "Source",
     "Survey",
     "Tally",
@@ -125,6 +129,7 @@ __all__ = [
     "register_format",
     "repairs",
     "runs",
+    "sensitivity",
     "simulate_paging",
     "survey",
     "write_report",

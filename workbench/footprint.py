@@ -105,12 +105,14 @@ def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
 
 
 def in_four_bits(tensor: TensorInfo, plan: Plan) -> bool:
-    """Whether the plan holds the tensor in 4 bits: transformers leaves a module out by its name's beginning or its ending."""
-    module = tensor.name.removesuffix(".weight")
-    left_out = any(
-        re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(name) for name in plan.llm_int8_skip_modules
-    )
+    """Whether the plan holds the tensor in 4 bits."""
+    left_out = leaves_out(plan.llm_int8_skip_modules, tensor.name.removesuffix(".weight"))
     return plan.method == QLORA and tensor.quantizable and not left_out
+
+
+def leaves_out(names: Iterable[str], module: str) -> bool:
+    """Whether transformers leaves the module out of 4 bits: by its name's beginning, up to a dot or its end, or its ending."""
+    return any(re.match(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(name) for name in names)
 
 
 def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:

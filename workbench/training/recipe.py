@@ -28,6 +28,17 @@ def as_code(config: TrainConfig) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def loading_code(config: TrainConfig) -> str:
+    """Only how the model of a QLoRA run is loaded, its ``BitsAndBytesConfig`` above all, as a cell of its own."""
+    needed, after = ["AutoModelForCausalLM", "BitsAndBytesConfig"], ""
+    if config.llm_int8_skip_modules:
+        needed, after = ["AutoConfig", *needed], "from transformers.quantizers.base import get_keys_to_not_convert\n"
+    first = "import bitsandbytes as bnb\n" if config.block_size != 64 else ""
+    start = f"{first}import torch\nfrom transformers import {', '.join(needed)}\n{after}"
+    named = f"MODEL = {_shown(_model_name(config))}\ndtype = {_dtype(config)}"
+    return "\n".join([start, named, *_loaded(config)]) + "\n"
+
+
 def start_command(config: TrainConfig, script: str) -> list[str]:
     """What starts the cell, saved as ``script``, on several processes; FSDP by accelerate, with the settings of peft's guide.
 
@@ -166,7 +177,8 @@ def _chat(config: TrainConfig) -> str:
     learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in told["offset_mapping"]]"""
 
 
-def _model(config: TrainConfig) -> str:
+def _loaded(config: TrainConfig) -> list[str]:
+    """The model as it is loaded, before anything is trained."""
     lines: list[str] = []
     quantized = ""
     if config.method == "qlora":
@@ -194,7 +206,11 @@ quantization = BitsAndBytesConfig(
     bnb_4bit_use_double_quant={config.double_quant},
     bnb_4bit_compute_dtype=dtype,{stored}{skipped}
 )""")
-    lines.append(f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})")
+    return [*lines, f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})"]
+
+
+def _model(config: TrainConfig) -> str:
+    lines = _loaded(config)
     if config.method == "qlora" and not config.fsdp:  # which shards weights of one dtype: none is upcast
         lines.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
     if config.method != "full":
