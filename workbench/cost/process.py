@@ -1,0 +1,198 @@
+"""A process that measures into a folder: asking for it and waiting, and what it does at its own beginning and end.
+
+Covers its start in a session of its own, one at a time in a folder, its end when nobody waits any longer, and words for it
+where it ended without any. What was asked for is ``request.json``, what comes of it are events (``training.events``). Imports
+no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench import errors
+from workbench.errors import RunError, WorkbenchError
+from workbench.training.endings import ending_of
+from workbench.training.environment import OFFLINE, PATIENT, without_secrets
+from workbench.training.events import Event, EventWriter
+from workbench.training.folder import write_json
+from workbench.training.outside import oom_kills
+from workbench.wording import amount
+
+BUSY = 12
+"""The exit code where another process measures into the folder."""
+EVENTS = "cost"
+"""The source of the events in the folder, as ``events-cost.jsonl``."""
+_TICK = 0.05
+_TERM_PATIENCE = 5.0
+_LOOK_EVERY = 0.5
+_TELL_EVERY = 0.2
+
+
+class Measuring:
+    """``python -m MODULE FOLDER PID`` for as long as somebody waits for what it finds; begun by the first who has to wait.
+
+    ``request()`` is what to ask it for, and may refuse. ``poll()`` takes in what it told since the last time, and gives its
+    error where it told one (``failure_in``). ``needed``: bytes that it takes, to be named where it was killed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        module: str,
+        request: Callable[[], Mapping[str, Any]],
+        poll: Callable[[], WorkbenchError | None],
+        needed: int,
+    ) -> None:
+        self.root = root
+        self._module, self._request, self._poll, self._needed = module, request, poll, needed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._oom: int | None = None
+
+    def until(self, known: Callable[[], bool], stopped: Callable[[], bool], tick: Callable[[], object]) -> bool:
+        """Waits until ``known()``, calling ``tick()`` now and then; False once ``stopped()``.
+
+        Raises the process's error, or RunError where it ended without a word.
+        """
+        while not known():
+            if stopped():
+                return False
+            if self._process is None:
+                self._process = self._begin()
+            code = self._process.poll()  # before reading, so that nothing it said last is missed
+            if (failure := self._poll()) is not None:
+                raise failure
+            tick()
+            if code is None:
+                time.sleep(_TICK)
+            elif not known():
+                raise self._ended(code)
+        return True
+
+    def close(self) -> None:
+        """Ends the process, which writes nothing but whole lines, and takes in its last ones."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_TERM_PATIENCE)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        self._process = None
+        self._poll()
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        """In a session of its own: Ctrl-C reaches it through this process alone."""
+        request = self._request()
+        self._oom = oom_kills()
+        try:
+            with (self.root / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_json(self.root / "request.json", request)
+            with (self.root / "log.txt").open("ab") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-P", "-m", self._module, str(self.root), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.root,
+                    env={**PATIENT, **without_secrets(), **OFFLINE},
+                    start_new_session=True,
+                )
+        except BlockingIOError:
+            what, remedy = "another process is measuring into this folder.", "Wait for its end, or name another folder."
+            raise RunError(what, where=str(self.root), remedy=remedy) from None
+        except OSError as error:
+            what = f"the measuring process cannot be started ({error.strerror or error})."
+            raise RunError(what, where=str(self.root), remedy="Name a folder that can be written to.") from error
+
+    def _ended(self, code: int) -> RunError:
+        """What to say of a process that ended without a word."""
+        again = "What was measured is kept: with the same folder it goes on from there."
+        if code == -signal.SIGKILL:
+            oom = self._oom is not None and (oom_kills() or 0) > self._oom
+            why = "out of memory: the kernel killed it" if oom else "killed, possibly out of memory"
+            what = f"the measuring process was {why}; the model takes {amount(self._needed)}."
+            return RunError(what, where=str(self.root), remedy=again)
+        what = f"the measuring process ended with exit code {code}; its last words are in log.txt."
+        return RunError(what, where=str(self.root), remedy=again)
+
+
+def failure_in(events: Iterable[Event]) -> WorkbenchError | None:
+    """The error that the last process of these events told."""
+    failure = None
+    for event in events:
+        if event["k"] == "hello":
+            failure = None
+        elif event["k"] == "error":
+            kind = getattr(errors, event["kind"], RunError)
+            failure = kind(event["what"], where=event["where"], remedy=event["remedy"])
+    return failure
+
+
+class Teller:
+    """The process's own side: its events, with progress told now and then."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._writer = EventWriter(root / f"events-{EVENTS}.jsonl", 1)
+        self.emit = self._writer.emit
+        self._spoke = 0.0
+
+    def progress(self, done: int, total: int) -> None:
+        """Tells how far it is, not too often."""
+        if done == total or time.monotonic() >= self._spoke + _TELL_EVERY:
+            self._spoke = time.monotonic()
+            self.emit("progress", done=done, total=total)
+
+    def through(self, work: Callable[[], object]) -> int:
+        """Does the work between a first and a last word, which tells an error; the exit code."""
+        self.emit("hello")
+        try:
+            work()
+        except Exception as error:
+            traceback.print_exc()
+            ending = ending_of(error, {"phase": "measure"})
+            kind, what, where, remedy = "RunError", ending.message, str(self.root), ending.remedy
+            if isinstance(error, WorkbenchError):
+                kind, what, where, remedy = type(error).__name__, error.what, error.where, error.remedy
+            with contextlib.suppress(OSError):
+                self.emit("error", kind=kind, what=what, where=where, remedy=remedy)
+            return 1
+        finally:
+            self._writer.close()
+        return 0
+
+
+def serve(root: str, parent: str, work: Callable[[Teller], object]) -> None:
+    """Works off one request, unless another process does so in this folder, and ends, at the latest when its parent does."""
+    with (Path(root) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(BUSY)
+        threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
+        teller = Teller(Path(root))
+        code = teller.through(lambda: work(teller))
+        sys.stderr.flush()
+        os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process once ``parent`` is gone: nobody would read on."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
