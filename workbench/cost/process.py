@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -37,6 +39,36 @@ _TICK = 0.05
 _TERM_PATIENCE = 5.0
 _LOOK_EVERY = 0.5
 _TELL_EVERY = 0.2
+
+
+class Folder:
+    """A folder of measurements that says what they are of: the caller's, or one that is gone with this object."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, identity: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """``identity`` tells these measurements from others, each part by a name for the reader; ``more`` is kept beside it.
+
+        Raises RunError where the folder holds anything else.
+        """
+        self._own = tempfile.TemporaryDirectory(prefix="workbench-cost-") if folder is None else None
+        self.root = Path(self._own.name if self._own else folder).expanduser().absolute()  # type: ignore[arg-type]
+        file = self.root / "job.json"
+        try:
+            there = json.loads(file.read_text("utf-8"))["identity"] if file.exists() else None
+            if there is None:
+                if self.root.exists() and any(self.root.iterdir()):
+                    raise RunError("the folder is not empty.", where=str(self.root), remedy="Name a new folder.")
+                self.root.mkdir(parents=True, exist_ok=True)
+                write_json(file, {"identity": identity, **more})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"the folder of measurements cannot be used ({error})."
+            raise RunError(what, where=str(self.root), remedy="Name a new folder that can be written to.") from error
+        if there is not None and (other := sorted(name for name in identity if there.get(name) != identity[name])):
+            told = ", ".join("another model" if name == "fingerprint" else f"another {name}" for name in other)
+            raise RunError(f"the folder holds measurements of {told}.", where=str(self.root), remedy="Name another folder.")
+
+    def __del__(self) -> None:
+        if (own := getattr(self, "_own", None)) is not None:
+            own.cleanup()
 
 
 class Measuring:
