@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost, Evaluation, evaluate
     from workbench.cost.method_results import MethodResult
     from workbench.cost.methods import MethodComparison, compare_methods
+    from workbench.cost.mixing import CurvePoint, Mix, mix
     from workbench.cost.repairs import Repair, Repairs, repairs
     from workbench.cost.sensitivities import ModuleCost, Sensitivity, sensitivity
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
@@ -43,6 +44,7 @@ _HOME = {
     "cost.evaluation": ("Cost", "Evaluation", "evaluate"),
     "cost.method_results": ("MethodResult",),
     "cost.methods": ("MethodComparison", "compare_methods"),
+    "cost.mixing": ("CurvePoint", "Mix", "mix"),
     "cost.repairs": ("Repair", "Repairs", "repairs"),
     "cost.sensitivities": ("ModuleCost", "Sensitivity", "sensitivity"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
@@ -74,6 +76,7 @@ __all__ = [
     "BackendCheck",
     "ConfigError",
     "Cost",
+    "CurvePoint",
     "DataError",
     "Duel",
     "ErrorStats",
@@ -86,6 +89,7 @@ __all__ = [
     "MergeErrors",
     "MethodComparison",
     "MethodResult",
+    "Mix",
     "ModelError",
     "ModuleCost",
     "Outliers",
@@ -120,6 +124,7 @@ __all__ = [
     "launch",
     "measure",
     "merge_errors",
+    "mix",
     "open_model",
     "outliers",
     "paging_truth",

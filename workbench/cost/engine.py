@@ -8,6 +8,7 @@ decided elsewhere. On a CPU, or on a GPU where there is one [not yet run on a GP
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from workbench.cost import wide
 from workbench.cost.jobs import BATCH, Job
@@ -30,9 +31,11 @@ from workbench.sources.packed import weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.training import data
 from workbench.training.batches import Collator, summed_loss
+from workbench.training.telemetry import host_counters
 
 CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
+_WARM, _NF4 = 64, QuantSpec("nf4")
 Tell = Callable[..., object]
 Array = NDArray[Any]
 
@@ -45,9 +48,6 @@ class Engine:
         self._held: dict[str, QuantSpec] = {}
         self._told: set[tuple[str, str]] = set()
         folder = Path(job.config.model)
-        self._dtype = _dtype(job)
-        self.model = self._load(folder)
-        self._modules = self._placed()
         tokenizer = data.open_tokenizer(folder)
         files = data.held_out_files(job.config)
         assert files is not None  # job_of has refused such a configuration
@@ -57,6 +57,13 @@ class Engine:
         ordered = sorted(rows, key=lambda row: len(row.input_ids))
         self.batches = [collator.batch(ordered[at : at + BATCH]) for at in range(0, len(ordered), BATCH)]
         self._calibration = collator.batch(rows[:CALIBRATION])
+        self._dtype = _dtype(job)
+        quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # the kernels are loaded, and no part of what the model takes
+        self._class = _class_of(folder)
+        self.base = host_counters().get("rss") or 0
+        """Resident memory with libraries and rows, before the model."""
+        self.model = self._load(folder)
+        self._modules = self._placed()
 
     @property
     def tokens(self) -> list[int]:
@@ -72,14 +79,8 @@ class Engine:
         return digest.hexdigest()
 
     def _load(self, folder: Path) -> Any:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=self._dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-            what = f"transformers cannot load it as a language model ({type(error).__name__}: {str(error)[:300]})."
-            remedy = "Choose a causal language model that transformers knows without code of its own."
-            raise ModelError(what, where=str(folder), remedy=remedy) from error
+        with _refusing(folder):
+            model = self._class.from_pretrained(str(folder), dtype=self._dtype, local_files_only=True, use_safetensors=True)
         if not _mapped_privately(folder):
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
@@ -88,19 +89,17 @@ class Engine:
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _placed(self) -> dict[str, tuple[TensorInfo, Any]]:
-        """Module of the checkpoint → its weight and the parameter that it was loaded into."""
-        found, prefix = {}, self.model.base_model_prefix
+        """Module of the checkpoint → its weight and the parameter that it was loaded into; ``prefix`` is what its path adds."""
+        found, prefix = {}, f"{self.model.base_model_prefix}."
         modules = dict(self.model.named_modules())
         for name, info in self.job.weights.items():
             # A checkpoint of the bare model has names without the first part, which transformers adds on loading.
-            module = next(
-                (modules[p] for p in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if p in modules), None
-            )
-            weight = getattr(module, "weight", None)
+            path = name if name in modules else f"{prefix}{name}"
+            weight = getattr(modules.get(path), "weight", None)
             if weight is None or tuple(weight.shape) != info.shape:
                 what = f"transformers loads {name} into no module of its own (it is fused, split or named otherwise)."
                 raise ModelError(what, where=self.job.source.name, remedy="Save the model anew with transformers 5.")
-            found[name] = info, weight
+            found[name], self.prefix = (info, weight), path.removesuffix(name)
         return found
 
     def assign(self, assigned: Mapping[str, QuantSpec]) -> None:
@@ -169,6 +168,26 @@ class Engine:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _class_of(folder: Path) -> Any:
+    """The model's class; ModelError where transformers has none, or only code that comes with the model."""
+    with _refusing(folder):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM._model_mapping[type(config)]
+
+
+@contextlib.contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """What transformers makes of a model that it cannot load becomes a ModelError; a lack of memory stays one."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        if "memory" in str(error):
+            raise
+        what = f"transformers cannot load it as a language model ({type(error).__name__}: {str(error)[:300]})."
+        remedy = "Choose a causal language model that transformers knows without code of its own."
+        raise ModelError(what, where=str(folder), remedy=remedy) from error
 
 
 _NUMPY = {torch.bfloat16: np.dtype(ml_dtypes.bfloat16), torch.float16: np.dtype(np.float16)}

@@ -8,12 +8,13 @@ make up for one another. What to do with them is ``mixing``'s part.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from workbench.cost.jobs import Job, as_specs, job_of
+from workbench.cost.left_out import names_for
 from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.points import Point, spec_key
 from workbench.cost.unfolding import Unfolding
@@ -139,6 +140,10 @@ class Sensitivity(Unfolding[ModuleCost]):
     def memory(self) -> MemoryUse | None:
         """What the measuring process took, measured; None before it has measured a row."""
         return self.measurements.memory
+
+    def names_for(self, modules: Collection[str]) -> tuple[str, ...]:
+        """Names for ``llm_int8_skip_modules`` that leave exactly these modules out when transformers loads the model."""
+        return names_for(modules, self.job.weights, self.measurements.prefix)
 
     def to_frame(self) -> pd.DataFrame:
         """A line for each finished row, with ``share`` and ``saved_bytes``; runs it first where nothing is finished."""

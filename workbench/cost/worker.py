@@ -7,61 +7,29 @@ folder's events as soon as it is known. Ends when the process that asked for it 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import resource
 import sys
-import threading
 import time
-import traceback
 from pathlib import Path
-from typing import Any
 
 from workbench.cost.jobs import opened
-from workbench.cost.measurements import EVENTS
 from workbench.cost.points import Point, spec_key
-from workbench.errors import WorkbenchError
+from workbench.cost.process import Teller, serve
 from workbench.formats import FORMATS, register_format
 from workbench.quantization import QuantSpec
-from workbench.training.endings import ending_of
-from workbench.training.events import EventWriter, read_events
-from workbench.training.telemetry import host_counters
-
-BUSY = 12
-"""The exit code where another process measures into the folder."""
-_TELL_EVERY = 0.2
-_LOOK_EVERY = 0.5
+from workbench.training.events import read_events
 
 
 class Worker:
     """One request, worked off."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.writer = EventWriter(root / f"events-{EVENTS}.jsonl", 1)
-        self._spoke = 0.0
+    def __init__(self, teller: Teller) -> None:
+        self.root, self.teller = teller.root, teller
 
-    def run(self) -> int:
-        """Measures everything that is missing; returns the exit code."""
-        self.writer.emit("hello")
-        try:
-            self._run()
-        except Exception as error:
-            traceback.print_exc()
-            ending = ending_of(error, {"phase": "measure"})
-            kind, what, where, remedy = "RunError", ending.message, str(self.root), ending.remedy
-            if isinstance(error, WorkbenchError):
-                kind, what, where, remedy = type(error).__name__, error.what, error.where, error.remedy
-            with contextlib.suppress(OSError):
-                self.writer.emit("error", kind=kind, what=what, where=where, remedy=remedy)
-            return 1
-        finally:
-            self.writer.close()
-        return 0
-
-    def _run(self) -> None:
-        self.writer.emit("phase", name="import")
+    def run(self) -> None:
+        """Measures everything that is missing."""
+        self.teller.emit("phase", name="import")
         from workbench.cost.engine import Engine, check_data
 
         request = json.loads((self.root / "request.json").read_text("utf-8"))
@@ -73,13 +41,12 @@ class Worker:
         data = next((event["digest"] for event in before if event["k"] == "data"), None)
         outputs = {(event["module"], event["spec"]) for event in before if event["k"] == "outputs"}
         job = opened(self.root)
-        self.writer.emit("phase", name="load")
-        base = host_counters().get("rss") or 0
-        engine = Engine(job, self.writer.emit)
+        self.teller.emit("phase", name="load")
+        engine = Engine(job, self.teller.emit)
         check_data(data, engine)
         if data is None:
-            self.writer.emit("data", tokens=engine.tokens, digest=engine.digest, rows=sum(map(_rows, engine.batches)))
-        self.writer.emit("phase", name="measure")
+            self.teller.emit("data", tokens=engine.tokens, digest=engine.digest, prefix=engine.prefix)
+        self.teller.emit("phase", name="measure")
         specs = [QuantSpec(**fields) for fields in request["outputs"]]
         specs = [spec for spec in specs if any((module, spec_key(spec)) not in outputs for module in job.weights)]
         if specs:
@@ -92,19 +59,10 @@ class Worker:
             began, sums = time.perf_counter(), []
             for loss in engine.losses():
                 sums.append(loss)
-                self._progress(n * len(engine.batches) + len(sums), len(points) * len(engine.batches))
-            self.writer.emit("memory", base=base, peak=_peak(), model=job.nbytes_16bit)
-            self.writer.emit("loss", point=point.key, sums=sums, seconds=time.perf_counter() - began)
+                self.teller.progress(n * len(engine.batches) + len(sums), len(points) * len(engine.batches))
+            self.teller.emit("memory", base=engine.base, peak=_peak(), model=job.nbytes_16bit)
+            self.teller.emit("loss", point=point.key, sums=sums, seconds=time.perf_counter() - began)
             done.add(point.key)
-
-    def _progress(self, done: int, total: int) -> None:
-        if done == total or time.monotonic() >= self._spoke + _TELL_EVERY:
-            self._spoke = time.monotonic()
-            self.writer.emit("progress", done=done, total=total)
-
-
-def _rows(batch: dict[str, Any]) -> int:
-    return len(batch["input_ids"])
 
 
 def _peak() -> int:
@@ -115,25 +73,5 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _leave_with(parent: int) -> None:
-    """Ends this process once ``parent`` is gone: nobody would read on."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_EVERY)
-    os._exit(1)
-
-
-def main(root: str, parent: str) -> None:
-    """Works off one request, unless another process does in this folder."""
-    with (Path(root) / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(BUSY)
-        threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
-        code = Worker(Path(root)).run()
-        sys.stderr.flush()
-        os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    serve(sys.argv[1], sys.argv[2], lambda teller: Worker(teller).run())

@@ -197,8 +197,9 @@ bnb.nn.Params4bit.__new__ = staticmethod(
             lines.append("""
 with torch.device("meta"):
     skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))""")
-            names = ", ".join(map(_shown, config.llm_int8_skip_modules))
-            skipped = f"\n    llm_int8_skip_modules=[*get_keys_to_not_convert(skeleton), {names}],  # the head, and these"
+            names = [f"\n        {_shown(name)}," for name in config.llm_int8_skip_modules]
+            first = "*get_keys_to_not_convert(skeleton),  # the head, and these:"
+            skipped = f"\n    llm_int8_skip_modules=[\n        {first}{''.join(names)}\n    ],"
         lines.append(f"""
 quantization = BitsAndBytesConfig(
     load_in_4bit=True,
