@@ -19,8 +19,8 @@ from workbench.wording import NONE, amount, counted
 
 _MOVES = (("h2d", "brought to the GPU", "#8c8c8c"), ("d2h", "evicted to the host", "#c2185b"))
 _FIXED = "scratch and context"
-_OF_NOBODY = {KEPT: {"color": "#c8c8c8"}}
-"""Memory that holds nothing is grey; the categories take the page's colours, of which there are eight."""
+_COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": "#c2185b"}}
+"""Memory that holds nothing is grey, and what may leave is as its evictions are; the others take the page's eight colours."""
 
 
 def simulated(simulation: PagerSimulation) -> Told:
@@ -45,7 +45,7 @@ def simulated(simulation: PagerSimulation) -> Told:
         if held.any():
             traces.append(
                 {"type": "scatter", "mode": "lines", "stackgroup": "held", "name": name, "x": x, "text": moments,
-                 "y": (held / scale).astype(np.float32), "line": {"width": 1, "shape": "hv", **_OF_NOBODY.get(name, {})},
+                 "y": (held / scale).astype(np.float32), "line": {"width": 1, "shape": "hv", **_COLOURED.get(name, {})},
                  "hovertemplate": f"%{{y:,.2f}} {unit}"}
             )  # fmt: skip
     for field, name, colour in _MOVES:
