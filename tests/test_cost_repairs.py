@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,19 @@ def seen() -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def repaired(run: wb.Run, seen: list[tuple[int, int]]) -> wb.Repairs:
-    return wb.repairs(run, max_rows=ROWS, progress=lambda *at: seen.append(at)).run()
+def begun(run: wb.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, wb.Repairs]:
+    """Left after the first row."""
+    folder = tmp_path_factory.mktemp("repairs")
+    found = wb.repairs(run, max_rows=ROWS, folder=folder)
+    for _ in found:
+        break
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def repaired(run: wb.Run, begun: tuple[Path, wb.Repairs], seen: list[tuple[int, int]]) -> wb.Repairs:
+    """And gone on with."""
+    return wb.repairs(run, max_rows=ROWS, folder=begun[0], progress=lambda *at: seen.append(at)).run()
 
 
 def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, ...]]:
@@ -107,16 +119,28 @@ def test_every_checkpoint_is_measured_once_against_the_same_base(repaired: wb.Re
     assert set(frame["layer"]) == {0, 1}
 
 
-def test_progress_counts_the_modules(repaired: wb.Repairs, seen: list[tuple[int, int]]) -> None:
-    assert seen == [(n, 12) for n in range(1, 13)]
+def test_what_was_measured_is_kept_and_not_measured_again(
+    run: wb.Run, begun: tuple[Path, wb.Repairs], repaired: wb.Repairs, seen: list[tuple[int, int]]
+) -> None:
+    folder, found = begun
+    assert len(found.rows) == 1
+    assert not found.complete
+    assert found.rows[0] == repaired.rows[0]
+    assert seen == sorted(seen)
+    lines = [json.loads(line) for line in (folder / "events-cost.jsonl").read_text("utf-8").splitlines()]
+    told = [(line["name"], line["step"]) for line in lines if line["k"] == "repair"]
+    assert len(told) == len(set(told)) == 12 * 3
+    again = wb.repairs(run, max_rows=ROWS, folder=folder, cancelled=lambda: False)
+    assert list(again) == list(repaired.rows)
+    with pytest.raises(wb.RunError, match="measurements of another number of rows"):
+        wb.repairs(run, max_rows=ROWS + 1, folder=folder)
 
 
-def test_cancelling_keeps_what_there_is(run: wb.Run) -> None:
-    looked: list[tuple[int, int]] = []
-    cut = wb.repairs(run, max_rows=ROWS, progress=lambda *at: looked.append(at), cancelled=lambda: len(looked) >= 2)
-    assert len(list(cut)) == 2 * 3
+def test_cancelling_starts_nothing(run: wb.Run) -> None:
+    cut = wb.repairs(run, cancelled=lambda: True)
+    assert list(cut) == []
+    assert cut.cancelled
     assert not cut.complete
-    assert cut.run().rows == cut.rows  # for good
 
 
 def test_what_cannot_be_repaired_is_refused(run: wb.Run, model: Path, tmp_path: Path) -> None:

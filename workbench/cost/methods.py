@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.cost.method_results import MethodResult, refused, result_of
+from workbench.cost.unfolding import Unfolding
 from workbench.errors import ConfigError, RunError
 from workbench.receipts import TITLES
-from workbench.sources.base import Cancelled, Progress
+from workbench.sources.base import Cancelled
+from workbench.telling import Progress, telling
 from workbench.training import data
 from workbench.training.checks import METHODS, OF_ADAPTERS
 from workbench.training.config import TrainConfig
@@ -40,7 +41,7 @@ def compare_methods(
     folder: str | os.PathLike[str] | None = None,
     *,
     each: Mapping[str, Mapping[str, Any]] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
     cancelled: Cancelled | None = None,
 ) -> MethodComparison:
     """Trains ``config`` with each of ``methods``, one after another, and compares what they come to.
@@ -48,9 +49,9 @@ def compare_methods(
     ``folder`` gets a run's folder for each method; where it holds them already, those that have finished are read and not run
     again, and the others go on from their last checkpoints. None: a new one under ``runs/``. ``each``: fields that differ by
     method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have (``use_dora``,
-    ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress(done, total)`` counts steps over
-    all methods, on the thread that iterates; once ``cancelled()`` says yes the comparison is cancelled. Nothing is trained
-    before the comparison is iterated, run, or asked for a table.
+    ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress``: True for a bar, or a function
+    that is told the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
+    Nothing is trained before the comparison is iterated, run, or asked for a table.
 
     Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
     ``RunError`` where ``folder`` holds a run of another configuration.
@@ -64,24 +65,23 @@ def compare_methods(
     return MethodComparison(root, configs, progress, cancelled)
 
 
-class MethodComparison:
+class MethodComparison(Unfolding[MethodResult]):
     """The methods' results as they finish, and tables of them.
 
     Iterating does the work, a run after another; iterating again gives the finished results and goes on with the rest. A run
-    that fails is a result too (its ``state`` says so), and the next method goes on. An interrupt pauses the run under way.
+    that fails is a result too (its ``state`` says so), and the next method goes on. Cancelling, and an interrupt, have the run
+    under way write a checkpoint after its step and end; ``compare_methods`` with the same folder goes on from there.
     """
 
     def __init__(
         self,
         folder: Path,
         configs: Mapping[str, TrainConfig],
-        progress: Progress | None = None,
+        progress: bool | Progress = False,
         cancelled: Cancelled | None = None,
     ) -> None:
-        self.folder, self.configs = folder, dict(configs)
-        self._progress, self._asked = progress, cancelled
-        self._cancelled, self._working = threading.Event(), threading.Lock()
-        self._results: list[MethodResult] = []
+        super().__init__(len(configs), cancelled)
+        self.folder, self.configs, self._progress = folder, dict(configs), progress
         self._steps: int | None = None
         self.run_under_way: Run | None = None
         """The run that is training now, to be watched; None between runs."""
@@ -91,47 +91,14 @@ class MethodComparison:
     @property
     def results(self) -> tuple[MethodResult, ...]:
         """The results that there are, in the order of the methods."""
-        return tuple(self._results)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every method has come to a result."""
-        return len(self._results) == len(self.configs)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether ``cancel`` was called, or what ``compare_methods`` was given as ``cancelled`` has said yes."""
-        return self._cancelled.is_set()
-
-    def __len__(self) -> int:
-        """How many methods are compared."""
-        return len(self.configs)
+        return self.rows
 
     def __getitem__(self, method: str) -> MethodResult:
         """A method's result. Raises KeyError where there is none yet."""
-        for result in self._results:
+        for result in self._rows:
             if result.method == method:
                 return result
         raise KeyError(method)
-
-    def __iter__(self) -> Iterator[MethodResult]:
-        position = 0
-        while self._advance_to(position):
-            yield self._results[position]
-            position += 1
-
-    def run(self) -> MethodComparison:
-        """Does what is left to do, and returns the comparison itself."""
-        for _ in self:
-            pass
-        return self
-
-    def cancel(self) -> None:
-        """Ends the comparison for good, from any thread: the run under way writes a checkpoint after its step and ends.
-
-        The results that there are stay; ``compare_methods`` with the same folder goes on from there.
-        """
-        self._cancelled.set()
 
     def to_frame(self) -> pd.DataFrame:
         """One line a method: method, state, loss_before, loss_after (nats a token, held out), seconds_per_step, seconds,
@@ -151,36 +118,26 @@ class MethodComparison:
 
     def __repr__(self) -> str:
         head = ("method", "held out before", "after", "a step", "in all", "tensors", "trained", "saved", "")
-        cells = [head, *(_cells(result) for result in self._results)]
+        cells = [head, *(_cells(result) for result in self._rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
         if not self.complete:
-            lines.append(f"{len(self._results)} of {len(self)} methods" + (", cancelled" if self.cancelled else ""))
+            lines.append(f"{len(self._rows)} of {len(self)} methods" + (", cancelled" if self.cancelled else ""))
         return "\n".join(lines)
 
     def _done(self) -> tuple[MethodResult, ...]:
-        if not self._results:
+        if not self._rows:
             self.run()
         return self.results
 
-    def _stopped(self) -> bool:
-        if self._asked is not None and self._asked():
-            self._cancelled.set()
-        return self._cancelled.is_set()
+    def _start(self) -> Generator[MethodResult, None, None]:
+        with telling(self._progress, "Training", "step") as tell:
+            for method in list(self.configs)[len(self._rows) :]:
+                if self._stopped() or (result := self._trained(method, tell)) is None:
+                    return
+                yield result
 
-    def _advance_to(self, position: int) -> bool:
-        """Works until that result is there; False where it never will be. One thread at a time works, the others wait."""
-        with self._working:
-            while len(self._results) <= position:
-                if self.complete or self._stopped():
-                    return False
-                result = self._trained(list(self.configs)[len(self._results)])
-                if result is None:
-                    return False
-                self._results.append(result)
-        return True
-
-    def _trained(self, method: str) -> MethodResult | None:
+    def _trained(self, method: str, tell: Progress) -> MethodResult | None:
         """What the method came to; None where it was cancelled."""
         config = self.configs[method]
         try:
@@ -189,7 +146,7 @@ class MethodComparison:
             return refused(config, self.folder / method, str(error), error.remedy)
         self.run_under_way = run
         try:
-            return result_of(run, config) if self._followed(run) else None
+            return result_of(run, config) if self._followed(run, tell) else None
         except BaseException:
             with contextlib.suppress(RunError):
                 run.pause()
@@ -219,9 +176,9 @@ class MethodComparison:
             run.wait()  # it was asked to end
         return run if run.status.state not in ENDED or run.status.state == "finished" else run.resume()
 
-    def _followed(self, run: Run) -> bool:
+    def _followed(self, run: Run, tell: Progress) -> bool:
         """Waits for the run's end; False where the comparison was cancelled first, and the run was paused for it."""
-        reader, before, done = run.reader(), len(self._results), 0
+        reader, before, done = run.reader(), len(self._rows), 0
         while True:
             ended = run.status.state in ENDED
             for event in reader.poll():
@@ -229,8 +186,8 @@ class MethodComparison:
                     done = event["n"]
                 elif event["k"] == "dataset" and event["split"] == "train":
                     self._steps = event["steps"]
-            if self._progress is not None and self._steps:
-                self._progress(before * self._steps + done, len(self) * self._steps)
+            if self._steps:
+                tell(before * self._steps + done, len(self) * self._steps)
             if ended:
                 return True
             if self._stopped():

@@ -1,15 +1,18 @@
-"""How far a run's adapters make up for 4 bits, measured on real activations, module by module. Needs torch, peft, transformers.
+"""How far a run's adapters make up for 4 bits, measured on real activations: ``python -m workbench.cost.repairing FOLDER PID``.
 
 Covers the forward pass of the unquantized model over held-out rows, and at each adapted module the outputs' errors with and
 without the adapter of each checkpoint. Memory: the model in the compute dtype, and of one module at a time a few float32 copies
-of its weight and its outputs. What the figures mean is in ``repairs``, which gathers them.
+of its weight and its outputs. What the figures mean is in ``repairs``, which gathers them. On a CPU, or on a GPU where there is
+one [not yet run on a GPU].
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +20,59 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workbench.cost.process import Teller, serve
 from workbench.errors import RunError
-from workbench.sources.base import Cancelled, Progress, TensorInfo, Watch
+from workbench.sources import TensorInfo
 from workbench.training import data
 from workbench.training.batches import Collator
 from workbench.training.merging import Merge
 from workbench.training.model import compute_dtype, load_base
-from workbench.training.runs import Run
+from workbench.training.runs import Run, attach
 from workbench.training.trainer import measuring
 
 _TOKENS = 4_096
 """Tokens in one forward pass at most, padding counted."""
-Tell = Callable[[str, int, float, float, float], object]
-"""Told as soon as they are known: a module's path, the checkpoint's steps, the error without and with its adapter, and how far
-that goes back along the error itself."""
 
 
-def measure_repairs(
-    run: Run,
-    adapters: dict[int, Path],
-    max_rows: int,
-    tell: Tell,
-    progress: Progress | None = None,
-    cancelled: Cancelled | None = None,
-) -> None:
-    """Tells the errors of every adapted module that was in 4 bits, for each of ``adapters`` (steps → folder).
-
-    ``progress`` counts modules over all batches; once ``cancelled`` says yes it raises InterruptedError.
-    """
-    merges = {steps: Merge(run, folder) for steps, folder in sorted(adapters.items())}
+def measure(teller: Teller) -> None:
+    """Works off a request of ``Repairs``: tells each module's errors as soon as they are known, for every checkpoint."""
+    request = json.loads((teller.root / "request.json").read_text("utf-8"))
+    run = attach(request["run"])
+    merges = {int(step): Merge(run, Path(folder)) for step, folder in request["adapters"].items()}
     merge = next(iter(merges.values()))
-    modules = {merge.paths[info.name]: info for info in merge.tensors if info.name in merge.paths and merge.in_four_bits(info)}
-    config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
+    infos = {merge.paths[t.name]: t for t in merge.tensors if merge.paths.get(t.name) in request["modules"]}
     if merge.source.path is None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
-    batches = _batches(run, merge.source.path, max_rows)
-    watch = Watch(len(modules) * len(batches), progress, cancelled)
-    watch.check()
+    batches = _batches(run, merge.source.path, request["max_rows"])
+    # As a LoRA run on the same model would hold it.
+    config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
     dtype = compute_dtype(config)
-    model = load_base(config, merge.source.path, dtype, watch.check)
-    sums = {path: np.zeros((2 + len(merges), 2)) for path in modules}
-    last = False
+    model = load_base(config, merge.source.path, dtype, lambda: None)
+    products = {path: np.zeros((2 + len(merges), 2)) for path in infos}
+    before = request["measured"] * len(batches)
+    seen, total, mask = before, before + len(infos) * len(batches), None
 
-    def at_module(path: str, x: Any, kept: Any) -> None:
-        watch.check()
-        sums[path] += _products(x[kept].float(), modules[path], merges)
-        if last:
-            (whole, _), (error, _), *adapted = sums[path].tolist()
-            for steps, (left, undone) in zip(merges, adapted, strict=True):
-                tell(path, steps, math.sqrt(_ratio(error, whole)), math.sqrt(_ratio(left, whole)), _ratio(undone, error))
-        watch.moved(1)
+    def at_module(path: str, x: Any) -> None:
+        nonlocal seen
+        products[path] += _products(x[mask].float(), infos[path], list(merges.values()))
+        if seen >= total - len(infos):  # the last batch
+            (whole, _), (error, _), *adapted = products[path].tolist()
+            for step, (left, undone) in zip(merges, adapted, strict=True):
+                base, with_it = math.sqrt(_ratio(error, whole)), math.sqrt(_ratio(left, whole))
+                along = _ratio(undone, error)
+                teller.emit("repair", name=path, step=step, error_base=base, error_adapted=with_it, along=along)
+        seen += 1
+        teller.progress(seen, total)
 
-    mask: Any = None
-    for path in modules:
-        model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, at=path: at_module(at, inputs[0], mask))
-    inner = model.base_model_prefix + "."
-    net = getattr(model, model.base_model_prefix) if all(path.startswith(inner) for path in modules) else model
+    for path in infos:
+        model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, at=path: at_module(at, inputs[0]))
+    inner = model.base_model_prefix  # without the head, which only logits need
+    net = getattr(model, inner) if all(path.startswith(f"{inner}.") for path in infos) else model
     with measuring(model, dtype):
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            mask = batch["attention_mask"].to(model.device).bool()
-            net(input_ids=batch["input_ids"].to(model.device), attention_mask=batch["attention_mask"].to(model.device))
+        for batch in batches:
+            attended = batch["attention_mask"].to(model.device)
+            mask = attended.bool()  # (rows, length): padding is nobody's input
+            net(input_ids=batch["input_ids"].to(model.device), attention_mask=attended)
 
 
 def _batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:
@@ -90,10 +85,9 @@ def _batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:
     return [collator.batch(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
-def _products(x: Any, info: TensorInfo, merges: dict[int, Merge]) -> NDArray[np.float64]:
+def _products(x: Any, info: TensorInfo, merges: Sequence[Merge]) -> NDArray[np.float64]:
     """x (tokens, in) → (2 + checkpoints, 2): ‖Wx‖²; ‖E‖², with E = (W − Ŵ)x; and for each adapter's D ‖E − D‖² and ⟨E, D⟩."""
-    merge = next(iter(merges.values()))
-    original, held = merge.original(info), merge.held(info)
+    original, held = merges[0].original(info), merges[0].held(info)
 
     def outputs(weight: NDArray[Any]) -> Any:
         y = x @ torch.from_numpy(weight).to(x.device).T  # (tokens, in) × (in, out)
@@ -101,7 +95,7 @@ def _products(x: Any, info: TensorInfo, merges: dict[int, Merge]) -> NDArray[np.
 
     error = outputs(original - held)
     found = [(_square(outputs(original)), 0.0), (_square(error), 0.0)]
-    for each in merges.values():
+    for each in merges:
         change = outputs(each.trained(info, held) - held)
         found.append((_square(error - change), float((error * change).sum())))
     return np.array(found)
@@ -113,3 +107,7 @@ def _square(y: Any) -> float:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], measure)

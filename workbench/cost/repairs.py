@@ -22,18 +22,22 @@ undoes it, whatever else it does, 0 where it goes at right angles to it. What a 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+import hashlib
+import math
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.errors import RunError
+from workbench.cost.process import Folder, Measuring, failure_in
+from workbench.cost.unfolding import Unfolding
+from workbench.errors import RunError, WorkbenchError
+from workbench.footprint import Plan
 from workbench.kinds import kind_of, layer_of
-from workbench.sources import open_model
-from workbench.sources.base import Cancelled, Progress
-from workbench.sources.packed import as_loaded
+from workbench.telling import Progress, telling
+from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
+from workbench.training.merging import Merge
 from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
@@ -68,31 +72,41 @@ class Repair:
 
 
 def repairs(
-    run: Run | str | Path, *, max_rows: int = ROWS, progress: Progress | None = None, cancelled: Cancelled | None = None
+    run: Run | str | Path,
+    *,
+    max_rows: int = ROWS,
+    folder: str | Path | None = None,
+    progress: bool | Progress = False,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Repairs:
     """The output errors of a run's 4-bit modules with the adapter of every checkpoint that it kept, and the final one.
 
     ``run``: a run or its folder, with method ``"qlora"``; one that is still going is measured as far as it has come. Runs keep
     ``save_total_limit`` checkpoints: raise it to see more of the way. ``max_rows``: held-out rows (of a run without any: the
-    first rows that it learnt from) that the unquantized model is run on, whole, in this process: its memory is that model's in
-    the compute dtype, and a few copies of one weight. ``progress(done, total)`` counts modules. Nothing is measured before the
-    result is iterated, run, or asked for a table.
+    first rows that it learnt from) that are measured on.
 
-    Raises ``RunError`` where there is no adapter, or where there is no error of 4 bits to take back.
+    The work is done by a process of its own, which holds the unquantized model in the compute dtype and a few copies of one
+    weight. ``folder`` keeps what was measured: with the same folder nothing is measured twice, and what was broken off goes on.
+    Without it, it is gone with the result. ``progress``: True for a bar, or a function that is told the modules done and their
+    total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
+
+    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back; and while iterating, as ``ModelError``
+    too, where the process fails.
     """
     run = run if isinstance(run, Run) else attach(run)
     if run.config.method != "qlora":
         what = f'the run\'s base was not in 4 bits (method "{run.config.method}"): there is no error to take back.'
         raise RunError(what, where=str(run.dir), remedy='Choose a run with method "qlora".')
-    if as_loaded(open_model(run.config.model))[1] is not None:
-        what = "the checkpoint itself holds 4 bits: there is no original weight to compare with."
-        raise RunError(what, where=run.config.model, remedy="Choose a run on a model that is not quantized yet.")
     if max_rows < 1:
         raise RunError(f"max_rows is {max_rows}.", where="repairs", remedy="Give 1 or more.")
     adapters = adapters_of(run)
     if not adapters:
         raise RunError("nothing is saved yet.", where=str(run.dir), remedy="Wait for the run's first checkpoint, or its end.")
-    return Repairs(run, adapters, max_rows, progress, cancelled)
+    merge = Merge(run, next(iter(adapters.values())))
+    if merge.packed:
+        what = "the checkpoint itself holds 4 bits: there is no original weight to compare with."
+        raise RunError(what, where=run.config.model, remedy="Choose a run on a model that is not quantized yet.")
+    return Repairs(run, adapters, merge, max_rows, folder, progress, cancelled)
 
 
 def adapters_of(run: Run) -> dict[int, Path]:
@@ -103,55 +117,34 @@ def adapters_of(run: Run) -> dict[int, Path]:
     return {int(steps): place for steps, place in sorted(found.items()) if steps != float("inf")}
 
 
-class Repairs:
+class Repairs(Unfolding[Repair]):
     """The rows as they come, by module in the order of the model and then by checkpoint, and a table of them."""
 
     def __init__(
-        self, run: Run, adapters: Mapping[int, Path], max_rows: int, progress: Progress | None, cancelled: Cancelled | None
-    ) -> None:
-        self.source, self.adapters, self.max_rows = run, dict(adapters), max_rows
-        self._progress, self._asked = progress, cancelled
-        self._cancelled, self._working = threading.Event(), threading.Lock()
-        self._rows: tuple[Repair, ...] = ()
-        self.complete = False
-        """Whether every module was measured."""
-
-    @property
-    def rows(self) -> tuple[Repair, ...]:
-        """The rows that there are."""
-        return self._rows
+        self, run: Run, adapters: Mapping[int, Path], merge: Merge, max_rows: int, folder: str | Path | None,
+        progress: bool | Progress, cancelled: Callable[[], bool] | None,
+    ) -> None:  # fmt: skip
+        self.modules = adapted_in_four_bits(merge)
+        super().__init__(len(self.modules) * len(adapters), cancelled)
+        self.adapters, self._progress = dict(adapters), progress
+        self._asked_for = {
+            "run": str(run.dir), "adapters": {str(step): str(path) for step, path in adapters.items()}, "max_rows": max_rows,
+        }  # fmt: skip
+        identity = {
+            "run": str(run.dir), "number of rows": max_rows,
+            "set of adapters": {str(step): _digest(path) for step, path in adapters.items()},
+        }  # fmt: skip
+        self._folder = Folder(folder, identity, {})
+        self._needed = sum(t.numel for t in merge.tensors) * Plan.of(run.config, "cpu").compute_bytes
+        self._found: dict[tuple[str, int], Repair] = {}
+        self._at = (0, len(self.modules))
+        self._reader = EventReader(self._folder.root)
+        self._poll()
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The checkpoints, by their steps."""
         return tuple(self.adapters)
-
-    def __iter__(self) -> Iterator[Repair]:
-        return iter(self.run().rows)
-
-    def run(self) -> Repairs:
-        """Measures what is left to measure, and returns this."""
-        from workbench.cost.repairing import measure_repairs
-
-        with self._working:
-            if self.complete or self._stopped():
-                return self
-            found: list[Repair] = []
-
-            def tell(name: str, step: int, without: float, adapted: float, along: float) -> None:
-                found.append(Repair(step, name, layer_of(name), kind_of(name), without, adapted, along))
-                self._rows = tuple(found)
-
-            try:
-                measure_repairs(self.source, self.adapters, self.max_rows, tell, self._progress, self._stopped)
-            except InterruptedError:
-                return self
-            self.complete = True
-        return self
-
-    def cancel(self) -> None:
-        """Ends the measuring for good, from any thread."""
-        self._cancelled.set()
 
     def to_frame(self) -> pd.DataFrame:
         """One line a module and checkpoint: step, name, layer, kind, error_base, error_adapted, along, taken_back."""
@@ -160,10 +153,44 @@ class Repairs:
         if not self._rows:
             self.run()
         columns = [*(field.name for field in fields(Repair)), "taken_back"]
-        frame = pd.DataFrame([{**asdict(row), "taken_back": row.taken_back} for row in self._rows], columns=columns)
+        frame = pd.DataFrame([{**asdict(row), "taken_back": row.taken_back} for row in self.rows], columns=columns)
         return frame.astype({"layer": "Int64"})
 
-    def _stopped(self) -> bool:
-        if self._asked is not None and self._asked():
-            self._cancelled.set()
-        return self._cancelled.is_set()
+    def _start(self) -> Generator[Repair, None, None]:
+        wanted = [(module, step) for module in self.modules for step in self.adapters]
+        process = Measuring(self._folder.root, "workbench.cost.repairing", self._request, self._poll, self._needed)
+        with telling(self._progress, "Repairs", "module", total=len(self.modules)) as tell:
+            try:
+                for key in wanted[len(self._rows) :]:
+                    if not process.until(lambda at=key: at in self._found, self._stopped, lambda: tell(*self._at)):  # type: ignore[misc]
+                        return
+                    yield self._found[key]
+            finally:
+                process.close()
+
+    def _request(self) -> dict[str, object]:
+        done = {module for module in self.modules if all((module, step) in self._found for step in self.adapters)}
+        left = [module for module in self.modules if module not in done]
+        return {**self._asked_for, "modules": left, "measured": len(done)}
+
+    def _poll(self) -> WorkbenchError | None:
+        events = self._reader.poll()
+        for event in events:
+            if event["k"] == "progress":
+                self._at = event["done"], event["total"]
+            elif event["k"] == "repair":
+                name, step = event["name"], event["step"]
+                told = (event[field] for field in ("error_base", "error_adapted", "along"))
+                errors = (math.nan if value is None else float(value) for value in told)
+                self._found[name, step] = Repair(step, name, layer_of(name), kind_of(name), *errors)
+        return failure_in(events)
+
+
+def adapted_in_four_bits(merge: Merge) -> tuple[str, ...]:
+    """Paths of the modules that the run adapted and held in 4 bits, in the order of the checkpoint."""
+    return tuple(merge.paths[t.name] for t in merge.tensors if t.name in merge.paths and merge.in_four_bits(t))
+
+
+def _digest(adapter: Path) -> str:
+    files = sorted(adapter.glob("adapter_model*"))
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
