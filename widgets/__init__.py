@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from widgets.app import Workbench
+    from widgets.panels.cost import CostView
     from widgets.panels.distribution import DistributionView
     from widgets.panels.double_quant import DoubleQuantView
     from widgets.panels.error import BlockErrorView
@@ -29,6 +30,7 @@ _HOME = {
     "FormatsView": "panels.formats",
     "DoubleQuantView": "panels.double_quant",
     "MemoryView": "panels.memory",
+    "CostView": "panels.cost",
     "TrainingCell": "panels.train",
     "Plot": "plot",
 }

@@ -11,6 +11,7 @@ import ipywidgets
 
 from widgets.breadcrumb import Breadcrumb
 from widgets.panels.base import Controls, View
+from widgets.panels.cost import CostView
 from widgets.panels.distribution import DistributionView
 from widgets.panels.double_quant import DoubleQuantView
 from widgets.panels.error import BlockErrorView
@@ -30,7 +31,7 @@ _V = TypeVar("_V", bound=View)
 
 _IN_TAB = {
     "Model": ("model", "map"), "Distribution": ("distribution",), "Error": ("error",), "Formats": ("formats",),
-    "Double quant": ("double_quant",), "Memory": ("memory",), "Train": ("train",),
+    "Double quant": ("double_quant",), "Memory": ("memory",), "Cost": ("cost",), "Train": ("train",),
 }  # fmt: skip
 """The attributes of ``Workbench`` that a tab shows."""
 
@@ -103,6 +104,11 @@ class Workbench(Panel):
     def memory(self) -> MemoryView:
         """Whether the fine-tune fits."""
         return self._made(MemoryView(session=self.session), "Memory")
+
+    @cached_property
+    def cost(self) -> CostView:
+        """What quantization costs the model."""
+        return self._made(CostView(session=self.session), "Cost")
 
     @cached_property
     def train(self) -> TrainingCell:

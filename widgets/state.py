@@ -21,11 +21,21 @@ from workbench.training.config import TrainConfig
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}
 """What the block map may show: a field of ``ErrorStats`` and its name on screen."""
 
-TABS = ("Model", "Distribution", "Error", "Formats", "Double quant", "Memory", "Train")
+TABS = ("Model", "Distribution", "Error", "Formats", "Double quant", "Memory", "Cost", "Train")
 """The app's tabs, in their order."""
 
 MAP_FIELDS = {"relative_rmse": "Relative RMSE", "sqnr_db": "SQNR (dB)", "kurtosis": "Kurtosis", "nbytes": "Bytes"}
 """What the model map may show: of a survey's row, and its name on screen."""
+
+COST_FIELDS = {
+    "increase_only": "Loss added by this alone", "decrease_all_but": "Loss saved by leaving this out",
+    "share": "Share of the loss added", "output_error": "Output error", "relative_rmse": "Relative RMSE",
+    "saved_bytes": "Bytes saved in 4 bits",
+}  # fmt: skip
+"""What the map of sensitivities may show: a field of ``ModuleCost`` and its name on screen."""
+
+COST_BITS = {"own": "each format's own", "equal": "the same for all"}
+"""The bits per weight at which formats' losses are compared."""
 
 SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
 """What formats are compared on."""
@@ -35,16 +45,16 @@ QUANTILES_OF = {"weights": "weights as they are", "blocks": "weights / absmax of
 
 _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
-    "gpu": (*GPUS, THIS_MACHINE),
+    "gpu": (*GPUS, THIS_MACHINE), "cost_field": COST_FIELDS, "cost_bits": COST_BITS, "mix_gpu": ("", *GPUS, THIS_MACHINE),
 }  # fmt: skip
 _TRAINING = (
     "lora_r", "target_modules", "per_device_train_batch_size", "max_length", "optim", "gradient_checkpointing",
 )  # fmt: skip
 _ELSEWHERE = {*_TRAINING, "model", "quant_type", "block_size", "double_quant"}
 """Fields of ``TrainConfig`` that the state has under a name of its own, or as its formats."""
-_FORGETS = {
-    "model": {"layer": None, "block": None, "weight": None}, "tensor": {"block": None, "weight": None},
-    "block_size": {"block": None, "weight": None}, "block": {"weight": None},
+_FORGETS: dict[str, dict[str, Any]] = {
+    "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
+    "tensor": {"block": None, "weight": None}, "block_size": {"block": None, "weight": None}, "block": {"weight": None},
 }  # fmt: skip
 """What is no longer meant once a field changes."""
 
@@ -90,6 +100,16 @@ class State:
     """What formats are compared on: a key of ``SCOPES``."""
     duel_bits: float = 4.5
     """Bits per weight that a format of the duel may take."""
+    cost_bits: str = "own"
+    """The bits per weight at which formats' losses are compared: a key of ``COST_BITS``."""
+    cost_folder: str = ""
+    """Where costs that were measured are kept; empty: a folder under ``costs``, by the model and the rows."""
+    cost_field: str = "increase_only"
+    """What the map of sensitivities shows: a key of ``COST_FIELDS``."""
+    mix_megabytes: float | None = None
+    """What all weights of a mix may take; None: halfway between all in 4 bits and all in 16."""
+    mix_gpu: str = ""
+    """The GPU whose memory the mix is made for, in place of ``mix_megabytes``; empty: none."""
     gpu: str = dataclasses.field(default_factory=lambda: THIS_MACHINE if present() else "T4 16 GB")
     """The GPU that the forecast is held against."""
     lora_r: int = 16
@@ -116,8 +136,12 @@ class State:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 faults.append(f"{name} is {value!r}; it must be a whole number from 0 on, or None.")
-        if isinstance(self.duel_bits, bool) or not isinstance(self.duel_bits, int | float) or not 0 < self.duel_bits <= 32:
+        if not _is_number(self.duel_bits) or not 0 < self.duel_bits <= 32:
             faults.append(f"duel_bits is {self.duel_bits!r}; it must be a number of bits up to 32.")
+        if self.mix_megabytes is not None and not (_is_number(self.mix_megabytes) and self.mix_megabytes > 0):
+            faults.append(f"mix_megabytes is {self.mix_megabytes!r}; it must be a number above 0, or None.")
+        if not isinstance(folder := getattr(self, "cost_folder", None), str):
+            faults.append(f"cost_folder is {folder!r}; it must be a text.")
         if faults:
             raise ConfigError(faults, where="state", remedy="Change these fields and try again.")
         _ = self.specs  # refuse unknown formats and block sizes
@@ -179,6 +203,10 @@ class State:
                 remedy=f"Fields: {', '.join(sorted(known))}.",
             )
         return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _others(config: TrainConfig) -> dict[str, Any]:

@@ -44,7 +44,10 @@ class Streamed:
     ) -> None:
         self._show = guard(message)(show)
         self.work = Work(executor, self._show, message.error)
-        self.work.on_progress(lambda step: ended() if step is None else None)
+        self._ended = ended
+        self.rivals: tuple[Streamed, ...] = ()
+        """Whose buttons are out of reach while this is under way."""
+        self.work.on_progress(lambda step: self._end() if step is None else None)
         self.button, self.cost = ipywidgets.Button(button_style=style), note()
         self.button.on_click(guard(message)(lambda _: begin()))
         self.widget = column(row(self.button), self.cost, ProgressRow(self.work))
@@ -60,12 +63,23 @@ class Streamed:
         self.button.description = label or self.button.description
         self.button.layout.display = "" if label and not self.busy else "none"
         set_note(self.cost, cost if label and not self.busy else "")
+        self.widget.layout.display = "" if label or self.busy else "none"
 
     def follow(self, what: str, unit: str, make: Made) -> None:
         """Iterate what ``make(progress, cancelled)`` gives; ``what`` and ``unit`` as ``Step`` has them."""
         self.work.submit(what, unit, lambda progress, cancelled: self._followed(make, progress, cancelled))
         if self.busy:
             self.offer("", "")
+            self._hold(True)
+
+    def _end(self) -> None:
+        self._hold(False)
+        self._ended()
+
+    def _hold(self, held: bool) -> None:
+        for rival in self.rivals:
+            rival.button.disabled = held
+            rival.button.tooltip = "Something else is being measured: wait for its end, or cancel it" if held else ""
 
     def _followed(self, make: Made, progress: Progress, cancelled: Cancelled) -> Iterable[Any]:
         results = make(progress, cancelled)
@@ -75,3 +89,9 @@ class Streamed:
                 self.work.partly(lambda: self._show(results))
                 due = time.monotonic() + EVERY
         return results
+
+
+def one_at_a_time(*streams: Streamed) -> None:
+    """Of these, only one may be under way."""
+    for stream in streams:
+        stream.rivals = tuple(other for other in streams if other is not stream)
