@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -52,35 +53,28 @@ view = panel.DistributionView({model!r})
 view
 """
 
-# Notes when a drawing on screen was last finished; ``drawn`` counts them.
+# Notes when a drawing on screen was last finished; ``drawn`` counts them. Asks for no frames: they cost the page time.
 _WATCH = """() => {
-    const seen = new WeakSet();
     window.last = performance.now(), window.drawn = 0;
-    const note = () => { window.last = performance.now(); window.drawn += 1; };
+    const seen = new Map();
+    const note = (figure) => figure.checkVisibility() && (window.last = performance.now(), window.drawn += 1);
     const ours = (figure) => {
-        let revision;
-        const look = () => {
-            const drawn = figure.dataset.revision !== revision && (figure.dataset.map || figure.data?.length);
-            if (drawn && figure.checkVisibility()) note();
-            if (drawn) revision = figure.dataset.revision;
-        };
-        look();
-        new MutationObserver(look).observe(figure, { attributes: true, attributeFilter: ['data-revision'] });
+        const { revision, map } = figure.dataset;
+        if (revision === seen.get(figure) || !(map || figure.data?.length)) return;
+        seen.set(figure, revision);
+        note(figure);
     };
     const theirs = (plot) => {
-        const look = () => plot.data?.length && plot.checkVisibility() && note();
-        look();
-        plot.on('plotly_afterplot', look);
+        if (seen.has(plot) || !plot.on) return;
+        seen.set(plot, '');
+        plot.on('plotly_afterplot', () => plot.data?.length && note(plot));
     };
-    const look = () => {
-        for (const figure of document.querySelectorAll('[role=figure], .js-plotly-plot')) {
-            if (seen.has(figure) || !(figure.closest('.workbench-drawing') || figure.on)) continue;
-            seen.add(figure);
-            (figure.closest('.workbench-drawing') ? ours : theirs)(figure);
-        }
-        requestAnimationFrame(look);
+    const look = ({ target }) => {
+        if (target.matches('.workbench-drawing [role=figure]')) ours(target);
+        else if (target.matches('.js-plotly-plot')) theirs(target);
     };
-    look();
+    new MutationObserver((changes) => changes.forEach(look))
+        .observe(document.body, { attributes: true, subtree: true, attributeFilter: ['data-revision', 'class'] });
 }"""
 _QUIET = "(ms) => window.drawn > 0 && performance.now() - window.last > ms"
 _RUN = """() => {
@@ -170,9 +164,14 @@ def open_view(lab: Lab) -> tuple[float, float]:
     """Megabytes over the websocket and seconds to the first plot, counted from the Run command."""
     before = lab.received
     lab.page.evaluate(_RUN)
-    seconds = lab.until(_FIRST, 120)["seconds"]
-    lab.until(_QUIET, 120, 1500)
+    seconds = wait(lab, _FIRST)["seconds"]
+    wait(lab, _QUIET, 1500)
     return (lab.received - before) / 1e6, seconds
+
+
+def wait(lab: Lab, condition: str, argument: Any = None) -> Any:
+    """What a condition of the page gives once it holds; asked now and then, not in every frame."""
+    return lab.page.wait_for_function(condition, arg=argument, timeout=120_000, polling=20).json_value()
 
 
 def change(lab: Lab, *keys: str, gap: int = 0) -> float:
@@ -195,7 +194,7 @@ def choose(lab: Lab, format: str) -> float:
 
 def drawn(lab: Lab) -> float:
     """Milliseconds from the action to the last drawing after it, once there is no more."""
-    lab.until(_QUIET, 60, 600)
+    wait(lab, _QUIET, 600)
     return float(lab.page.evaluate("window.last - window.began"))
 
 
@@ -231,7 +230,7 @@ def cycles(browser: Browser, server: Server, count: int) -> tuple[float, list[in
         readings = []
         for i in range(WARM_UP + count):
             lab.page.evaluate(_RUN)
-            lab.until(_QUIET, 120, 200)
+            wait(lab, _QUIET, 200)
             lab.kernel("view.close(); view = None")
             lab.until("() => !document.querySelector('.js-plotly-plot')")
             if i + 1 in (WARM_UP, WARM_UP + count):

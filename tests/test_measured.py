@@ -1,5 +1,6 @@
 """What is measured of a tensor is measured once, and forgotten when it takes too much room."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -47,9 +48,8 @@ def test_only_what_is_new_is_measured(tensor, passes):
     np.testing.assert_array_equal(known.bin_errors(first[0]).rmse, bin_errors(tensor, first[0]).rmse)
 
 
-def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes, monkeypatch):
-    monkeypatch.setattr(measured, "_LEAST", 0)
-    known = Measured(tensor)
+def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes):
+    known = Measured(tensor, most=tensor.nbytes)
     sizes = [wb.QuantSpec("nf4", size) for size in (32, 64, 128, 256, 512)]
     for spec in sizes:
         known.stats([spec])
@@ -76,9 +76,8 @@ def test_cancelled_nothing_is_kept(tensor):
     assert known.stats([NF4])[0].rmse == wb.measure(tensor, NF4).rmse
 
 
-def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes, monkeypatch):
-    monkeypatch.setattr(measured, "_LEAST", 0)
-    known = Measured(tensor)
+def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes):
+    known = Measured(tensor, most=tensor.nbytes)
     five = ("nf4", "fp4", "af4", "int4", "e2m1")
     choices = [(size, [wb.QuantSpec(name, size) for name in five]) for size in (32, 64, 128, 256)]
     known.look_ahead(choices, lambda: False)
@@ -87,22 +86,24 @@ def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes, monkeypatc
     assert len(passes) == 2, "what there was room for is still there"
 
 
-def test_every_block_size_is_measured_ahead_the_nearest_first(passes, monkeypatch):
-    ready, shown = threading.Event(), threading.Event()
+def test_what_is_one_choice_away_is_measured_ahead(passes, monkeypatch):
+    ready = threading.Event()
 
-    def last(array, block_size, **how):
-        if block_size == 4096:
+    def telling(weights, stats):
+        if stats.spec.format == list(wb.FORMATS)[-1]:
             ready.set()
-        return histogram(array, block_size, **how)
+        return bin_errors(weights, stats)
 
-    monkeypatch.setattr(measured, "histogram", last)
+    monkeypatch.setattr(measured, "bin_errors", telling)
     session = Session()
-    session.on_analysis(lambda analysis: shown.set() if analysis.state.block_size == 1024 else None)
     session.start()
     assert ready.wait(60)
-    sizes = [{spec.block_size for spec in specs} for specs in passes]
-    assert sizes == [{64}, {32}, {128}, {256}, {512}, {1024}, {2048}, {4096}]
-    session.store.update(block_size=1024)
-    assert shown.wait(60)
     session.close()
-    assert len(passes) == 8
+    sizes = [{spec.block_size for spec in specs} for specs in passes]
+    assert sizes[:8] == [{64}, {32}, {128}, {256}, {512}, {1024}, {2048}, {4096}], "the nearest come first"
+    state, known = session.store.value, session.analysis.measured
+    del passes[:]
+    known.stats([dataclasses.replace(state, block_size=1024).spec(name) for name in state.formats])
+    known.stats([state.spec(name, double_quant=True) for name in state.formats])
+    known.stats([state.spec(name) for name in wb.FORMATS])
+    assert passes == []

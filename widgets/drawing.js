@@ -2,12 +2,21 @@
 // theme, take a frame with an error, tools and a live region, and give a picture. plot.js and blockmap.js come after it.
 
 const shared = (globalThis[Symbol.for("qlora-workbench.page")] ??= {
-  plotly: new Map(), turn: Promise.resolve(), page: `page-${Math.random().toString(36).slice(2)}`,
+  plotly: new Map(), waiting: [], page: `page-${Math.random().toString(36).slice(2)}`,
 });
 
-/** One piece of drawing per task, in order, so that ten plots do not keep messages and input waiting. */
+const TASK = 50; // milliseconds of drawing until messages and input get their turn
+
+/** Drawings in order, as many in one task as are soon done: between two tasks the page lays out and paints a frame. */
 function inTurn(work) {
-  shared.turn = shared.turn.then(() => new Promise((resolve) => setTimeout(resolve))).then(() => void work());
+  shared.waiting.push(work);
+  if (shared.waiting.length === 1) setTimeout(drawWaiting);
+}
+
+function drawWaiting() {
+  const end = performance.now() + TASK;
+  while (shared.waiting.length && performance.now() < end) void shared.waiting.shift()();
+  if (shared.waiting.length) setTimeout(drawWaiting);
 }
 
 // ---------------------------------------------------------------- arrays and patches (widgets/wire.py)

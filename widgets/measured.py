@@ -17,24 +17,24 @@ from workbench.inspection import BinErrors, bin_errors
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.normality import Quantiles, quantiles
 from workbench.quantization import QuantSpec
+from workbench.scaling import is_plain
 from workbench.sources.base import Cancelled
 
-_LEAST = 64 << 20  # bytes that may be kept of a small tensor
-_BY_BLOCK = 16  # bytes that a specification's statistics take for each block
+_BY_BLOCK = 16  # bytes that a specification's statistics take for each block, where the block's absmax is its scale
 
 _T = TypeVar("_T")
 
 
 class Measured:
-    """The measurements of a ``tensor``; keeps as many bytes of them as its weights have, and 64 MiB at least.
+    """The measurements of a ``tensor``; keeps at most ``most`` bytes of them, by default what ``room`` allows.
 
     May be asked on several threads. Where two ask for the same at once it is measured twice.
     """
 
-    def __init__(self, tensor: NDArray[Any]) -> None:
+    def __init__(self, tensor: NDArray[Any], most: int | None = None) -> None:
         self.tensor = tensor
         self.weights = tensor.reshape(-1)
-        self._most = max(_LEAST, tensor.nbytes)
+        self._most = room(tensor.nbytes) if most is None else most
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -64,16 +64,23 @@ class Measured:
     def look_ahead(self, choices: Iterable[tuple[int, Sequence[QuantSpec]]], cancelled: Cancelled) -> None:
         """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it.
 
-        The likeliest come first; where all of them would not be kept, the last ones are left out.
+        The likeliest come first; where all of them would not be kept, those that no longer fit are left out.
         """
-        room = self._most
+        left, counted = self._most, set[QuantSpec]()
         for block_size, specs in choices:
-            room -= sum(_BY_BLOCK * -(-self.weights.size // spec.block_size) for spec in specs)
-            if room < 0:
-                return
+            size = sum(self._size(spec) for spec in set(specs) - counted)
+            if size > left:
+                continue
+            left -= size
+            counted.update(specs)
             for stats in self.stats(specs, cancelled):
                 self.bin_errors(stats)
             self.histogram(block_size, cancelled)
+
+    def _size(self, spec: QuantSpec) -> int:
+        """Bytes that the statistics under a specification will take."""
+        scales = 0 if is_plain(spec) else 8 if spec.definition.zero_point_bits else 4
+        return (_BY_BLOCK + scales) * -(-self.weights.size // spec.block_size)
 
     def forget(self) -> None:
         """Drops all of it: what is asked for next is measured anew."""
@@ -102,6 +109,14 @@ class Measured:
             while self._bytes > self._most and len(self._kept) > 1:
                 _, (_, gone) = self._kept.popitem(last=False)
                 self._bytes -= gone
+
+
+def room(nbytes: int) -> int:
+    """Bytes of measurements that are kept of a tensor of ``nbytes``: four times as many, if that is no more than half a GiB.
+
+    In 16 bits, all formats at one block size and two of them at every other take three times the weights.
+    """
+    return max(nbytes, min(4 * nbytes, 512 << 20))
 
 
 def _bytes_of(stats: ErrorStats) -> int:

@@ -138,21 +138,24 @@ async function draw(view) {
   if (!plot.clientWidth) return void (view.stale = true); // hidden: the size observer draws it when it appears
   view.stale = false;
   try {
-    const library = await (view.library ??= findLibrary(view.model));
-    const plotly = (view.plotly = await loadPlotly(library));
+    if (!view.plotly) await prepare(view); // what follows is one task with the other drawings that wait
     if (view.gone) return;
-    const { data, layout, frames } = figureOf(state, library, plot);
+    const { data, layout, frames } = figureOf(state, view.library, plot);
     const config = { displaylogo: false, responsive: false };
-    await plotly.react(plot, frames ? { data, layout, config, frames } : { data, layout, config });
+    await view.plotly.react(plot, frames ? { data, layout, config, frames } : { data, layout, config });
     if (!view.listening) listen(view);
     view.listening = true;
     complain(view, state.content.error);
     plot.dataset.revision = state.revision;
   } catch (error) {
-    view.library = undefined;
     complain(view, `The plot could not be drawn. ${error}`);
     console.error("[workbench] plot", error);
   }
+}
+
+async function prepare(view) {
+  view.library = await findLibrary(view.model);
+  view.plotly = await loadPlotly(view.library);
 }
 
 /** The figure as plotly takes it. */

@@ -49,7 +49,9 @@ def _package_data(name: str) -> bytes:
 def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
     """A plotly template for figures on the page's own background."""
     template: dict[str, Any] = encode(json.loads(_package_data(f"templates/{name}.json")))
-    axes = {axis: template["layout"].get(axis, {}) | {"title": {"standoff": 8}} for axis in ("xaxis", "yaxis")}
+    # Labels may overflow: to hide those that do, plotly measures every label of an axis once for each of them, at each redraw.
+    own = {"title": {"standoff": 8}, "ticklabeloverflow": "allow"}
+    axes = {axis: template["layout"].get(axis, {}) | own for axis in ("xaxis", "yaxis")}
     layout = (
         template["layout"]
         | axes

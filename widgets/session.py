@@ -26,7 +26,7 @@ from widgets.state import State, Store
 from widgets.tasks import Latest
 from workbench.double_quant import NestedScales, double_quantize
 from workbench.errors import ModelError
-from workbench.formats import BLOCK_SIZES, find_format
+from workbench.formats import BLOCK_SIZES, FORMATS, find_format
 from workbench.inspection import BinErrors
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.quantization import QuantSpec, as_weights, quantize
@@ -123,7 +123,7 @@ class Session:
             failed=lambda error: (self._refused or self._failed)(error),
             busy=lambda busy: None if busy else self._progress(None),
         )
-        self._ahead = Latest(executor, apply=lambda _: None, debounce=0.1)
+        self._ahead = Latest(executor, apply=lambda _: None, debounce=0.3)  # the page may be drawing on the same cores
         self._forget = self.store.observe(self._changed)
         if executor is None:
             _warm_up()
@@ -253,7 +253,8 @@ class Session:
             held = self._held = (source, tensor.name, Measured(as_weights(read)))
         measured = held[2]
         formats, pair = len(state.formats), self._pair(state)
-        found = measured.stats([*state.specs, *pair], stale)
+        self._reads.begin(f"Measuring {tensor.name}", "", stale)
+        found = measured.stats([*state.specs, *pair], self._reads.look)
         scales = None
         if pair:
             plain, doubled = found[formats:]
@@ -261,7 +262,7 @@ class Session:
         packing = packings_of(source).get(tensor.name)
         analysis = Analysis(state, source, tensor, measured, tuple(found[:formats]), scales, packing.title if packing else "")
         if "bins" in self._wanted:
-            measured.histogram(state.block_size, stale)
+            measured.histogram(state.block_size, self._reads.look)
             _ = analysis.bin_errors
         return analysis
 
@@ -277,11 +278,17 @@ class Session:
             self._ahead.submit(self._look_ahead, analysis)
 
     def _look_ahead(self, analysis: Analysis) -> None:
-        """Measures in the other block sizes too, the nearest first, so that wherever the slider goes it is there at once."""
+        """Measures what is one choice away, so that wherever the reader goes it is there at once.
+
+        That is the other block sizes, the nearest first, double quantization, and the other formats.
+        """
         state, at = analysis.state, BLOCK_SIZES.index(analysis.state.block_size)
         nearest = sorted(BLOCK_SIZES, key=lambda size: abs(BLOCK_SIZES.index(size) - at))
         states = [dataclasses.replace(state, block_size=size) for size in nearest]
-        analysis.measured.look_ahead([(s.block_size, [*s.specs, *self._pair(s)]) for s in states], self._ahead.staleness())
+        states.append(dataclasses.replace(state, double_quant=not state.double_quant))
+        choices = [(s.block_size, [*s.specs, *self._pair(s)]) for s in states]
+        choices += [(state.block_size, [state.spec(name, state.double_quant)]) for name in FORMATS]
+        analysis.measured.look_ahead(choices, self._ahead.staleness())
 
 
 @functools.cache

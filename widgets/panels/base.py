@@ -142,7 +142,6 @@ class Controls(ipywidgets.VBox):
         self._endings: list[Callable[[], None]] = [
             session.store.observe(lambda after, _: self._show(after)),
             session.on_analysis(self._tell),
-            session.on_busy(lambda busy: set_note(self.status, "Measuring…") if busy else None),
         ]
         self._show(state)
 
