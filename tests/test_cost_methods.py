@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,10 @@ def test_a_run_of_another_configuration_is_not_taken_for_this_one(
         wb.compare_methods(config, METHODS, folder, each={"lora": {"lora_r": 2}})
 
 
-def test_a_method_that_fails_is_a_line_too_and_the_next_goes_on(config: wb.TrainConfig, tmp_path: Path, forks: Forks) -> None:
+def test_a_method_that_fails_is_a_line_too_and_the_next_goes_on(
+    compared: wb.MethodComparison, config: wb.TrainConfig, folder: Path, tmp_path: Path, forks: Forks
+) -> None:
+    shutil.copytree(folder / "lora", tmp_path / "lora")  # which is read, and not trained once more
     with forks.ready():
         comparison = wb.compare_methods(config, ("full", "lora"), tmp_path, each={"full": {"learning_rate": 1e30}}).run()
     assert [result.state for result in comparison] == ["failed", "finished"]
