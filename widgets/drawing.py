@@ -38,7 +38,7 @@ def script(*names: str) -> str:
     return "\n".join((folder / name).read_text("utf-8") for name in names)
 
 
-class Drawing(anywidget.AnyWidget):
+class Drawing(notebook.Noted, anywidget.AnyWidget):
     """Something drawn on the page, with a summary, an error that may stand over it, events and a picture.
 
     ``summary`` is the sentence a screen reader gets in place of the drawing; ``height`` in pixels is kept free from the
@@ -162,10 +162,6 @@ class Drawing(anywidget.AnyWidget):
             self.send({"type": "say", "text": notebook.insert_picture(self, bytes(buffers[0]), self.summary)})
         elif kind in self.events:
             self._call(str(kind), message["detail"])
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        notebook.shown(self)
-        return super()._repr_mimebundle_(**options)
 
     def __repr__(self) -> str:
         name = type(self).__name__

@@ -38,6 +38,19 @@ def cell_of(widget: Any) -> dict[str, Any]:
     return dict(getattr(widget, "_made_in", {}))
 
 
+class Noted:
+    """What a widget inherits first, to have each cell that shows it remembered."""
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        shown(self)
+        return super()._repr_mimebundle_(**options)  # type: ignore[misc]
+
+    def _handle_displayed(self, **options: Any) -> None:
+        """In the place of the bundle in ipywidgets 7, which Colab has."""
+        shown(self)
+        super()._handle_displayed(**options)  # type: ignore[misc]
+
+
 def insert_picture(widget: Any, png: bytes, alt: str) -> str:
     """Put a PNG, twice as fine as it is to be seen, below the cell that shows ``widget``; returns a sentence about it."""
     cell, shell = cell_of(widget), _shell()

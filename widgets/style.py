@@ -26,11 +26,12 @@ class Manners(anywidget.AnyWidget):
     _css = script("style.css")
 
 
-class Panel(ipywidgets.VBox):
+class Panel(notebook.Noted, ipywidgets.VBox):
     """A titled panel: title, what it holds, and a place for messages.
 
     ``message`` shows notes and errors (``widgets.tasks.guard`` takes it). ``close`` runs what ``when_closed`` was given,
-    newest first, then frees every widget inside, with its style and layout models; closing twice is harmless.
+    newest first, then frees every widget inside, with its style and layout models; closing twice is harmless. Pictures of what
+    is in it go to the cell that last showed it.
     """
 
     children: tuple[Any, ...]
@@ -44,10 +45,6 @@ class Panel(ipywidgets.VBox):
     def when_closed(self, ending: Callable[[], None]) -> None:
         """Have ``ending()`` called once when the panel closes: stop a thread, drop an observer."""
         self._endings.append(ending)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        notebook.shown(self)  # pictures of what is in it go to this cell
-        return super()._repr_mimebundle_(**options)
 
     def close(self) -> None:
         """End what runs for the panel and free all its models."""
