@@ -1,6 +1,7 @@
 # QLoRA Workbench. `make lab` and `make test` are all most people need; both make the environment first when it is missing.
 PYTHON ?= python3
 VENV   ?= .venv
+COLAB  ?= .venv-colab
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
@@ -8,7 +9,7 @@ SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab app test lint bench notebooks screens fuzz kills smollm2 gpu-check
+.PHONY: help env lab app test test-colab lint bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,14 @@ app: env ## Serve the app as a web page, from 00_workbench without the cells mea
 test: env ## Run every test: unit, notebooks, browser
 	@$(BIN)/python -m tests.chromium
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+test-colab: $(COLAB)/.installed ## Run the tests that could differ there, and the notebooks, with the package versions that Colab has
+	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.colab --numprocesses $(JOBS)
+
+$(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/colab.py
+	@echo "Installing Colab's versions into $(COLAB): some minutes the first time."
+	@$(PYTHON) -m tests.colab $(COLAB)
+	@touch $@
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .

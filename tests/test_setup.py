@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests import chromium
+from tests import chromium, colab
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -66,6 +66,12 @@ def test_colab_already_has_a_version_that_satisfies_us(name: str) -> None:
         assert not {n for n, r in wanted.items() if colab[n] not in r.specifier}, "it would replace a package on Colab"
     else:
         assert colab[name] in requirement.specifier
+
+
+def test_with_colabs_versions_those_tests_run_that_meet_them() -> None:
+    chosen = {path.stem for path in (ROOT / "tests").glob("test_*.py") if colab.runs(path)}
+    assert {"test_colab_kernel", "test_views", "test_search", "test_training_methods", "test_sources_quantizable"} <= chosen
+    assert not chosen & {"test_measurement", "test_format_references", "test_training_kills", "test_training_limits"}
 
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:
