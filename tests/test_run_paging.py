@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from widgets import TrainingCell
 from widgets.pager_figures import step_by_step
 from widgets.panels.run_paging import RunPaging
 from widgets.tasks import Immediate
@@ -19,6 +20,11 @@ from workbench.training.folder import RunFolder, write_json
 
 MB = 1_000_000
 PAGES = wb.TrainConfig(page_min_numel=1, per_device_train_batch_size=2, max_length=128)
+
+
+STEP = {
+    "loss": 2.0, "lr": 2e-4, "grad_norm": 0.5, "longest": 64, "padded": 0, "tokens": 128, "seconds": 0.5, "peak": 500 * MB,
+}  # fmt: skip
 
 
 def move(step: int, direction: str, megabytes: int, cause: str) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def left_by(root: Path, gpu: int, cupti: bool = True) -> wb.Run:
     for n in (1, 2, 3):
         if cupti:
             writer.emit_all([move(n, "h2d", 2 * n, "prefetch"), move(n, "d2h", n, "eviction"), move(n, "d2h", 9, "coherence")])
-        writer.emit("step", t=100 * n, n=n)
+        writer.emit("step", t=100 * n, n=n, **STEP)
     writer.close()
     return wb.attach(root)
 
@@ -103,6 +109,13 @@ def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_
     part.tell(wb.paging_truth(run.config, run.events()))
     assert part.budget.options[-1] == ("80.00 GB, this run's GPU", 80 * 10**9)
     assert part.budget.value == 80 * 10**9
+
+
+def test_a_run_that_is_picked_up_shows_it_in_the_training_panel(tight: int, tmp_path: Path) -> None:
+    cell = TrainingCell(run=left_by(tmp_path, tight), executor=Immediate())
+    assert cell.view.paging.measured.summary.startswith("Measured over 3 steps: 4.00 MB brought to the GPU")
+    assert "evicted" in html.unescape(cell.view.paging._table.value)
+    cell.close()
 
 
 def test_where_nobody_could_see_pages_move_nothing_is_drawn(part: RunPaging, tight: int, tmp_path: Path) -> None:
