@@ -58,8 +58,8 @@ class CostView(View):
         self.formats = FormatsPart(session, self.message)
         self.mix = MixPart(session, self.message, lambda: self.modules.sensitivity)
         self.modules = ModulesPart(session, self.message, self.mix.draw)
-        self.methods = MethodsPart(session, self.message)
         self.repairs = RepairsPart(session, self.message)
+        self.methods = MethodsPart(session, self.message, self.repairs.suggest)
         self.parts: tuple[Part, ...] = (self.formats, self.modules, self.mix, self.methods, self.repairs)
         one_at_a_time(self.formats.stream, self.modules.stream, self.mix.stream)
         for close in (self.look.close, *(part.stream.close for part in self.parts)):

@@ -6,18 +6,19 @@ Covers the buttons, what a press will cost, and showing results as they come. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets
 
 from widgets import code, methods_figures
 from widgets.copy_code import CopyCode
+from widgets.model_figures import Places
 from widgets.plot import Plot
 from widgets.session import Analysis, Session
 from widgets.streamed import Streamed
 from widgets.style import column, fields, grid, heading, note, set_note
-from widgets.tasks import Message
+from widgets.tasks import Message, guard
 from workbench.cost.methods import MethodComparison, compare_methods
 from workbench.cost.repairs import Repairs, repairs
 from workbench.errors import RunError
@@ -27,10 +28,13 @@ from workbench.wording import amount, counted
 
 
 class MethodsPart:
-    """The same model, rows and seed under three methods, one run after another, as the training form has them set."""
+    """The same model, rows and seed under three methods, one run after another, as the training form has them set.
 
-    def __init__(self, session: Session, message: Message) -> None:
-        self._session = session
+    ``trained(folder)`` is told the QLoRA run's folder once that has finished.
+    """
+
+    def __init__(self, session: Session, message: Message, trained: Callable[[str], None]) -> None:
+        self._session, self._trained = session, trained
         self._of: TrainConfig | None = None
         self.comparison: MethodComparison | None = None
         self.stream = Streamed(message, session.executor, self._begin, self._show, self._offer)
@@ -92,6 +96,9 @@ class MethodsPart:
         self.memory.show(memory, held)
         self.table.value = methods_figures.methods_table(results)
         set_note(self.said, f"Measured on this machine. {said} {held} The runs lie in {found.folder}.")
+        for result in results:
+            if result.method == "qlora" and result.state == "finished":
+                self._trained(str(result.run_dir))
         self._offer()
 
 
@@ -108,6 +115,7 @@ class RepairsPart:
         self.said, self.copy = note(), CopyCode()
         self.map, self.curves = Plot(height=320), Plot(height=320)
         self.plots = [self.map, self.curves]
+        self.map.on_click(guard(message)(self._clicked))
         self._drawn = grid(*self.plots)
         self._drawn.layout.display = "none"
         self.widget = column(
@@ -137,7 +145,7 @@ class RepairsPart:
     def _offer(self) -> None:
         self.stream.offer(
             "Measure what the adapter repairs",
-            "Loads PyTorch and the run's model in 16 or 32 bits into this process, and runs held-out rows through it once.",
+            "Loads the run's model, unquantized, into a process of its own, and runs held-out rows through it once.",
         )
         self.copy.code = code.repairs(self.run_dir.value.strip()) if self.run_dir.value.strip() else ""
 
@@ -147,6 +155,13 @@ class RepairsPart:
             remedy = "Enter the folder of a run with method qlora that has saved a checkpoint."
             raise RunError("no run folder is named.", where="Folder of a QLoRA run", remedy=remedy)
         self.stream.follow("Measuring repairs", "modules", lambda p, c: repairs(run_dir, progress=p, cancelled=c))
+
+    def _clicked(self, point: dict[str, Any]) -> None:
+        if self.repairs is None or point.get("x") is None or point.get("y") is None:
+            return
+        places = Places.named(row.name for row in self.repairs.rows)
+        if inside := places.in_cell(float(point["x"]), float(point["y"])):
+            self._session.store.update(tensor=f"{inside[0]}.weight")
 
     def _show(self, found: Repairs) -> None:
         self.repairs, state = found, self._session.store.value

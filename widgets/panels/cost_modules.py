@@ -35,7 +35,7 @@ class ModulesPart:
         guarded = guard(message)
         self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
         self.field = ipywidgets.Dropdown(
-            description="Colour shows", options=[(title, name) for name, title in COST_FIELDS.items()],
+            description="The map shows", options=[(title, name) for name, title in COST_FIELDS.items()],
             value=session.store.value.cost_field,
         )  # fmt: skip
         self.field.observe(guarded(lambda change: session.store.update(cost_field=change["new"])), "value")
