@@ -1,0 +1,65 @@
+"""Measuring costs inside the test's own process: the worker's code on a thread, without its life as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from workbench.cost import process
+from workbench.cost.worker import Worker
+
+
+class _Ended(BaseException):
+    """Raised in the work when it is to end, as a signal would end a process."""
+
+
+class _Teller(process.Teller):
+    """Tells as the process does, until it is ended."""
+
+    def __init__(self, root: Path, ended: threading.Event) -> None:
+        super().__init__(root)
+        tell = self.emit
+
+        def emit(k: str, /, **fields: Any) -> None:
+            if ended.is_set():
+                raise _Ended
+            tell(k, **fields)
+
+        self.emit = emit  # type: ignore[method-assign,assignment]
+
+
+class Thread:
+    """In the place of ``subprocess.Popen``, with the part of it that the product uses."""
+
+    def __init__(self, arguments: list[str], **how: Any) -> None:
+        self.returncode: int | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(Path(arguments[-2]),))
+        self._thread.start()
+
+    def _run(self, root: Path) -> None:
+        teller = _Teller(root, self._ended)
+        with contextlib.suppress(_Ended):
+            self.returncode = teller.through(lambda: Worker(teller).run())
+
+    def poll(self) -> int | None:
+        return None if self._thread.is_alive() else (self.returncode if self.returncode is not None else -15)
+
+    def terminate(self) -> None:
+        self._ended.set()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._thread.join(timeout)
+        return self.poll()
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """While open, costs are measured on threads of this process, which has torch loaded."""
+    with mock.patch.object(process, "subprocess", SimpleNamespace(Popen=Thread, DEVNULL=None, TimeoutExpired=TimeoutError)):
+        yield
