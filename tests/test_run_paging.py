@@ -73,7 +73,7 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
     part.follow(run.config)
     part.tell(wb.paging_truth(run.config, run.events()))
     assert part.budget.value == tight
-    assert part.budget.label.endswith("MB, this run's GPU")
+    assert part.budget.label.endswith("MB, own")
     simulation = wb.simulate_paging(wb.open_model("builtin"), PAGES, tight)
     to_device, to_host = simulation.per_step[-1].tolist()
     assert to_host > 0
@@ -107,7 +107,7 @@ def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_
     run = left_by(tmp_path, 80 * 10**9)
     part.follow(run.config)
     part.tell(wb.paging_truth(run.config, run.events()))
-    assert part.budget.options[-1] == ("80.00 GB, this run's GPU", 80 * 10**9)
+    assert part.budget.options[-1] == ("80.00 GB, own", 80 * 10**9)
     assert part.budget.value == 80 * 10**9
 
 

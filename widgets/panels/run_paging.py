@@ -65,7 +65,7 @@ class RunPaging:
         self.simulation = column(
             note(
                 "A model of the driver, not a measurement: the step's working set, page by page, the least recently used "
-                "evicted first, at the bus's nominal rate."
+                "evicted first, at the bus's nominal rate. “Own” marks the memory of the GPU that the run had, if it had one."
             ),
             fields(self.budget, self.may_page, self.page_size, self.bus, width=170),
             ProgressRow(self._work),
@@ -112,7 +112,7 @@ class RunPaging:
         self._quiet = True
         try:
             own = self._truth.gpu if self._truth else None
-            options = tuple((amount(size) + ", this run's GPU" * (size == own), size) for size in found.budgets)
+            options = tuple((amount(size) + ", own" * (size == own), size) for size in found.budgets)
             if self.budget.options != options:
                 self.budget.options = options
             self.budget.value = found.simulation.budget
