@@ -39,13 +39,14 @@ class Thread:
     def __init__(self, arguments: list[str], **how: Any) -> None:
         self.returncode: int | None = None
         self._ended = threading.Event()
+        self._work = _measures_repairs if "workbench.cost.repairing" in arguments else lambda teller: Worker(teller).run()
         self._thread = threading.Thread(target=self._run, args=(Path(arguments[-2]),))
         self._thread.start()
 
     def _run(self, root: Path) -> None:
         teller = _Teller(root, self._ended)
         with contextlib.suppress(_Ended):
-            self.returncode = teller.through(lambda: Worker(teller).run())
+            self.returncode = teller.through(lambda: self._work(teller))
 
     def poll(self) -> int | None:
         return None if self._thread.is_alive() else (self.returncode if self.returncode is not None else -15)
@@ -56,6 +57,12 @@ class Thread:
     def wait(self, timeout: float | None = None) -> int | None:
         self._thread.join(timeout)
         return self.poll()
+
+
+def _measures_repairs(teller: process.Teller) -> None:
+    from workbench.cost.repairing import measure
+
+    measure(teller)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 import workbench as wb
 from tests import in_process
+from tests.cost_in_process import measuring
 from tests.tiny_model import write_tiny_model
 from workbench.training import data
 from workbench.training.batches import Collator
@@ -39,7 +40,7 @@ def seen() -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def begun(run: wb.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, wb.Repairs]:
-    """Left after the first row."""
+    """In a process of its own, and left after the first row."""
     folder = tmp_path_factory.mktemp("repairs")
     found = wb.repairs(run, max_rows=ROWS, folder=folder)
     for _ in found:
@@ -50,7 +51,8 @@ def begun(run: wb.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 @pytest.fixture(scope="module")
 def repaired(run: wb.Run, begun: tuple[Path, wb.Repairs], seen: list[tuple[int, int]]) -> wb.Repairs:
     """And gone on with."""
-    return wb.repairs(run, max_rows=ROWS, folder=begun[0], progress=lambda *at: seen.append(at)).run()
+    with measuring():
+        return wb.repairs(run, max_rows=ROWS, folder=begun[0], progress=lambda *at: seen.append(at)).run()
 
 
 def by_hand(run: wb.Run, adapter: Path) -> dict[str, tuple[float, ...]]:
