@@ -4,6 +4,7 @@ import gc
 import json
 import re
 
+import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -294,6 +295,22 @@ def test_a_view_alone_has_controls_and_closes_whole():
     view.close()
     assert len(living.widgets()) == before
     assert PlotlyLibrary.shared() is PlotlyLibrary.shared()
+
+
+@pytest.mark.parametrize("make", [Workbench, DistributionView])
+def test_plotly_js_is_the_first_that_the_page_gets(make):
+    """The page takes a second to evaluate it; meanwhile the kernel makes and measures the rest."""
+    from widgets.plot import PlotlyLibrary
+
+    PlotlyLibrary.shared().close()
+    made = []
+    ipywidgets.Widget.on_widget_constructed(made.append)
+    try:
+        make("builtin", executor=Immediate()).close()
+    finally:
+        ipywidgets.Widget.on_widget_constructed(None)
+    own = [widget for widget in made if not isinstance(widget, ipywidgets.Layout)]
+    assert isinstance(own[0], PlotlyLibrary)
 
 
 @pytest.mark.parametrize("name", wb.FORMATS)

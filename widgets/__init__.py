@@ -1,6 +1,7 @@
 """The workbench on screen: ``Workbench`` and its views, each of which also stands alone in a cell.
 
-Loaded lazily, as ``workbench`` is; the first view starts compiling the kernels in the background, so that no slider waits.
+Loaded lazily, as ``workbench`` is. Asking for the first view starts compressing plotly.js in the background, and making it
+starts compiling the kernels, so that neither the first plot nor a slider waits.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from widgets.app import Workbench
-    from widgets.panels.cost import CostView
-    from widgets.panels.distribution import DistributionView
-    from widgets.panels.double_quant import DoubleQuantView
-    from widgets.panels.error import BlockErrorView
-    from widgets.panels.formats import FormatsView
-    from widgets.panels.memory import MemoryView
-    from widgets.panels.model import ModelPicker
-    from widgets.panels.model_map import ModelMapView
-    from widgets.panels.train import TrainingCell
-    from widgets.plot import Plot
+    from widgets.app import Workbench as Workbench
+    from widgets.panels.cost import CostView as CostView
+    from widgets.panels.distribution import DistributionView as DistributionView
+    from widgets.panels.double_quant import DoubleQuantView as DoubleQuantView
+    from widgets.panels.error import BlockErrorView as BlockErrorView
+    from widgets.panels.formats import FormatsView as FormatsView
+    from widgets.panels.memory import MemoryView as MemoryView
+    from widgets.panels.model import ModelPicker as ModelPicker
+    from widgets.panels.model_map import ModelMapView as ModelMapView
+    from widgets.panels.train import TrainingCell as TrainingCell
+    from widgets.plot import Plot as Plot
 
 _HOME = {
     "Workbench": "app",
@@ -40,6 +41,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'widgets' has no attribute {name!r}")
+    importlib.import_module("widgets.plotly_js").begin()
     value = getattr(importlib.import_module(f"widgets.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -1,4 +1,7 @@
-"""``Workbench``: the views over one state. A view is built when its tab is first opened, or when Python first asks for it."""
+"""``Workbench``: the views over one state.
+
+A view is imported and built when its tab is first opened, or when Python first asks for it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,10 @@ from typing import Any, TypeVar
 
 import ipywidgets
 
+import widgets
 from widgets.breadcrumb import Breadcrumb
 from widgets.panels.base import Controls, View
-from widgets.panels.cost import CostView
-from widgets.panels.distribution import DistributionView
-from widgets.panels.double_quant import DoubleQuantView
-from widgets.panels.error import BlockErrorView
-from widgets.panels.formats import FormatsView
-from widgets.panels.memory import MemoryView
-from widgets.panels.model import ModelPicker
-from widgets.panels.model_map import ModelMapView
-from widgets.panels.train import TrainingCell
+from widgets.plot import PlotlyLibrary
 from widgets.progress import ProgressRow
 from widgets.session import Session
 from widgets.state import TABS, State
@@ -48,13 +44,15 @@ class Workbench(Panel):
     ) -> None:
         if state is not None and not isinstance(state, State):
             state = State.from_dict(state)
+        PlotlyLibrary.shared()
         self.session = Session(state, executor)
         super().__init__("QLoRA Workbench")
         self.controls, self.progress = Controls(self.session), ProgressRow(self.session)
         self.crumbs = Breadcrumb(self.session, self.message)
         self.tabs = ipywidgets.Tab([column() for _ in TABS])
-        for i, title in enumerate(TABS):
-            self.tabs.set_title(i, title)
+        with self.tabs.hold_sync():  # else a message for each
+            for i, title in enumerate(TABS):
+                self.tabs.set_title(i, title)
         self.tabs.observe(guard(self.message)(self._chosen), "selected_index")
         self._show_tab(self.session.store.value.tab)
         self.children = (*self.children[:-1], self.crumbs, self.controls, self.progress, self.message, self.tabs)
@@ -71,49 +69,49 @@ class Workbench(Panel):
         return self.session.store.value.to_dict()
 
     @cached_property
-    def model(self) -> ModelPicker:
+    def model(self) -> widgets.ModelPicker:
         """Opens a model, and says what it is."""
-        return self._made(ModelPicker(session=self.session), "Model")
+        return self._made(widgets.ModelPicker(session=self.session), "Model")
 
     @cached_property
-    def map(self) -> ModelMapView:
+    def map(self) -> widgets.ModelMapView:
         """All its tensors."""
-        return self._made(ModelMapView(session=self.session), "Model")
+        return self._made(widgets.ModelMapView(session=self.session), "Model")
 
     @cached_property
-    def distribution(self) -> DistributionView:
+    def distribution(self) -> widgets.DistributionView:
         """How the chosen tensor's weights fall into bins."""
-        return self._made(DistributionView(session=self.session), "Distribution")
+        return self._made(widgets.DistributionView(session=self.session), "Distribution")
 
     @cached_property
-    def error(self) -> BlockErrorView:
+    def error(self) -> widgets.BlockErrorView:
         """Where its error sits."""
-        return self._made(BlockErrorView(session=self.session), "Error")
+        return self._made(widgets.BlockErrorView(session=self.session), "Error")
 
     @cached_property
-    def formats(self) -> FormatsView:
+    def formats(self) -> widgets.FormatsView:
         """Formats at equal bits."""
-        return self._made(FormatsView(session=self.session), "Formats")
+        return self._made(widgets.FormatsView(session=self.session), "Formats")
 
     @cached_property
-    def double_quant(self) -> DoubleQuantView:
+    def double_quant(self) -> widgets.DoubleQuantView:
         """What quantizing the scales saves and costs."""
-        return self._made(DoubleQuantView(session=self.session), "Double quant")
+        return self._made(widgets.DoubleQuantView(session=self.session), "Double quant")
 
     @cached_property
-    def memory(self) -> MemoryView:
+    def memory(self) -> widgets.MemoryView:
         """Whether the fine-tune fits."""
-        return self._made(MemoryView(session=self.session), "Memory")
+        return self._made(widgets.MemoryView(session=self.session), "Memory")
 
     @cached_property
-    def cost(self) -> CostView:
+    def cost(self) -> widgets.CostView:
         """What quantization costs the model."""
-        return self._made(CostView(session=self.session), "Cost")
+        return self._made(widgets.CostView(session=self.session), "Cost")
 
     @cached_property
-    def train(self) -> TrainingCell:
+    def train(self) -> widgets.TrainingCell:
         """Runs it."""
-        return TrainingCell(store=self.session.store, executor=self.session.executor)
+        return widgets.TrainingCell(store=self.session.store, executor=self.session.executor)
 
     @property
     def views(self) -> tuple[View, ...]:

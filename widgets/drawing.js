@@ -2,7 +2,7 @@
 // theme, take a frame with an error, tools and a live region, and give a picture. plot.js and blockmap.js come after it.
 
 const shared = (globalThis[Symbol.for("qlora-workbench.page")] ??= {
-  plotly: new Map(), waiting: [], page: `page-${Math.random().toString(36).slice(2)}`,
+  waiting: [], page: `page-${Math.random().toString(36).slice(2)}`,
 });
 
 const TASK = 50; // milliseconds of drawing until messages and input get their turn

@@ -1,38 +1,12 @@
-// Draws the figure that widgets/plot.py holds, after drawing.js. One copy of plotly.js serves the whole document. Nothing here
-// reaches for the network.
+// Draws the figure that widgets/plot.py holds; drawing.js and plotly_once.js come before it. Nothing here reaches for the network.
 
-// ---------------------------------------------------------------- plotly.js
-
-/** plotly.js out of the library model: inflated and evaluated once a document, without leaving a global behind. */
-function loadPlotly(library) {
-  const version = library.get("version");
-  if (!shared.plotly.has(version)) {
-    const loading = evaluate(library.get("gzipped"));
-    loading.catch(() => shared.plotly.delete(version));
-    shared.plotly.set(version, loading);
-  }
-  return shared.plotly.get(version);
-}
-
-async function evaluate(gzipped) {
-  const inflated = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const source = await new Response(inflated).text();
-  const present = Object.getOwnPropertyDescriptor(globalThis, "Plotly");
-  const module = { exports: {} };
-  // define and require are hidden: under JupyterLab's or Colab's AMD loader plotly.js would register itself there instead.
-  new Function("module", "exports", "define", "require", source)(module, module.exports, undefined, undefined);
-  if (present) Object.defineProperty(globalThis, "Plotly", present);
-  else delete globalThis.Plotly;
-  return module.exports;
-}
+// ---------------------------------------------------------------- the figure
 
 async function findLibrary(model) {
   const reference = model.get("library");
   if (typeof reference !== "string") return reference;
   return model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
 }
-
-// ---------------------------------------------------------------- the figure
 
 /** A copy that plotly may write into; arrays and lists of scalars keep their identity. */
 function decode(node) {
@@ -135,11 +109,15 @@ async function draw(view) {
   const { state, plot } = view;
   if (view.gone) return;
   plot.setAttribute("aria-label", state.content.summary || "Plot");
+  const empty = !view.listening && !state.content.data.length && !Object.keys(state.content.layout).length;
+  if (empty) return void complain(view, state.content.error); // its figure is on the way
   if (!plot.clientWidth) return void (view.stale = true); // hidden: the size observer draws it when it appears
   view.stale = false;
   try {
-    if (!view.plotly) await prepare(view); // what follows is one task with the other drawings that wait
-    if (view.gone) return;
+    if (!view.plotly) {
+      await prepare(view);
+      return schedule(view); // and not all that waited for it in one long task
+    }
     const { data, layout, frames } = figureOf(state, view.library, plot);
     const config = { displaylogo: false, responsive: false };
     await view.plotly.react(plot, frames ? { data, layout, config, frames } : { data, layout, config });
@@ -215,8 +193,8 @@ export default {
     const unwatch = watchTheme(() => schedule(view));
     const sizes = new ResizeObserver(() => {
       if (!view.plot.clientWidth) return;
-      if (view.stale || !view.listening) schedule(view);
-      else view.plotly.Plots.resize(view.plot).catch(() => {}); // rejected only when the plot was hidden meanwhile
+      if (view.stale) schedule(view);
+      else if (view.listening) view.plotly.Plots.resize(view.plot).catch(() => {}); // rejected only when the plot was hidden meanwhile
     });
     sizes.observe(view.frame);
     schedule(view);

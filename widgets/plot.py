@@ -10,11 +10,7 @@ a picture into the notebook.
 
 from __future__ import annotations
 
-import functools
-import gzip
-import hashlib
 import json
-import pathlib
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,7 +19,9 @@ import anywidget
 import traitlets
 from ipywidgets import widget_serialization
 
+from widgets import plotly_js
 from widgets.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
+from widgets.plotly_js import package_data
 from widgets.wire import encode, encode_figure
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on a dark page.
@@ -31,24 +29,9 @@ LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4f8a", "#b07d00", "#3a9bd1
 DARK_COLOURS = ("#56b4e9", "#ff9b45", "#2fc79a", "#e39ac4", "#f0e442", "#8fa8ff", "#b8b8b8")
 
 
-@functools.cache
-def _plotly_js() -> tuple[bytes, str]:
-    """plotly.js gzipped, and a short hash by which a page knows that it has it already."""
-    source = _package_data("plotly.min.js")
-    # Level 4 takes two thirds of the time of level 6, in which the first plot waits, for four percent more bytes.
-    return gzip.compress(source, 4, mtime=0), hashlib.sha256(source).hexdigest()[:16]
-
-
-def _package_data(name: str) -> bytes:
-    """A file that the plotly package carries; read as it is, since plotly's own classes take long to import."""
-    import plotly
-
-    return (pathlib.Path(plotly.__file__).parent / "package_data" / name).read_bytes()
-
-
 def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
     """A plotly template for figures on the page's own background."""
-    template: dict[str, Any] = encode(json.loads(_package_data(f"templates/{name}.json")))
+    template: dict[str, Any] = encode(json.loads(package_data(f"templates/{name}.json")))
     # Labels may overflow: to hide those that do, plotly measures every label of an axis once for each of them, at each redraw.
     own = {"title": {"standoff": 8}, "ticklabeloverflow": "allow"}
     axes = {axis: template["layout"].get(axis, {}) | own for axis in ("xaxis", "yaxis")}
@@ -77,9 +60,12 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
 
 
 class PlotlyLibrary(anywidget.AnyWidget):
-    """The one model a document gets that holds plotly.js and the two themes; it has no view."""
+    """The one model a document gets that holds plotly.js and the two themes; it has no view.
 
-    _esm = "export default {};"
+    The page takes about a second to evaluate plotly.js and begins as soon as it has it: what shows plots makes this first.
+    """
+
+    _esm = script("plotly_once.js") + "export default { initialize: ({ model }) => void loadPlotly(model).catch(() => {}) };"
     _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
     gzipped = traitlets.Bytes().tag(sync=True)
     version = traitlets.Unicode().tag(sync=True)
@@ -93,7 +79,7 @@ class PlotlyLibrary(anywidget.AnyWidget):
         """The living instance; a new one where there is none or where somebody closed it."""
         with cls._making:
             if cls._shared is None or cls._shared.comm is None:
-                gzipped, version = _plotly_js()
+                gzipped, version = plotly_js.gzipped()
                 themes = {"light": _theme("plotly_white", LIGHT_COLOURS), "dark": _theme("plotly_dark", DARK_COLOURS)}
                 cls._shared = cls(gzipped=gzipped, version=version, themes=themes)
             return cls._shared
@@ -112,7 +98,7 @@ class Plot(Drawing):
     """
 
     events = ("click", "hover", "select", "zoom")
-    _esm = script("drawing.js", "plot.js")
+    _esm = script("drawing.js", "plotly_once.js", "plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
 
     def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:

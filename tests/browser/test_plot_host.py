@@ -148,6 +148,7 @@ def test_hidden_plots_wait_and_failed_ones_recover(lab: Lab, lab_server: Server)
         lab_server.folder / "hidden.ipynb",
         ONE.replace("display(plot, said)", "box = ipywidgets.VBox([plot], layout={'display': 'none'}); display(box)"),
         "other = Plot({'data': [{'type': 'scatter', 'y': [1, None, float('nan'), 2]}]}); other",
+        "later = Plot(summary='Still to come.'); later",
     )
     lab.open("hidden.ipynb")
 
@@ -168,6 +169,11 @@ def test_hidden_plots_wait_and_failed_ones_recover(lab: Lab, lab_server: Server)
     lab.kernel("box.layout.display = 'flex'")
     lab.plots(2)
     lab.until_plot(0, "plot.data[1].y[3] === 5 && Math.abs(plot._fullLayout.width - plot.clientWidth) <= 1")
+
+    # A plot whose figure is still to come shows no empty axes; then it does show.
+    assert lab.page.locator("[aria-label='Still to come.']").inner_html() == ""
+    lab.kernel("later.show({'data': [{'type': 'scatter', 'y': [3, 1, 2]}]})")
+    lab.plots(3)
 
 
 EVENTS = """

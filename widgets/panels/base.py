@@ -11,6 +11,7 @@ import ipywidgets
 
 from widgets import code
 from widgets.copy_code import CopyCode
+from widgets.plot import PlotlyLibrary
 from widgets.progress import ProgressRow
 from widgets.session import Analysis, Session, choosable
 from widgets.state import State
@@ -45,6 +46,7 @@ class View(Panel):
         state: State | None = None,
         executor: Executor | None = None,
     ) -> None:
+        PlotlyLibrary.shared()
         self._own = session is None
         self.session = session or Session(state, executor)
         self.plots: list[Any] = []
