@@ -35,6 +35,7 @@ from workbench.training.telemetry import host_counters
 
 CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
+_AT_ONCE = 1 << 20
 _WARM, _NF4 = 64, QuantSpec("nf4")
 Tell = Callable[..., object]
 Array = NDArray[Any]
@@ -108,13 +109,12 @@ class Engine:
             wanted = assigned.get(name)
             if wanted == self._held.get(name):
                 continue
-            stored = self._stored(info)
-            value = np.asarray(stored, np.float32)
+            value = stored = self._stored(info)
             if wanted is None:
                 self._held.pop(name)
             else:
-                exact, value = value, quantize(stored, wanted).dequantize()
-                self._tell_error(name, wanted, exact, value)
+                value = quantize(stored, wanted).dequantize()
+                self._tell_error(name, wanted, stored, value)
                 self._held[name] = wanted
             self._write(info, weight, value)
 
@@ -123,16 +123,21 @@ class Engine:
         return weights(self.job.source, info.name, info.layout).astype(_NUMPY[self._dtype], copy=False)
 
     def _write(self, info: TensorInfo, weight: Any, value: Array) -> None:
-        """Puts float32 values into the parameter, which rounds them to 16 bits as bitsandbytes does when it dequantizes."""
+        """Puts values into the parameter, which rounds them to 16 bits as bitsandbytes does when it dequantizes."""
         turned = value.T if info.layout == TRANSPOSED else value
         with torch.no_grad():
-            weight.data.copy_(torch.from_numpy(np.ascontiguousarray(turned)))
+            for rows in _pieces(len(turned), turned.shape[1]):
+                weight.data[rows].copy_(torch.from_numpy(np.ascontiguousarray(turned[rows], np.float32)))
 
-    def _tell_error(self, name: str, spec: QuantSpec, exact: Array, value: Array) -> None:
+    def _tell_error(self, name: str, spec: QuantSpec, stored: Array, value: Array) -> None:
         key = name, spec_key(spec)
         if key not in self._told:
             self._told.add(key)
-            error, signal = _squared(value - exact), _squared(exact)
+            error = signal = 0.0
+            for rows in _pieces(*stored.shape):
+                exact = np.asarray(stored[rows], np.float64)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    error, signal = error + float(np.sum((value[rows] - exact) ** 2)), signal + float(np.sum(exact**2))
             self._tell("weights", module=name, spec=key[1], error=error, signal=signal)
 
     def losses(self) -> Iterator[float]:
@@ -205,10 +210,10 @@ def _norm(x: torch.Tensor, weight: Array) -> float:
     return float((y.double() ** 2).sum())
 
 
-def _squared(values: Array) -> float:
-    flat = values.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(sum(np.sum(part.astype(np.float64) ** 2) for part in np.array_split(flat, max(1, flat.size >> 20))))
+def _pieces(rows: int, width: int) -> Iterator[slice]:
+    """A matrix's rows, some million elements at a time: what is made of them in passing stays small."""
+    step = max(1, _AT_ONCE // width)
+    yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _mapped_privately(folder: Path) -> bool:
