@@ -65,6 +65,19 @@ def test_cancelling_pauses_the_run_under_way(begun: wb.MethodComparison, folder:
     assert not (folder / "lora").exists()
 
 
+def test_an_interrupt_pauses_the_run_under_way_too(config: wb.TrainConfig, tmp_path: Path, forks: Forks) -> None:
+    def interrupt() -> bool:
+        if comparison.run_under_way is not None:
+            raise KeyboardInterrupt
+        return False
+
+    comparison = wb.compare_methods(config, ("lora",), tmp_path, cancelled=interrupt)
+    with forks.ready(phase="dataset", hang=True), pytest.raises(KeyboardInterrupt):
+        comparison.run()
+    assert wb.attach(tmp_path / "lora").wait(60).state == "paused"
+    assert comparison.results == ()
+
+
 def test_every_method_sees_the_same_rows_in_the_same_order(compared: wb.MethodComparison) -> None:
     assert compared.complete
     seen = [[(e["n"], e["tokens"], e["longest"]) for e in wb.attach(r.run_dir).events() if e["k"] == "step"] for r in compared]
