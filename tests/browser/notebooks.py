@@ -72,7 +72,8 @@ def _pictures(cell: Locator) -> dict[int, dict[str, Any]]:
         if shown.count():
             png = shown.screenshot(animations="disabled")
             width, height = struct.unpack(">II", png[16:24])
-            labels = [label for e in (shown, *shown.locator("[role=figure]").all()) if (label := e.get_attribute("aria-label"))]
+            figures = (shown, *shown.locator("[role=figure]:visible").all())
+            labels = [label for figure in figures if (label := figure.get_attribute("aria-label"))]
             alt = labels[0] if labels else "A widget"
             data = {"image/png": base64.b64encode(png).decode(), "text/plain": [f"{alt.rstrip('.')}, as a picture"]}
             found[i] = {"data": data, "metadata": {"image/png": {"alt": alt, "height": height, "width": width}}}
