@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.cost_in_process import measuring
 from tests.tiny_model import write_tiny_model
 from widgets import CostView, Workbench, cost_figures
 from widgets.state import COST_FIELDS, State
@@ -29,9 +30,10 @@ def folder(tmp_path_factory):
 def measured(model, folder):
     """A view in which the losses, the sensitivities and the mix were measured by pressing its buttons."""
     view = CostView(state=State(model=model, cost_folder=folder, **STATE), executor=Immediate())
-    for part in (view.formats, view.modules, view.mix):
-        part.stream.button.click()
-        assert view.message.value == ""
+    with measuring():
+        for part in (view.formats, view.modules, view.mix):
+            part.stream.button.click()
+            assert view.message.value == ""
     yield view
     view.close()
 

@@ -19,7 +19,7 @@ from widgets.style import column, fields, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import Message, guard
 from workbench.cost.evaluation import Cost, Evaluation
-from workbench.wording import amount, number, percent
+from workbench.wording import NONE, amount, number, percent
 
 
 class FormatsPart:
@@ -96,9 +96,14 @@ def _table(rows: Sequence[Cost]) -> str:
     lines = [
         (
             row.name, f"{row.bits_per_weight:.4f}", amount(row.nbytes), f"{row.loss:.4f}", number(row.perplexity, ".3f"),
-            figures.nats(row.increase), f"{figures.nats(row.increase_interval[0])} to {figures.nats(row.increase_interval[1])}",
-            percent(row.relative_rmse),
+            *(_differences(row) if row.spec is not None else (NONE,) * 3),
         )
         for row in rows
     ]  # fmt: skip
     return table(head, lines, "Held-out loss of the model by format")
+
+
+def _differences(row: Cost) -> tuple[str, str, str]:
+    """What a format changes: loss, with its interval, and weights."""
+    low, high = map(figures.nats, row.increase_interval)
+    return figures.nats(row.increase), f"{low} to {high}", percent(row.relative_rmse)

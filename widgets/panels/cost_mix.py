@@ -65,12 +65,15 @@ class MixPart:
             self.curve,
             self.modules,
             self.stream.widget,
-            row(self.hand),
-            self.copy,
+            row(self.hand, self.copy),
         )
         self.missing = note("Once the sensitivities above are measured, memory that is left can be spent where it helps most.")
         self.widget = column(
             heading("A mix of 4 and 16 bits"),
+            note(
+                "Modules are left in 16 bits by the loss taken back per byte. They are chosen by the rows on which the "
+                "mix is measured: on others expect less, and nothing where the curve lies below the loss in 16 bits."
+            ),
             self.missing,
             self._drawn,
         )
