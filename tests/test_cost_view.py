@@ -200,3 +200,36 @@ def test_other_rows_are_another_measurement_and_a_folder_of_others_is_refused_wi
     assert app.cost.message.value == ""
     assert app.cost.formats.evaluation is None
     assert "at most 5 held-out rows" in app.cost.formats.stream.cost.value
+
+
+def test_three_methods_are_trained_side_by_side_and_what_the_adapter_repairs_is_measured(model, tmp_path, monkeypatch, forks):
+    monkeypatch.chdir(tmp_path)
+    train = {"max_steps": 2, "max_eval_rows": 4, "eval_steps": 1}
+    state = State(model=model, max_length=32, per_device_train_batch_size=2, optim="adamw_torch", train=train)
+    view = CostView(state=state, executor=Immediate())
+    assert "Trains three times for 2 steps" in view.methods.stream.cost.value
+    with forks.ready():
+        view.methods.stream.button.click()
+    assert view.message.value == ""
+    results = view.methods.comparison.results
+    assert [result.state for result in results] == ["finished"] * 3
+    assert all(f"{result.loss_after:.4f}" in view.methods.table.value for result in results)
+    assert "QLoRA" in view.methods.curves.summary
+    assert view.methods.stream.button.layout.display == "none"
+    names: dict = {}
+    exec(view.methods.copy.code, names)
+    assert [result.losses for result in names["methods"]] == [result.losses for result in results]
+
+    assert view.repairs.run_dir.value == str(results[2].run_dir)
+    with measuring():
+        view.repairs.stream.button.click()
+    assert view.message.value == ""
+    assert len(view.repairs.repairs.rows) == 14 * len(view.repairs.repairs.steps)
+    view.repairs._clicked({"x": 1.0, "y": 1.0})
+    assert view.session.analysis.tensor.name == "model.layers.1.self_attn.k_proj.weight"
+    assert drawn(view.repairs.map)[-1]["name"] in ("chosen tensor", "listed layer")
+    view.repairs.run_dir.value = str(results[1].run_dir)
+    view.repairs.stream.button.click()
+    assert "Choose a run with method" in view.message.value
+    assert view.repairs.stream.button.layout.display == ""
+    view.close()
