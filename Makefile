@@ -36,7 +36,7 @@ app: env ## Serve the app as a web page, from 00_workbench without the cells mea
 
 test: env ## Run every test: unit, notebooks, browser
 	@$(BIN)/python -m tests.chromium
-	$(BIN)/python -m pytest --numprocesses $(JOBS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 25
 
 test-colab: $(COLAB)/.installed ## Run the tests that could differ there, and the notebooks, with the package versions that Colab has
 	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.colab --numprocesses $(JOBS)
