@@ -26,7 +26,7 @@ from workbench.gpus import GPUS
 from workbench.memory import compare_methods
 
 ROOT = Path(wb.__file__).parents[1]
-COMMANDS = ("survey", "duel", "forecast", "export", "formats")
+COMMANDS = ("survey", "duel", "forecast", "export", "formats", "cost", "sensitivity", "mix")
 
 
 def run(*arguments: object) -> Result:

@@ -1,27 +1,38 @@
-"""The command ``workbench``: survey, duel and forecast a model, export a run, list the formats; from a terminal or a script.
+"""The command ``workbench``: survey, duel and forecast a model, export a run, list the formats; what 4 bits cost.
 
 Covers arguments, exit codes and what goes where: results to standard output (as text, or with ``--json`` as one JSON value),
 progress and errors to standard error. Exit codes: 0, 1 for what went wrong (with what, where and the remedy), 2 for wrong
-usage, 130 after Ctrl-C, 141 where the reader of a pipe has gone. Does not cover what the results look like (``cli_text.py``).
+usage, 130 after Ctrl-C, 141 where the reader of a pipe has gone. Does not cover what the results look like (``cli_text.py``),
+nor the commands on what 4 bits cost (``cli_cost.py``).
 
 What a command needs is imported when it runs, so that ``--help`` is immediate.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from workbench import __version__
-from workbench.errors import ConfigError, FormatError, WorkbenchError
+from workbench.cli_cost import COMMANDS
+from workbench.cli_options import (
+    bar,
+    commas,
+    json_option,
+    model_argument,
+    on_terminal,
+    opened,
+    revision_option,
+    specs_of,
+    usage,
+)  # fmt: skip
+from workbench.errors import WorkbenchError
 from workbench.wording import amount, counted, printable
 
 if TYPE_CHECKING:
@@ -96,21 +107,6 @@ def cli() -> None:
     """
 
 
-def _commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], list[Any]]:
-    """A callback for values between commas, none where the option is left out."""
-
-    def parse(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[Any]:
-        try:
-            return [] if text is None else list(dict.fromkeys(kind(part.strip()) for part in text.split(",")))
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not a list of whole numbers between commas.") from None
-
-    return parse
-
-
-_model = click.argument("model")
-_revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value in place of text.")
 _tensors = click.option(
     "--tensors", "patterns", metavar="PATTERN", multiple=True,
     help="Of the tensors that QLoRA quantizes only those whose name matches, such as '*.mlp.*'; where that is none, of all. "
@@ -119,12 +115,12 @@ _tensors = click.option(
 
 
 @cli.command("survey")
-@_model
+@model_argument
 @click.option(
-    "--formats", default="nf4", show_default=True, metavar="NAMES", callback=_commas(str), help="Formats, between commas."
+    "--formats", default="nf4", show_default=True, metavar="NAMES", callback=commas(str), help="Formats, between commas."
 )
 @click.option(
-    "--block-size", "block_sizes", metavar="SIZES", callback=_commas(int),
+    "--block-size", "block_sizes", metavar="SIZES", callback=commas(int),
     help="Block sizes, between commas.  [default: each format's own]",
 )  # fmt: skip
 @click.option("--scale-dtype", metavar="DTYPE", help="What scales are stored in.  [default: each format's own]")
@@ -133,7 +129,7 @@ _tensors = click.option(
     help="Quantize the scales too.",
 )  # fmt: skip
 @_tensors
-@_revision
+@revision_option
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every tensor's numbers as CSV.")
 @click.option("--parquet", type=click.Path(path_type=Path), metavar="FILE", help="Write them as Parquet.")
 @click.option(
@@ -142,7 +138,7 @@ _tensors = click.option(
 )  # fmt: skip
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight of the report's duel.")
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
-@_json
+@json_option
 def _survey(
     model: str, formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str,
     patterns: tuple[str, ...], revision: str | None, csv: Path | None, parquet: Path | None, html: Path | None, bits: float,
@@ -160,17 +156,17 @@ def _survey(
 
     files = {option: path for option, path in (("--csv", csv), ("--parquet", parquet), ("--html", html)) if path is not None}
     _check_targets(files)
-    with _usage():
-        specs = _specs(formats, block_sizes, scale_dtype, double_quant)
+    with usage():
+        specs = specs_of(formats, block_sizes, scale_dtype, double_quant)
         _contenders(bits, [])
-    source = _open(model, revision)
-    surveyed = survey(source, specs, _names(source, patterns), progress=_on_terminal()).run()
+    source = opened(model, revision)
+    surveyed = survey(source, specs, _names(source, patterns), progress=on_terminal()).run()
     for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
         if path is not None:
             with replacing_for_user(path) as draft:
                 write(draft)
     if html is not None:
-        write_report(surveyed, html, bits=bits, progress=_on_terminal())
+        write_report(surveyed, html, bits=bits, progress=on_terminal())
     click.echo(cli_text.survey_json(surveyed) if as_json else cli_text.survey_text(surveyed, worst))
     for path in files.values():
         click.echo(f"Wrote {printable(str(path))} ({path.stat().st_size:,} bytes).", err=True)
@@ -184,13 +180,13 @@ def _survey(
 
 
 @cli.command("duel")
-@_model
+@model_argument
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight that no format may exceed.")
-@click.option("--formats", metavar="NAMES", callback=_commas(str), help="Formats, between commas.  [default: all]")
+@click.option("--formats", metavar="NAMES", callback=commas(str), help="Formats, between commas.  [default: all]")
 @click.option("--by", type=click.Choice(["tensor", "layer", "kind"]), help="Tell who wins on each as well.")
 @_tensors
-@_revision
-@_json
+@revision_option
+@json_option
 def _duel(
     model: str, bits: float, formats: list[str], by: str | None, patterns: tuple[str, ...], revision: str | None, as_json: bool
 ) -> None:
@@ -201,22 +197,22 @@ def _duel(
     from workbench import cli_text
     from workbench.comparison import duel
 
-    with _usage():
+    with usage():
         candidates = _contenders(bits, formats)
-    source = _open(model, revision)
-    found = duel(source, bits, candidates, tensors=_names(source, patterns), progress=_on_terminal())
+    source = opened(model, revision)
+    found = duel(source, bits, candidates, tensors=_names(source, patterns), progress=on_terminal())
     click.echo(cli_text.duel_json(found, by) if as_json else cli_text.duel_text(found, by))
 
 
 @cli.command("forecast")
-@_model
+@model_argument
 @click.option("--gpu", metavar="NAME", help="Judge against this GPU alone, such as 'T4 16 GB'.  [default: every known one]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a forward pass.")
 @click.option("--max-length", type=click.IntRange(2), help="Tokens in a row.")
 @click.option("--lora-r", type=click.IntRange(1), help="Rank of the adapters.")
 @click.option("--block-size", type=int, help="Weights that share a scale.")
-@_revision
-@_json
+@revision_option
+@json_option
 def _forecast(
     model: str, gpu: str | None, batch_size: int | None, max_length: int | None, lora_r: int | None, block_size: int | None,
     revision: str | None, as_json: bool,
@@ -233,9 +229,9 @@ def _forecast(
     if gpu is not None and gpu not in known():
         raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
     given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
-    with _usage():
+    with usage():
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    ledgers = compare_methods(_open(model, revision), config)
+    ledgers = compare_methods(opened(model, revision), config)
     fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else known())]
     click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
 
@@ -249,7 +245,7 @@ def _forecast(
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True)
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
-@_json
+@json_option
 def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, as_json: bool) -> None:
     """Merge the adapter of RUN, a run's folder, and write a whole 16-bit model to FOLDER.
 
@@ -261,64 +257,23 @@ def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst:
     from workbench.training.runs import attach
 
     trained = attach(run)
-    with _bar("measured") as progress:
+    with bar("measured") as progress:
         errors = merge_errors(trained, dtype, progress=progress)
     click.echo(cli_text.merge_json(errors) if as_json else cli_text.merge_text(errors, worst))
     if folder is not None:
-        with _bar("written") as progress:
+        with bar("written") as progress:
             written = export(trained, folder, base=base, dtype=dtype, progress=progress)
         told = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
         click.echo(f"Wrote {printable(str(written.folder))} ({told}).", err=True)
 
 
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of weights on a terminal's standard error, as a callback."""
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=what, unit="", unit_scale=True, disable=not _on_terminal(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 @cli.command("formats")
-@_json
+@json_option
 def _formats(as_json: bool) -> None:
     """List the formats: bits per weight, block sizes, scales, and where they are defined."""
     from workbench import cli_text
 
     click.echo(cli_text.formats_json() if as_json else cli_text.formats_text())
-
-
-def _open(model: str, revision: str | None) -> Source:
-    from workbench.sources import open_model
-
-    return open_model(model, revision)
-
-
-@contextlib.contextmanager
-def _usage() -> Iterator[None]:
-    """What the options ask for and nothing has is wrong usage, told before any model is opened."""
-    try:
-        yield
-    except (FormatError, ConfigError) as error:
-        raise click.UsageError(printable(str(error))) from error
-
-
-def _specs(formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str) -> list[QuantSpec]:
-    """Every combination; with ``both``, double quantization where there is any."""
-    from workbench.comparison import configurations
-    from workbench.quantization import QuantSpec
-
-    specs = [QuantSpec(name, size, scale_dtype, double_quant == "yes") for name in formats for size in block_sizes or [0]]
-    if double_quant != "both":
-        return specs
-    found = (configurations([s.format], block_sizes=[s.block_size], scale_dtypes=[s.scale_dtype]) for s in specs)
-    return [spec for both in found for spec in both]
 
 
 def _contenders(bits: float, formats: list[str]) -> tuple[QuantSpec, ...]:
@@ -361,5 +316,5 @@ def _check_targets(files: dict[str, Path]) -> None:
         raise click.UsageError(f"{' and '.join(files)} need files of their own.")
 
 
-def _on_terminal() -> bool:
-    return sys.stderr.isatty()
+for _command in COMMANDS:
+    cli.add_command(_command)

@@ -8,24 +8,30 @@ from typing import Any
 
 Progress = Callable[[int, int], object]
 """Told how much is done, and how much there is in all."""
+Tell = Callable[[int, int], None]
 
 
 @contextmanager
-def telling(progress: bool | Progress, what: str, unit: str, done: int = 0, total: int = 0) -> Iterator[Progress]:
+def telling(progress: bool | Progress, what: str, unit: str, done: int = 0, total: int = 0) -> Iterator[Tell]:
     """Something to tell how much is done: the caller's function, a bar for True, or nothing. ``done``: what was before.
 
-    ``unit`` ``"B"`` is shown in powers of ten.
+    ``unit`` ``"B"``, and none, are shown in powers of ten.
     """
     if callable(progress):
-        yield progress
+        tell_them = progress
+
+        def tell(at: int, of: int) -> None:
+            tell_them(at, of)
+
+        yield tell
     elif progress and (bar := _bar(what, unit, done, total)) is not None:
         with bar:
 
-            def tell(at: int, of: int) -> None:
+            def move(at: int, of: int) -> None:
                 bar.total = of
                 bar.update(at - bar.n)
 
-            yield tell
+            yield move
     else:
         yield lambda at, of: None
 
@@ -38,4 +44,4 @@ def _bar(what: str, unit: str, done: int, total: int) -> Any:
         return None
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     disable = False if in_notebook else None  # None: unless it is a terminal
-    return tqdm(total=total or None, initial=done, desc=what, unit=unit, unit_scale=unit == "B", disable=disable)
+    return tqdm(total=total or None, initial=done, desc=what, unit=unit, unit_scale=unit in ("", "B"), disable=disable)
