@@ -195,7 +195,7 @@ def memory_curve(mix: Mix) -> Figure:
     ]
     data: list[dict[str, Any]] = [
         {
-            "type": "scatter", "mode": "lines", "name": "predicted, the best for the memory", "hovertext": hover,
+            "type": "scatter", "mode": "lines", "name": "predicted, module after module", "hovertext": hover,
             "hoverinfo": "text", "x": np.array([point.nbytes / 1e6 for point in curve]),
             "y": np.array([point.predicted_loss - base for point in curve]),
             "line": {"shape": "hv", "width": 2, "color": LIGHT_COLOURS[0]},
@@ -233,8 +233,9 @@ def said_of(costs: Iterable[Cost]) -> str:
     if not pairs:
         return f"{text} Nowhere do weight error and loss order two formats differently, beyond the intervals."
     better, worse = max(pairs, key=lambda pair: pair[0].increase - pair[1].increase)
+    here = f"{counted(len(pairs), 'pair')}, most of all here" if len(pairs) > 1 else "1 pair"
     return (
-        f"{text} Weight error and loss disagree on {counted(len(pairs), 'pair')}, most of all here: "
+        f"{text} Weight error and loss disagree ({here}): "
         f"{bracketed(better.name)} errs less on the weights than {bracketed(worse.name)} "
         f"({percent(better.relative_rmse)} against {percent(worse.relative_rmse)}) "
         f"and costs more ({nats(better.increase)} against {nats(worse.increase)})."
