@@ -12,7 +12,7 @@ SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 .PHONY: help env lab app test test-colab lint bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Create .venv with everything for development (PYTHON=python3.12 picks another Python)
 
@@ -38,7 +38,7 @@ test: env ## Run every test: unit, notebooks, browser
 	@$(BIN)/python -m tests.chromium
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 25
 
-test-colab: $(COLAB)/.installed ## Run the tests that could differ there, and the notebooks, with the package versions that Colab has
+test-colab: $(COLAB)/.installed ## Run the notebooks, and the tests that could differ, with Colab's package versions
 	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.colab --numprocesses $(JOBS)
 
 $(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/colab.py
