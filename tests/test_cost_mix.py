@@ -19,7 +19,7 @@ from workbench.cost.points import Point
 from workbench.footprint import leaves_out
 from workbench.memory import fit
 
-ROWS: dict[str, Any] = {"max_rows": 8, "max_length": 48}
+ROWS: dict[str, Any] = {"max_rows": 4, "max_length": 48}
 
 
 @pytest.fixture(scope="module", autouse=True)
