@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from widgets import streamed
-from widgets.streamed import Streamed
+from widgets.streamed import Streamed, one_at_a_time
 from widgets.tasks import Immediate, Message
 from workbench.errors import RunError
 
@@ -100,3 +100,13 @@ def test_an_error_is_told_with_its_remedy_and_the_button_comes_back():
     part.stream.button.click()
     assert part.found == [0, 1, 2, 3, 4]
     assert part.message.value == ""
+
+
+def test_of_rivals_only_one_is_under_way(at_once):
+    seen = []
+    part, other = Part(Immediate()), Part(Immediate())
+    part.make = lambda p, c: Numbers(3, [], p, c, lambda _: seen.append(other.stream.button.disabled))
+    one_at_a_time(part.stream, other.stream)
+    part.stream.button.click()
+    assert seen == [True] * 3
+    assert not other.stream.button.disabled

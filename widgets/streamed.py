@@ -67,10 +67,10 @@ class Streamed:
 
     def follow(self, what: str, unit: str, make: Made) -> None:
         """Iterate what ``make(progress, cancelled)`` gives; ``what`` and ``unit`` as ``Step`` has them."""
+        self.button.layout.display = "none"
+        set_note(self.cost, "")
+        self._hold(True)
         self.work.submit(what, unit, lambda progress, cancelled: self._followed(make, progress, cancelled))
-        if self.busy:
-            self.offer("", "")
-            self._hold(True)
 
     def _end(self) -> None:
         self._hold(False)
