@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import html
 import os
-import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from workbench.sources.base import Cancelled
 from workbench.sources.header import DTYPES, shown
 from workbench.survey_rows import Row, frame, grouped, worst
 from workbench.telling import Progress, telling
+from workbench.unfolding import Unfolding
 from workbench.weight_chunks import packings_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def survey(
     return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads, cancelled)
 
 
-class Survey:
+class Survey(Unfolding[Row]):
     """A survey's rows as they finish, and tables of them.
 
     Iterating does the work, one row after the other. Leaving the loop stops it; iterating again gives the finished rows and
@@ -89,28 +89,14 @@ class Survey:
         worker_threads: int,
         cancelled: Cancelled | None = None,
     ) -> None:
+        super().__init__(len(infos), cancelled)
         self.source, self.specs, self.infos = source, specs, tuple(infos)
         self._executor, self._progress, self._worker_threads = executor, progress, worker_threads
-        self._rows: list[Row] = []
-        self._work: Generator[Row, None, None] | None = None
-        self._working = threading.Lock()
-        self._cancelled, self._asked = threading.Event(), cancelled
-        self._begun = False
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows that have finished."""
-        return tuple(self._rows)
 
     @property
     def done(self) -> bool:
         """Whether every tensor has its row."""
-        return len(self._rows) == len(self.infos)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether ``cancel`` was called, or what ``survey`` was given as ``cancelled`` has said yes."""
-        return self._cancelled.is_set()
+        return self.complete
 
     @property
     def errors(self) -> tuple[Row, ...]:
@@ -127,32 +113,9 @@ class Survey:
         """Seconds that computing took, summed over the finished rows."""
         return sum(row.seconds_computing for row in self.rows)
 
-    def __len__(self) -> int:
-        """How many tensors there are to measure."""
-        return len(self.infos)
-
-    def __iter__(self) -> Iterator[Row]:
-        position = 0
-        try:
-            while self._advance_to(position):
-                yield self._rows[position]
-                position += 1
-        finally:
-            self._pause()
-
-    def run(self) -> Survey:
-        """Does what is left to do, and returns the survey itself."""
-        for _ in self:
-            pass
-        return self
-
-    def cancel(self) -> None:
-        """Ends the survey for good, within a second, from any thread; the rows that have finished stay."""
-        self._cancelled.set()
-
     def to_frame(self) -> pd.DataFrame:
         """One line for each tensor and specification: name, layer, kind, shape, storage, errors, kurtosis, what went wrong."""
-        self._begin()
+        self._begin_once()
         return frame(self.rows, self.specs)
 
     def worst(self, k: int = 10, by: str = "relative_rmse") -> pd.DataFrame:
@@ -161,12 +124,12 @@ class Survey:
 
     def by_layer(self) -> pd.DataFrame:
         """One line for each layer and specification, pooled over the layer's tensors; those outside the layers come last."""
-        self._begin()
+        self._begin_once()
         return grouped(self.rows, self.specs, "layer")
 
     def by_kind(self) -> pd.DataFrame:
         """One line for each kind (``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` …) and specification, pooled."""
-        self._begin()
+        self._begin_once()
         return grouped(self.rows, self.specs, "kind")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -193,44 +156,6 @@ class Survey:
         if self.cancelled and not self.done:
             told.append("cancelled")
         return ", ".join(told)
-
-    def _stopped(self) -> bool:
-        if self._asked is not None and self._asked():
-            self._cancelled.set()
-        return self._cancelled.is_set()
-
-    def _begin(self) -> None:
-        if not self._begun:
-            self.run()
-
-    def _advance_to(self, position: int) -> bool:
-        """Works until row ``position`` is there; False where it never will be. One thread at a time works, the others wait."""
-        with self._working:
-            self._begun = True
-            while len(self._rows) <= position:
-                if self.done or self.cancelled:
-                    return False
-                if self._work is None:
-                    self._work = self._start()
-                try:
-                    self._rows.append(next(self._work))
-                except StopIteration:
-                    self._work = None
-                    return False
-                except BaseException:
-                    self._work = None
-                    raise
-            return True
-
-    def _pause(self) -> None:
-        """Stops what goes on in the background; not while another thread is waiting for a row of it."""
-        if self._working.acquire(blocking=False):
-            try:
-                if self._work is not None:
-                    self._work.close()
-                    self._work = None
-            finally:
-                self._working.release()
 
     def _start(self) -> Generator[Row, None, None]:
         from workbench.streaming import measured

@@ -18,12 +18,12 @@ from workbench.cost.intervals import Interval
 from workbench.cost.jobs import Job, as_specs, job_of
 from workbench.cost.measurements import Losses, Measurements, MemoryUse, Ratio
 from workbench.cost.points import Point, spec_key
-from workbench.cost.unfolding import Unfolding
 from workbench.kinds import kind_of, layer_of
 from workbench.quantization import QuantSpec
 from workbench.sources import Source
 from workbench.telling import Progress, telling
 from workbench.training.config import TrainConfig
+from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,8 +138,7 @@ class Evaluation(Unfolding[Cost]):
         """A line for each finished row; runs the evaluation first where nothing is finished."""
         import pandas as pd
 
-        if not self._rows:
-            self.run()
+        self._begin_once()
         return pd.DataFrame([_line(row) for row in self.rows])
 
     def output_errors(self) -> pd.DataFrame:
@@ -150,8 +149,8 @@ class Evaluation(Unfolding[Cost]):
         """
         import pandas as pd
 
-        if self._outputs and not self._rows:
-            self.run()
+        if self._outputs:
+            self._begin_once()
         columns = ("module", "layer", "kind", "spec", "output_error", "relative_rmse")
         lines = [
             (module, layer_of(module), kind_of(module), spec.title, self._measurements.outputs[key].value, self._own(key))

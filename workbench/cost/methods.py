@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.cost.method_results import MethodResult, refused, result_of
-from workbench.cost.unfolding import Unfolding
 from workbench.errors import ConfigError, RunError
 from workbench.receipts import TITLES
 from workbench.sources.base import Cancelled
@@ -26,6 +25,7 @@ from workbench.training.checks import METHODS, OF_ADAPTERS
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, RunFolder
 from workbench.training.runs import Run, absolute, attach, default_dir, launch
+from workbench.unfolding import Unfolding
 from workbench.wording import NONE, known_amount, percent
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
-from workbench.cost.unfolding import Unfolding
 from workbench.errors import RunError, WorkbenchError
 from workbench.footprint import Plan
 from workbench.kinds import kind_of, layer_of
@@ -39,6 +38,7 @@ from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.merging import Merge
 from workbench.training.runs import Run, attach
+from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,13 @@ from workbench.cost.jobs import Job, as_specs, job_of
 from workbench.cost.left_out import names_for
 from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.points import Point, spec_key
-from workbench.cost.unfolding import Unfolding
 from workbench.errors import FormatError, ModelError
 from workbench.kinds import kind_of, layer_of
 from workbench.quantization import QuantSpec
 from workbench.sources import Source
 from workbench.telling import Progress, telling
 from workbench.training.config import TrainConfig
+from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +149,7 @@ class Sensitivity(Unfolding[ModuleCost]):
         """A line for each finished row, with ``share`` and ``saved_bytes``; runs it first where nothing is finished."""
         import pandas as pd
 
-        if not self._rows:
-            self.run()
+        self._begin_once()
         lines = [asdict(row) | {"share": row.share, "saved_bytes": row.saved_bytes} for row in self.rows]
         return pd.DataFrame(lines).astype({"layer": "Int64"})
 

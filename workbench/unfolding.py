@@ -1,6 +1,6 @@
 """Rows that come one after the other while something is measured: iterated, run to the end, left and gone on with, cancelled.
 
-Covers that alone. What a row is, and how it comes about, is told by ``Evaluation`` and ``Sensitivity``.
+Covers that alone. What a row is, and how it comes about, is told by ``Survey``, ``Evaluation`` and ``Sensitivity``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Unfolding(ABC, Generic[Row]):
         self._work: Generator[Row, None, None] | None = None
         self._working = threading.Lock()
         self._cancelled = threading.Event()
+        self._was_begun = False
 
     @abstractmethod
     def _start(self) -> Generator[Row, None, None]:
@@ -68,13 +69,20 @@ class Unfolding(ABC, Generic[Row]):
         """Ends it for good, within a second, from any thread; the rows that have finished stay."""
         self._cancelled.set()
 
+    def _begin_once(self) -> None:
+        """For a table: shows what has finished, and where nothing has been begun runs it first."""
+        if not self._was_begun:
+            self.run()
+
     def _stopped(self) -> bool:
         if self._asked is not None and self._asked():
             self._cancelled.set()
         return self._cancelled.is_set()
 
     def _advance_to(self, position: int) -> bool:
+        """Works until row ``position`` is there; False where it never will be. One thread at a time works, the others wait."""
         with self._working:
+            self._was_begun = True
             while len(self._rows) <= position:
                 if self.complete or self.cancelled:
                     return False
