@@ -12,6 +12,9 @@ from widgets.state import TABS
 PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 1, "Cost": 0, "Train": 0}
 """Drawings in each tab."""
 
+BUTTONS = {"Cost": "Measure the losses", "Train": "Launch"}
+"""What is there in a tab that draws nothing before it is pressed."""
+
 SETTLED = """(count) => {
     const seen = (e) => e.checkVisibility();
     const figures = [...document.querySelectorAll('.widget-tab [role=figure]')].filter(seen);
@@ -50,8 +53,8 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
     for name in TABS:
         tab(lab, name)
         lab.until(SETTLED, 60, PLOTS[name])
-        if name == "Train":  # it draws nothing before there is a run
-            lab.page.get_by_role("button", name="Launch", exact=True).wait_for()
+        if name in BUTTONS:
+            lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
         if name == "Model":
             lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
