@@ -11,6 +11,8 @@ import pytest
 
 import workbench as wb
 from tests import kept, smollm2, tiny
+from tests.cost_in_process import measuring
+from workbench.cost.points import Point
 from workbench.sources.packed import logical, packed, weights
 from workbench.sources.rule import left_in_16_bits
 
@@ -94,3 +96,20 @@ def test_activations_are_forecast_within_15_percent(checkpointing: bool) -> None
     for rows, length, padded in ((1, 64, False), (2, 128, False), (1, 512, False), (2, 128, True)):
         forecast, measured = kept.activation_bytes(model, config, rows, length, padded)
         assert forecast == pytest.approx(measured, rel=0.15), (rows, length, padded)
+
+
+MODULES = 14
+"""Modules whose costs are measured: two layers of thirty, in which everything else stays in 4 bits."""
+
+
+def test_the_predicted_order_of_mixes_is_the_measured_one() -> None:
+    modules = [t.name.removesuffix(".weight") for t in wb.open_model(FOLDER).tensors() if t.quantizable][:MODULES]
+    with measuring():
+        sens = wb.sensitivity(FOLDER, modules=modules, max_rows=4, max_length=48).run()
+        start = sens.job.nbytes(Point(sens.spec))
+        saved = sum(row.saved_bytes for row in sens.rows)
+        mixes = [wb.mix(sens, start + int(share * saved)) for share in (0.0, 0.3, 1.0)]
+        losses = [mix.measure() or 0.0 for mix in mixes]
+    predicted = [mix.predicted_loss for mix in mixes]
+    assert predicted[0] > predicted[1] >= predicted[2]
+    assert losses[0] > losses[1] >= losses[2]

@@ -6,8 +6,10 @@ module costs is measured by ``sensitivities``; that the costs add up is assumed,
 
 *Prediction.* With L₁₆ and L₄ the losses with nothing and with everything quantized, and sᵢ the shares of the modules
 (``ModuleCost.share``), corrected by as much as they miss L₄ − L₁₆ in proportion to |sᵢ|, leaving the set S out gives
-L₄ − Σ sᵢ over S: exact at both ends. A module in 8 bits gives back sᵢ · (1 − (e₈ / e₄)²), e being the relative RMSE of its
-weight: to first order the loss grows with the square of the error, which is inferred and not measured.
+L₄ − Σ sᵢ over S: exact at both ends. Where only some modules were measured, ``decrease_all_but`` stands for sᵢ. A module in 8
+bits gives back sᵢ · (1 − (e₈ / e₄)²), e being the relative RMSE of its weight: to first order the loss grows with the square
+of the error, which is inferred and not measured. All of it is of the rows that were measured: on others expect less, and where
+a mix comes below the loss in 16 bits that is chance.
 
 *Choice.* Modules in the order of share per byte, the most first, each if it still fits and its share is above zero: the greedy
 rule for the knapsack problem (Dantzig, Operations Research 5, 1957), off from the best set by less than one module.
@@ -241,9 +243,11 @@ def _steps(sens: Sensitivity, options: Sequence[int], training: TrainConfig | No
 
 def _gains(sens: Sensitivity) -> dict[str, float]:
     """By how much the loss falls as each module is left out; all of them together, exactly to that in 16 bits."""
+    if len(sens.rows) < len(sens.job.weights):  # the others stay in 4 bits, where a module was measured with all others in them
+        return {row.name: row.decrease_all_but for row in sens.rows}
     gains = {row.name: row.share for row in sens.rows}
     weight = sum(map(abs, gains.values()))
-    if len(gains) < len(sens.job.weights) or not weight or sens.loss_4bit is None or sens.loss_16bit is None:
+    if not weight or sens.loss_4bit is None or sens.loss_16bit is None:
         return gains
     missed = sens.loss_4bit - sens.loss_16bit - sum(gains.values())
     return {name: gain + missed * abs(gain) / weight for name, gain in gains.items()}
