@@ -23,7 +23,7 @@ from tests.surveys import checkpoint, layers, two_shards
 from workbench import cli_text
 from workbench.cli import cli
 from workbench.gpus import GPUS
-from workbench.memory import compare_methods
+from workbench.memory import forecast_methods
 
 ROOT = Path(wb.__file__).parents[1]
 COMMANDS = ("survey", "duel", "forecast", "export", "formats", "cost", "sensitivity", "mix")
@@ -159,7 +159,7 @@ def test_duel():
 
 def test_forecast():
     config = wb.TrainConfig(per_device_train_batch_size=2, max_length=128, lora_r=8, block_size=128)
-    ledgers = compare_methods(wb.open_model("builtin"), config)
+    ledgers = forecast_methods(wb.open_model("builtin"), config)
     options = ["--batch-size", 2, "--max-length", 128, "--lora-r", 8, "--block-size", 128]
     data = json.loads(run("forecast", "builtin", *options, "--json").stdout)
     assert [(line["method"], line["total"]) for line in data["methods"]] == [(led.title, led.total) for led in ledgers]

@@ -211,16 +211,19 @@ def test_leaving_the_loop_stops_and_going_on_measures_only_the_rest(model: Path,
 
 def test_cancelled_it_keeps_what_it_has_and_tells_how_far_it_was(model: Path) -> None:
     at: list[tuple[int, int]] = []
-    asked = iter(range(10_000))
-    ev = wb.evaluate(
-        model, [NF4, FP4], max_rows=8, max_length=32, progress=lambda done, total: at.append((done, total)),
-        cancelled=lambda: next(asked) > 2 and bool(at) and at[-1][0] > 0,
-    )  # fmt: skip
-    rows = list(islice(ev, 3))
+    ev = wb.evaluate(model, [NF4, FP4], max_rows=8, max_length=32, progress=lambda done, total: at.append((done, total)))
+    for _ in ev:
+        ev.cancel()
     assert ev.cancelled
-    assert len(rows) == len(ev.rows) < 3
+    assert [row.spec for row in ev.rows] == [None]
+    assert not list(islice(ev, 1, None))
     assert at[-1][1] == 3 * 8 / BATCH
     assert "cancelled" in repr(ev)
+
+
+def test_cancelled_from_outside_it_begins_nothing(model: Path) -> None:
+    ev = wb.evaluate(model, [NF4], cancelled=lambda: True).run()
+    assert (ev.cancelled, ev.rows, ev.memory) == (True, (), None)
 
 
 # --- what cannot be measured --------------------------------------------------------------------------------------------------

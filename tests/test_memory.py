@@ -15,7 +15,7 @@ from tests import tiny
 from tests.shapes import Shapes, llama
 from workbench.footprint import Plan, base_weights, optimizer_state, trained
 from workbench.gpus import GIB, GPUS, Gpu
-from workbench.memory import GROUPS, cheapest, compare_methods, fit, ways_to_fit
+from workbench.memory import GROUPS, cheapest, fit, forecast_methods, ways_to_fit
 from workbench.sources.base import TensorInfo
 
 MIDDLE = {
@@ -187,7 +187,7 @@ def test_a_cpu_computes_in_float32_pages_nothing_and_has_no_context(llama_7b: Sh
 
 
 def test_each_method_takes_less_than_the_one_before(llama_7b: Shapes) -> None:
-    ledgers = compare_methods(llama_7b, wb.TrainConfig(lora_r=64))
+    ledgers = forecast_methods(llama_7b, wb.TrainConfig(lora_r=64))
     assert [ledger.title for ledger in ledgers] == [
         "Full fine-tuning, 16-bit",
         "LoRA on a 16-bit base",

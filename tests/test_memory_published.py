@@ -6,7 +6,7 @@ import pytest
 
 import workbench as wb
 from tests.shapes import Shapes, llama
-from workbench.memory import GROUPS, compare_methods
+from workbench.memory import GROUPS, forecast_methods
 from workbench.savings import double_quant_savings
 
 LLAMA_2 = {
@@ -51,7 +51,7 @@ def test_65b_can_be_trained_in_48_gigabytes() -> None:
 
 def test_full_fine_tuning_takes_the_twelve_bytes_a_parameter_of_the_qlora_paper() -> None:
     """More than 780 GB for 65 billion parameters (arXiv 2305.14314): weights and gradients in 16 bits, Adam's moments in 32."""
-    ledger = compare_methods(llama("LLaMA-65B", 8192, 22_016, 80, 32_000), wb.TrainConfig())[0]
+    ledger = forecast_methods(llama("LLaMA-65B", 8192, 22_016, 80, 32_000), wb.TrainConfig())[0]
     assert ledger["weights"] + ledger["gradients"] + ledger["optimizer state"] == pytest.approx(780e9, rel=0.01)
 
 

@@ -184,7 +184,7 @@ def test_the_numbers_are_those_of_the_survey_the_duel_and_the_forecast(page):
     worst = page.table("The worst tensors")
     assert [line[0] for line in worst[1:6]] == surveyed.worst(5)["tensor"].tolist()
     memory = page.table("Forecast memory by method")
-    total = wb.memory.compare_methods(wb.open_model("builtin"), wb.TrainConfig())[0].total
+    total = wb.memory.forecast_methods(wb.open_model("builtin"), wb.TrainConfig())[0].total
     assert memory[-1][:2] == ["total", f"{total / 1e6:.2f} MB"]
     heaviest = page.table("The 8 tensors with the heaviest tails")
     name, kurtosis = surveyed.worst(1, by="kurtosis")[["tensor", "kurtosis"]].iloc[0]

@@ -117,12 +117,12 @@ def memory(analysis: Analysis, state: State) -> str:
     """The ledger, the five methods, the verdict and what would make it fit."""
     gpu = repr(state.gpu)
     return _lines(
-        ["from workbench.memory import compare_methods, fit, ways_to_fit", ""],
+        ["from workbench.memory import forecast_methods, fit, ways_to_fit", ""],
         _head(analysis),
         [
             f"cfg = {config(state.training)}",
             "ledger = wb.forecast(src, cfg)",
-            "methods = compare_methods(src, cfg)",
+            "methods = forecast_methods(src, cfg)",
             f"verdict = fit(ledger, {gpu})",
             f"ways = ways_to_fit(src, cfg, {gpu})",
             "ledger.to_frame()",
@@ -146,7 +146,7 @@ def methods(training: TrainConfig, folder: str) -> str:
     """Full fine-tuning, LoRA and QLoRA side by side."""
     return _lines(
         ["import workbench as wb", "", f"cfg = {config(training)}"],
-        [f"methods = wb.compare_methods(cfg, folder={folder!r})" if folder else "methods = wb.compare_methods(cfg)"],
+        [f"methods = wb.forecast_methods(cfg, folder={folder!r})" if folder else "methods = wb.forecast_methods(cfg)"],
         ["methods.to_frame()"],
     )
 

@@ -223,7 +223,7 @@ def _forecast(
     """
     from workbench import cli_text
     from workbench.gpus import known
-    from workbench.memory import compare_methods, fit
+    from workbench.memory import fit, forecast_methods
     from workbench.training.config import TrainConfig
 
     if gpu is not None and gpu not in known():
@@ -231,7 +231,7 @@ def _forecast(
     given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
     with usage():
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    ledgers = compare_methods(opened(model, revision), config)
+    ledgers = forecast_methods(opened(model, revision), config)
     fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else known())]
     click.echo((cli_text.forecast_json if as_json else cli_text.forecast_text)(config, ledgers, fits))
 

@@ -115,7 +115,7 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     return _ledger(tensors, source.config, source.name, plan)
 
 
-def compare_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
+def forecast_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
     """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
     tensors, plan = _planned(src, cfg, device)
     base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)

@@ -22,7 +22,7 @@ from widgets.tasks import Message, guard
 from workbench.cost.methods import MethodComparison, compare_methods
 from workbench.cost.repairs import Repairs, repairs
 from workbench.errors import RunError
-from workbench.memory import compare_methods as forecasts
+from workbench.memory import forecast_methods
 from workbench.training.config import TrainConfig
 from workbench.wording import amount, counted
 
@@ -59,7 +59,7 @@ class MethodsPart:
     def draw(self, analysis: Analysis) -> None:
         """Offers the comparison of what would be trained now; results of another configuration stay until it is begun."""
         self._config = self._session.store.value.training
-        self._most = max(ledger.total for ledger in forecasts(analysis.source, self._config))
+        self._most = max(ledger.total for ledger in forecast_methods(analysis.source, self._config))
         self._offer()
 
     def _offer(self) -> None:

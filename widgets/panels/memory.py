@@ -18,7 +18,7 @@ from widgets.tasks import Message, guard
 from workbench.footprint import base_weights
 from workbench.gpus import find, known
 from workbench.kinds import kind_of
-from workbench.memory import Change, MemoryLedger, compare_methods, fit, forecast, ways_to_fit
+from workbench.memory import Change, MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
 from workbench.sources import TensorInfo
 from workbench.sources.packed import as_loaded
 from workbench.training.config import OPTIMIZERS, TrainConfig
@@ -107,7 +107,7 @@ class MemoryView(View):
         self._offer_targets(tensors)
         self._show_state()
         chosen = forecast(source, config)
-        methods = compare_methods(source, config)
+        methods = forecast_methods(source, config)
         smallest = min(methods, key=lambda ledger: ledger.total)
         self.methods.show(
             figures.memory_methods([*methods, chosen], gpu),

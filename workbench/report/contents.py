@@ -17,7 +17,7 @@ from workbench import __version__
 from workbench.comparison import duel as fight
 from workbench.comparison import of_survey
 from workbench.errors import WorkbenchError
-from workbench.memory import MemoryLedger, compare_methods
+from workbench.memory import MemoryLedger, forecast_methods
 from workbench.outlying import Outliers, outliers
 from workbench.quantization import QuantSpec
 from workbench.savings import DoubleQuantSavings, double_quant_savings
@@ -106,7 +106,7 @@ def _forecasts(source: Source) -> tuple[tuple[MemoryLedger, ...], str]:
     from workbench.training.config import TrainConfig
 
     try:
-        return tuple(compare_methods(source, TrainConfig())), ""
+        return tuple(forecast_methods(source, TrainConfig())), ""
     except WorkbenchError as error:
         return (), str(error)
 
