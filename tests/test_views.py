@@ -299,7 +299,7 @@ def test_a_view_alone_has_controls_and_closes_whole():
 
 @pytest.mark.parametrize("make", [Workbench, DistributionView])
 def test_plotly_js_is_the_first_that_the_page_gets(make):
-    """The page takes a second to evaluate it; meanwhile the kernel makes and measures the rest."""
+    """It is on its way while the kernel makes and measures the rest."""
     from widgets.plot import PlotlyLibrary
 
     PlotlyLibrary.shared().close()

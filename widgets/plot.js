@@ -197,6 +197,7 @@ export default {
       else if (view.listening) view.plotly.Plots.resize(view.plot).catch(() => {}); // rejected only when the plot was hidden meanwhile
     });
     sizes.observe(view.frame);
+    prepare(view).catch(() => {}); // ahead of the figure; drawing says what is wrong
     schedule(view);
     return () => {
       view.gone = true;

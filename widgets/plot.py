@@ -62,10 +62,10 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
 class PlotlyLibrary(anywidget.AnyWidget):
     """The one model a document gets that holds plotly.js and the two themes; it has no view.
 
-    The page takes about a second to evaluate plotly.js and begins as soon as it has it: what shows plots makes this first.
+    The page takes about a second to evaluate plotly.js, and begins when the first plot is shown, before it has its figure.
     """
 
-    _esm = script("plotly_once.js") + "export default { initialize: ({ model }) => void loadPlotly(model).catch(() => {}) };"
+    _esm = "export default {};"
     _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
     gzipped = traitlets.Bytes().tag(sync=True)
     version = traitlets.Unicode().tag(sync=True)

@@ -16,6 +16,8 @@ function loadPlotly(library) {
 async function evaluate(gzipped) {
   const inflated = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
   const source = await new Response(inflated).text();
+  // A second in which the page does nothing else, and anywidget gives up a model that is not ready two seconds after its arrival.
+  await new Promise((resolve) => (globalThis.requestIdleCallback ?? setTimeout)(resolve, { timeout: 1000 }));
   const present = Object.getOwnPropertyDescriptor(globalThis, "Plotly");
   const module = { exports: {} };
   // define and require are hidden: under JupyterLab's or Colab's AMD loader plotly.js would register itself there instead.
