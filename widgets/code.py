@@ -146,7 +146,7 @@ def methods(training: TrainConfig, folder: str) -> str:
     """Full fine-tuning, LoRA and QLoRA side by side."""
     return _lines(
         ["import workbench as wb", "", f"cfg = {config(training)}"],
-        [f"methods = wb.compare_methods(cfg, folder={folder!r})" if folder else "methods = wb.forecast_methods(cfg)"],
+        [f"methods = wb.compare_methods(cfg, folder={folder!r})" if folder else "methods = wb.compare_methods(cfg)"],
         ["methods.to_frame()"],
     )
 
