@@ -22,6 +22,7 @@ from workbench.cost.evaluation import EQUAL_BITS
 from workbench.cost.intervals import difference_interval, loss_interval
 from workbench.cost.jobs import BATCH
 from workbench.cost.points import Point
+from workbench.formats import _formats
 
 ROWS = 12
 NF4, NF4_DQ = wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True)
@@ -187,9 +188,15 @@ def test_at_equal_bits_each_format_has_its_largest_configuration(model: Path) ->
     assert [spec.bits_per_weight <= 4.2 for spec in small.specs] == [True]
 
 
-def test_a_registered_format_is_measured_too(model: Path) -> None:
-    wb.register_format("stairs", np.linspace(-1, 1, 16))
-    rows = wb.evaluate(model, "stairs", max_rows=4, max_length=32).run().rows
+@pytest.fixture
+def stairs() -> Iterator[str]:
+    """A format of one's own."""
+    yield wb.register_format("stairs", np.linspace(-1, 1, 16)).name
+    del _formats["stairs"]
+
+
+def test_a_registered_format_is_measured_too(model: Path, stairs: str) -> None:
+    rows = wb.evaluate(model, stairs, max_rows=4, max_length=32).run().rows
     assert [row.spec and row.spec.format for row in rows] == [None, "stairs"]
 
 

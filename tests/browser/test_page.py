@@ -22,7 +22,8 @@ ICONS = "/npm/@fortawesome/fontawesome-free@"  # Voilà's own pages ask for an i
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Where the command of `make app` serves a copy of the notebook."""
-    said = subprocess.run(["make", "--dry-run", "app"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    make = ["make", "--no-print-directory", "--dry-run", "app"]
+    said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     _, command = said.replace("\\\n", " ").split("bin/voila ")
     home, folder = tmp_path / "jupyter", tmp_path / "served"
     home.mkdir()
