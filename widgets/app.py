@@ -44,7 +44,7 @@ class Workbench(Panel):
     ) -> None:
         if state is not None and not isinstance(state, State):
             state = State.from_dict(state)
-        PlotlyLibrary.shared()
+        PlotlyLibrary.shared()  # what takes the page longest goes first
         self.session = Session(state, executor)
         super().__init__("QLoRA Workbench")
         self.controls, self.progress = Controls(self.session), ProgressRow(self.session)

@@ -15,8 +15,11 @@ function inTurn(work) {
 
 function drawWaiting() {
   const end = performance.now() + TASK;
-  while (shared.waiting.length && performance.now() < end) void shared.waiting.shift()();
-  if (shared.waiting.length) setTimeout(drawWaiting);
+  try {
+    while (shared.waiting.length && performance.now() < end) void shared.waiting.shift()();
+  } finally { // one that fails keeps no other waiting
+    if (shared.waiting.length) setTimeout(drawWaiting);
+  }
 }
 
 // ---------------------------------------------------------------- arrays and patches (widgets/wire.py)

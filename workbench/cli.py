@@ -23,6 +23,7 @@ from workbench import __version__
 from workbench.cli_cost import COMMANDS
 from workbench.cli_options import (
     bar,
+    check_gpu,
     commas,
     json_option,
     model_argument,
@@ -226,8 +227,7 @@ def _forecast(
     from workbench.memory import fit, forecast_methods
     from workbench.training.config import TrainConfig
 
-    if gpu is not None and gpu not in known():
-        raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
+    check_gpu(gpu)
     given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
     with usage():
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

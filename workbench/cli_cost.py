@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli_options import commas, json_option, model_argument, on_terminal, opened, revision_option, specs_of, usage
+from workbench.cli_options import (
+    check_gpu,
+    commas,
+    json_option,
+    model_argument,
+    on_terminal,
+    opened,
+    revision_option,
+    specs_of,
+    usage,
+)
 from workbench.wording import NONE, amount, number, percent, printable, short
 
 if TYPE_CHECKING:
@@ -161,12 +171,10 @@ def mix(
     Measures the modules' sensitivities first, or takes them from --folder. Prints the names for llm_int8_skip_modules.
     """
     from workbench.cost.mixing import mix as mixed
-    from workbench.gpus import known
 
     if (budget_mb is None) == (gpu is None):
         raise click.UsageError("Give --budget-mb or --gpu.")
-    if gpu is not None and gpu not in known():
-        raise click.BadParameter(f"{gpu!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
+    check_gpu(gpu)
     sens = _sensitivity(model, form, block_size, double_quant, data, max_rows, max_length, folder, revision)
     found = mixed(sens, None if budget_mb is None else int(budget_mb * 1e6), gpu=gpu)
     if code:

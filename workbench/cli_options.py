@@ -27,6 +27,14 @@ revision_option = click.option("--revision", metavar="REV", help="Branch, tag or
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value in place of text.")
 
 
+def check_gpu(name: str | None) -> None:
+    """Wrong usage where ``--gpu`` names none that is known."""
+    from workbench.gpus import known
+
+    if name is not None and name not in known():
+        raise click.BadParameter(f"{name!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
+
+
 def commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], list[Any]]:
     """A callback for values between commas, none where the option is left out."""
 

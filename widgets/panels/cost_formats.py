@@ -18,7 +18,7 @@ from widgets.streamed import Streamed
 from widgets.style import column, fields, heading, note, set_note
 from widgets.tables import table
 from widgets.tasks import Message, guard
-from workbench.cost.evaluation import Cost, Evaluation
+from workbench.cost.evaluation import USUAL, Cost, Evaluation
 from workbench.wording import NONE, amount, number, percent
 
 
@@ -78,7 +78,7 @@ class FormatsPart:
             self.stream.offer("", "")
             return
         begun = found is not None and found.rows
-        self.stream.offer("Go on measuring losses" if begun else "Measure the losses", self._asked.cost_of(9))
+        self.stream.offer("Go on measuring losses" if begun else "Measure the losses", self._asked.cost_of(1 + len(USUAL)))
 
     def _show_rows(self, rows: Sequence[Cost]) -> None:
         self._drawn.layout.display = "" if len(rows) > 1 else "none"

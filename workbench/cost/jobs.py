@@ -103,7 +103,7 @@ def job_of(
     folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``. ModelError, DataError or
     ConfigError where something is missing.
     """
-    source = src if isinstance(src, Source) else open_model(src)
+    source = open_model(src)
     folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
     if not any(t.quantizable for t in source.tensors()):
         packed = next((t.reason for t in source.tensors() if t.reason.startswith("already in")), "")

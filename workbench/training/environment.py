@@ -1,6 +1,6 @@
 """The environment of the processes that the workbench starts: what they need, and no secret.
 
-Covers variables alone. Who starts a process, and who ends it, is told by ``runs``, ``supervisor`` and ``cost.measurements``.
+Covers variables alone. Who starts a process, and who ends it, is told by ``runs``, ``supervisor`` and ``cost.process``.
 """
 
 from __future__ import annotations

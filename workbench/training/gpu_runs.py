@@ -71,7 +71,7 @@ def merged(facts: Facts) -> None:
     from transformers import AutoModelForCausalLM
 
     import workbench as wb
-    from workbench.training import data, trainer
+    from workbench.training import batches, data, trainer
 
     config = wb.TrainConfig(max_steps=20, save_steps=0, max_length=128, max_eval_rows=32, sample_prompts=())
     with scratch_folder() as folder:
@@ -83,7 +83,7 @@ def merged(facts: Facts) -> None:
         net = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.bfloat16, device_map={"": 0})
         tokenizer = data.open_tokenizer(folder / "merged")
         held_out = data.load(config, tokenizer, data.held_out_files(config), config.max_eval_rows).rows
-        collator = trainer.Collator(tokenizer.pad_token_id or 0)
+        collator = batches.Collator.of(tokenizer)
         with trainer.measuring(net, torch.bfloat16):
             loss = trainer.held_out_loss(net, held_out, collator, config.per_device_train_batch_size, lambda: None)
     facts["held-out loss, merged"] = loss

@@ -19,8 +19,7 @@ from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCall
 
 from workbench.training import distributed
 from workbench.training.accounting import Account
-from workbench.training.batches import Collator as Collator
-from workbench.training.batches import summed_loss
+from workbench.training.batches import Collator, summed_loss
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.data import Row

@@ -150,7 +150,7 @@ class Worker:
         return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
-        from workbench.training import accounting, data, distributed, model, optimizers, tensorboard, trainer
+        from workbench.training import accounting, batches, data, distributed, model, optimizers, tensorboard, trainer
 
         config, phase = self.config, self.phase
         dtype = model.compute_dtype(config)
@@ -188,7 +188,7 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             prompts = data.sample_prompts(config)
-        collator = trainer.Collator.of(tokenizer)
+        collator = batches.Collator.of(tokenizer)
 
         def evaluate(n: int) -> None:
             if not held_out or distributed.rank() != 0:
