@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from workbench.inspection import BinErrors, bin_errors
 from workbench.measurement import ErrorStats, histogram, measure
 from workbench.normality import Quantiles, quantiles
+from workbench.outlying import Outliers, outliers_of
 from workbench.quantization import QuantSpec
 from workbench.scaling import is_plain
 from workbench.sources.base import Cancelled
@@ -60,6 +61,13 @@ class Measured:
     def quantiles(self, block_size: int | None) -> Quantiles:
         """``quantiles``."""
         return self._once(("quantiles", block_size), lambda: quantiles(self.weights, block_size))
+
+    def outliers(self, stats: ErrorStats, cancelled: Cancelled | None = None) -> Outliers:
+        """``outliers`` under the specification of ``stats``."""
+        from workbench.moments import moments  # numba loads here
+
+        found = self._once(("moments",), lambda: moments(self.weights))
+        return self._once(("outliers", stats.spec), lambda: outliers_of(self.tensor, stats, found, cancelled=cancelled))
 
     def look_ahead(self, choices: Iterable[tuple[int, Sequence[QuantSpec]]], cancelled: Cancelled) -> None:
         """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it.

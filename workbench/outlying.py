@@ -7,14 +7,14 @@ With the mean μ and the standard deviation σ of the tensor's finite weights, a
 |x − μ| > k·σ, and a block is *spoilt* if it holds one: outliers stretch the block's scale, and every weight of the block is
 rounded more coarsely. *Without them* means the dense-and-sparse split of SpQR (arXiv 2306.03078) and SqueezeLLM (arXiv
 2306.07629): outliers are kept apart as they are (16 bits each in a 16-bit checkpoint, without error), their places in the
-dense tensor hold zero, and the dense tensor is quantized anew, all of it, so that what depends on the whole tensor (a tensor
-scale, double quantization) follows too.
+dense tensor hold zero, and the dense tensor is quantized anew: the spoilt blocks, or all of it where scales depend on the
+whole tensor (a tensor scale, double quantization).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
-from workbench.measurement import ErrorStats, measure
+from workbench.measurement import Cancelled, ErrorStats, measure
 from workbench.quantization import QuantSpec, as_weights
+from workbench.scaling import needs_overview
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from workbench.moments import Moments
 
 POSITION_BITS = 16
 """Bits for an outlier's place in its row, as SpQR stores it."""
@@ -89,93 +92,120 @@ class Outliers:
         return pd.DataFrame([vars(line) for line in self.beyond], columns=list(Beyond.__dataclass_fields__))
 
 
+DISTANCES = (3.0, 4.0, 6.0)
+"""The numbers of standard deviations that outliers are counted beyond unless others are asked for."""
+
+
 def outliers(
-    array: Any,
-    spec: QuantSpec | None = None,
-    sigmas: Sequence[float] = (3, 4, 6),
-    *,
-    cancelled: Callable[[], bool] | None = None,
+    array: Any, spec: QuantSpec | None = None, sigmas: Sequence[float] = DISTANCES, *, cancelled: Cancelled | None = None
 ) -> Outliers:
     """Measures the outliers of ``array`` beyond each of ``sigmas`` standard deviations under ``spec`` (NF4 unless given).
 
-    Takes the arrays that ``quantize`` takes. Beside the array it needs room for one more of its size, and quantizes it once
-    for each of ``sigmas`` and once as it is. ``cancelled`` is asked about every half millisecond; once it says yes the call
-    raises InterruptedError. FormatError on numbers of standard deviations that are not above 0.
+    Takes the arrays that ``quantize`` takes. Beside the array it needs room for the blocks that hold outliers, and for one
+    more array of its size where scales depend on the whole tensor. ``cancelled`` is asked about every half millisecond; once
+    it says yes the call raises InterruptedError. FormatError on numbers of standard deviations that are not above 0.
 
     >>> {t.name: wb.outliers(src.read(t.name)) for t in src.tensors() if t.quantizable}  # doctest: +SKIP
     """
     from workbench.moments import moments  # numba loads here
 
-    spec = QuantSpec() if spec is None else spec
     wanted = sorted({float(k) for k in sigmas})
     if not wanted or not all(0 < k < math.inf for k in wanted):
         raise FormatError(f"Outliers beyond {sigmas!r} standard deviations are not possible.", remedy="Give numbers above 0.")
     weights = as_weights(array)
-    found = moments(weights)
-    before = measure(weights, spec, cancelled=cancelled)
-    split = _Split(weights, spec.block_size, found.mean, cancelled)
+    stats = measure(weights, QuantSpec() if spec is None else spec, cancelled=cancelled)
+    return outliers_of(weights, stats, moments(weights), wanted, cancelled)
+
+
+def outliers_of(
+    weights: NDArray[Any],
+    stats: ErrorStats,
+    found: Moments,
+    sigmas: Sequence[float] = DISTANCES,
+    cancelled: Cancelled | None = None,
+) -> Outliers:
+    """``outliers`` of weights whose ``measure`` and ``moments`` are known, beyond ascending distances."""
     spread = found.std if found.std > 1e-12 * abs(found.mean) else math.nan  # all weights equal, but for the mean's rounding
-    noise = _Noise(before)
-    lines = [_line(k, split, k * spread, before, noise, cancelled) for k in wanted]
+    split = _Split(weights.reshape(-1), stats, found.mean, cancelled)
+    counts, farthest = split.count([k * spread for k in sigmas])
     return Outliers(
-        spec, weights.shape, weights.size, found.mean, found.std, found.kurtosis if spread == spread else math.nan,
-        split.farthest / spread, before.rmse, before.nans + before.infinities, tuple(lines),
+        stats.spec, stats.shape, stats.numel, found.mean, found.std, found.kurtosis if spread == spread else math.nan,
+        farthest / spread, stats.rmse, stats.nans + stats.infinities,
+        tuple(_line(k, split, k * spread, of_k) for k, of_k in zip(sigmas, counts, strict=True)),
     )  # fmt: skip
 
 
 class _Split:
-    """The dense tensor, whose outliers are zero, and how many there are in each block."""
+    """A tensor's weights within and beyond a distance of its mean, and the error by block as it is and without the latter."""
 
-    def __init__(self, weights: NDArray[Any], block_size: int, mean: float, cancelled: Callable[[], bool] | None) -> None:
+    def __init__(self, flat: NDArray[Any], stats: ErrorStats, mean: float, cancelled: Cancelled | None) -> None:
         from workbench.bits import as_bits
 
-        self.weights, self.block_size, self.mean, self.cancelled = weights, block_size, mean, cancelled
-        self.dense = np.empty_like(weights)
-        self.counts = np.zeros(-(-weights.size // block_size), np.int32)
-        self._bits, self._dense_bits = as_bits(weights), as_bits(self.dense)
-        self.farthest = math.nan
+        self.flat, self.stats, self.mean, self.cancelled = flat, stats, mean, cancelled
+        self._bits, self._size = as_bits(flat), stats.spec.block_size
+        finite = np.isfinite(stats.block_rmse)
+        self.weights = np.where(finite, float(self._size), 0.0)
+        """float64 (blocks,): weights of each block, 0 where it is not finite: it counts in no error."""
+        if finite[-1]:
+            self.weights[-1] = stats.numel - self._size * (finite.size - 1)
+        self.noise = _squares(stats.block_rmse) * self.weights
+        """float64 (blocks,): Σe² of each block."""
 
-    def at(self, distance: float) -> None:
-        """Split anew: weights farther from the mean than ``distance`` go; tells how far the farthest lies."""
+    def count(self, distances: Sequence[float]) -> tuple[NDArray[np.int32], float]:
+        """int32 (distances, blocks), how many lie beyond each of some ascending distances; and how far the farthest lies."""
         from workbench import pool
-        from workbench.outlier_kernels import split_span
+        from workbench.outlier_kernels import count_span
 
-        farthest: list[float] = []
+        counts = np.zeros((len(distances), self.noise.size), np.int32)
+        beyond, farthest = np.array(distances), list[float]()
 
         def work(span: slice) -> None:
-            blocks = slice(span.start // self.block_size, -(-span.stop // self.block_size))
-            farthest.append(
-                split_span(self._bits[span], self._dense_bits[span], self.block_size, self.mean, distance, self.counts[blocks])
-            )
+            own = slice(span.start // self._size, -(-span.stop // self._size))
+            found = count_span(self._bits[span], self._size, self.stats.block_absmax[own], self.mean, beyond, counts[:, own])
+            farthest.append(found)
 
-        pool.run(work, self.weights.size, self.cancelled)
-        self.farthest = max(farthest)
+        pool.run(work, self._bits.size, self.cancelled)
+        return counts, max(farthest)
+
+    def noise_apart(self, distance: float, spoilt: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """float64 (blocks,): Σe² of each block where weights farther than ``distance``, which lie in ``spoilt``, are kept apart."""
+        from workbench import pool
+        from workbench.bits import as_bits
+        from workbench.outlier_kernels import keep_within
+
+        if not spoilt.any():
+            return self.noise
+        anew = np.flatnonzero(np.ones_like(spoilt) if needs_overview(self.stats.spec) else spoilt)
+        missing = self._size * self.noise.size - self.flat.size if anew[-1] == self.noise.size - 1 else 0
+        dense = np.empty(anew.size * self._size - missing, self.flat.dtype)
+        kept = as_bits(dense)
+
+        def work(span: slice) -> None:
+            own = slice(span.start // self._size, -(-span.stop // self._size))
+            keep_within(self._bits, self._size, anew[own], self.mean, distance, kept[span])
+
+        pool.run(work, kept.size, self.cancelled)
+        noise = self.noise.copy()
+        noise[anew] = _squares(measure(dense, self.stats.spec, cancelled=self.cancelled).block_rmse) * self.weights[anew]
+        return noise
 
 
-class _Noise:
-    """Σe² and the number of weights of each block, both 0 where a block is not finite."""
-
-    def __init__(self, stats: ErrorStats) -> None:
-        finite = np.isfinite(stats.block_rmse)
-        self.weights = np.where(finite, float(stats.spec.block_size), 0.0)
-        if finite[-1]:
-            self.weights[-1] = stats.numel - stats.spec.block_size * (finite.size - 1)
-        self.squares = np.where(finite, stats.block_rmse, np.float32(0)).astype(np.float64) ** 2 * self.weights
-
-    def rmse(self, chosen: NDArray[np.bool_]) -> float:
-        """Root mean square error over the weights of the chosen blocks; NaN where there are none."""
-        weights = float(chosen @ self.weights)
-        return math.sqrt(chosen @ self.squares / weights) if weights else math.nan
+def _squares(block_rmse: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 (blocks,): the mean square error of each block, 0 where it is not finite."""
+    return np.where(np.isfinite(block_rmse), block_rmse, np.float32(0)).astype(np.float64) ** 2
 
 
-def _line(
-    sigmas: float, split: _Split, distance: float, before: ErrorStats, noise: _Noise, cancelled: Callable[[], bool] | None
-) -> Beyond:
-    split.at(distance)
-    after = measure(split.dense, before.spec, cancelled=cancelled)
-    spoilt = split.counts > 0
-    count, blocks = int(split.counts.sum()), int(spoilt.sum())
-    finite = before.numel - before.nans - before.infinities
+def _line(sigmas: float, split: _Split, distance: float, counts: NDArray[np.int32]) -> Beyond:
+    spoilt, stats = counts > 0, split.stats
+    apart = split.noise_apart(distance, spoilt)
+
+    def rmse(noise: NDArray[np.float64], chosen: NDArray[np.bool_]) -> float:
+        """Over the weights of the chosen blocks; NaN where there are none."""
+        weights = float(chosen @ split.weights)
+        return math.sqrt(chosen @ noise / weights) if weights else math.nan
+
+    count, blocks = int(counts.sum()), int(spoilt.sum())
+    finite = stats.numel - stats.nans - stats.infinities
     return Beyond(
         sigmas=sigmas,
         weights=count,
@@ -183,9 +213,9 @@ def _line(
         normal_share=math.erfc(sigmas / math.sqrt(2)),
         blocks=blocks,
         block_share=blocks / spoilt.size,
-        rmse=noise.rmse(spoilt),
-        rmse_apart=_Noise(after).rmse(spoilt),
-        rmse_others=noise.rmse(~spoilt),
-        tensor_rmse_apart=after.rmse,
-        extra_bits=count * (8 * split.weights.itemsize + POSITION_BITS) / before.numel,
+        rmse=rmse(split.noise, spoilt),
+        rmse_apart=rmse(apart, spoilt),
+        rmse_others=rmse(split.noise, ~spoilt),
+        tensor_rmse_apart=rmse(apart, np.ones_like(spoilt)),
+        extra_bits=count * (8 * split.flat.itemsize + POSITION_BITS) / stats.numel,
     )

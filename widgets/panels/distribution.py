@@ -20,7 +20,7 @@ from widgets.tasks import guard
 from widgets.work import Work
 from workbench.measurement import merge_equal_levels
 from workbench.normality import Quantiles
-from workbench.outlying import Outliers, outliers
+from workbench.outlying import Outliers
 from workbench.wording import number
 
 
@@ -154,13 +154,13 @@ class DistributionView(View):
         if analysis is None:
             return
         self.count.layout.display = "none"
-        weights, spec = analysis.weights, analysis.stats[0].spec
+        measured, stats = analysis.measured, analysis.stats[0]
         before = "The table is still the one before. " if self.tails_table.value else ""
-        set_note(self.tails_told, f"{before}Counting the outliers under {spec.title}…")
+        set_note(self.tails_told, f"{before}Counting the outliers under {stats.spec.title}…")
         self.work.submit(
             f"Counting the outliers of {analysis.tensor.name}",
             "",
-            lambda _, cancelled: outliers(weights, spec, cancelled=cancelled),
+            lambda _, cancelled: measured.outliers(stats, cancelled),
         )
 
     def _make_way(self, busy: bool) -> None:
