@@ -38,7 +38,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 AIM = 1.03
-STRETCH = 4  # steps
 WARM_UP = 8
 SMOLLM2 = Path(".models/SmolLM2-135M-Instruct")
 CLOCK = """
@@ -64,6 +63,7 @@ def main() -> None:
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--smollm2", action="store_true", help=f"the model that `make smollm2` puts in {SMOLLM2}, or SMOLLM2")
     parser.add_argument("--steps", type=int, default=240, help="of the run with the switch, at least 200")
+    parser.add_argument("--stretch", type=int, default=4, help="steps between two switches; 1 where a step takes seconds")
     parser.add_argument("--plain-steps", type=int, default=25, help="of each run beside plain code")
     parser.add_argument("--repeat", type=int, default=2, help="pairs of runs beside plain code")
     parser.add_argument("--batch", type=int, default=4)
@@ -83,7 +83,7 @@ def main() -> None:
         if args.plain_steps:
             beside_plain_code(config, folder, args.repeat)
         if args.steps:
-            switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched")
+            switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched", args.stretch)
 
 
 def rows(path: Path, length: int) -> Path:
@@ -126,12 +126,12 @@ def _between(ends: list[int]) -> float:
     return float(np.median(np.diff(ends)[3:])) / 1e9
 
 
-def switched(config: wb.TrainConfig, root: Path) -> None:
-    times = _train_switched(config, root)  # (steps, 2): on, seconds
+def switched(config: wb.TrainConfig, root: Path, stretch: int) -> None:
+    times = _train_switched(config, root, stretch)  # (steps, 2): on, seconds
     on, seconds = times[WARM_UP:, 0], times[WARM_UP:, 1]
-    whole = len(on) // (2 * STRETCH) * 2 * STRETCH
-    medians = np.median(seconds[:whole].reshape(-1, 2, STRETCH), axis=2)  # (pairs, 2): in order of time
-    first_on = on[:whole].reshape(-1, 2, STRETCH)[:, 0, 0] == 1
+    whole = len(on) // (2 * stretch) * 2 * stretch
+    medians = np.median(seconds[:whole].reshape(-1, 2, stretch), axis=2)  # (pairs, 2): in order of time
+    first_on = on[:whole].reshape(-1, 2, stretch)[:, 0, 0] == 1
     pairs = np.where(first_on[:, None], medians, medians[:, ::-1])  # (pairs, 2): on, off
     ratio, low, high = ratio_of([[with_it] for with_it, _ in pairs], [[without] for _, without in pairs], 10_000)
     step = 1e3 * float(np.median(seconds))
@@ -141,7 +141,7 @@ def switched(config: wb.TrainConfig, root: Path) -> None:
     )
 
 
-def _train_switched(config: wb.TrainConfig, root: Path) -> Any:
+def _train_switched(config: wb.TrainConfig, root: Path, length: int) -> Any:
     """Runs the worker in this process; (steps, 2): whether the instrumentation was on, and seconds from begin to begin."""
     from workbench.training import trainer
     from workbench.training.worker import Worker
@@ -154,7 +154,7 @@ def _train_switched(config: wb.TrainConfig, root: Path) -> Any:
 
         def on_step_begin(self, args: Any, told: Any, control: Any, **kwargs: Any) -> None:
             begun.append((time.perf_counter(), float(state["on"])))
-            stretch, within = divmod(max(told.global_step - WARM_UP, 0), STRETCH)
+            stretch, within = divmod(max(told.global_step - WARM_UP, 0), length)
             if within == 0:
                 state["on"] = stretch % 4 in (0, 3)  # on off, off on
                 begun[-1] = begun[-1][0], float(state["on"])

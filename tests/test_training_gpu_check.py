@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 
 from workbench.training import gpu_check
-from workbench.training.gpu_answer import CheckFailed, answer, expect
+from workbench.training.gpu_answer import MIB, CheckFailed, answer, chunks, expect
 from workbench.training.gpu_check import PLAN, Outcome, Step, carry_out, check, exit_code, report
 from workbench.training.gpu_runs import ratio_of
-from workbench.training.gpu_steps import STEPS, chunks, resume
-
-MIB = 1 << 20
+from workbench.training.gpu_steps import STEPS, resume
 
 
 def test_every_step_of_the_plan_can_be_carried_out() -> None:
@@ -123,7 +121,8 @@ WITHOUT_DEVICE = """
 import json
 from workbench.training.gpu_answer import answer
 from workbench.training.gpu_steps import STEPS
-print(json.dumps([answer(STEPS[name]) for name in ("environment", "collectors", "nvml", "balloon", "memory", "overhead")]))
+names = "environment", "collectors", "nvml", "balloon", "pressure", "memory", "overhead"
+print(json.dumps([answer(STEPS[name]) for name in names]))
 """
 
 
@@ -131,7 +130,7 @@ def test_without_the_device_every_step_answers_and_none_passes() -> None:
     no_devices = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", WITHOUT_DEVICE], env=no_devices, capture_output=True, text=True, check=False)
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert len(answers) == 6
+    assert len(answers) == 7
     assert all(not told["passed"] and told["told"] for told in answers)
 
 

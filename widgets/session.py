@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class Session:
             failed=lambda error: (self._refused or self._failed)(error),
             busy=lambda busy: None if busy else self._progress(None),
         )
-        self._ahead = Latest(executor, apply=lambda _: None, debounce=0.3)  # the page may be drawing on the same cores
+        self._ahead = Latest(executor or _spare_time(), apply=lambda _: None)
         self._forget = self.store.observe(self._changed)
         if executor is None:
             _warm_up()
@@ -282,6 +282,8 @@ class Session:
 
         That is the other block sizes, the nearest first, double quantization, and the other formats.
         """
+        if not self._ahead.rest(0.3):  # the page may be drawing on the same cores
+            return
         state, at = analysis.state, BLOCK_SIZES.index(analysis.state.block_size)
         nearest = sorted(BLOCK_SIZES, key=lambda size: abs(BLOCK_SIZES.index(size) - at))
         states = [dataclasses.replace(state, block_size=size) for size in nearest]
@@ -289,6 +291,16 @@ class Session:
         choices = [(s.block_size, [*s.specs, *self._pair(s)]) for s in states]
         choices += [(state.block_size, [state.spec(name, state.double_quant)]) for name in FORMATS]
         analysis.measured.look_ahead(choices, self._ahead.staleness())
+
+
+@functools.cache
+def _spare_time() -> Executor:
+    """The thread on which all sessions look ahead.
+
+    It stays: each thread that comes and goes takes another arena of the C library's allocator, which would keep the most that
+    a session ever had measured ahead, until there are eight arenas a core.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="workbench-ahead")
 
 
 @functools.cache

@@ -158,6 +158,12 @@ class Latest:
         generation = getattr(self._running, "generation", self._newest)
         return lambda: self._overtaken(generation)
 
+    def rest(self, seconds: float) -> bool:
+        """From within a request: wait so long for a newer one; whether this one still counts."""
+        generation = getattr(self._running, "generation", self._newest)
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._overtaken(generation), seconds)
+
     def cancel(self) -> None:
         """Drop the present request, if there is one: its result will not be applied."""
         with self._changed:
@@ -175,6 +181,8 @@ class Latest:
             futures = set(self._futures)
         if self._own is not None:
             self._own.shutdown(wait=False, cancel_futures=True)
+        for future in futures:
+            future.cancel()  # one that waits in a shared queue need not come to its turn
         if not hasattr(self._running, "generation"):  # else the request under way is what closes us
             wait(futures, timeout)
 
@@ -182,13 +190,10 @@ class Latest:
         return self._closed or generation != self._newest
 
     def _run(self, generation: int, work: Callable[[], Any]) -> None:
-        with self._changed:
-            if self._debounce:
-                self._changed.wait_for(lambda: self._overtaken(generation), self._debounce)
-            if self._overtaken(generation):
-                return
         self._running.generation = generation
         try:
+            if not self.rest(self._debounce):
+                return
             result = work()
         except Exception as error:
             self._hand_over(generation, functools.partial(self._failed, error) if self._failed else _nothing)

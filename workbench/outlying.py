@@ -168,7 +168,7 @@ class _Split:
         return counts, max(farthest)
 
     def noise_apart(self, distance: float, spoilt: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """float64 (blocks,): Σe² of each block where weights farther than ``distance``, which lie in ``spoilt``, are kept apart."""
+        """float64 (blocks,): Σe² of each block without the weights beyond ``distance`` that the ``spoilt`` hold."""
         from workbench import pool
         from workbench.bits import as_bits
         from workbench.outlier_kernels import keep_within

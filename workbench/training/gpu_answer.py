@@ -1,4 +1,7 @@
-"""What a step of ``make gpu-check`` may say: facts, and that something is not as it should be. Imports no torch."""
+"""What the steps of ``make gpu-check`` share. Imports no torch.
+
+That is what one may say (facts, and that something is not as it should be), a folder for its time, and a balloon's pieces.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, Any]
+MIB = 1 << 20
 
 
 class CheckFailed(Exception):
@@ -27,6 +31,13 @@ def scratch_folder() -> Iterator[Path]:
     """A folder for the time of a step."""
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def chunks(total: int, count: int = 64) -> Iterator[int]:
+    """``total`` bytes in pieces of at least 64 MiB, the last one smaller: one large piece could fail whole."""
+    size = max(64 * MIB, total // count)
+    for at in range(0, total, size):
+        yield min(size, total - at)
 
 
 def answer(step: Callable[[Facts], None]) -> dict[str, Any]:

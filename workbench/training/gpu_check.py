@@ -43,6 +43,7 @@ PLAN = (
     Step("balloon", "memory pressure makes the driver evict managed pages, and CUPTI records it"),
     Step("resume", "an optimizer's paged state is paged again after a checkpoint was loaded"),
     Step("run", "a run with paged state: eligible, allocated and requested agree, also after Pause and Resume", 900),
+    Step("pressure", "a run whose state has too little room pages in every step; measured beside simulated", 900),
     Step("half", "a run in float16, as on a T4", 600),
     Step("merged", "an adapter trained on the GPU, exported to 16 bits, gives the run's held-out loss", 600),
     Step("processes", "runs on several GPUs: DDP, and FSDP's script; with one GPU nothing is checked", 900),

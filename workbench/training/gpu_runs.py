@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.training.gpu_answer import Facts, expect, scratch_folder
+from workbench.training.gpu_answer import Facts, chunks, expect, scratch_folder
 
 _OVERHEAD_BOUND = 1.03
 
@@ -42,6 +42,42 @@ def run(facts: Facts) -> None:
         managed = max((e["managed"] for e in events if "managed" in e and e["attempt"] == attempt), default=0)
         expect(managed == eligible, f"Attempt {attempt} allocated {managed:,} managed bytes of {eligible:,} eligible.")
     expect(all(s.requested == eligible for s in truth.steps), "Not every step requested every paged state.")
+
+
+def pressure(facts: Facts) -> None:
+    """A run with every state paged, and memory held beside it that leaves room for half of them: measured beside simulated."""
+    import torch
+
+    import workbench as wb
+
+    # A rank at which the embedded model's optimizer state fills many of the driver's pages.
+    config = wb.TrainConfig(
+        max_steps=40, save_steps=0, page_min_numel=1, lora_r=1024, max_length=128, max_eval_rows=0, sample_prompts=()
+    )
+    source = wb.open_model(config.model)
+    room = wb.simulate_paging(source, config, torch.cuda.get_device_properties(0).total_memory)
+    taken = (room.enough - room.least) // 2
+    held: list[Any] = []
+    with scratch_folder() as folder:
+        going = wb.launch(config, folder / "run")
+        try:
+            for event in going.follow():
+                if event["k"] == "step" and event["n"] == 10:  # its state is all there
+                    for size in chunks(torch.cuda.mem_get_info()[0] + taken):
+                        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError as error:
+            facts["the balloon stopped"] = str(error).splitlines()[0]
+        status = going.wait(600)
+        truth = wb.paging_truth(config, going.events())
+    facts |= {"balloon": sum(t.nbytes for t in held), "eligible to page": truth["eligible to page"], "told": truth.told}
+    expect(status.state == "finished", f"{status.state}: {status.message}")
+    simulated = wb.simulate_paging(source, config, room.enough - taken).per_step[-1].tolist()
+    squeezed = [step for step in truth.steps if step.n > 20]
+    for way, name, of_step in zip(("h2d", "evicted"), ("to the GPU", "evicted"), simulated, strict=True):
+        measured = [getattr(step, way) for step in squeezed]
+        facts[f"{name} in a step, simulated"] = of_step
+        facts[f"{name} in a step, measured (median)"] = None if None in measured else int(np.median(measured))
+    expect(any(step.evicted for step in squeezed), "Nothing was evicted while the GPU was full.")
 
 
 def half(facts: Facts) -> None:

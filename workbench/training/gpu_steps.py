@@ -12,15 +12,14 @@ import ctypes
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from workbench.training.gpu_answer import CheckFailed, Facts, answer, expect
-from workbench.training.gpu_runs import half, merged, overhead, processes, run
+from workbench.training.gpu_answer import MIB, CheckFailed, Facts, answer, chunks, expect
+from workbench.training.gpu_runs import half, merged, overhead, pressure, processes, run
 
-MIB = 1 << 20
 _CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
 _NVML_SLACK = 64 * MIB  # what the driver may take beside an allocation
 _LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "nvidia-ml-py")
@@ -158,13 +157,6 @@ def balloon(facts: Facts) -> None:
     expect(any(name.startswith("h2d") for name in moved), "Nothing came back to the device.")
 
 
-def chunks(total: int, count: int = 64) -> Iterator[int]:
-    """``total`` bytes in pieces of at least 64 MiB, the last one smaller: one large piece could fail whole."""
-    size = max(64 * MIB, total // count)
-    for at in range(0, total, size):
-        yield min(size, total - at)
-
-
 def resume(facts: Facts, device: str = "cuda") -> None:
     """The optimizer's state before and after it was saved and loaded."""
     import torch
@@ -220,7 +212,7 @@ def memory(facts: Facts) -> None:
 STEPS: dict[str, Callable[[Facts], None]] = {
     step.__name__: step
     for step in (
-        environment, collectors, quantize, nvml, balloon, resume, run, half, merged, processes, memory, overhead,
+        environment, collectors, quantize, nvml, balloon, resume, run, pressure, half, merged, processes, memory, overhead,
     )
 }  # fmt: skip
 
