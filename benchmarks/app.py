@@ -113,6 +113,8 @@ _CHOOSE = """([label, title]) => {
     select.selectedIndex = [...select.options].findIndex((option) => option.text.replaceAll('\\u00a0', ' ') === title);
     select.dispatchEvent(new Event('change', { bubbles: true }));
 }"""
+# What the page does after a call of the kernel is no part of the change that follows.
+_AT_REST = "() => new Promise((resolve) => setTimeout(() => requestIdleCallback(resolve), 100))"
 _MEMORY = """
 import ctypes, gc, psutil, sys, threading, ipywidgets
 from widgets.drawing import Drawing
@@ -196,11 +198,13 @@ def change(lab: Lab, *keys: str, gap: int = 0) -> float:
 def forget(lab: Lab) -> None:
     """Has the kernel know nothing of the matrix but its weights."""
     lab.kernel("view.session.analysis.measured.forget()")
+    lab.page.evaluate(_AT_REST)
 
 
 def look_ahead(lab: Lab) -> None:
     """Waits until everything that is one choice away has been measured."""
     lab.kernel("from concurrent.futures import wait; assert not wait(view.session._ahead._futures, 60).not_done")
+    lab.page.evaluate(_AT_REST)
 
 
 def choose(lab: Lab, format: str) -> float:

@@ -69,6 +69,15 @@ def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes):
     assert passes == [sizes[:1]]
 
 
+def test_outliers_are_counted_once_for_each_specification(tensor, passes):
+    known = Measured(tensor)
+    nf4, int4 = known.stats([NF4, INT4])
+    assert known.outliers(nf4) == wb.outliers(tensor, NF4)
+    assert known.outliers(int4) == wb.outliers(tensor, INT4)
+    assert known.outliers(nf4) is known.outliers(nf4)
+    assert passes == [[NF4, INT4]], "what is measured already is not measured again"
+
+
 def test_cancelled_nothing_is_kept(tensor):
     known = Measured(tensor)
     with pytest.raises(InterruptedError):
@@ -107,3 +116,17 @@ def test_what_is_one_choice_away_is_measured_ahead(passes, monkeypatch):
     known.stats([state.spec(name, double_quant=True) for name in state.formats])
     known.stats([state.spec(name) for name in wb.FORMATS])
     assert passes == []
+
+
+def test_all_sessions_look_ahead_on_one_thread():
+    def lookers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("workbench-ahead")]
+
+    for _ in range(3):
+        session = Session()
+        measured_once = threading.Event()
+        session.on_analysis(lambda _, told=measured_once: told.set())
+        session.start()
+        assert measured_once.wait(60)
+        session.close()
+        assert len(lookers()) <= 1

@@ -44,6 +44,26 @@ def every_kind_of_specification() -> list[wb.QuantSpec]:
 
 
 @pytest.mark.parametrize("spec", every_kind_of_specification(), ids=lambda spec: spec.title)
+def test_levels_are_what_a_block_may_become_in_units_of_its_absmax(spec):
+    x = weights((96, 1000))
+    x[:8] = 0  # blocks without a scale say nothing of the others
+    e, form = wb.measure(x, spec), spec.definition
+    distinct = np.unique(form.levels).astype(np.float64)
+    if form.double_quantizable:
+        np.testing.assert_array_equal(e.levels, distinct)
+        return
+    blocks = e.block_absmax > 0
+    zero, ratio = np.median(e.block_zero[blocks]), np.median(e.block_scale[blocks] / e.block_absmax[blocks])
+    np.testing.assert_allclose(e.levels, np.sort((distinct - zero) * ratio), rtol=1e-6)
+    assert e.levels[0] < 0 < e.levels[-1]
+
+
+def test_levels_of_a_tensor_without_a_finite_block_are_those_of_the_format():
+    e = wb.measure(np.full(64, np.nan, np.float32), wb.QuantSpec("mxfp4", 32))
+    assert np.abs(e.levels).max() == 1
+
+
+@pytest.mark.parametrize("spec", every_kind_of_specification(), ids=lambda spec: spec.title)
 def test_statistics_are_those_of_the_dequantized_tensor(spec):
     x = weights((96, 1001))
     block_size = spec.block_size

@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ipywidgets
@@ -96,6 +97,37 @@ def test_debounce_waits_for_quiet() -> None:
     assert done.wait(SECONDS)
     task.close()
     assert ran == [4]
+
+
+def test_work_can_rest_until_a_newer_request_comes() -> None:
+    rested: list[bool] = []
+    started, done = threading.Event(), threading.Event()
+
+    def work(seconds: float) -> None:
+        started.set()
+        rested.append(task.rest(seconds))
+
+    task = Latest(apply=lambda _: done.set())
+    task.submit(work, SECONDS)
+    assert started.wait(SECONDS)
+    task.submit(work, 0.0)
+    assert done.wait(SECONDS)
+    task.close()
+    assert rested == [False, True]
+
+
+def test_closing_does_not_wait_for_the_work_of_others_on_a_shared_thread() -> None:
+    ran: list[int] = []
+    with ThreadPoolExecutor(1) as shared:
+        others, own = Latest(shared, apply=lambda _: None), Latest(shared, apply=lambda _: None)
+        gate = Gate()
+        others.submit(gate)
+        assert gate.started.wait(SECONDS)
+        own.submit(ran.append, 1)
+        own.close(timeout=10 * SECONDS)  # would be waited for to its end
+        gate.release.set()
+        others.close()
+    assert ran == []
 
 
 def test_long_work_can_see_that_it_is_stale() -> None:

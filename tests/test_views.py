@@ -123,6 +123,10 @@ def test_distribution_shows_every_weight_once(session):
     assert bars[1]["x"].size == 16, "INT4 uses all 16 codes"
     for e in analysis.stats:
         assert f"{e.sqnr_db:.2f} dB" in view.table.value
+    session.store.update(formats=("int8", "nf4"))
+    steps, bars, _ = figures.occupancy(session.analysis.stats)["data"]
+    assert (steps["type"], bars["type"]) == ("scatter", "bar"), "255 bars would be hairlines"
+    assert steps["y"].sum() == pytest.approx(100)
     view.close()
 
 

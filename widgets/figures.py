@@ -31,28 +31,15 @@ def title_of(spec: QuantSpec) -> str:
 
 
 def bins(e: ErrorStats) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(levels, lower edges, upper edges) of a format's distinct levels, in units of absmax; outermost −1 and 1 or beyond.
-
-    Where scales or zero points are not the absmax alone, levels lie elsewhere in every block: these are a middling block's.
-    """
-    levels = np.unique(e.spec.definition.levels).astype(np.float64)
-    if not moves_with_block(e.spec.definition):
-        return _between(levels)
-    finite = np.isfinite(e.block_scale) & (e.block_absmax > 0)
-    if not finite.any():
-        return _between(levels / np.abs(levels).max())
-    ratio = float(np.median(e.block_scale[finite] / e.block_absmax[finite]))
-    return _between(np.sort((levels - float(np.median(e.block_zero[finite]))) * ratio))
+    """(levels, lower edges, upper edges) of a format's distinct levels, in units of absmax; outermost −1 and 1 or beyond."""
+    levels = e.levels
+    middle = (levels[:-1] + levels[1:]) / 2
+    return levels, np.concatenate([[min(-1.0, levels[0])], middle]), np.concatenate([middle, [max(1.0, levels[-1])]])
 
 
 def moves_with_block(form: Format) -> bool:
     """Whether the levels, in units of a block's absmax, differ from block to block."""
     return not form.double_quantizable
-
-
-def _between(levels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    middle = (levels[:-1] + levels[1:]) / 2
-    return levels, np.concatenate([[min(-1.0, levels[0])], middle]), np.concatenate([middle, [max(1.0, levels[-1])]])
 
 
 def distribution(
@@ -152,11 +139,16 @@ def occupancy(stats: Sequence[ErrorStats], errors: Sequence[BinErrors] = ()) -> 
     data: list[dict[str, Any]] = []
     for i, e in enumerate(stats):
         levels, count = merge_equal_levels(e.spec.definition, e.occupancy)
+        bars = {"type": "bar", "marker": {"color": FORMAT_COLOURS[i]}}
+        steps = {  # 256 bars are hairlines, and slow to draw
+            "type": "scatter", "mode": "lines", "fill": "tozeroy",
+            "line": {"shape": "hvh", "width": 1, "color": FORMAT_COLOURS[i]},
+        }  # fmt: skip
         data.append(
-            {
-                "type": "bar", "x": np.arange(levels.size), "y": 100 * count / e.numel, "name": e.spec.definition.title,
-                "marker": {"color": FORMAT_COLOURS[i]}, "hovertext": bin_texts(e, errors[i] if errors else None),
-                "hoverinfo": "text",
+            (bars if levels.size <= 16 else steps)
+            | {
+                "x": np.arange(levels.size), "y": 100 * count / e.numel, "name": e.spec.definition.title,
+                "hovertext": bin_texts(e, errors[i] if errors else None), "hoverinfo": "text",
             }
         )  # fmt: skip
     most = max(np.unique(e.spec.definition.levels).size for e in stats)

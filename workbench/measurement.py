@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -87,6 +88,23 @@ class ErrorStats(Totals):
     """float32 (blocks,): the level that stands for 0 and is taken off first; 0 in formats without zero points."""
     sampled: float | None = None
     """The share of the blocks that was measured; None: the whole tensor."""
+
+    @cached_property
+    def levels(self) -> NDArray[np.float64]:
+        """float64 (levels,): the format's distinct levels in units of absmax, ascending.
+
+        Where a block's scale is not its absmax, or it has a zero point, they lie elsewhere in every block: these are those of
+        a block with the median scale / absmax and the median zero point.
+        """
+        form = self.spec.definition
+        levels = np.unique(form.levels).astype(np.float64)
+        if form.double_quantizable:
+            return levels
+        known = np.isfinite(self.block_scale) & (self.block_absmax > 0)
+        if not known.any():
+            return np.asarray(levels / np.abs(levels).max(), np.float64)
+        zero = float(np.median(self.block_zero[known])) if form.zero_point_bits else 0.0
+        return np.sort((levels - zero) * float(np.median(self.block_scale[known] / self.block_absmax[known])))
 
     @property
     def blocks_per_row(self) -> int | None:
