@@ -55,7 +55,8 @@ notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where wi
 	$(BIN)/python -m tests.browser.notebooks
 
 screens: env ## Take a picture of every view, light and dark, into docs/img/views (SHOTS=…)
-	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest tests/browser/test_screens.py --quiet
+	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest --quiet tests/browser/test_screens.py \
+	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job
 
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \

@@ -81,7 +81,8 @@ def test_every_make_command_is_a_target_and_every_file_is_there() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_and_pictures_are_there(page: str) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text("utf-8"))
+    text = (ROOT / page).read_text("utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r' src(?:set)?="([^"]+)"', text)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
 

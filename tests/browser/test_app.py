@@ -37,6 +37,10 @@ def tab(lab: Lab, name: str) -> None:
     lab.page.locator(".widget-tab .lm-TabBar-tab", has_text=name).click()
 
 
+PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
+"""What comes after the samples: the adapter's folder and how to load it, and the log."""
+
+
 def open_app(lab: Lab, server: Server) -> None:
     write_notebook(server.folder / "app.ipynb", APP)
     lab.page.set_viewport_size({"width": 1400, "height": 1500})
@@ -50,7 +54,6 @@ def open_app(lab: Lab, server: Server) -> None:
 
 def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
-    lab.shot("distribution-light", ".wb-panel")
 
     before = read(lab, "Share of", "Array.from(plot.data[0].y)")
     block_size = lab.page.get_by_role("slider", name="Block size (weights)")
@@ -73,25 +76,20 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
         lab.page.keyboard.press(key)
     lab.until("() => /Block [\\d,]+ \\(row 37, block 2 of the row\\)/.test(document.body.innerText)")
     assert lab.page.locator(".wb-table[aria-label^='Weights, codes and errors'] tbody tr").count() == 64
-    lab.shot("error-light", ".wb-panel")
 
     tab(lab, "Double quant")
     until(lab, "Scales take", "plot.data.length === 3")
     until(lab, "How often each of the 256 codes", "plot.data[0].y.length === 256")
     assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
-    lab.shot("double-quant-light", ".wb-panel")
     tab(lab, "Memory")
     until(lab, "Forecast memory", "plot.data.length >= 7")
-    lab.shot("memory-light", ".wb-panel")
     tab(lab, "Model")
     lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
-    lab.shot("model-light", ".wb-panel")
 
     lab.theme("JupyterLab Dark")
     for name, start in (("Distribution", "Histogram of"), ("Error", "How RMSE is spread"), ("Memory", "Forecast memory")):
         tab(lab, name)
         until(lab, start, "plot._fullLayout.colorway[0] === '#56b4e9'")
-        lab.shot(f"{name.lower()}-dark", ".wb-panel")
     lab.theme("JupyterLab Light")
 
 
@@ -127,7 +125,7 @@ def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_serve
 def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server) -> None:
     shutil.copy(ROOT / "notebooks" / "00_workbench.ipynb", lab_server.folder / "00_workbench.ipynb")
     # Tall enough for every cell: JupyterLab draws only those near the window.
-    lab.page.set_viewport_size({"width": 1280, "height": 4200})
+    lab.page.set_viewport_size({"width": 1280, "height": 6000})
     lab.open("00_workbench.ipynb")
     lab.run_all(240)
     for kind in ("error", "stderr"):
@@ -135,8 +133,6 @@ def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server)
         assert said.all_inner_texts() == []
     lab.page.wait_for_selector(".jp-OutputArea-output:has-text('the adapter holds')")
     until(lab, "Histogram of", "plot.data.length === 7")
-    # WORKBENCH_SHOTS=docs/img makes the README's picture anew.
-    lab.shot("workbench", ".wb-panel[aria-label='QLoRA Workbench']")
 
     tab(lab, "Train")
     for label, value in (("Steps", "8"), ("Batch (rows)", "2"), ("Length (tokens)", "64")):
@@ -150,7 +146,10 @@ def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server)
     panel.locator(".wb-state-finished").wait_for(timeout=180_000)
     assert running, "points arrived while the run was under way"
     until(lab, "Training loss", "plot.data[0].y.length === 8")
-    lab.shot("train-light", ".wb-panel")
+    for theme, colour in (("Dark", "#56b4e9"), ("Light", "#0072b2")):
+        lab.theme(f"JupyterLab {theme}")
+        until(lab, "Training loss", f"plot._fullLayout.colorway[0] === '{colour}'")
+        lab.shot(f"train-{theme.lower()}", ".wb-panel[aria-label=Train]", without=PATHS)
 
     field = panel.get_by_label("Steps", exact=True)
     field.fill("100000")

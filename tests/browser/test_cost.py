@@ -39,4 +39,4 @@ def test_a_button_measures_each_format_s_loss_and_the_bars_come_one_by_one(lab: 
               "(plot._fullLayout.colorway[0] === '#56b4e9')")  # fmt: skip
         assert lab.page.evaluate(OVERFLOW) == []
         assert lab.page.evaluate(NAMELESS) == []
-        lab.shot(f"cost-measured-{theme.lower()}", ".wb-panel")
+        lab.shot(f"cost-{theme.lower()}", ".wb-panel")

@@ -1,4 +1,7 @@
-"""Every view in the light and in the dark theme: drawn, named, inside its frame. ``make screens`` keeps the pictures."""
+"""Every view in the light and in the dark theme: drawn, named, inside its frame.
+
+``make screens`` keeps the pictures, and those that the tests of the Cost and Train views take once there is something to see.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,7 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
         assert lab.page.evaluate(NAMELESS) == [], f"{name} has controls without a name"
         assert not lab.page.locator(".wb-error").locator("visible=true").count(), name
-        lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
+        if name not in BUTTONS:
+            lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
     if theme == "Dark":
         lab.theme("JupyterLab Light")
