@@ -3,7 +3,7 @@
 Measured on the page: from an action there (the Run command, a key on the slider) to the last drawing that follows. What is one
 choice away is measured ahead while the reader looks; rows that say otherwise follow a kernel that has forgotten all of it. The
 second column shows the Distribution view alone, the third the same view with each plot a plotly FigureWidget, in the same run.
-Times drift with what else the machine does; ratios between the columns are what to quote. At the end, a training cell that
+Times drift with what else the machine does; ratios between the columns are what to quote. First comes a training cell that
 picks up a run in a fresh kernel and a fresh page.
 """
 

@@ -16,6 +16,8 @@ _FIND = """
     const plot = figures.find((e) => e.getAttribute('aria-label').startsWith(start) && e.checkVisibility());
     if (!plot) return false;
 """
+PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
+"""What comes after the samples: the adapter's folder and how to load it, and the log."""
 
 
 def read(lab: Lab, start: str, expression: str) -> Any:
@@ -35,10 +37,6 @@ def until(lab: Lab, start: str, condition: str, seconds: float = 60) -> None:
 def tab(lab: Lab, name: str) -> None:
     """Bring one of the app's tabs to the front."""
     lab.page.locator(".widget-tab .lm-TabBar-tab", has_text=name).click()
-
-
-PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
-"""What comes after the samples: the adapter's folder and how to load it, and the log."""
 
 
 def open_app(lab: Lab, server: Server) -> None:
