@@ -247,7 +247,7 @@ def measure(browser: Browser, server: Server, code: str, model: str, changes: in
         change(lab, "ArrowRight")  # to 64 again
         formats: dict[bool, list[float]] = {True: [], False: []}  # by whether it was measured ahead
         for ahead, times in formats.items():
-            for name in FORMATS:
+            for name in [*FORMATS, *FORMATS]:
                 if name not in ("nf4", "int4"):
                     (look_ahead if ahead else forget)(lab)
                     times.append(choose(lab, name))
