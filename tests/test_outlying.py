@@ -69,6 +69,17 @@ def test_a_planted_outlier_spoils_its_own_block():
     assert found.farthest == pytest.approx(100 / x.std(), rel=1e-3)
 
 
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_an_outlier_in_a_last_block_that_is_not_full_spoils_that_block(double_quant):
+    spec = wb.QuantSpec("nf4", double_quant=double_quant)
+    x = np.random.default_rng(0).standard_normal(10 * 64 + 7).astype(np.float32)
+    x[[70, -1]] = 100
+    (line,) = wb.outliers(x, spec, sigmas=(10,)).beyond
+    assert (line.weights, line.blocks) == (2, 2)
+    apart = wb.measure(np.where(x == 100, np.float32(0), x), spec).block_rmse.astype(np.float64)
+    assert line.rmse_apart == pytest.approx(np.sqrt((64 * apart[1] ** 2 + 7 * apart[-1] ** 2) / 71), rel=1e-6)
+
+
 def test_a_normal_distribution_has_the_normal_shares():
     found = wb.outliers(np.random.default_rng(0).standard_normal((1024, 1024), np.float32))
     assert found.kurtosis == pytest.approx(3, abs=0.03)
