@@ -1,6 +1,6 @@
-"""What the steps of ``make gpu-check`` share. Imports no torch.
+"""What the steps of ``make gpu-check`` share: what one may say, a folder for its time, and the balloon.
 
-That is what one may say (facts, and that something is not as it should be), a folder for its time, and a balloon's pieces.
+Torch is imported when the balloon is blown up, and not before.
 """
 
 from __future__ import annotations
@@ -38,6 +38,23 @@ def chunks(total: int, count: int = 64) -> Iterator[int]:
     size = max(64 * MIB, total // count)
     for at in range(0, total, size):
         yield min(size, total - at)
+
+
+def blow_up(facts: Facts, beyond: int) -> list[Any]:
+    """Tensors in all the memory that is free on the device and in ``beyond`` bytes more, which only eviction can make room for.
+
+    They last as long as the list does. Where the device has no more, the balloon stays as large as it is, and ``facts`` say so.
+    """
+    import torch
+
+    held: list[Any] = []
+    try:
+        for size in chunks(torch.cuda.mem_get_info()[0] + beyond):
+            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    except torch.OutOfMemoryError as error:
+        facts["the balloon stopped"] = str(error).splitlines()[0]
+    facts["balloon"] = sum(t.nbytes for t in held)
+    return held
 
 
 def answer(step: Callable[[Facts], None]) -> dict[str, Any]:

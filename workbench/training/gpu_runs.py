@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.training.gpu_answer import Facts, chunks, expect, scratch_folder
+from workbench.training.gpu_answer import Facts, blow_up, expect, scratch_folder
 
 _OVERHEAD_BOUND = 1.03
 
@@ -60,16 +60,13 @@ def pressure(facts: Facts) -> None:
     held: list[Any] = []
     with scratch_folder() as folder:
         going = wb.launch(config, folder / "run")
-        try:
-            for event in going.follow():
-                if event["k"] == "step" and event["n"] == 10:  # its state is all there
-                    for size in chunks(torch.cuda.mem_get_info()[0] + taken):
-                        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-        except torch.OutOfMemoryError as error:
-            facts["the balloon stopped"] = str(error).splitlines()[0]
+        for event in going.follow():
+            if event["k"] == "step" and event["n"] == 10:  # its state is all there
+                held = blow_up(facts, taken)
         status = going.wait(600)
         truth = wb.paging_truth(config, going.events())
-    facts |= {"balloon": sum(t.nbytes for t in held), "eligible to page": truth["eligible to page"], "told": truth.told}
+    held.clear()
+    facts |= {"eligible to page": truth["eligible to page"], "told": truth.told}
     expect(status.state == "finished", f"{status.state}: {status.message}")
     simulated = wb.simulate_paging(source, config, room.enough - taken).per_step[-1].tolist()
     squeezed = [step for step in truth.steps if step.n > 20]

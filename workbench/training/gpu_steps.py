@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.training.gpu_answer import MIB, CheckFailed, Facts, answer, chunks, expect
+from workbench.training.gpu_answer import MIB, CheckFailed, Facts, answer, blow_up, expect
 from workbench.training.gpu_runs import half, merged, overhead, pressure, processes, run
 
 _CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
@@ -136,13 +136,8 @@ def balloon(facts: Facts) -> None:
     state = functional.get_paged(64 * MIB, dtype=torch.float32, device=torch.device("cuda", 0))
     functional.fill(state, 1.0)
     torch.cuda.synchronize()
-    held = []
-    try:
-        for size in chunks(torch.cuda.mem_get_info()[0] + state.nbytes // 2):
-            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-    except torch.OutOfMemoryError as error:
-        facts["the balloon stopped"] = str(error).splitlines()[0]
-    facts |= {"managed": state.nbytes, "balloon": sum(t.nbytes for t in held)}
+    facts["managed"] = state.nbytes
+    held = blow_up(facts, state.nbytes // 2)
     held.clear()
     torch.cuda.empty_cache()
     functional.fill(state, 2.0)
