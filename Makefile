@@ -35,15 +35,15 @@ app: env ## Serve the app as a web page, from 00_workbench without the cells mea
 	  --TagRemovePreprocessor.remove_cell_tags=notebook-only $(APP)
 
 test: env ## Run every test: unit, notebooks, browser
-	@$(BIN)/python -m tests.chromium
+	@$(BIN)/python -m tests.helpers.chromium
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 25
 
 test-colab: $(COLAB)/.installed ## Run the notebooks, and the tests that could differ, with Colab's package versions
-	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.colab --numprocesses $(JOBS)
+	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.helpers.colab --numprocesses $(JOBS)
 
-$(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/colab.py
+$(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/helpers/colab.py
 	@echo "Installing Colab's versions into $(COLAB): some minutes the first time."
-	@$(PYTHON) -m tests.colab $(COLAB)
+	@$(PYTHON) -m tests.helpers.colab $(COLAB)
 	@touch $@
 
 lint: env ## ruff and mypy
@@ -65,14 +65,14 @@ bench: env ## Run the benchmarks
 
 fuzz: env ## Mutate real model files 100,000 times, or FUZZ_CASES times, from FUZZ_SEED
 	FUZZ_CASES=$(or $(FUZZ_CASES),100000) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist load \
-	  --override-ini faulthandler_timeout=0 tests/test_sources_fuzz.py
+	  --override-ini faulthandler_timeout=0 tests/sources/test_fuzz.py
 
 kills: env ## Kill training runs with -9 at 20 random points, or KILLS, from KILLS_SEED: they must end as if nothing happened
-	KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest --override-ini faulthandler_timeout=0 tests/test_training_kills.py
+	KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest --override-ini faulthandler_timeout=0 tests/training/test_kills.py
 
 smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and run the tests that need it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
-	@$(BIN)/python -m tests.smollm2 $(SMOLLM2)
+	@$(BIN)/python -m tests.helpers.smollm2 $(SMOLLM2)
 	SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -m smollm2 tests/test_smollm2.py
 
 gpu-check: env ## On a CUDA machine: run what was never run on one, and print a report for an issue (STEPS="run half")

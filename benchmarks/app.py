@@ -26,7 +26,7 @@ from playwright.sync_api import Browser
 import workbench as wb
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.server import TOKEN, Server, everything
-from workbench.formats import FORMATS
+from workbench.quant.formats import FORMATS
 
 COLUMNS = 11008
 WARM_UP = 5  # times that the app is opened and closed before memory is read: the first ones load libraries and compile
@@ -119,7 +119,7 @@ _MEMORY = """
 import ctypes, gc, psutil, sys, threading, ipywidgets
 from widgets.drawing import Drawing
 from widgets.session import Session
-from widgets.style import Panel
+from widgets.controls.style import Panel
 gc.collect()
 if sys.platform == "linux":
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is not in use

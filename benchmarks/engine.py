@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench import pool
-from workbench.measurement import histogram
+from workbench.kernels import pool
+from workbench.quant.measure import histogram
 
 PEER = "bitsandbytes + torch"
 

@@ -28,7 +28,7 @@ from engine import peer
 from safetensors import safe_open
 
 import workbench as wb
-from workbench import pool
+from workbench.kernels import pool
 
 HIDDEN, INNER, KEYS = 4096, 11008, 1024
 SHAPES = {

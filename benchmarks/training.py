@@ -143,8 +143,8 @@ def switched(config: wb.TrainConfig, root: Path, stretch: int) -> None:
 
 def _train_switched(config: wb.TrainConfig, root: Path, length: int) -> Any:
     """Runs the worker in this process; (steps, 2): whether the instrumentation was on, and seconds from begin to begin."""
-    from workbench.training import trainer
-    from workbench.training.worker import Worker
+    from workbench.training.worker import trainer
+    from workbench.training.worker.worker import Worker
 
     begun: list[tuple[float, float]] = []
     state = {"on": True}

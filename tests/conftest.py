@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.chromium import REMEDY, find
+from tests.helpers.chromium import REMEDY, find
 
 if TYPE_CHECKING:
-    from tests.hub_server import HubServer
-    from tests.preloaded import Forks
+    from tests.helpers.hub_server import HubServer
+    from tests.helpers.preloaded import Forks
 
 # Nothing that the tests do needs the Hub; a test that asked for it must fail at once, here and in the processes it starts.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -67,7 +67,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on the loopback interface, which huggingface_hub uses for the time of the test."""
-    from tests.hubs import at_loopback
+    from tests.helpers.hubs import at_loopback
 
     with at_loopback(tmp_path) as server:
         yield server
@@ -76,7 +76,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Starts training runs without the seconds that importing torch takes."""
-    from tests.preloaded import Forks
+    from tests.helpers.preloaded import Forks
 
     forks = Forks()
     yield forks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.builtin import card
+from scripts import card
 
 CARD = Path(card.__file__).parent / "README.md"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from tests.first_cell import ROOT, address, badge, first_cell, renewed
+from tests.helpers.first_cell import ROOT, address, badge, first_cell, renewed
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ON_COLAB = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests import chromium, colab
+from tests.helpers import chromium, colab
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -101,7 +101,7 @@ def test_the_wheel_holds_the_model_the_data_and_the_scripts(tmp_path: Path) -> N
         ["git", "ls-files", "workbench", "widgets"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert set(committed) <= names
-    assert {"workbench/builtin/data/train.jsonl", "widgets/plot.js"} <= names
+    assert {"workbench/builtin/data/train.jsonl", "widgets/drawing/plot.js"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert Path(built).stat().st_size < 30e6
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from tests import kept, smollm2, tiny
-from tests.cost_in_process import measuring
-from workbench.cost.points import Point
+from tests.helpers import kept, smollm2, tiny
+from tests.helpers.cost_in_process import measuring
+from workbench.cost.assignments import Point
 from workbench.sources.packed import logical, packed, weights
 from workbench.sources.rule import left_in_16_bits
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from widgets.app import Workbench as Workbench
-    from widgets.panels.cost import CostView as CostView
+    from widgets.drawing.plot import Plot as Plot
+    from widgets.panels.cost.view import CostView as CostView
     from widgets.panels.distribution import DistributionView as DistributionView
     from widgets.panels.double_quant import DoubleQuantView as DoubleQuantView
     from widgets.panels.error import BlockErrorView as BlockErrorView
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from widgets.panels.memory import MemoryView as MemoryView
     from widgets.panels.model import ModelPicker as ModelPicker
     from widgets.panels.model_map import ModelMapView as ModelMapView
-    from widgets.panels.train import TrainingCell as TrainingCell
-    from widgets.plot import Plot as Plot
+    from widgets.panels.train.view import TrainingCell as TrainingCell
 
 _HOME = {
     "Workbench": "app",
@@ -31,9 +31,9 @@ _HOME = {
     "FormatsView": "panels.formats",
     "DoubleQuantView": "panels.double_quant",
     "MemoryView": "panels.memory",
-    "CostView": "panels.cost",
-    "TrainingCell": "panels.train",
-    "Plot": "plot",
+    "CostView": "panels.cost.view",
+    "TrainingCell": "panels.train.view",
+    "Plot": "drawing.plot",
 }
 __all__ = sorted(_HOME)
 
@@ -41,7 +41,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'widgets' has no attribute {name!r}")
-    importlib.import_module("widgets.plotly_js").begin()
+    importlib.import_module("widgets.drawing.plotly_js").begin()
     value = getattr(importlib.import_module(f"widgets.{_HOME[name]}"), name)
     globals()[name] = value
     return value

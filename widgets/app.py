@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import ipywidgets
 
 import widgets
-from widgets.breadcrumb import Breadcrumb
+from widgets.background.tasks import guard
+from widgets.controls.breadcrumb import Breadcrumb
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import Panel, column
+from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.base import Controls, View
-from widgets.plot import PlotlyLibrary
-from widgets.progress import ProgressRow
 from widgets.session import Session
 from widgets.state import TABS, State
-from widgets.style import Panel, column
-from widgets.tasks import guard
 from workbench.sources import Source
 
 _V = TypeVar("_V", bound=View)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.quantization import QuantSpec
+from workbench.quant.quantize import QuantSpec
 from workbench.sources.rule import AS_STORED
 from workbench.training.config import TrainConfig
 
@@ -43,8 +43,8 @@ def distribution(analysis: Analysis, by_block: bool) -> str:
     specs = [e.spec for e in analysis.stats]
     size = analysis.state.block_size
     return _lines(
-        ["from workbench.inspection import bin_errors", "from workbench.measurement import histogram"],
-        ["from workbench.normality import quantiles", ""],
+        ["from workbench.quant.inspect import bin_errors", "from workbench.quant.measure import histogram"],
+        ["from workbench.quant.normality import quantiles", ""],
         _weights(analysis, specs),
         [
             f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
@@ -63,7 +63,7 @@ def block(analysis: Analysis, field: str, index: int, weight: int) -> str:
     """The block map's values, the worst blocks, one block and one weight of it."""
     specs = [e.spec for e in analysis.stats]
     return _lines(
-        ["import numpy as np", "from workbench.inspection import inspect_block", ""],
+        ["import numpy as np", "from workbench.quant.inspect import inspect_block", ""],
         _weights(analysis, specs),
         [
             f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
@@ -99,8 +99,8 @@ def double_quant(analysis: Analysis, scales: Rescaled) -> str:
     plain, doubled = scales.plain.spec, scales.doubled.spec
     sizes = f"block_size={plain.block_size}, nested_block_size={doubled.nested_block_size}"
     return _lines(
-        ["from workbench.double_quant import double_quantize"],
-        ["from workbench.savings import double_quant_savings, savings_of_published", ""],
+        ["from workbench.quant.double_quant import double_quantize"],
+        ["from workbench.memory.savings import double_quant_savings, savings_of_published", ""],
         _weights(analysis, [plain]),
         [
             f"plain, doubled = wb.measure(x, [{plain.as_code()}, {doubled.as_code()}])",

@@ -18,21 +18,21 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets import recents
-from widgets.listeners import Listeners
-from widgets.measured import Measured
-from widgets.progress import Pace, Step
+from widgets.background.listeners import Listeners
+from widgets.background.measured import Measured
+from widgets.background.tasks import Latest
+from widgets.controls import recents
+from widgets.controls.progress import Pace, Step
 from widgets.state import State, Store
-from widgets.tasks import Latest
-from workbench.double_quant import NestedScales, double_quantize
 from workbench.errors import ModelError
-from workbench.formats import BLOCK_SIZES, FORMATS, find_format
-from workbench.inspection import BinErrors
-from workbench.measurement import ErrorStats, histogram, measure
-from workbench.quantization import QuantSpec, as_weights, quantize
+from workbench.quant.double_quant import NestedScales, double_quantize
+from workbench.quant.formats import BLOCK_SIZES, FORMATS, find_format
+from workbench.quant.inspect import BinErrors
+from workbench.quant.measure import ErrorStats, histogram, measure
+from workbench.quant.quantize import QuantSpec, as_weights, quantize
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import weights as weights_of
-from workbench.weight_chunks import packings_of
+from workbench.sources.weight_chunks import packings_of
 
 _MEASURED_BY = {"model", "tensor", "formats", "block_size", "double_quant", "nested_block_size"}
 
@@ -98,7 +98,8 @@ def choosable(source: Source) -> list[TensorInfo]:
 class Session:
     """Follows a ``Store``: whenever what is measured changes, measures anew and hands the ``Analysis`` to the views.
 
-    ``executor`` is for tests; without it the work has a thread of its own. All callbacks run under ``widgets.tasks.UI``.
+    ``executor`` is for tests; without it the work has a thread of its own. All callbacks run under
+    ``widgets.background.tasks.UI``.
     """
 
     def __init__(self, state: State | None = None, executor: Executor | None = None) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from widgets.listeners import Listeners
+from widgets.background.listeners import Listeners
 from workbench.errors import ConfigError
-from workbench.formats import BLOCK_SIZES, find_format
-from workbench.gpus import GPUS, THIS_MACHINE, present
-from workbench.quantization import QuantSpec
+from workbench.memory.gpus import GPUS, THIS_MACHINE, present
+from workbench.quant.formats import BLOCK_SIZES, find_format
+from workbench.quant.quantize import QuantSpec
 from workbench.training.config import TrainConfig
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}

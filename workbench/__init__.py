@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from workbench._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from workbench.bnb import BackendCheck, check_backend
-    from workbench.comparison import configurations, duel, pareto
     from workbench.cost.evaluation import Cost, Evaluation, evaluate
     from workbench.cost.method_results import MethodResult
     from workbench.cost.methods import MethodComparison, compare_methods
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     from workbench.cost.repairs import Repair, Repairs, repairs
     from workbench.cost.sensitivities import ModuleCost, Sensitivity, sensitivity
     from workbench.errors import ConfigError, DataError, FormatError, ModelError, RunError, WorkbenchError
-    from workbench.formats import FORMATS, Format, register_format
-    from workbench.measurement import ErrorStats, Tally, Totals, measure
-    from workbench.memory import MemoryLedger, forecast
-    from workbench.outlying import Outliers, outliers
-    from workbench.pager import PagerSimulation, simulate_paging
-    from workbench.quantization import Quantized, QuantSpec, quantize
-    from workbench.receipt_meter import ReceiptMeter, receipt
-    from workbench.receipts import Receipt
+    from workbench.memory.forecast import MemoryLedger, forecast
+    from workbench.memory.pager import PagerSimulation, simulate_paging
+    from workbench.quant.bnb import BackendCheck, check_backend
+    from workbench.quant.formats import FORMATS, Format, register_format
+    from workbench.quant.measure import ErrorStats, Tally, Totals, measure
+    from workbench.quant.outliers import Outliers, outliers
+    from workbench.quant.quantize import Quantized, QuantSpec, quantize
     from workbench.report import write_report
-    from workbench.scores import Duel, Pareto
     from workbench.sources import Source, TensorInfo, open_model
-    from workbench.surveying import Survey, survey
+    from workbench.surveys.duel import configurations, duel, pareto
+    from workbench.surveys.scores import Duel, Pareto
+    from workbench.surveys.survey import Survey, survey
     from workbench.training.config import TrainConfig
-    from workbench.training.export import Exported, export
-    from workbench.training.merging import MergeError, MergeErrors, merge_errors
     from workbench.training.recipe import as_code
+    from workbench.training.results.export import Exported, export
+    from workbench.training.results.merging import MergeError, MergeErrors, merge_errors
+    from workbench.training.results.receipt_meter import ReceiptMeter, receipt
+    from workbench.training.results.receipts import Receipt
+    from workbench.training.results.truth import PagingTruth, paging_truth
     from workbench.training.runs import Run, attach, launch, runs
-    from workbench.training.truth import PagingTruth, paging_truth
 
 _HOME = {
-    "bnb": ("BackendCheck", "check_backend"),
-    "comparison": ("configurations", "duel", "pareto"),
+    "quant.bnb": ("BackendCheck", "check_backend"),
+    "surveys.duel": ("configurations", "duel", "pareto"),
     "cost.evaluation": ("Cost", "Evaluation", "evaluate"),
     "cost.method_results": ("MethodResult",),
     "cost.methods": ("MethodComparison", "compare_methods"),
@@ -48,28 +50,27 @@ _HOME = {
     "cost.repairs": ("Repair", "Repairs", "repairs"),
     "cost.sensitivities": ("ModuleCost", "Sensitivity", "sensitivity"),
     "errors": ("WorkbenchError", "ModelError", "FormatError", "DataError", "RunError", "ConfigError"),
-    "formats": ("FORMATS", "Format", "register_format"),
-    "measurement": ("ErrorStats", "Tally", "Totals", "measure"),
-    "memory": ("MemoryLedger", "forecast"),
-    "outlying": ("Outliers", "outliers"),
-    "pager": ("PagerSimulation", "simulate_paging"),
-    "quantization": ("QuantSpec", "Quantized", "quantize"),
-    "receipt_meter": ("ReceiptMeter", "receipt"),
-    "receipts": ("Receipt",),
+    "quant.formats": ("FORMATS", "Format", "register_format"),
+    "quant.measure": ("ErrorStats", "Tally", "Totals", "measure"),
+    "memory.forecast": ("MemoryLedger", "forecast"),
+    "quant.outliers": ("Outliers", "outliers"),
+    "memory.pager": ("PagerSimulation", "simulate_paging"),
+    "quant.quantize": ("QuantSpec", "Quantized", "quantize"),
+    "training.results.receipt_meter": ("ReceiptMeter", "receipt"),
+    "training.results.receipts": ("Receipt",),
     "report": ("write_report",),
-    "scores": ("Duel", "Pareto"),
+    "surveys.scores": ("Duel", "Pareto"),
     "sources": ("Source", "TensorInfo", "open_model"),
-    "surveying": ("Survey", "survey"),
+    "surveys.survey": ("Survey", "survey"),
     "training.config": ("TrainConfig",),
-    "training.export": ("Exported", "export"),
-    "training.merging": ("MergeError", "MergeErrors", "merge_errors"),
+    "training.results.export": ("Exported", "export"),
+    "training.results.merging": ("MergeError", "MergeErrors", "merge_errors"),
     "training.recipe": ("as_code",),
     "training.runs": ("Run", "attach", "launch", "runs"),
-    "training.truth": ("PagingTruth", "paging_truth"),
+    "training.results.truth": ("PagingTruth", "paging_truth"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-__version__ = "0.1.0"
 # Spelt out for type checkers and editors; a test holds it equal to the names above.
 __all__ = [
     "FORMATS",

@@ -1,6 +1,6 @@
-"""``python -m workbench``: the command line of ``cli.py``."""
+"""``python -m workbench``: the command line of ``cli/main.py``."""
 
-from workbench.cli import main
+from workbench.cli.main import main
 
 if __name__ == "__main__":
     main()

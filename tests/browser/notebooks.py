@@ -1,7 +1,7 @@
 """Runs the committed notebooks and puts pictures where widgets were: ``make notebooks``.
 
-A notebook gets its badge and its first cell anew (tests/first_cell.py), is run from top to bottom in a real JupyterLab and
-saved there, and every widget output in the file becomes a picture of what the page showed, so that GitHub, nbviewer and
+A notebook gets its badge and its first cell anew (tests/helpers/first_cell.py), is run from top to bottom in a real JupyterLab
+and saved there, and every widget output in the file becomes a picture of what the page showed, so that GitHub, nbviewer and
 nbconvert show it. No widget state stays. A notebook that fails, or would be larger than ``LARGEST``, leaves its file as it was.
 """
 
@@ -19,7 +19,7 @@ from playwright.sync_api import Locator
 
 from tests.browser.lab import Lab
 from tests.browser.server import ROOT, TOKEN, everything
-from tests.first_cell import address, renewed
+from tests.helpers.first_cell import address, renewed
 
 LARGEST = 500_000
 """Bytes of a committed notebook at most."""

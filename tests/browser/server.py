@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Route, sync_playwright
 
-from tests import chromium
+from tests.helpers import chromium
 
 TOKEN = "browser-tests"
 ROOT = Path(__file__).resolve().parents[2]

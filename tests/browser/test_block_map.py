@@ -11,7 +11,7 @@ ROWS, COLUMNS = 3000, 300
 
 CELL = f"""
 import ipywidgets, numpy as np
-from widgets.blockmap import BlockMap
+from widgets.drawing.blockmap import BlockMap
 
 values = np.random.default_rng(0).random({ROWS} * {COLUMNS} - 50, dtype=np.float32) * 0.001
 values[1234 * {COLUMNS} + 221] = 0.004          # the worst block

@@ -10,8 +10,8 @@ from playwright.sync_api import Locator
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
-from tests.hub_server import HubServer, hub_server
-from tests.hubs import environment, sharded, single, weights
+from tests.helpers.hub_server import HubServer, hub_server
+from tests.helpers.hubs import environment, sharded, single, weights
 
 
 @pytest.fixture

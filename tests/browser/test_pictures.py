@@ -16,9 +16,9 @@ from tests.browser.notebooks import WIDGET, run, text_of
 
 SHOWN = """
 import numpy as np
-from widgets.blockmap import BlockMap
-from widgets.plot import Plot
-from widgets.style import Panel, column
+from widgets.drawing.blockmap import BlockMap
+from widgets.drawing.plot import Plot
+from widgets.controls.style import Panel, column
 
 plot = Plot({"data": [{"type": "bar", "y": [3.0, 1.0, 2.0]}]}, summary="Three bars.", height=240)
 blocks = BlockMap(height=240)

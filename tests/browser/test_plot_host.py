@@ -12,7 +12,7 @@ from tests.browser.lab import Lab, write_notebook
 
 TEN = """
 import numpy as np, plotly.graph_objects as go
-from widgets.plot import Plot
+from widgets.drawing.plot import Plot
 x = np.arange(200, dtype=np.float32)
 plots = [Plot(go.Figure(go.Scatter(x=x, y=np.sin(x / (5 + i)))), summary=f"A sine, number {i}.", height=240) for i in range(10)]
 display(*plots)
@@ -20,7 +20,7 @@ display(*plots)
 
 ONE = """
 import ipywidgets, numpy as np
-from widgets.plot import Plot
+from widgets.drawing.plot import Plot
 
 def figure(heights, line=0.0):
     x = np.arange(2000, dtype=np.float32)
@@ -184,7 +184,7 @@ def test_hidden_plots_wait_and_failed_ones_recover(lab: Lab, lab_server: Server)
 
 EVENTS = """
 import ipywidgets
-from widgets.plot import Plot
+from widgets.drawing.plot import Plot
 
 said = {name: ipywidgets.Label(f"no {name}") for name in ("click", "hover", "select", "zoom")}
 def tell(name, text):

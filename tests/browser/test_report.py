@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request
 
 import workbench as wb
-from tests.test_report import HOSTILE, SPECS, hostile
+from tests.report.test_report import HOSTILE, SPECS, hostile
 
 DRAWN = "() => [...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
 PAINT = """() => ({

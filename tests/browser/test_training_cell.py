@@ -11,7 +11,7 @@ from playwright.sync_api import Locator
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
-from tests.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import write_tiny_model
 
 CELL = """
 import time

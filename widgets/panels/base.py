@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import ipywidgets
 
 from widgets import code
-from widgets.copy_code import CopyCode
-from widgets.plot import PlotlyLibrary
-from widgets.progress import ProgressRow
+from widgets.background.tasks import UI, guard
+from widgets.controls.copy_code import CopyCode
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import Panel, fields, set_note
+from widgets.drawing.plot import PlotlyLibrary
 from widgets.session import Analysis, Session, choosable
 from widgets.state import State
-from widgets.style import Panel, fields, set_note
-from widgets.tasks import UI, guard
-from workbench.formats import BLOCK_SIZES, FORMATS
+from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.sources import Source
 from workbench.sources.rule import TRANSPOSED
 

@@ -7,21 +7,22 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from widgets import code, figures
-from widgets.normal_figures import quantile_plot
+from widgets import code
+from widgets.background.tasks import guard
+from widgets.background.work import Work
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import column, fields, grid, heading, note, set_note
+from widgets.controls.tables import table
+from widgets.drawing.plot import Plot
+from widgets.figures import bins
+from widgets.figures.normal import quantile_plot
 from widgets.panels.base import View
-from widgets.plot import Plot
-from widgets.progress import ProgressRow
 from widgets.session import Analysis
 from widgets.state import QUANTILES_OF
-from widgets.style import column, fields, grid, heading, note, set_note
-from widgets.tables import table
-from widgets.tasks import guard
-from widgets.work import Work
-from workbench.measurement import merge_equal_levels
-from workbench.normality import Quantiles
-from workbench.outlying import Outliers
-from workbench.wording import number
+from workbench.quant.measure import merge_equal_levels
+from workbench.quant.normality import Quantiles
+from workbench.quant.outliers import Outliers
+from workbench.text import number
 
 
 class DistributionView(View):
@@ -90,12 +91,12 @@ class DistributionView(View):
         )
         errors = analysis.bin_errors
         self.histogram.show(
-            figures.distribution(analysis.histogram, analysis.stats, log, errors),
+            bins.distribution(analysis.histogram, analysis.stats, log, errors),
             f"Histogram of {analysis.weights.size:,} weights divided by the absmax of their block, with the levels of {names}.",
         )
-        self.occupancy.show(figures.occupancy(analysis.stats, errors), f"Share of the weights in each bin: {fullest}.")
+        self.occupancy.show(bins.occupancy(analysis.stats, errors), f"Share of the weights in each bin: {fullest}.")
         self.table.value = table(
-            ["", *(figures.title_of(e.spec) for e in analysis.stats)],
+            ["", *(bins.title_of(e.spec) for e in analysis.stats)],
             [
                 ["bits per weight", *(f"{e.spec.bits_per_weight:.3f}" for e in analysis.stats)],
                 ["relative RMSE", *(f"{100 * e.relative_rmse:.2f} %" for e in analysis.stats)],

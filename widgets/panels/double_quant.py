@@ -8,15 +8,15 @@ import ipywidgets
 import numpy as np
 
 from widgets import code
-from widgets import scale_figures as figures
+from widgets.background.tasks import guard
+from widgets.controls.style import fields, grid, heading, note, set_note
+from widgets.controls.tables import table
+from widgets.drawing.plot import Plot
+from widgets.figures import scales as figures
 from widgets.panels.base import View
-from widgets.plot import Plot
 from widgets.session import Analysis
-from widgets.style import fields, grid, heading, note, set_note
-from widgets.tables import table
-from widgets.tasks import guard
-from workbench.savings import double_quant_savings, savings_of_published
-from workbench.wording import amount
+from workbench.memory.savings import double_quant_savings, savings_of_published
+from workbench.text import amount
 
 NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 

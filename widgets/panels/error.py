@@ -7,17 +7,17 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from widgets import block_figures as figures
 from widgets import code
-from widgets.blockmap import BlockMap
-from widgets.figures import title_of
+from widgets.background.tasks import guard
+from widgets.controls.style import fields, grid, heading
+from widgets.drawing.blockmap import BlockMap
+from widgets.drawing.plot import Plot
+from widgets.figures import blocks as figures
+from widgets.figures.bins import title_of
 from widgets.panels.base import View
 from widgets.panels.inspector import Inspector
-from widgets.plot import Plot
 from widgets.session import Analysis
 from widgets.state import ERROR_FIELDS
-from widgets.style import fields, grid, heading
-from widgets.tasks import guard
 
 _LISTED = 20
 

@@ -7,21 +7,22 @@ from typing import Any
 
 import ipywidgets
 
-from widgets import code, model_figures
+from widgets import code
+from widgets.background.tasks import guard
+from widgets.background.work import Work
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import fields, grid, heading, note, row, set_note
+from widgets.controls.tables import table
+from widgets.drawing.plot import Plot
+from widgets.figures import model as model_figures
 from widgets.panels.base import View
-from widgets.plot import Plot
-from widgets.progress import ProgressRow
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES
-from widgets.style import fields, grid, heading, note, row, set_note
-from widgets.tables import table
-from widgets.tasks import guard
-from widgets.work import Work
-from workbench.comparison import duel, pareto
-from workbench.scores import Duel, Pareto
 from workbench.sources import Source
 from workbench.sources.base import Cancelled, Progress
-from workbench.wording import amount
+from workbench.surveys.duel import duel, pareto
+from workbench.surveys.scores import Duel, Pareto
+from workbench.text import amount
 
 MOST = 1 << 20
 """Weights of a tensor that are compared; of larger ones a sample is, and said to be."""
@@ -192,6 +193,6 @@ class FormatsView(View):
 
 
 def _title(name: str) -> str:
-    from workbench.formats import find_format
+    from workbench.quant.formats import find_format
 
     return find_format(name).title

@@ -1,6 +1,6 @@
 """One block under the glass: its weights, codes and errors, and the arithmetic of one weight written out.
 
-Shows what ``workbench.inspection`` says; which block and which weight is the state's, and ``BlockErrorView``'s to pass on.
+Shows what ``workbench.quant.inspect`` says; which block and which weight is the state's, and ``BlockErrorView``'s to pass on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from widgets import block_figures as figures
-from widgets.figures import title_of
-from widgets.plot import Plot
+from widgets.controls.style import fields, note, row, set_note
+from widgets.controls.tables import steps, table
+from widgets.drawing.plot import Plot
+from widgets.figures import blocks as figures
+from widgets.figures.bins import title_of
 from widgets.session import Analysis
-from widgets.style import fields, note, row, set_note
-from widgets.tables import steps, table
-from workbench.inspection import Block, inspect_block
+from workbench.quant.inspect import Block, inspect_block
 
 SHOWN = 256
 """Weights that the table lists at most; the plot and the arithmetic have them all."""

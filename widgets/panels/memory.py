@@ -8,21 +8,21 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets import scale_figures as figures
+from widgets.background.tasks import Message, guard
+from widgets.controls.style import fields, heading, note, set_note
+from widgets.controls.tables import table
+from widgets.drawing.plot import Plot
+from widgets.figures import scales as figures
 from widgets.panels.base import View
-from widgets.plot import Plot
 from widgets.session import Analysis
-from widgets.style import fields, heading, note, set_note
-from widgets.tables import table
-from widgets.tasks import Message, guard
-from workbench.footprint import base_weights
-from workbench.gpus import find, known
-from workbench.kinds import kind_of
-from workbench.memory import Change, MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
+from workbench.memory.footprint import base_weights
+from workbench.memory.forecast import Change, MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
+from workbench.memory.gpus import find, known
 from workbench.sources import TensorInfo
+from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
+from workbench.text import amount
 from workbench.training.config import OPTIMIZERS, TrainConfig
-from workbench.wording import amount
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKS = (4, 8, 16, 32, 64, 128, 256)

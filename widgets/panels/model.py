@@ -8,18 +8,18 @@ from typing import Any
 
 import ipywidgets
 
+from widgets.background.tasks import guard
+from widgets.controls.search_field import SearchField
+from widgets.controls.style import row
+from widgets.controls.suggestions import Suggestions
+from widgets.controls.tables import facts, table
 from widgets.panels.base import View
-from widgets.search_field import SearchField
 from widgets.session import Analysis
-from widgets.style import row
-from widgets.suggestions import Suggestions
-from widgets.tables import facts, table
-from widgets.tasks import guard
-from workbench.quantization import QuantSpec
+from workbench.quant.quantize import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.refusals import WholeFileOnly
 from workbench.sources.rule import LeftOut, left_in_16_bits
-from workbench.wording import amount, count
+from workbench.text import amount, count
 
 _SHOWN = 400
 

@@ -11,22 +11,22 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets.model_figures import Places, badness, model_map, told, value_of
+from widgets.background.tasks import guard
+from widgets.background.work import Work
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import fields, note, row, set_note
+from widgets.drawing.plot import Plot
+from widgets.figures.model import Places, badness, model_map, told, value_of
 from widgets.panels.base import View
-from widgets.plot import Plot
-from widgets.progress import ProgressRow
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
-from widgets.style import fields, note, row, set_note
-from widgets.tasks import guard
-from widgets.work import Work
-from workbench.kinds import layer_of
-from workbench.quantization import QuantSpec
+from workbench.quant.quantize import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.base import Cancelled, Progress
-from workbench.survey_rows import Row
-from workbench.surveying import survey
-from workbench.wording import amount
+from workbench.sources.kinds import layer_of
+from workbench.surveys.rows import Row
+from workbench.surveys.survey import survey
+from workbench.text import amount
 
 OF_ITSELF = 4_000_000_000
 """Bytes up to which a model on this machine is surveyed without being asked."""

@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workbench.cost import wide
+from workbench.cost.assignments import spec_key
 from workbench.cost.jobs import BATCH, Job
-from workbench.cost.points import spec_key
 from workbench.errors import DataError, ModelError
-from workbench.quantization import QuantSpec, quantize
+from workbench.quant.quantize import QuantSpec, quantize
 from workbench.sources.base import TensorInfo
 from workbench.sources.packed import weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.training import data
-from workbench.training.batches import Collator, summed_loss
-from workbench.training.telemetry import host_counters
+from workbench.training.worker.batches import Collator, summed_loss
+from workbench.training.worker.telemetry import host_counters
 
 CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""

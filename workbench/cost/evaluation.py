@@ -13,17 +13,17 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.comparison import configurations, largest
+from workbench.cost.assignments import Point, spec_key
 from workbench.cost.intervals import Interval
 from workbench.cost.jobs import Job, as_specs, job_of
 from workbench.cost.measurements import Losses, Measurements, MemoryUse, Ratio
-from workbench.cost.points import Point, spec_key
-from workbench.kinds import kind_of, layer_of
-from workbench.quantization import QuantSpec
+from workbench.progress import Progress, telling
+from workbench.quant.quantize import QuantSpec
+from workbench.resumable import Unfolding
 from workbench.sources import Source
-from workbench.telling import Progress, telling
+from workbench.sources.kinds import kind_of, layer_of
+from workbench.surveys.duel import configurations, largest
 from workbench.training.config import TrainConfig
-from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import psutil
 
-from workbench.cost.points import Point
+from workbench.cost.assignments import Point
 from workbench.errors import DataError, FormatError, ModelError
-from workbench.footprint import loaded
-from workbench.quantization import QuantSpec
+from workbench.memory.footprint import loaded
+from workbench.quant.quantize import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
 from workbench.training.runs import absolute
-from workbench.wording import amount
 
 BATCH = 4
 """Rows in a forward pass, and in a batch of the bootstrap."""

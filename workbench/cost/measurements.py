@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.cost.assignments import Point, spec_key
 from workbench.cost.intervals import Interval, difference_interval, loss_interval
 from workbench.cost.jobs import Job
-from workbench.cost.points import Point, spec_key
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import WorkbenchError
-from workbench.quantization import QuantSpec
-from workbench.telling import Progress
+from workbench.progress import Progress
+from workbench.quant.quantize import QuantSpec
 from workbench.training.events import EventReader
 
 

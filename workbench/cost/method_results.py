@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.footprint import Plan, loaded, trained
-from workbench.receipt_meter import receipt
-from workbench.receipts import OF_TRAINING, SAVED, WEIGHTS, Receipt
+from workbench.memory.footprint import Plan, loaded, trained
 from workbench.sources import open_model
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
 from workbench.training.events import Event
+from workbench.training.results.receipt_meter import receipt
+from workbench.training.results.receipts import OF_TRAINING, SAVED, WEIGHTS, Receipt
 from workbench.training.runs import Run
 
 Curve = tuple[tuple[int, float], ...]
@@ -101,7 +101,7 @@ def result_of(run: Run, config: TrainConfig) -> MethodResult:
 
 def refused(config: TrainConfig, run_dir: Path, message: str, remedy: str) -> MethodResult:
     """The row of a method that could not be launched."""
-    from workbench.receipt_meter import ReceiptMeter
+    from workbench.training.results.receipt_meter import ReceiptMeter
 
     return _result(config, run_dir, ("refused", message, remedy), [], ReceiptMeter().receipt(), None)
 

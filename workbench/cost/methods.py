@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cost.method_results import MethodResult, refused, result_of
 from workbench.errors import ConfigError, RunError
-from workbench.receipts import TITLES
+from workbench.progress import Progress, telling
+from workbench.resumable import Unfolding
 from workbench.sources.base import Cancelled
-from workbench.telling import Progress, telling
+from workbench.text import NONE, known_amount, percent
 from workbench.training import data
 from workbench.training.checks import METHODS, OF_ADAPTERS
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, RunFolder
+from workbench.training.results.receipts import TITLES
 from workbench.training.runs import Run, absolute, attach, default_dir, launch
-from workbench.unfolding import Unfolding
-from workbench.wording import NONE, known_amount, percent
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workbench.cost.assignments import EIGHT, Point
 from workbench.cost.measurements import Losses
-from workbench.cost.points import EIGHT, Point
 from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError, RunError
-from workbench.footprint import Plan, base_weights
-from workbench.gpus import Gpu, find
-from workbench.memory import MemoryLedger, fit, forecast
-from workbench.surveying import survey
-from workbench.telling import Progress, telling
+from workbench.memory.footprint import Plan, base_weights
+from workbench.memory.forecast import MemoryLedger, fit, forecast
+from workbench.memory.gpus import Gpu, find
+from workbench.progress import Progress, telling
+from workbench.surveys.survey import survey
+from workbench.text import amount, counted
 from workbench.training.config import TrainConfig
-from workbench.wording import amount, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,10 +168,10 @@ def mix(
     """The modules to leave out of 4 bits for the least predicted loss within a budget.
 
     ``budget_bytes``: what all the model's weights may take, everything counted as in ``CurvePoint.nbytes``. Or ``gpu``, a name
-    of ``workbench.gpus`` or a ``Gpu``: then it is what the forecast of training with ``config`` (by default TrainConfig's own
-    values) leaves of its memory, a tenth kept free; a module left out is counted as training holds it, in fp32 (the forecast
-    has not been checked on every GPU). ``options``: what a module may be in instead of 4 bits. 8 is for looking: bitsandbytes
-    cannot load such a mix, and ``to_config`` refuses it.
+    of ``workbench.memory.gpus`` or a ``Gpu``: then it is what the forecast of training with ``config`` (by default
+    TrainConfig's own values) leaves of its memory, a tenth kept free; a module left out is counted as training holds it, in
+    fp32 (the forecast has not been checked on every GPU). ``options``: what a module may be in instead of 4 bits. 8 is for
+    looking: bitsandbytes cannot load such a mix, and ``to_config`` refuses it.
 
     ``sens`` must be complete. Raises RunError where it is not, ConfigError where everything in 4 bits is over the budget
     already, or where the options or the budget make no sense.

@@ -24,12 +24,12 @@ from typing import Any
 
 from workbench import errors
 from workbench.errors import RunError, WorkbenchError
-from workbench.training.endings import ending_of
+from workbench.text import amount
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
 from workbench.training.folder import write_json
-from workbench.training.outside import oom_kills
-from workbench.wording import amount
+from workbench.training.watch.endings import ending_of
+from workbench.training.watch.outside import oom_kills
 
 BUSY = 12
 """The exit code where another process measures into the folder."""

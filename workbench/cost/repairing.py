@@ -24,11 +24,11 @@ from workbench.cost.process import Teller, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
 from workbench.training import data
-from workbench.training.batches import Collator
-from workbench.training.merging import Merge
-from workbench.training.model import compute_dtype, load_base
+from workbench.training.results.merging import Merge
 from workbench.training.runs import Run, attach
-from workbench.training.trainer import measuring
+from workbench.training.worker.batches import Collator
+from workbench.training.worker.model import compute_dtype, load_base
+from workbench.training.worker.trainer import measuring
 
 _TOKENS = 4_096
 """Tokens in one forward pass at most, padding counted."""

@@ -31,14 +31,14 @@ from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import RunError, WorkbenchError
-from workbench.footprint import Plan
-from workbench.kinds import kind_of, layer_of
-from workbench.telling import Progress, telling
+from workbench.memory.footprint import Plan
+from workbench.progress import Progress, telling
+from workbench.resumable import Unfolding
+from workbench.sources.kinds import kind_of, layer_of
 from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
-from workbench.training.merging import Merge
+from workbench.training.results.merging import Merge
 from workbench.training.runs import Run, attach
-from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd

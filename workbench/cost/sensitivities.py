@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from workbench.cost.assignments import Point, spec_key
 from workbench.cost.jobs import Job, as_specs, job_of
-from workbench.cost.left_out import names_for
 from workbench.cost.measurements import Measurements, MemoryUse
-from workbench.cost.points import Point, spec_key
+from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
-from workbench.kinds import kind_of, layer_of
-from workbench.quantization import QuantSpec
+from workbench.progress import Progress, telling
+from workbench.quant.quantize import QuantSpec
+from workbench.resumable import Unfolding
 from workbench.sources import Source
-from workbench.telling import Progress, telling
+from workbench.sources.kinds import kind_of, layer_of
 from workbench.training.config import TrainConfig
-from workbench.unfolding import Unfolding
 
 if TYPE_CHECKING:
     import pandas as pd

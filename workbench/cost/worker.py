@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from workbench.cost.assignments import Point, spec_key
 from workbench.cost.jobs import opened
-from workbench.cost.points import Point, spec_key
 from workbench.cost.process import Teller, serve
-from workbench.formats import FORMATS, register_format
-from workbench.quantization import QuantSpec
+from workbench.quant.formats import FORMATS, register_format
+from workbench.quant.quantize import QuantSpec
 from workbench.training.events import read_events
 
 

@@ -16,8 +16,8 @@ from workbench.atomic import replacing_for_user
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from workbench.surveying import Survey
-    from workbench.telling import Progress
+    from workbench.progress import Progress
+    from workbench.surveys.survey import Survey
 
 __all__ = ["write_report"]
 

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from workbench import __version__
-from workbench.comparison import duel as fight
-from workbench.comparison import of_survey
+from workbench._version import __version__
 from workbench.errors import WorkbenchError
-from workbench.memory import MemoryLedger, forecast_methods
-from workbench.outlying import Outliers, outliers
-from workbench.quantization import QuantSpec
-from workbench.savings import DoubleQuantSavings, double_quant_savings
-from workbench.scores import Duel, Measured
+from workbench.memory.forecast import MemoryLedger, forecast_methods
+from workbench.memory.savings import DoubleQuantSavings, double_quant_savings
+from workbench.quant.outliers import Outliers, outliers
+from workbench.quant.quantize import QuantSpec
 from workbench.sources.base import Source
 from workbench.sources.packed import weights
-from workbench.survey_rows import Row
+from workbench.surveys.duel import duel as fight
+from workbench.surveys.duel import of_survey
+from workbench.surveys.rows import Row
+from workbench.surveys.scores import Duel, Measured
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from workbench.surveying import Survey
-    from workbench.telling import Progress
+    from workbench.progress import Progress
+    from workbench.surveys.survey import Survey
 
 SIGMAS = (3.0, 4.0, 6.0)
 HEAVIEST = 8

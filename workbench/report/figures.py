@@ -11,13 +11,13 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workbench.formats import FORMATS
-from workbench.kinds import order_of
-from workbench.memory import GROUPS, MemoryLedger
-from workbench.quantization import QuantSpec
-from workbench.scores import Duel, winners
-from workbench.survey_rows import Row, pooled
-from workbench.wording import short
+from workbench.memory.forecast import GROUPS, MemoryLedger
+from workbench.quant.formats import FORMATS
+from workbench.quant.quantize import QuantSpec
+from workbench.sources.kinds import order_of
+from workbench.surveys.rows import Row, pooled
+from workbench.surveys.scores import Duel, winners
+from workbench.text import short
 
 Figure = dict[str, Any]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.formats import FORMATS
+from workbench.quant.formats import FORMATS
 from workbench.report import sections
 from workbench.report.contents import Contents
 from workbench.report.sections import Section
 from workbench.report.text import escaped
-from workbench.wording import amount, bracketed, count, counted, jsonable, listed, percent
+from workbench.text import amount, bracketed, count, counted, jsonable, listed, percent
 
 _HERE = Path(__file__).parent
 

@@ -9,17 +9,17 @@ import html
 import math
 from dataclasses import dataclass, field
 
-from workbench.formats import FORMATS
-from workbench.gpus import known
-from workbench.kinds import order_of
-from workbench.memory import GROUPS, fit
+from workbench.memory.forecast import GROUPS, fit
+from workbench.memory.gpus import known
+from workbench.quant.formats import FORMATS
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
-from workbench.scores import MEASURES
-from workbench.survey_rows import Row, pooled
-from workbench.wording import amount, amount_or_none, bracketed, count, counted, listed, number, percent
+from workbench.sources.kinds import order_of
+from workbench.surveys.rows import Row, pooled
+from workbench.surveys.scores import MEASURES
+from workbench.text import amount, amount_or_none, bracketed, count, counted, listed, number, percent
 
 WORST = 15
 _MOST_NAMES = 4

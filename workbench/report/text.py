@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from workbench.wording import short
+from workbench.text import short
 
 _LONG = 120
 """From so many characters on a cell's text is wrapped."""

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.double_quant import NestedScales, dynamic_levels
 from workbench.errors import ModelError
-from workbench.formats import find_format
-from workbench.quantization import QuantSpec
+from workbench.quant.double_quant import NestedScales, dynamic_levels
+from workbench.quant.formats import find_format
+from workbench.quant.quantize import QuantSpec
 from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import Entry, shown
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of

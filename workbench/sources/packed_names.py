@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ModelError
-from workbench.formats import BLOCK_SIZES
+from workbench.quant.formats import BLOCK_SIZES
 from workbench.sources.header import Entry, shown
 
 _TILE = (128, 128)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from workbench.errors import ModelError
-from workbench.formats import BLOCK_SIZES
+from workbench.quant.formats import BLOCK_SIZES
 from workbench.sources.header import shown, unique
 
 MAX_STATE = 2_048

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.double_quant import NestedScales
 from workbench.errors import ModelError
+from workbench.quant.double_quant import NestedScales
 from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.packed_names import Packing
 from workbench.sources.rule import AS_STORED, already_in
 
 if TYPE_CHECKING:
-    from workbench.quantization import Quantized
+    from workbench.quant.quantize import Quantized
 
 _STEP = 1 << 20
 _OF_A_ROW = np.float32(1 / 127)
@@ -111,7 +111,7 @@ class PackedWeight:
 
         Its ``absmax`` is that of the weights as they are stored: what they were before is not in the checkpoint.
         """
-        from workbench.quantization import Quantized, QuantSpec
+        from workbench.quant.quantize import Quantized, QuantSpec
 
         if len(self.tile) != 1:
             raise ModelError(f"{self.title} is not a block-wise format of the workbench's.", where=shown(self.name))

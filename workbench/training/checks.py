@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from workbench.formats import BLOCK_SIZES, FORMATS
+from workbench.quant.formats import BLOCK_SIZES, FORMATS
 
 if TYPE_CHECKING:
     from workbench.training.config import TrainConfig

@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import workbench
-
 OFFLINE: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
@@ -34,6 +32,6 @@ def without_secrets() -> dict[str, str]:
     The child finds this very workbench, wherever it lies.
     """
     kept = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
-    home = str(Path(workbench.__file__).parent.parent)
+    home = str(Path(__file__).parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))
     return kept

@@ -82,7 +82,7 @@ def half(facts: Facts) -> None:
     import torch
 
     import workbench as wb
-    from workbench.training.model import compute_dtype
+    from workbench.training.worker.model import compute_dtype
 
     facts["auto is"] = str(compute_dtype(wb.TrainConfig()))
     facts["native bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -104,7 +104,8 @@ def merged(facts: Facts) -> None:
     from transformers import AutoModelForCausalLM
 
     import workbench as wb
-    from workbench.training import batches, data, trainer
+    from workbench.training import data
+    from workbench.training.worker import batches, trainer
 
     config = wb.TrainConfig(max_steps=20, save_steps=0, max_length=128, max_eval_rows=32, sample_prompts=())
     with scratch_folder() as folder:
@@ -158,10 +159,10 @@ def overhead(facts: Facts) -> None:
     """Steps of a small network with a paged optimizer, collected and sampled in alternate stretches."""
     import torch
 
-    from workbench.training import telemetry
-    from workbench.training.cupti import open_cupti
     from workbench.training.events import EventWriter
-    from workbench.training.optimizers import TracedAdamW, managed_bytes
+    from workbench.training.worker import telemetry
+    from workbench.training.worker.cupti import open_cupti
+    from workbench.training.worker.optimizers import TracedAdamW, managed_bytes
 
     net = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8))).cuda()
     opt = TracedAdamW(net.parameters(), lr=1e-5, optim_bits=32, is_paged=True)

@@ -66,8 +66,8 @@ def collectors(facts: Facts) -> None:
     """CUPTI and NVML answer."""
     import torch
 
-    from workbench.training.cupti import open_cupti
-    from workbench.training.telemetry import Gpu
+    from workbench.training.worker.cupti import open_cupti
+    from workbench.training.worker.telemetry import Gpu
 
     torch.cuda.init()
     collector, cupti = open_cupti(True)
@@ -103,7 +103,7 @@ def nvml(facts: Facts) -> None:
     import torch
     from bitsandbytes import functional
 
-    from workbench.training.telemetry import Gpu
+    from workbench.training.worker.telemetry import Gpu
 
     torch.cuda.init()
     gpu = Gpu()
@@ -127,7 +127,7 @@ def balloon(facts: Facts) -> None:
     import torch
     from bitsandbytes import functional
 
-    from workbench.training.cupti import open_cupti
+    from workbench.training.worker.cupti import open_cupti
 
     torch.cuda.init()
     collector, capability = open_cupti(True)
@@ -156,7 +156,7 @@ def resume(facts: Facts, device: str = "cuda") -> None:
     """The optimizer's state before and after it was saved and loaded."""
     import torch
 
-    from workbench.training.optimizers import TracedAdamW, managed_bytes
+    from workbench.training.worker.optimizers import TracedAdamW, managed_bytes
 
     def optimizer() -> tuple[Any, Any]:
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ def memory(facts: Facts) -> None:
     """An allocation beyond a limit of this process, the ending that it becomes, and one that fits afterwards."""
     import torch
 
-    from workbench.training.endings import ending_of
+    from workbench.training.watch.endings import ending_of
 
     fraction = 0.1
     torch.cuda.set_per_process_memory_fraction(fraction)

@@ -81,7 +81,7 @@ def smallest_rank(config: TrainConfig, largest: int) -> int | None:
 
 def paging_facts(config: TrainConfig, cuda: bool | None, sizes: Sequence[int]) -> dict[str, int]:
     """What the rule makes of parameters of these sizes (elements): parameters, eligible, eligible_bytes, largest, cuda."""
-    from workbench.footprint import Plan, optimizer_state
+    from workbench.memory.footprint import Plan, optimizer_state
 
     plan = Plan.of(config, "cuda")
     states = optimizer_state({str(i): n for i, n in enumerate(sizes)}, plan)

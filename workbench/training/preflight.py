@@ -1,8 +1,8 @@
 """What this machine has to say against a run before it starts: 4-bit kernels that would compute wrongly, what is not installed.
 
-Covers the one fault of bitsandbytes' CPU kernels that ``workbench.bnb.check_backend`` knows, from a model's headers alone, and
-the options that need a package of their own or were never run. Imports no torch; of the kernels the worker asks again, for the
-weights it has loaded and the torch it runs on.
+Covers the one fault of bitsandbytes' CPU kernels that ``workbench.quant.bnb.check_backend`` knows, from a model's headers
+alone, and the options that need a package of their own or were never run. Imports no torch; of the kernels the worker asks
+again, for the weights it has loaded and the torch it runs on.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-from workbench.bnb import check_backend
 from workbench.errors import ConfigError
-from workbench.footprint import Plan, in_four_bits
-from workbench.gpus import devices
+from workbench.memory.footprint import Plan, in_four_bits
+from workbench.memory.gpus import devices
+from workbench.quant.bnb import check_backend
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig

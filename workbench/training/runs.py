@@ -28,7 +28,7 @@ from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
 from workbench.training.preflight import check_extras, check_kernels
-from workbench.training.supervisor import STOP_PATIENCE
+from workbench.training.watch.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
 """Seconds after which a run without any status is taken to have never begun."""
@@ -260,7 +260,7 @@ def _spawn(run: Run) -> None:
         raise RunError(what, where=str(run.dir), remedy="Make it writable, or free some space on its disk.") from error
     with folder.log.open("ab") as log:
         run._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workbench.training.supervisor", str(folder.root)],
+            [sys.executable, "-P", "-m", "workbench.training.watch.supervisor", str(folder.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,1 @@
+"""Scripts that made the embedded model; no part of the package."""

@@ -1,0 +1,329 @@
+"""What each format does to the held-out loss: against models that transformers and bitsandbytes load themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests.helpers import tiny
+from tests.helpers.cost_in_process import measuring
+from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cost.assignments import Point
+from workbench.cost.evaluation import EQUAL_BITS
+from workbench.cost.intervals import difference_interval, loss_interval
+from workbench.cost.jobs import BATCH
+from workbench.quant.formats import _formats
+
+ROWS = 12
+NF4, NF4_DQ = wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True)
+FP4, FP4_DQ = wb.QuantSpec("fp4"), wb.QuantSpec("fp4", double_quant=True)
+SPECS = (NF4, NF4_DQ, FP4, FP4_DQ, wb.QuantSpec("int4-asym"), wb.QuantSpec("nvfp4"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here() -> Iterator[None]:
+    with measuring():
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated() -> wb.Evaluation:
+    return wb.evaluate("builtin", SPECS, max_rows=ROWS, output_error=True).run()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cost"))
+
+
+def reference_losses(folder: Path, spec: wb.QuantSpec | None, config: wb.TrainConfig) -> tuple[float, float]:
+    """The loss of the model as transformers loads it with bitsandbytes, and as bitsandbytes dequantizes that to 16 bits.
+
+    All arithmetic is in fp32. bitsandbytes' own product in fp32 does not round weights to 16 bits, as one in bfloat16 does.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from workbench.training import data
+    from workbench.training.worker import trainer
+
+    tiny.quiet()
+    tokenizer = data.open_tokenizer(folder)
+    rows = data.load(config, tokenizer, data.held_out_files(config), config.max_eval_rows).rows
+
+    def loss() -> float:
+        with torch.inference_mode():
+            found = trainer.held_out_loss(net, rows, trainer.Collator.of(tokenizer), 3, lambda: None)
+        assert found is not None
+        return found
+
+    if spec is None:
+        net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return loss(), loss()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=spec.format, bnb_4bit_use_double_quant=spec.double_quant,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=quantization).eval()
+    net = prepare_model_for_kbit_training(net, use_gradient_checkpointing=False)
+    linears = {name: module for name, module in net.named_modules() if isinstance(module, Linear4bit)}
+    assert linears
+    for module in linears.values():  # as in training: not the kernel that repacks weights and multiplies in bfloat16
+        module.support_avx512bf16_for_cpu = False
+    loaded = loss()
+    for name, module in linears.items():
+        weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        assert weight.dtype == torch.bfloat16
+        plain = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        plain.weight, plain.bias = torch.nn.Parameter(weight.float()), module.bias
+        net.set_submodule(name, plain)
+    return loaded, loss()
+
+
+# --- the loss is that of the model loaded in 4 bits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [None, NF4, NF4_DQ, FP4, FP4_DQ], ids=lambda spec: spec.title if spec else "16 bits")
+def test_the_loss_is_that_of_the_model_that_bitsandbytes_loads(evaluated: wb.Evaluation, spec: wb.QuantSpec | None) -> None:
+    cost = next(row for row in evaluated.rows if row.spec == spec)
+    folder = wb.open_model("builtin").path
+    assert folder is not None
+    loaded, dequantized = reference_losses(folder, spec, wb.TrainConfig(max_eval_rows=ROWS))
+    assert cost.loss == pytest.approx(loaded, rel=5e-5)
+    assert cost.loss == pytest.approx(dequantized, rel=2e-6)
+
+
+def test_so_is_that_of_a_model_with_transposed_weights(tmp_path: Path) -> None:
+    config = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "n_positions": 128}
+    folder = tiny.save(tmp_path / "gpt2", "gpt2", config)
+    tiny_tokenizer().save_pretrained(folder)
+    of_data = wb.TrainConfig(max_eval_rows=4, max_length=48)
+    rows = wb.evaluate(folder, [NF4], data=of_data).run().rows
+    assert [row.loss for row in rows] == pytest.approx([reference_losses(folder, s, of_data)[1] for s in (None, NF4)], rel=2e-6)
+
+
+def test_the_checkpoint_stays_as_it_was(evaluated: wb.Evaluation) -> None:
+    # The model's weights are a mapping of this file, and were written to.
+    folder = wb.open_model("builtin").path
+    assert folder is not None
+    done = subprocess.run(["git", "hash-object", "model.safetensors"], cwd=folder, capture_output=True, text=True, check=True)
+    known = subprocess.run(["git", "rev-parse", "HEAD:./model.safetensors"], cwd=folder, capture_output=True, text=True)
+    assert evaluated.complete
+    if known.returncode == 0:  # in a checkout
+        assert done.stdout == known.stdout
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_row_is_the_model_in_16_bits(evaluated: wb.Evaluation) -> None:
+    first = evaluated.rows[0]
+    assert (first.spec, first.name, first.bits_per_weight) == (None, "16 bits", 16)
+    assert (first.increase, first.increase_interval, first.relative_rmse) == (0, (0, 0), 0)
+    assert first.nbytes == 2 * sum(t.numel for t in wb.open_model("builtin").tensors())
+
+
+def test_each_row_says_what_its_format_takes_and_errs(evaluated: wb.Evaluation) -> None:
+    source = wb.open_model("builtin")
+    surveyed = wb.survey(source, SPECS, progress=False).to_frame()
+    for row, spec in zip(evaluated.rows[1:], SPECS, strict=True):
+        own = surveyed[surveyed["spec"] == spec.title]
+        numel = own["numel"].sum()
+        assert row.nbytes == evaluated.rows[0].nbytes - 2 * numel + own["nbytes"].sum()
+        assert row.bits_per_weight == pytest.approx(8 * own["nbytes"].sum() / numel)
+        pooled = math.sqrt((own["rmse"] ** 2 * own["numel"]).sum() / (own["rms"] ** 2 * own["numel"]).sum())
+        assert row.relative_rmse == pytest.approx(pooled, rel=1e-5)
+
+
+def test_losses_are_means_over_the_same_batches(evaluated: wb.Evaluation) -> None:
+    for row in evaluated.rows:
+        assert len(row.batch_losses) == ROWS / BATCH
+        assert min(row.batch_losses) < row.loss < max(row.batch_losses)
+        assert row.perplexity == pytest.approx(math.exp(row.loss))
+        assert row.interval[0] < row.loss < row.interval[1]
+        assert row.increase == pytest.approx(row.loss - evaluated.rows[0].loss)
+
+
+def test_differences_are_surer_than_losses(evaluated: wb.Evaluation) -> None:
+    for row in evaluated.rows[1:]:
+        assert np.diff(row.increase_interval)[0] < np.diff(row.interval)[0] / 3
+
+
+def test_the_table_has_a_line_a_row(evaluated: wb.Evaluation) -> None:
+    frame = evaluated.to_frame()
+    assert list(frame["name"]) == [row.name for row in evaluated.rows]
+    assert list(frame["increase_high"]) == [row.increase_interval[1] for row in evaluated.rows]
+
+
+def test_outputs_err_less_than_weights_where_errors_average_out(evaluated: wb.Evaluation) -> None:
+    table = evaluated.output_errors()
+    quantizable = [t.name for t in wb.open_model("builtin").tensors() if t.quantizable]
+    assert len(table) == len(SPECS) * len(quantizable)
+    nf4 = table[table["spec"] == NF4.title].set_index("module")
+    assert (nf4["output_error"] > 0).all()
+    # Activations are not white: what reaches these layers has few strong directions, in which the errors cancel out.
+    assert (nf4["output_error"] < nf4["relative_rmse"]).all()
+
+
+# --- which configurations -----------------------------------------------------------------------------------------------------
+
+
+def test_at_equal_bits_each_format_has_its_largest_configuration(model: Path) -> None:
+    ev = wb.evaluate(model, ["mxfp4", "nf4", "fp4"], equal_bits=True)
+    assert {spec.format for spec in ev.specs} == {"mxfp4", "nf4", "fp4"}
+    assert max(spec.bits_per_weight for spec in ev.specs) == EQUAL_BITS
+    small = wb.evaluate(model, ["nf4"], equal_bits=4.2)
+    assert [spec.bits_per_weight <= 4.2 for spec in small.specs] == [True]
+
+
+@pytest.fixture
+def stairs() -> Iterator[str]:
+    """A format of one's own."""
+    yield wb.register_format("stairs", np.linspace(-1, 1, 16)).name
+    del _formats["stairs"]
+
+
+def test_a_registered_format_is_measured_too(model: Path, stairs: str) -> None:
+    rows = wb.evaluate(model, stairs, max_rows=4, max_length=32).run().rows
+    assert [row.spec and row.spec.format for row in rows] == [None, "stairs"]
+
+
+# --- broken off and gone on with ----------------------------------------------------------------------------------------------
+
+
+def test_leaving_the_loop_stops_and_going_on_measures_only_the_rest(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"max_rows": 8, "max_length": 32, "folder": tmp_path / "kept"}
+    begun = wb.evaluate(model, [NF4, FP4], **how)
+    first = next(iter(begun))
+    assert begun.rows[0] == first
+    again = wb.evaluate(model, [NF4, FP4], **how).run()
+    assert again.complete
+    assert again.rows[0] == first
+    told = (tmp_path / "kept" / "events-cost.jsonl").read_text()
+    points = [json.loads(line)["point"] for line in told.splitlines() if '"loss"' in line]
+    assert sorted(points) == sorted({Point().key, Point(NF4).key, Point(FP4).key})
+
+
+def test_cancelled_it_keeps_what_it_has_and_tells_how_far_it_was(model: Path) -> None:
+    at: list[tuple[int, int]] = []
+    ev = wb.evaluate(model, [NF4, FP4], max_rows=8, max_length=32, progress=lambda done, total: at.append((done, total)))
+    for _ in ev:
+        ev.cancel()
+    assert ev.cancelled
+    assert [row.spec for row in ev.rows] == [None]
+    assert not list(islice(ev, 1, None))
+    assert at[-1][1] == 3 * 8 / BATCH
+    assert "cancelled" in repr(ev)
+
+
+def test_cancelled_from_outside_it_begins_nothing(model: Path) -> None:
+    ev = wb.evaluate(model, [NF4], cancelled=lambda: True).run()
+    assert (ev.cancelled, ev.rows, ev.memory) == (True, (), None)
+
+
+# --- what cannot be measured --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_measurements_of_one_model_and_its_rows(model: Path, tmp_path: Path) -> None:
+    wb.evaluate(model, folder=tmp_path / "kept")
+    with pytest.raises(wb.RunError, match="another model"):
+        wb.evaluate("builtin", folder=tmp_path / "kept")
+    with pytest.raises(wb.RunError, match="another max_eval_rows"):
+        wb.evaluate(model, max_rows=3, folder=tmp_path / "kept")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("…")
+    with pytest.raises(wb.RunError, match="not empty"):
+        wb.evaluate(model, folder=tmp_path / "mine")
+
+
+def test_what_is_missing_is_told_before_anything_is_begun(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a row"}\n')
+    with pytest.raises(wb.DataError, match="held-out"):
+        wb.evaluate(model, data=wb.TrainConfig(dataset=str(rows)))
+    with pytest.raises(wb.FormatError, match="no format 'nf5'"):
+        wb.evaluate(model, "nf5")
+    with pytest.raises(wb.FormatError, match="no format to measure"):
+        wb.evaluate(model, [])
+    assert wb.evaluate(model, data=rows).model == model.name
+
+
+def test_weights_that_are_quantized_already_are_refused(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "whole", "llama", {**tiny.LLAMA, "vocab_size": 512})
+    tiny_tokenizer().save_pretrained(folder)
+    packed = tmp_path / "packed"
+    tiny.load_4bit(folder).save_pretrained(packed)
+    tiny_tokenizer().save_pretrained(packed)
+    with pytest.raises(wb.ModelError, match="already in 4 bits"):
+        wb.evaluate(packed)
+
+
+def test_a_model_without_a_class_is_refused_in_words(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "novel", "auto_map": {"AutoConfig": "code.Config"}}))
+    (folder / "code.py").write_text("raise SystemExit('code of a model was run')")
+    with pytest.raises(wb.ModelError, match="cannot load it") as refused:
+        wb.evaluate(folder, max_rows=4).run()
+    assert "without code of its own" in refused.value.remedy
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "huge"
+    folder.mkdir()
+    for path in model.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    shape = [1 << 20, 1 << 20]  # two terabytes, of which the disk holds a header
+    header = {"model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 << 40]}}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + (2 << 40))
+    with pytest.raises(wb.ModelError, match="of memory") as refused:
+        wb.evaluate(folder).run()
+    assert "smaller model" in refused.value.remedy
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_has_the_width_that_theory_gives_it() -> None:
+    sums, tokens = np.random.default_rng(1).normal(100, 10, 400), [50] * 400
+    low, high = loss_interval(sums, tokens)
+    theory = 2 * 1.96 * np.std(sums) / math.sqrt(400) / 50
+    assert high - low == pytest.approx(theory, rel=0.1)
+    assert low < sums.mean() / 50 < high
+
+
+def test_a_difference_that_is_the_same_in_every_batch_is_certain() -> None:
+    base = np.random.default_rng(2).normal(100, 10, 20)
+    assert difference_interval(base + 5, base, [10] * 20) == pytest.approx((0.5, 0.5))
+
+
+def test_without_a_second_batch_or_a_number_there_is_no_interval() -> None:
+    assert all(map(math.isnan, loss_interval([1.0], [2])))
+    assert all(map(math.isnan, loss_interval([1.0, math.nan], [2, 2])))
+
+
+def test_points_are_known_by_what_they_are() -> None:
+    assert Point(NF4, but=("a", "b")).key == Point(NF4, but=("b", "a")).key
+    assert len({p.key for p in (Point(), Point(NF4), Point(NF4, only=()), Point(NF4, but=("a",)), Point(FP4))}) == 5
+    assert Point.from_dict(json.loads(json.dumps(Point(NF4, but=("a",), eight=("a",)).to_dict()))).assigned("ab") == {
+        "a": wb.QuantSpec("int8"), "b": NF4,
+    }  # fmt: skip

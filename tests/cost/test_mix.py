@@ -1,0 +1,228 @@
+"""Which modules a mix leaves out, what that is predicted and measured to give, and that a load leaves out exactly these."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workbench as wb
+from tests.helpers import tiny
+from tests.helpers.cost_in_process import measuring
+from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cost.assignments import Point
+from workbench.cost.skip_names import names_for
+from workbench.memory.footprint import leaves_out
+from workbench.memory.forecast import fit
+
+ROWS: dict[str, Any] = {"max_rows": 4, "max_length": 48}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here() -> Iterator[None]:
+    with measuring():
+        yield
+
+
+@pytest.fixture(scope="module")
+def sens() -> wb.Sensitivity:
+    """Of the embedded model, every module of it."""
+    return wb.sensitivity("builtin", **ROWS).run()
+
+
+@pytest.fixture(scope="module")
+def tiny_sens(tmp_path_factory: pytest.TempPathFactory) -> wb.Sensitivity:
+    return wb.sensitivity(write_tiny_model(tmp_path_factory.mktemp("cost")), **ROWS).run()
+
+
+def all_4bit(sens: wb.Sensitivity) -> int:
+    return sens.job.nbytes(Point(sens.spec))
+
+
+# --- predicted and measured ---------------------------------------------------------------------------------------------------
+
+
+def test_the_predicted_order_of_mixes_is_the_measured_one(sens: wb.Sensitivity) -> None:
+    start, end = all_4bit(sens), sens.job.nbytes_16bit
+    mixes = [wb.mix(sens, int(start + share * (end - start))) for share in (0.0, 0.06, 0.16, 0.4)]
+    for mix in mixes:
+        mix.measure()
+    assert all(a.predicted_loss > b.predicted_loss for a, b in itertools.pairwise(mixes))
+    losses = [mix.measured_loss or 0.0 for mix in mixes]
+    assert all(a > b for a, b in itertools.pairwise(losses))
+    gained = mixes[0].predicted_loss - mixes[-1].predicted_loss
+    for mix, loss in zip(mixes, losses, strict=True):
+        assert loss == pytest.approx(mix.predicted_loss, abs=0.1 * gained)
+
+
+def test_modules_by_their_costs_beat_modules_by_chance(sens: wb.Sensitivity) -> None:
+    chosen = wb.mix(sens, all_4bit(sens) + 1_000_000)
+    chosen.measure()
+    modules = [row.name for row in sens.rows]
+    random.Random(0).shuffle(modules)
+    left, taken = 1_000_000, []
+    for row in (row for name in modules for row in sens.rows if row.name == name):
+        if row.saved_bytes <= left:
+            taken.append(row.name)
+            left -= row.saved_bytes
+    by_chance = Point(sens.spec, but=tuple(taken))
+    list(sens.measurements.measured([by_chance], (), lambda done, total: None, lambda: False))
+    assert (chosen.measured_loss or 9.0) < sens.measurements.losses[by_chance.key].loss
+
+
+def test_the_shares_add_up_to_what_quantizing_everything_adds(sens: wb.Sensitivity) -> None:
+    assert sens.loss_4bit is not None
+    assert sens.loss_16bit is not None
+    total = sens.loss_4bit - sens.loss_16bit
+    largest = max(abs(row.share) for row in sens.rows)
+    assert sum(row.share for row in sens.rows) == pytest.approx(total, abs=largest)
+
+
+# --- the choice ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_goes_from_all_in_4_bits_to_all_in_16(sens: wb.Sensitivity) -> None:
+    mix = wb.mix(sens, sens.job.nbytes_16bit)
+    assert (mix.all_4bit.nbytes, mix.all_4bit.modules) == (all_4bit(sens), ())
+    assert mix.all_4bit.predicted_loss == sens.loss_4bit
+    assert (mix.all_16bit.nbytes, len(mix.all_16bit.modules)) == (sens.job.nbytes_16bit, len(sens))
+    assert mix.all_16bit.predicted_loss == pytest.approx(sens.loss_16bit)
+    steps = [
+        (a.predicted_loss - b.predicted_loss) / (b.nbytes - a.nbytes) for a, b in itertools.pairwise(mix.curve)
+    ]  # nats a byte, the most first
+    assert steps == sorted(steps, reverse=True) or all(a >= b - 1e-15 for a, b in itertools.pairwise(steps))
+    assert len(mix.to_frame()) == 1 + len(sens)
+
+
+def test_a_budget_is_kept_and_only_what_helps_is_left_out(sens: wb.Sensitivity) -> None:
+    gains = {row.name: row.share for row in sens.rows}
+    for more in (0, 100_000, 700_000, 10**9):
+        mix = wb.mix(sens, all_4bit(sens) + more)
+        assert mix.nbytes <= all_4bit(sens) + more
+        assert all(gains[name] > 0 for name in mix.modules_left_out)
+    assert set(mix.modules_left_out) == {name for name, gain in gains.items() if gain > 0}
+
+
+def test_eight_bits_are_for_looking(tiny_sens: wb.Sensitivity) -> None:
+    mix = wb.mix(tiny_sens, all_4bit(tiny_sens) + 40_000, options=(16, 8))
+    assert mix.modules_8bit
+    assert not set(mix.modules_8bit) & set(mix.modules_left_out)
+    mix.measure()
+    assert mix.measured_loss == pytest.approx(mix.predicted_loss, abs=1e-3)
+    for ask in (mix.as_code, lambda: mix.to_config(wb.TrainConfig())):
+        with pytest.raises(wb.ConfigError, match="cannot mix 4 and 8 bits"):
+            ask()
+
+
+def test_for_a_gpu_the_budget_is_what_training_leaves(tiny_sens: wb.Sensitivity) -> None:
+    config = wb.TrainConfig(max_length=64)
+    whole = wb.mix(tiny_sens, gpu="T4 16 GB", config=config)
+    assert whole.gpu is not None
+    assert whole.ledger is not None
+    assert fit(whole.ledger, whole.gpu).verdict == "fits"
+    # A GPU with room for two modules more than everything in 4 bits takes.
+    from workbench.memory.gpus import Gpu
+
+    training = whole.to_config(config) if whole.modules_left_out else config
+    base = wb.forecast(tiny_sens.job.source, wb.TrainConfig.from_dict(training.to_dict() | {"llm_int8_skip_modules": []}))
+    tight = wb.mix(tiny_sens, gpu=Gpu("tight", int((base.total + 70_000) / 0.9)), config=config)
+    assert tight.ledger is not None
+    assert base.total < tight.ledger.total <= base.total + 70_000
+    assert 0 < len(tight.modules_left_out) < len(whole.modules_left_out)
+    with pytest.raises(wb.ConfigError, match="leave less than a tenth"):
+        wb.mix(tiny_sens, gpu=Gpu("too small", base.total), config=config)
+
+
+def test_what_makes_no_sense_is_refused(tiny_sens: wb.Sensitivity, tmp_path: Path) -> None:
+    with pytest.raises(wb.ConfigError, match="takes a budget"):
+        wb.mix(tiny_sens)
+    with pytest.raises(wb.ConfigError, match="in 4 bits takes"):
+        wb.mix(tiny_sens, 1000)
+    with pytest.raises(wb.ConfigError, match="options"):
+        wb.mix(tiny_sens, 10**9, options=(16, 2))
+    with pytest.raises(wb.RunError, match="not complete"):
+        wb.mix(wb.sensitivity("builtin"), 10**9)
+    everything = wb.mix(tiny_sens, 10**9)
+    everything.modules_left_out = tuple(row.name for row in tiny_sens.rows)
+    with pytest.raises(wb.ConfigError, match="Everything is left in 16 bits"):
+        everything.to_config(wb.TrainConfig())
+
+
+# --- handed on ----------------------------------------------------------------------------------------------------------------
+
+
+def linears_in_4_bits(net: Any) -> set[str]:
+    from bitsandbytes.nn import Linear4bit
+
+    return {name for name, module in net.named_modules() if isinstance(module, Linear4bit)}
+
+
+def test_the_code_leaves_out_exactly_these_modules(sens: wb.Sensitivity) -> None:
+    tiny.quiet()
+    mix = wb.mix(sens, all_4bit(sens) + 1_500_000)
+    cell: dict[str, Any] = {}
+    exec(mix.as_code(), cell)
+    assert 0 < len(mix.modules_left_out) < len(sens)
+    assert linears_in_4_bits(cell["model"]) == {row.name for row in sens.rows} - set(mix.modules_left_out)
+
+
+def test_so_does_a_run_and_its_forecast(tiny_sens: wb.Sensitivity) -> None:
+    from workbench.training.worker.model import load_base
+
+    tiny.quiet()
+    mix = wb.mix(tiny_sens, all_4bit(tiny_sens) + 60_000)
+    config = mix.to_config(wb.TrainConfig(model=str(tiny_sens.job.source.path), block_size=128, method="lora"))
+    assert (config.method, config.quant_type, config.block_size, config.double_quant) == ("qlora", "nf4", 64, True)
+    import torch
+
+    net = load_base(config, Path(config.model), torch.float32, lambda: None)
+    left = {row.name for row in tiny_sens.rows} - set(mix.modules_left_out)
+    assert linears_in_4_bits(net) == left
+    ledger = wb.forecast(tiny_sens.job.source, config)
+    assert {piece.tensor for piece in ledger.pieces if piece.category == "4-bit weights"} == {f"{name}.weight" for name in left}
+
+
+def test_a_format_that_bitsandbytes_has_not_cannot_be_trained(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "one", "llama", {**tiny.LLAMA, "num_hidden_layers": 1, "vocab_size": 512})
+    tiny_tokenizer().save_pretrained(folder)
+    mix = wb.mix(wb.sensitivity(folder, "int4", max_rows=4, max_length=16).run(), 10**9)
+    with pytest.raises(wb.ConfigError, match="INT4"):
+        mix.to_config(wb.TrainConfig())
+
+
+# --- names --------------------------------------------------------------------------------------------------------------------
+
+LAYERS = [f"model.layers.{n}.{part}" for n in range(12) for part in ("mlp.up_proj", "mlp.down_proj", "attn.q_proj")]
+
+
+@pytest.mark.parametrize(
+    ("modules", "names"),
+    [
+        ([m for m in LAYERS if m.startswith("model.layers.1.")], ("model.layers.1",)),
+        ([m for m in LAYERS if m.endswith("up_proj")], ("up_proj",)),
+        (["model.layers.1.mlp.up_proj"], ("model.layers.1.mlp.up_proj",)),
+        (["model.layers.3.mlp.up_proj", "model.layers.3.mlp.down_proj"], ("model.layers.3.mlp",)),
+    ],
+    ids=["a layer", "a kind", "a module", "a block"],
+)
+def test_names_are_few_and_exact(modules: list[str], names: tuple[str, ...]) -> None:
+    assert names_for(modules, LAYERS) == names
+
+
+def test_a_module_that_others_end_like_or_begin_like_is_named_alone() -> None:
+    known = ["up", "block.up", "block.up.gate", "block.xup"]
+    for module in known:
+        names = names_for([module], known)
+        assert [m for m in known if leaves_out(names, m)] == [module]
+
+
+def test_names_mean_the_same_where_transformers_puts_a_part_before_them() -> None:
+    known = [f"h.{n}.attn.{part}" for n in range(12) for part in ("c_attn", "c_proj")]
+    for modules in (known[2:4], known[1::2], [known[0], known[20]]):
+        names = names_for(modules, known, "transformer.")
+        for prefix in ("", "transformer."):
+            assert [m for m in known if leaves_out(names, prefix + m)] == [m for m in known if m in modules]

@@ -1,0 +1,43 @@
+"""Training inside the test's own process: the worker's code from start to end, without its life as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import workbench as wb
+from workbench.training.events import read_events
+from workbench.training.folder import RunFolder, write_json
+from workbench.training.worker.worker import Worker
+
+USUAL: dict[str, Any] = {
+    "max_length": 32, "max_eval_rows": 8, "sample_prompts": (), "save_steps": 0, "learning_rate": 0.02,
+    "lr_scheduler_type": "constant", "warmup_steps": 0, "seed": 1,
+}  # fmt: skip
+
+
+def config_of(model: Path, **fields: Any) -> wb.TrainConfig:
+    """Four steps, unless told otherwise."""
+    steps = {} if "num_train_epochs" in fields else {"max_steps": 4}
+    return wb.TrainConfig(**{"model": str(model), **USUAL, **steps, **fields})
+
+
+def train(config: wb.TrainConfig, root: Path, attempt: int = 1) -> wb.Run:
+    """Trains to the end in an empty folder, or in a later attempt goes on from the last checkpoint there.
+
+    The test fails with the run's errors if it does not end well.
+    """
+    folder = RunFolder(root)
+    write_json(folder.config, config.to_dict())
+    folder.control.mkdir(exist_ok=True)
+    before = signal.getsignal(signal.SIGTERM)
+    worker = Worker(folder, attempt, os.getppid())
+    try:
+        code = worker.run()
+    finally:
+        worker.writer.close()
+        signal.signal(signal.SIGTERM, before)
+    assert code == 0, [event for event in read_events(root) if event["k"] == "error"]
+    return wb.attach(root)

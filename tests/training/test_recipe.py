@@ -1,0 +1,95 @@
+"""The cell that trains the same without the workbench is run, and gives the worker's losses step by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workbench as wb
+from tests.helpers import in_process
+from tests.helpers.hub_server import HubServer
+from tests.helpers.tiny_model import ROWS, tiny_tokenizer, write_tiny_model
+from tests.training.test_chats import TEMPLATE, chat
+from workbench.training.recipe import as_code
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CSV file with rows that are left out, one that is cut, values that look like numbers, and quotes."""
+    import pandas
+
+    rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()[:20]]
+    odd = [{"prompt": "", "completion": ""}, {"prompt": "no answer", "completion": ""}, {"prompt": "007", "completion": "NA"}]
+    path = tmp_path_factory.mktemp("table") / "rows.csv"
+    pandas.DataFrame([*rows[:10], *odd, *rows[10:]])[["prompt", "completion"]].to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()[:20]]
+    path = tmp_path_factory.mktemp("chats") / 'it\'s "quoted".jsonl'
+    lines = [json.dumps({"chat": chat(row["prompt"], row["completion"], "and?", "no more")}) for row in rows]
+    path.write_text("\n".join([*lines, json.dumps({"chat": []})]), "utf-8")
+    return str(path)
+
+
+PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optim": "paged_adamw_8bit", "lora_dropout": 0.1, "gradient_accumulation_steps": 2},
+        {
+            "dataset": "table", **PAIRS, "num_train_epochs": 0.7, "warmup_steps": 0.5, "lr_scheduler_type": "linear",
+            "block_size": 32, "llm_int8_skip_modules": ("down_proj",), "use_dora": True, "page_min_numel": 1000,
+        },
+        {"dataset": "chats", "messages_column": "chat", "method": "lora", "use_rslora": True, "optim": "adamw_torch"},
+        {"text_column": "text", "method": "full", "learning_rate": 1e-3, "gradient_checkpointing": False},
+    ],
+    ids=["qlora-pairs", "blocks-of-32-table", "lora-chats", "full-text"],
+)  # fmt: skip
+def test_the_cell_gives_the_same_losses(
+    model: Path, table: str, chats: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bitsandbytes as bnb
+
+    if name := fields.get("dataset"):
+        fields = {**fields, "dataset": {"table": table, "chats": chats}[name]}
+    config = in_process.config_of(model, **fields)
+    (tmp_path / "run").mkdir()
+    worker = [e["loss"] for e in in_process.train(config, tmp_path / "run").events() if e["k"] == "step"]
+    code = as_code(config)
+    assert "workbench" not in code.replace(str(ROWS), "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which a cell may change, undone afterwards
+    cell: dict[str, Any] = {}
+    exec(compile(code, "cell", "exec"), cell)
+    alone = [entry["loss"] for entry in cell["trainer"].state.log_history if "loss" in entry]
+    assert len(worker) == len(alone) > 2
+    assert alone == worker
+
+
+def test_a_dataset_on_the_hub_is_named_with_its_commit(hub: HubServer) -> None:
+    hub.add("org/texts", {"data/train.jsonl": b'{"text": "a"}\n'})
+    code = as_code(wb.TrainConfig(dataset="org/texts"))
+    assert f'data_files=["hf://datasets/org/texts@{"a" * 40}/data/train.jsonl"]' in code
+
+
+def test_what_the_cell_cannot_do_is_said_in_it() -> None:
+    code = as_code(wb.TrainConfig(page_min_numel=1000))
+    assert "# bitsandbytes pages optimizer state from 100,000 elements on" in code
+    assert "page_min_numel=" not in code

@@ -1,0 +1,128 @@
+"""The export of a run in the panel, without a browser: what merging changes first, then the folder, errors in their place."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workbench as wb
+from tests.helpers import in_process
+from tests.helpers.tiny_model import write_tiny_model
+from widgets.background.tasks import Immediate
+from widgets.drawing.wire import encode_figure
+from widgets.figures.merge import merge_figure
+from widgets.panels.train.export import RunExport
+from workbench.training.folder import RunStatus
+from workbench.training.results.merging import MergeError, MergeErrors
+
+FINISHED = RunStatus("finished")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> wb.Run:
+    config = in_process.config_of(model, max_steps=2, max_eval_rows=0)
+    return in_process.train(config, tmp_path_factory.mktemp("runs") / "a run")
+
+
+@pytest.fixture
+def part() -> Iterator[RunExport]:
+    part = RunExport(Immediate())
+    yield part
+    part.close()
+    part.close()
+
+
+def there(part: RunExport) -> bool:
+    return part.widget.layout.display == ""
+
+
+def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport, run: wb.Run) -> None:
+    assert not there(part)
+    part.follow(run)
+    part.tell(dataclasses.replace(FINISHED, state="running"))
+    assert not there(part)
+    part.tell(FINISHED)
+    assert there(part)
+    assert part.folder.value == f"{run.dir}-merged"
+    assert [control.description for control in (part.base, part.dtype, part.folder)] == [
+        "Merge into", "Dtype", "Folder of the merged model",
+    ]  # fmt: skip
+
+
+def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
+    part.follow(run)
+    part.tell(FINISHED)
+    part.folder.value = str(tmp_path / "merged")
+    assert part.write.disabled
+    part.show.click()
+    assert not part.write.disabled
+    assert part.message.value == ""
+    assert not (tmp_path / "merged").exists()
+    errors = wb.merge_errors(run)
+    assert part.plot.summary == merge_figure(errors)[1]
+    assert "‖merged − trained‖ / ‖trained‖ in bfloat16, at most" in html.unescape(part.said.value)
+    table = html.unescape(part.table.value)
+    assert table.count("<tr>") == 1 + len(errors.rows)
+    assert f"<td class=wb-number>{100 * errors.rows[0].requantized:.3f} %</td>" in table
+    part.dtype.value = "float16"
+    assert part.write.disabled, "its errors are others"
+    part.dtype.value = "bfloat16"
+    part.write.click()
+    assert "Written: " in part.message.value
+    assert str(tmp_path / "merged") in html.unescape(part.message.value)
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 0
+    part.write.click()
+    assert "the folder is not empty" in part.message.value
+    assert 'class="wb-remedy"' in part.message.value
+    part.folder.value = " "
+    part.write.click()
+    assert "no folder is named" in part.message.value
+
+
+def test_copy_as_code_does_the_same(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
+    part.follow(run)
+    part.tell(FINISHED)
+    part.folder.value = str(tmp_path / "copied")
+    part.base.value = "original"
+    assert "base='original'" in part.copy.code
+    namespace: dict[str, Any] = {}
+    exec(part.copy.code, namespace)
+    assert wb.open_model(tmp_path / "copied").config["dtype"] == "bfloat16"
+
+
+def test_another_run_begins_anew(part: RunExport, run: wb.Run, model: Path, tmp_path: Path) -> None:
+    part.follow(run)
+    part.tell(FINISHED)
+    part.show.click()
+    config = in_process.config_of(model, method="lora", max_steps=1, max_eval_rows=0)
+    lora = in_process.train(config, tmp_path / "lora")
+    part.follow(lora)
+    part.tell(FINISHED)
+    assert part.write.disabled
+    assert part.said.value == ""
+    assert part.base.options == (("the original 16-bit base", "original"),)
+    part.show.click()
+    part.write.click()
+    assert (tmp_path / "lora-merged" / "config.json").exists()
+
+
+def test_a_weight_that_a_way_does_not_fit_is_a_gap() -> None:
+    rows = (MergeError("c", (2, 2), 0.25, None, None, None), MergeError("a.<b>", (2, 2), 0.5, 0.001, None, 0.1))
+    figure, said = merge_figure(MergeErrors(rows, "float16"))
+    assert [trace["y"].tolist()[1] for trace in figure["data"]] == pytest.approx([0.5, 0.001, 0.1])
+    assert figure["data"][0]["text"] == ["c", "a.&lt;b&gt;"]
+    assert said == (
+        "‖merged − trained‖ / ‖trained‖ in float16, at most: what the adapter changed, to compare with 50.00 %; "
+        "merged into the dequantized 4-bit base 0.10 %; merged, and quantized to 4 bits again 10.00 %."
+    )
+    encode_figure(figure)

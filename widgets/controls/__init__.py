@@ -1,0 +1,1 @@
+"""The small controls that views are built from."""

@@ -1,0 +1,136 @@
+"""The small vocabulary that panels are built from: ``Panel``, its boxes and its texts, in one look.
+
+Colours and fonts come from the page's theme through style.css, so light and dark follow by themselves; manners.js keeps
+plain keys inside the panel and names slider handles. A control's own ``description`` is its visible label (units in
+brackets) and its accessible name; inside ``fields`` it stands above the control. No panel's content is here.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import anywidget
+import ipywidgets
+
+from widgets.background.tasks import Message
+from widgets.drawing import notebook
+from widgets.drawing.drawing import script
+
+
+class Manners(anywidget.AnyWidget):
+    """Brings style.css to the page and does for its panel what CSS cannot; shows nothing itself."""
+
+    _esm = script("controls/manners.js")
+    _css = script("controls/style.css")
+
+
+class Panel(notebook.Noted, ipywidgets.VBox):
+    """A titled panel: title, what it holds, and a place for messages.
+
+    ``message`` shows notes and errors (``widgets.background.tasks.guard`` takes it). ``close`` runs what ``when_closed`` was
+    given, newest first, then frees every widget inside, with its style and layout models; closing twice is harmless. Pictures
+    of what is in it go to the cell that last showed it.
+    """
+
+    children: tuple[Any, ...]
+
+    def __init__(self, title: str, *children: Any) -> None:
+        self.message = Message()
+        self._endings: list[Callable[[], None]] = []
+        super().__init__([Manners(), heading(title, level=2), *children, self.message])
+        self.add_class("wb-panel")
+
+    def when_closed(self, ending: Callable[[], None]) -> None:
+        """Have ``ending()`` called once when the panel closes: stop a thread, drop an observer."""
+        self._endings.append(ending)
+
+    def close(self) -> None:
+        """End what runs for the panel and free all its models."""
+        while self._endings:
+            self._endings.pop()()
+        for child in self.children:
+            close_tree(child)
+        super().close()
+        self.layout.close()
+
+
+def close_tree(widget: Any) -> None:
+    """Close a widget, everything inside it, and their style and layout models."""
+    if isinstance(widget, Panel):
+        widget.close()
+        return
+    for child in getattr(widget, "children", ()):
+        close_tree(child)
+    parts = [getattr(widget, name, None) for name in ("style", "layout")]
+    widget.close()
+    for part in parts:
+        if part is not None:
+            part.close()
+
+
+def heading(text: str, level: int = 3) -> ipywidgets.HTML:
+    """A heading: level 2 for a panel's title, 3 for a part of it."""
+    kind = "wb-title" if level == 2 else "wb-heading"
+    return ipywidgets.HTML(f'<h{level} class="{kind}">{html.escape(text)}</h{level}>')
+
+
+def note(text: str = "") -> ipywidgets.HTML:
+    """A quiet explanatory sentence; ``set_note`` changes it."""
+    widget = ipywidgets.HTML()
+    set_note(widget, text)
+    return widget
+
+
+def set_note(widget: ipywidgets.HTML, text: str) -> None:
+    """Change a note's text, which is escaped here."""
+    widget.value = f'<div class="wb-note">{html.escape(text)}</div>' if text else ""
+
+
+def column(*children: Any) -> ipywidgets.Box:
+    """One below the other, with even gaps."""
+    return _box("wb-column", children)
+
+
+def row(*children: Any) -> ipywidgets.Box:
+    """Side by side, wrapping where there is no room: buttons, a control and what it says."""
+    return _box("wb-row", children)
+
+
+def grid(*children: Any) -> ipywidgets.Box:
+    """Equal cells, as many in a row as fit: plots beside one another."""
+    return _box("wb-grid", children)
+
+
+def fold(title: str, *children: Any, said: str = "") -> ipywidgets.Box:
+    """What a reader opens on demand: a button, and ``children`` below it; ``set_fold`` changes what the title line says."""
+    inner = children[0] if len(children) == 1 else column(*children)
+    box = _box("wb-fold", (ipywidgets.HTML(), inner))
+    set_fold(box, title, said)
+    return box
+
+
+def set_fold(box: ipywidgets.Box, title: str, said: str = "", *, wrong: bool = False) -> None:
+    """The title line of a fold, what it quietly says beside it, and whether it has to stay open."""
+    box.children[0].value = (
+        f'<button type="button" class="wb-fold-title" aria-expanded="false"><span>{html.escape(title)}</span>'
+        f"<small>{html.escape(said)}</small></button>"
+    )
+    (box.add_class if wrong else box.remove_class)("wb-faulty")
+
+
+def fields(*controls: Any, width: int = 150) -> ipywidgets.Box:
+    """Labelled controls in a grid of cells at least ``width`` pixels wide, each label above its control.
+
+    A control with the class ``wb-span`` takes two cells.
+    """
+    box = _box("wb-fields", controls)
+    box.layout.grid_template_columns = f"repeat(auto-fill, minmax(min(100%, {width}px), 1fr))"
+    return box
+
+
+def _box(kind: str, children: tuple[Any, ...]) -> ipywidgets.Box:
+    box = ipywidgets.Box(children)
+    box.add_class(kind)
+    return box

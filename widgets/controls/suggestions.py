@@ -1,0 +1,118 @@
+"""What the model field offers while a reader types: opened before, folders, the Hub's search, models for a free GPU.
+
+Looks on this machine at once and on the Hub when the typing rests, both off the kernel's thread; an answer that comes too late
+is dropped. Where the Hub cannot be asked it says why, and offers the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from widgets.background.tasks import Latest
+from widgets.controls import recents
+from widgets.controls.search_field import SearchField, Suggestion
+from workbench.errors import ModelError
+from workbench.memory.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist
+from workbench.sources.refusals import Unreachable
+from workbench.sources.search import LEAST, HubModel, search_folders, search_hub
+from workbench.text import amount
+
+REST = 0.3
+"""Seconds without a keystroke after which the Hub is asked."""
+_HUB_TEXT = re.compile(r"[\w-][\w.-]*(?:/[\w.-]*)?", re.ASCII)
+_FITS = f"Forecast to fit a free GPU ({GPU}; QLoRA, {ROWS} row of {TOKENS} tokens)"
+
+
+class Suggestions:
+    """Keeps a field's suggestions current. ``present`` says which model is open: its name in the field is no search."""
+
+    def __init__(self, field: SearchField, present: Callable[[], str], executor: Executor | None = None) -> None:
+        self._field, self._present = field, present
+        self._here: list[Suggestion] = []
+        self._there: list[Suggestion] = []
+        self._machine = Latest(executor, apply=self._found_here)
+        self._hub = Latest(executor, apply=self._found_there, failed=self._no_answer, debounce=REST)
+        field.observe(self._typed, "value")
+        self.renew()
+
+    def renew(self) -> None:
+        """Look again: another model is open."""
+        self._typed(None)
+
+    def close(self) -> None:
+        """End both threads; closing twice is harmless."""
+        self._machine.close()
+        self._hub.close()
+
+    def _typed(self, _: object) -> None:
+        text = self._field.value.strip()
+        wanted = "" if text == self._present() else text
+        self._there = [suggestion for suggestion in self._there if wanted and wanted.lower() in suggestion.value.lower()]
+        self._machine.submit(_on_this_machine, wanted)
+        if len(wanted) >= LEAST and _HUB_TEXT.fullmatch(wanted):
+            self._offer("Searching the Hub …")
+            self._hub.submit(_on_the_hub, wanted)
+        else:
+            self._hub.cancel()
+            self._offer("")
+
+    def _found_here(self, found: list[Suggestion]) -> None:
+        self._here = found
+        self._offer(self._field.status)
+
+    def _found_there(self, found: list[Suggestion]) -> None:
+        self._there = found
+        self._offer("" if found else "The Hub knows no model with safetensors of this name.")
+
+    def _no_answer(self, error: Exception) -> None:
+        if isinstance(error, Unreachable):
+            self._offer("The Hub cannot be reached, or offline mode is on: no suggestions from there.")
+        else:
+            self._offer(f"No suggestions from the Hub: {error.what if isinstance(error, ModelError) else error}")
+
+    def _offer(self, status: str) -> None:
+        known = {suggestion.value for suggestion in self._here}
+        fits = [s for s in self._here if s.group == _FITS]
+        there = [s for s in self._there if s.value not in known]
+        self._field.offer([*(s for s in self._here if s.group != _FITS), *there, *fits], status)
+
+
+def _on_this_machine(text: str) -> list[Suggestion]:
+    lower = text.lower()
+    before = [Suggestion(name, "", "Opened before") for name in recents.recent() if lower in name.lower() and name != "builtin"]
+    builtin = [Suggestion("builtin", "a small trained model", "Comes with the workbench")] if lower in "builtin" else []
+    named = {suggestion.value for suggestion in before}
+    folders = [
+        Suggestion(found.path, "a model" if found.holds_model else "", "Folders", found.holds_model)
+        for found in search_folders(text)
+        if found.path not in named
+    ]
+    fits = [
+        Suggestion(model.name, _size(model), _FITS)
+        for model in shortlist()
+        if lower in model.name.lower() and model.name not in named
+    ]
+    return [*before, *builtin, *folders, *fits]
+
+
+def _on_the_hub(text: str) -> list[Suggestion]:
+    return [Suggestion(found.name, _fame(found), "On the Hub") for found in search_hub(text)]
+
+
+def _size(model: Candidate) -> str:
+    size = f"{model.parameters / 1e9:.2g} B parameters, {amount(model.training)} of GPU memory"
+    return f"{size}, gated" if model.gated else size
+
+
+def _fame(found: HubModel) -> str:
+    known = f"{_count(found.downloads)} downloads a month" if found.downloads else ""
+    return ", ".join(filter(None, (known, "gated" if found.gated else "")))
+
+
+def _count(number: int) -> str:
+    for unit, size in ((" M", 1e6), (" k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

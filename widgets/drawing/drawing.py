@@ -1,0 +1,168 @@
+"""``Drawing``: what a plot and a block map have in common, and ``picture``, which turns what is on screen into a PNG.
+
+A drawing's content is a tree that Python and the pages both hold (widgets/drawing/wire.py); a change travels as one patch with
+binary buffers, so that a reloaded page, a second tab or a saved notebook shows what is true now. Here are the content, its
+summary and error, the reader's events and the picture. What is drawn, and how, is the business of widgets/drawing/plot.py and
+widgets/drawing/blockmap.py; drawing.js is the other half of this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+
+from widgets.background.tasks import at_once
+from widgets.drawing import notebook
+from widgets.drawing.wire import detach, diff
+from workbench.errors import WorkbenchError
+
+DEFAULT_HEIGHT = 320
+
+Callback = Callable[[Any], None]
+
+
+@functools.cache
+def script(*names: str) -> str:
+    """The named files of the package ``widgets`` as one JavaScript module or style sheet.
+
+    For ``_esm`` and ``_css``: a path in their place would be watched, and the watcher keeps every widget in memory for good.
+    """
+    folder = pathlib.Path(__file__).parents[1]
+    return "\n".join((folder / name).read_text("utf-8") for name in names)
+
+
+class Drawing(notebook.Noted, anywidget.AnyWidget):
+    """Something drawn on the page, with a summary, an error that may stand over it, events and a picture.
+
+    ``summary`` is the sentence a screen reader gets in place of the drawing; ``height`` in pixels is kept free from the
+    start, so that nothing jumps. Methods may be called from any thread.
+    """
+
+    events: ClassVar[tuple[str, ...]] = ()
+    """What the reader may do that callbacks can be had for."""
+    height = traitlets.Int(DEFAULT_HEIGHT).tag(sync=True)
+    _key = traitlets.Unicode().tag(sync=True)
+    _listening = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    # The state as both sides hold it; its value lives in _state, so that a patch does not also send the whole of it.
+    _current = traitlets.Dict().tag(sync=True, to_json=lambda _, drawing: drawing._state)
+
+    def __init__(self, content: dict[str, Any], summary: str, height: int, **traits: Any) -> None:
+        self._lock = threading.RLock()
+        self._callbacks: dict[str, list[Callback]] = {event: [] for event in self.events}
+        self._state: dict[str, Any] = {"revision": 0, "content": content | {"summary": summary, "error": ""}}
+        self._pictures: dict[str, tuple[threading.Event, list[bytes | str]]] = {}
+        self._made_in = notebook.present_cell()
+        super().__init__(height=height, _key=uuid.uuid4().hex, **traits)
+        self.on_msg(self._receive)
+        at_once(self)
+
+    @property
+    def summary(self) -> str:
+        """What a screen reader says of the drawing."""
+        return str(self._state["content"]["summary"])
+
+    @property
+    def error(self) -> str:
+        """The message that stands over the drawing, or an empty string."""
+        return str(self._state["content"]["error"])
+
+    def fail(self, error: BaseException | str) -> None:
+        """Show an error as text over the drawing; it stays until the next ``show``."""
+        text = error if isinstance(error, str) else (str(error) or type(error).__name__)
+        with self._lock:
+            self._become(self._state["content"] | {"error": text})
+
+    def picture(self, seconds: float = 15.0) -> Any:
+        """What is on screen as an ``IPython.display.Image``; as a cell's value it stays in the notebook as a PNG.
+
+        Raises WorkbenchError where no page answers within ``seconds``: none shows the drawing, or the kernel hears no page
+        while a cell runs (Colab's, and ipykernel before 7). There "Insert picture" beside the drawing does the same.
+        """
+        from IPython.display import Image
+
+        asked, answers = threading.Event(), list[bytes | str]()
+        name = uuid.uuid4().hex
+        self._pictures[name] = (asked, answers)
+        try:
+            self.send({"type": "picture", "id": name})
+            if not asked.wait(seconds):
+                raise WorkbenchError(
+                    "No page sent a picture.",
+                    where=repr(self),
+                    remedy="Show the view in a cell first, and use its Insert picture where the kernel is busy with cells.",
+                )
+        finally:
+            del self._pictures[name]
+        if isinstance(answers[0], str):
+            raise WorkbenchError("The page could not take a picture.", where=repr(self), remedy=answers[0])
+        # IPython types its displays in part.
+        return Image(data=answers[0], format="png", retina=True, alt=self.summary)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove the drawing from every page and free its models; closing twice is harmless."""
+        for callbacks in self._callbacks.values():
+            callbacks.clear()
+        layout = self.layout
+        super().close()
+        if layout is not None:
+            layout.close()
+
+    def _become(self, content: dict[str, Any]) -> None:
+        """Make ``content`` the current state and tell the pages; the caller holds the lock."""
+        operations = diff(self._state["content"], content)
+        if not operations:
+            return
+        before = self._state["revision"]
+        self._state = {"revision": before + 1, "content": content}
+        buffers: list[bytes] = []
+        patch = [[path, verb, *(detach(value, buffers) for value in values)] for path, verb, *values in operations]
+        self.send({"type": "patch", "from": before, "to": before + 1, "operations": patch}, buffers)
+
+    def _subscribe(self, event: str, callback: Callback) -> Callable[[], None]:
+        self._callbacks[event].append(callback)
+        self._tell_listening()
+
+        def unsubscribe() -> None:
+            if callback in self._callbacks[event]:
+                self._callbacks[event].remove(callback)
+                self._tell_listening()
+
+        return unsubscribe
+
+    def _tell_listening(self) -> None:
+        self._listening = [name for name in self.events if self._callbacks[name]]
+
+    def _call(self, event: str, detail: Any) -> None:
+        for callback in tuple(self._callbacks[event]):
+            try:
+                callback(detail)
+            except Exception as error:  # nobody else would show it: a callback's exception reaches no cell
+                self.fail(error)
+
+    def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
+        kind = message.get("type")
+        if kind == "hello":  # a page that opened, or missed a patch: send everything unless it is up to date
+            with self._lock:
+                if message.get("revision") != self._state["revision"]:
+                    self.send_state("_current")
+                else:
+                    self.send({"type": "here"})
+        elif kind == "picture" and message.get("id") in self._pictures:
+            asked, answers = self._pictures[message["id"]]
+            answers.append(bytes(buffers[0]) if buffers else str(message.get("error")))
+            asked.set()
+        elif kind == "insert" and buffers:
+            self.send({"type": "say", "text": notebook.insert_picture(self, bytes(buffers[0]), self.summary)})
+        elif kind in self.events:
+            self._call(str(kind), message["detail"])
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}: {self.summary}" if self.summary else name

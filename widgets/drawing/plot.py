@@ -1,0 +1,136 @@
+"""``Plot``: any plotly figure in one small widget, with plotly.js sent once a document.
+
+plotly.js comes from the installed plotly package and needs no network: one model holds it gzipped, every plot refers to
+that model, and the browser inflates it once. What a plot shares with other drawings (state, summary, error, picture) is in
+widgets/drawing/drawing.py. It does not build figures (see widgets/figures/bins.py) and does not cross-link plots.
+
+The mouse and the keyboard both reach the points: Left and Right go along a trace, Up and Down to another, Enter clicks, P puts
+a picture into the notebook.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+from ipywidgets import widget_serialization
+
+from widgets.drawing import plotly_js
+from widgets.drawing.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
+from widgets.drawing.plotly_js import package_data
+from widgets.drawing.wire import encode, encode_figure
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on a dark page.
+LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4f8a", "#b07d00", "#3a9bd1", "#5c5c5c")
+DARK_COLOURS = ("#56b4e9", "#ff9b45", "#2fc79a", "#e39ac4", "#f0e442", "#8fa8ff", "#b8b8b8")
+
+
+def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
+    """A plotly template for figures on the page's own background."""
+    template: dict[str, Any] = encode(json.loads(package_data(f"templates/{name}.json")))
+    # Labels may overflow: to hide those that do, plotly measures every label of an axis once for each of them, at each redraw.
+    own = {"title": {"standoff": 8}, "ticklabeloverflow": "allow"}
+    axes = {axis: template["layout"].get(axis, {}) | own for axis in ("xaxis", "yaxis")}
+    layout = (
+        template["layout"]
+        | axes
+        | {
+            "colorway": list(colours),
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 60, "r": 20, "t": 52, "b": 40},  # room for the legend below plotly's own buttons
+            "font": {**template["layout"].get("font", {}), "size": 12},
+            "title": {
+                "x": 0,
+                "xref": "paper",
+                "y": 1,
+                "yref": "container",
+                "yanchor": "top",
+                "pad": {"t": 8},
+                "font": {"size": 14},
+            },
+            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        }
+    )
+    return template | {"layout": layout}
+
+
+class PlotlyLibrary(anywidget.AnyWidget):
+    """The one model a document gets that holds plotly.js and the two themes; it has no view.
+
+    The page takes about a second to evaluate plotly.js, and begins when the first plot is shown, before it has its figure.
+    """
+
+    _esm = "export default {};"
+    _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
+    gzipped = traitlets.Bytes().tag(sync=True)
+    version = traitlets.Unicode().tag(sync=True)
+    themes = traitlets.Dict().tag(sync=True)
+
+    _shared: ClassVar[PlotlyLibrary | None] = None
+    _making = threading.Lock()
+
+    @classmethod
+    def shared(cls) -> PlotlyLibrary:
+        """The living instance; a new one where there is none or where somebody closed it."""
+        with cls._making:
+            if cls._shared is None or cls._shared.comm is None:
+                gzipped, version = plotly_js.gzipped()
+                themes = {"light": _theme("plotly_white", LIGHT_COLOURS), "dark": _theme("plotly_dark", DARK_COLOURS)}
+                cls._shared = cls(gzipped=gzipped, version=version, themes=themes)
+            return cls._shared
+
+    def __repr__(self) -> str:
+        return f"PlotlyLibrary({self.version!r})"
+
+
+class Plot(Drawing):
+    """A plotly figure on the page.
+
+    ``figure`` is a plotly ``Figure`` or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays; a
+    ``height`` of None is the figure's own, else 320. Methods may be called from any thread.
+
+    A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
+    """
+
+    events = ("click", "hover", "select", "zoom")
+    _esm = script("drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
+    library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
+
+    def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:
+        tree = encode_figure(figure if figure is not None else {})
+        own_height = tree["layout"].pop("height", None)
+        super().__init__(tree, summary, int(height or own_height or DEFAULT_HEIGHT), library=PlotlyLibrary.shared())
+
+    def show(self, figure: Any, summary: str | None = None) -> None:
+        """Replace the figure, sending only what differs from the present one; clears an error."""
+        tree = encode_figure(figure)
+        tree["layout"].pop("height", None)
+        with self._lock:
+            self._become(tree | {"summary": self.summary if summary is None else summary, "error": ""})
+
+    def on_click(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback(point)`` for a click; a point is a dict of curve, name, index, x, y, z and customdata."""
+        return self._subscribe("click", callback)
+
+    def on_hover(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback(point)`` when the pointer rests on a point, at most twenty times a second."""
+        return self._subscribe("hover", callback)
+
+    def on_select(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback(points)`` with the list of points inside a box or lasso; empty when the selection is dropped."""
+        return self._subscribe("select", callback)
+
+    def on_zoom(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback(ranges)`` after a zoom: axis name ("xaxis", "yaxis2") to [low, high], or None where it was reset."""
+        return self._subscribe("zoom", callback)
+
+    def close(self) -> None:
+        """Remove the plot from every page and free its models; closing twice is harmless."""
+        super().close()
+        if self.library is not None:
+            self.library = None  # the library itself stays for the other plots

@@ -1,0 +1,28 @@
+// plotly.js out of the library model of widgets/drawing/plot.py: inflated and evaluated once a document, without leaving a global behind.
+// Nothing here reaches for the network.
+
+const libraries = (globalThis[Symbol.for("qlora-workbench.plotly")] ??= new Map()); // version -> plotly, or the promise of it
+
+function loadPlotly(library) {
+  const version = library.get("version");
+  if (!libraries.has(version)) {
+    const loading = evaluate(library.get("gzipped"));
+    loading.catch(() => libraries.delete(version));
+    libraries.set(version, loading);
+  }
+  return libraries.get(version);
+}
+
+async function evaluate(gzipped) {
+  const inflated = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const source = await new Response(inflated).text();
+  // A second in which the page does nothing else, and anywidget gives up a model that is not ready two seconds after its arrival.
+  await new Promise((resolve) => (globalThis.requestIdleCallback ?? setTimeout)(resolve, { timeout: 1000 }));
+  const present = Object.getOwnPropertyDescriptor(globalThis, "Plotly");
+  const module = { exports: {} };
+  // define and require are hidden: under JupyterLab's or Colab's AMD loader plotly.js would register itself there instead.
+  new Function("module", "exports", "define", "require", source)(module, module.exports, undefined, undefined);
+  if (present) Object.defineProperty(globalThis, "Plotly", present);
+  else delete globalThis.Plotly;
+  return module.exports;
+}

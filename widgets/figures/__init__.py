@@ -1,0 +1,1 @@
+"""Plain functions from values to plotly figures; no widgets, no state."""

@@ -1,0 +1,242 @@
+"""The figures of what quantization costs: loss beside weight error, output errors, sensitivities, the memory curve of a mix.
+
+Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``disagreements`` says in words what the
+first figure shows. Methods and repairs are in figures/methods.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from widgets.drawing.plot import LIGHT_COLOURS
+from widgets.figures.bins import QUIET, Figure
+from widgets.figures.model import SYMBOLS, Places, Shown, cell_map
+from widgets.state import COST_FIELDS
+from workbench.sources.kinds import order_of
+from workbench.text import NONE, amount, bracketed, counted, listed, percent
+
+if TYPE_CHECKING:
+    from workbench.cost.evaluation import Cost
+    from workbench.cost.mixing import Mix
+    from workbench.cost.sensitivities import ModuleCost
+
+_escaped = functools.partial(html.escape, quote=False)  # plotly reads some tags in every label
+_LOSS, _WEIGHTS, _CHOSEN = "#2a86c8", "#8c8c8c", "#ff2d55"
+
+
+def nats(value: float) -> str:
+    """A difference of losses with its sign: +0.0123."""
+    return f"{value:+.4f}".replace("-", "−") if math.isfinite(value) else NONE
+
+
+def quantized(costs: Iterable[Cost]) -> list[Cost]:
+    """Those of 4-bit formats, the least weight error first."""
+    return sorted((cost for cost in costs if cost.spec is not None), key=lambda cost: cost.relative_rmse)
+
+
+def disagreements(costs: Iterable[Cost]) -> list[tuple[Cost, Cost]]:
+    """Pairs of which the first has less weight error and yet costs more loss, by more than both intervals."""
+    ordered = quantized(costs)
+    return [
+        (better, worse)
+        for i, better in enumerate(ordered)
+        for worse in ordered[i + 1 :]
+        if better.relative_rmse < worse.relative_rmse and better.increase_interval[0] > worse.increase_interval[1]
+    ]
+
+
+def format_costs(costs: Iterable[Cost]) -> Figure:
+    """On the left what each format adds to the loss, with its 95 % interval; on the right the weights' own relative RMSE.
+
+    The least weight error stands at the top: where the bars on the left do not grow downwards too, the two disagree. A format
+    that costs more than one further down, by more than both intervals, is hatched.
+    """
+    ordered = quantized(costs)
+    names = [_label(cost.name) for cost in ordered]
+    increases = np.array([cost.increase for cost in ordered], float)
+    low, high = (np.array([cost.increase_interval[i] for cost in ordered], float) for i in (0, 1))
+    hatched = {better.name for better, _ in disagreements(ordered)}
+    hover = [
+        f"{_escaped(cost.name)}<br>{cost.bits_per_weight:.4g} bits per weight<br>"
+        f"loss {cost.loss:.4f}, {nats(cost.increase)}<br>"
+        f"95 % interval {nats(cost.increase_interval[0])} to {nats(cost.increase_interval[1])}<br>"
+        f"perplexity {cost.perplexity:.3f}<br>weights' relative RMSE {percent(cost.relative_rmse)}"
+        for cost in ordered
+    ]
+    bars: Figure = {"type": "bar", "orientation": "h", "y": names, "hovertext": hover, "hoverinfo": "text"}
+    data = [
+        {
+            **bars, "x": increases, "name": "added loss",
+            "error_x": {
+                "type": "data", "symmetric": False, "array": high - increases, "arrayminus": increases - low, "thickness": 1.5,
+                "width": 5, "color": "#7f7f7f",
+            },
+            "marker": {
+                "color": _LOSS, "line": {"width": 0},
+                "pattern": {"shape": ["/" if cost.name in hatched else "" for cost in ordered]},
+            },
+        },
+        {
+            **bars, "x": np.array([cost.relative_rmse for cost in ordered]), "xaxis": "x2", "yaxis": "y2",
+            "name": "weights' relative RMSE", "marker": {"color": _WEIGHTS, "line": {"width": 0}},
+            "text": [percent(cost.relative_rmse) for cost in ordered], "textposition": "outside", "cliponaxis": False,
+        },
+    ]  # fmt: skip
+    widest = max((cost.relative_rmse for cost in ordered), default=1.0) or 1.0
+    y = {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names}
+    layout = {
+        "showlegend": False, "bargap": 0.35, "uirevision": f"costs {names}", "margin": {"l": 120, "r": 20, "t": 28, "b": 48},
+        "xaxis": {"title": {"text": "added loss, nats a token"}, "domain": [0, 0.56], "rangemode": "tozero"},
+        "xaxis2": {
+            "title": {"text": "weights' relative RMSE"}, "domain": [0.64, 1], "anchor": "y2", "tickformat": ".0%",
+            "range": [0, 1.3 * widest],
+        },
+        "yaxis": {**y, "automargin": True}, "yaxis2": {**y, "anchor": "x2", "matches": "y", "showticklabels": False},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _label(name: str) -> str:
+    """A specification at an axis: its format, and what else it says smaller below."""
+    title, _, rest = _escaped(name).partition(", ")
+    return f'{title}<br><span style="font-size:10px">{rest}</span>' if rest else title
+
+
+def output_errors(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
+    """‖(W − Ŵ)x‖ / ‖Wx‖ over the layers, a line a kind, above a band: the weights' own relative RMSE, from least to most.
+
+    Each point carries its module as ``customdata``; the chosen tensor's is ringed. Modules outside the layers are left out.
+    """
+    known = [row for row in rows if row.layer is not None]
+    kinds = sorted({row.kind for row in known}, key=order_of)
+    data: list[dict[str, Any]] = _band(known)
+    for i, kind in enumerate(kinds):
+        of = sorted((row for row in known if row.kind == kind), key=lambda row: (row.layer or 0, row.name))
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": _escaped(kind), "customdata": [row.name for row in of],
+                "x": np.array([row.layer for row in of], np.int32), "y": np.array([row.output_error for row in of], float),
+                "hovertext": [
+                    f"{_escaped(row.name)}<br>output error {percent(row.output_error)}<br>"
+                    f"weights' relative RMSE {percent(row.relative_rmse)}"
+                    for row in of
+                ],
+                "hoverinfo": "text", "line": {"width": 1.5},
+                "marker": {
+                    "symbol": SYMBOLS[i % len(SYMBOLS)],
+                    "size": [13 if row.name == selected else 8 for row in of],
+                    "line": {"width": [2.5 if row.name == selected else 0 for row in of], "color": _CHOSEN},
+                },
+            }
+        )  # fmt: skip
+    layout = {
+        "uirevision": "output errors", "hovermode": "closest", "margin": {"l": 64, "r": 20, "t": 52, "b": 48},
+        "legend": {"traceorder": "normal"},
+        "xaxis": {"title": {"text": "layer"}, "dtick": 1 if len({r.layer for r in known}) <= 24 else None, "zeroline": False},
+        "yaxis": {"title": {"text": "relative error"}, "tickformat": ".0%", "rangemode": "tozero"},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _band(rows: Sequence[ModuleCost]) -> list[dict[str, Any]]:
+    """From the least to the largest relative RMSE of each layer's weights."""
+    by_layer: dict[int, list[float]] = {}
+    for row in rows:
+        by_layer.setdefault(row.layer or 0, []).append(row.relative_rmse)
+    x = np.array(sorted(by_layer), np.int32)
+    ends = [np.array([pick(by_layer[layer]) for layer in sorted(by_layer)], float) for pick in (min, max)]
+    shared = {"type": "scatter", "mode": "lines", "x": x, "hoverinfo": "skip", "line": {"width": 0.5, "color": QUIET}}
+    return [
+        {**shared, "y": ends[0], "showlegend": False, "name": "least RMSE"},
+        {**shared, "y": ends[1], "fill": "tonexty", "fillcolor": QUIET, "name": "the weights' own relative RMSE"},
+    ]
+
+
+def sensitivity(places: Places, rows: Iterable[ModuleCost], field: str, selected: str = "", layer: int | None = None) -> Figure:
+    """Layers × kinds, coloured by a field of ``COST_FIELDS``; ``selected`` is a module's name."""
+    shown = [Shown(row.name, cost_of(row, field), cost_of(row, field), _all_of(row)) for row in rows]
+    ticks = ".0%" if field in ("output_error", "relative_rmse") else "~s" if field == "saved_bytes" else "~g"
+    return cell_map(places, shown, COST_FIELDS[field], ticks, selected=selected, layer=layer)
+
+
+def cost_of(row: ModuleCost, field: str) -> float:
+    """A field of ``COST_FIELDS``."""
+    return float(getattr(row, field))
+
+
+def cost_told(value: float, field: str) -> str:
+    """The same as text."""
+    if field in ("output_error", "relative_rmse"):
+        return percent(value)
+    return amount(value) if field == "saved_bytes" else nats(value)
+
+
+def _all_of(row: ModuleCost) -> str:
+    """What is known of a module, for hovering over it."""
+    return "; ".join(f"{title}: {cost_told(cost_of(row, field), field)}" for field, title in COST_FIELDS.items())
+
+
+def memory_curve(mix: Mix) -> Figure:
+    """Added loss against the weights' megabytes: the predicted curve from all in 4 bits to all in 16, and the mix on it.
+
+    The loss in 16 bits, from which losses count, and that of all in 4 bits are measured; between them the curve is predicted.
+    """
+    curve, base = mix.curve, mix.all_16bit.predicted_loss
+    hover = [
+        f"{amount(point.nbytes)}, {counted(len(point.modules), 'module')} in 16 bits<br>"
+        f"predicted {nats(point.predicted_loss - base)}"
+        for point in curve
+    ]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines", "name": "predicted, module after module", "hovertext": hover,
+            "hoverinfo": "text", "x": np.array([point.nbytes / 1e6 for point in curve]),
+            "y": np.array([point.predicted_loss - base for point in curve]),
+            "line": {"shape": "hv", "width": 2, "color": LIGHT_COLOURS[0]},
+        },
+        _point("all in 4 bits, measured", mix.all_4bit.nbytes, mix.all_4bit.predicted_loss - base, "square", "#7f7f7f"),
+        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", "#7f7f7f"),
+        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", _CHOSEN),
+    ]  # fmt: skip
+    if mix.measured_loss is not None:
+        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", _CHOSEN))
+    layout = {
+        "uirevision": "mix", "margin": {"l": 76, "r": 20, "t": 60, "b": 48},
+        "xaxis": {"title": {"text": "MB of all weights"}}, "yaxis": {"title": {"text": "added loss, nats a token"}},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "x": np.array([nbytes / 1e6]), "y": np.array([loss]),
+        "marker": {"symbol": symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
+        "hovertemplate": f"{name}<br>%{{x:.2f}} MB<br>%{{y:+.4f}} nats<extra></extra>",
+    }  # fmt: skip
+
+
+def said_of(costs: Iterable[Cost]) -> str:
+    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree."""
+    ordered = sorted(quantized(costs), key=lambda cost: cost.increase)
+    if not ordered:
+        return "No format has been measured yet."
+    least, pairs = ordered[0], disagreements(ordered)
+    beside = [bracketed(cost.name) for cost in ordered[1:] if cost.increase_interval[0] <= least.increase_interval[1]]
+    text = f"Least is added by {bracketed(least.name)}, {nats(least.increase)} nats a token"
+    text += f"; within the intervals of it: {listed(beside)}." if beside else "."
+    if not pairs:
+        return f"{text} Nowhere do weight error and loss order two formats differently, beyond the intervals."
+    better, worse = max(pairs, key=lambda pair: pair[0].increase - pair[1].increase)
+    here = f"{counted(len(pairs), 'pair')}, most of all here" if len(pairs) > 1 else "1 pair"
+    return (
+        f"{text} Weight error and loss disagree ({here}): "
+        f"{bracketed(better.name)} errs less on the weights than {bracketed(worse.name)} "
+        f"({percent(better.relative_rmse)} against {percent(worse.relative_rmse)}) "
+        f"and costs more ({nats(better.increase)} against {nats(worse.increase)})."
+    )

@@ -1,0 +1,293 @@
+"""The figures of a whole model and of formats against each other: the model map, the duel, the Pareto front. No widgets."""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from widgets.figures.bins import QUIET, Figure
+from widgets.state import MAP_FIELDS
+from workbench.quant.formats import FORMATS, find_format
+from workbench.sources import TensorInfo
+from workbench.sources.kinds import kind_of, layer_of, order_of
+from workbench.surveys.rows import Row
+from workbench.surveys.scores import Duel, Pareto, Point
+from workbench.text import amount
+
+_escaped = functools.partial(html.escape, quote=False)  # plotly reads some tags in every label
+
+"""The order in which kinds stand; others follow in the checkpoint's order."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last."""
+
+    kinds: tuple[str, ...]
+    layers: tuple[int | None, ...]
+    of: Mapping[str, tuple[int, int]]
+    """Tensor name → (row, column). Several may share a cell: the experts of a layer."""
+
+    @classmethod
+    def arrange(cls, tensors: Iterable[TensorInfo]) -> Places:
+        """A cell for each layer and kind that there is."""
+        return cls.named(tensor.name for tensor in tensors)
+
+    @classmethod
+    def named(cls, names: Iterable[str]) -> Places:
+        """The same from the names of tensors, or of modules."""
+        found = {name: (layer_of(name), kind_of(name)) for name in names}
+        kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
+        layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
+        return cls(kinds, layers, {name: (layers.index(a), kinds.index(b)) for name, (a, b) in found.items()})
+
+    def in_cell(self, x: float, y: float) -> list[str]:
+        """The tensors of the cell at (x, y)."""
+        return [name for name, place in self.of.items() if place == (round(y), round(x))]
+
+
+def value_of(row: Row, field: str) -> float:
+    """What the map shows of a tensor: NaN after an error."""
+    if row.error is not None:
+        return math.nan
+    totals = row.totals[0]
+    if field == "nbytes":
+        return float(totals.spec.nbytes(totals.numel))
+    return float(row.kurtosis if field == "kurtosis" else getattr(totals, field))
+
+
+def badness(row: Row, field: str) -> float:
+    """The same, so that more is worse: a small SQNR is bad."""
+    value = value_of(row, field)
+    return -value if field == "sqnr_db" else value
+
+
+def told(value: float, field: str) -> str:
+    """A value of the map as text."""
+    if math.isnan(value):
+        return "not known"
+    if field == "nbytes":
+        return amount(value)
+    return {"relative_rmse": f"{100 * value:.2f} %", "sqnr_db": f"{value:.2f} dB"}.get(field, f"{value:.3g}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a map shows of a tensor."""
+
+    name: str
+    value: float
+    """NaN where it is not known."""
+    bad: float
+    """The same so that more is worse: of several tensors in a cell the worst is shown."""
+    text: str
+    """What hovering over it tells below its name."""
+
+
+def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "", layer: int | None = None) -> Figure:
+    """Layers × kinds, coloured by a field of the rows that there are. SQNR's colours run backwards: bright is worse."""
+    name = MAP_FIELDS[field]
+    shown = [
+        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {told(value, field)}")
+        for r in rows
+    ]
+    ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
+    return cell_map(places, shown, name, ticks, reverse=field == "sqnr_db", selected=selected, layer=layer)
+
+
+def cell_map(
+    places: Places,
+    shown: Iterable[Shown],
+    title: str,
+    tickformat: str,
+    *,
+    reverse: bool = False,
+    selected: str = "",
+    layer: int | None = None,
+) -> Figure:
+    """Layers × kinds, coloured by what is shown of the tensors so far; a cell of several tensors shows the worst of them.
+
+    ``title`` and ``tickformat`` (of d3) are the colour bar's. The chosen tensor's cell and the listed layer are marked.
+    """
+    shape = (len(places.layers), len(places.kinds))
+    z, text = np.full(shape, np.nan, np.float32), np.full(shape, "", object)
+    worst: dict[tuple[int, int], float] = {}
+    for one in shown:
+        at = places.of.get(one.name)
+        if at is None or (at in worst and not (math.isnan(worst[at]) or one.bad > worst[at])):
+            continue
+        worst[at], z[at] = one.bad, one.value
+        text[at] = f"{_escaped(one.name)}<br>{_escaped(one.text)}"
+    there = np.full(shape, np.nan, np.float32)
+    for place in places.of.values():
+        there[place] = 0.0
+    grid = {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "xgap": 2, "ygap": 1 if shape[0] < 60 else 0, "hoverongaps": False}
+    data: list[dict[str, Any]] = [
+        {
+            "type": "heatmap", "z": there, **grid, "colorscale": [[0, "rgba(128,128,128,0.16)"], [1, "rgba(128,128,128,0.16)"]],
+            "showscale": False, "hoverinfo": "skip", "name": "not measured yet",
+        },
+        {
+            "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": reverse, "text": text.tolist(),
+            "hovertemplate": "%{text}<extra></extra>", "name": title,
+            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 14, "tickformat": tickformat},
+        }
+    ]  # fmt: skip
+    if selected in places.of:
+        y, x = places.of[selected]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "name": "chosen tensor",
+                "x": np.array([x - 0.5, x + 0.5, x + 0.5, x - 0.5, x - 0.5]),
+                "y": np.array([y - 0.5, y - 0.5, y + 0.5, y + 0.5, y - 0.5]), "line": {"color": "#ff2d55", "width": 3},
+            }
+        )  # fmt: skip
+    if layer in places.layers:
+        y = places.layers.index(layer)
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "x": np.array([-0.72]), "y": np.array([y]), "hoverinfo": "skip",
+                "marker": {"symbol": "triangle-right", "size": 11, "color": "#ff2d55"}, "showlegend": False,
+                "name": "listed layer", "cliponaxis": False,
+            }
+        )  # fmt: skip
+    step = max(1, -(-shape[0] // 24))
+    ticks = [i for i in range(shape[0]) if i % step == 0 or places.layers[i] is None]
+    layout = {
+        "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "xaxis": {
+            "tickvals": list(range(shape[1])), "ticktext": list(map(_escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
+            "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},
+        },
+        "yaxis": {
+            "tickvals": ticks, "ticktext": ["outside" if (n := places.layers[i]) is None else str(n) for i in ticks],
+            "range": [shape[0] - 0.5, -0.5], "showgrid": False, "zeroline": False, "title": {"text": "layer"},
+        },
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "cross",
+    "x",
+    "triangle-up",
+    "triangle-down",
+    "star",
+    "hexagram",
+    "pentagon",
+    "bowtie",
+)
+
+
+def duel(found: Duel) -> Figure:
+    """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
+    best = found.winners()
+    names = [score.spec.definition.title for score in found.contenders]
+    text = [
+        f"{100 * score.relative_rmse:.2f} %" + (" · least" if score.spec.format in best else "") for score in found.contenders
+    ]
+    hover = [
+        f"{_escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
+        f"SQNR {s.sqnr_db:.2f} dB"
+        for s in found.contenders
+    ]
+    values = np.array([score.relative_rmse for score in found.contenders])
+    top = float(np.nanmax(values, initial=0.0)) or 1.0
+    data = [
+        {
+            "type": "bar", "orientation": "h", "y": list(map(_escaped, names)), "x": values, "text": text,
+            "textposition": "outside", "cliponaxis": False, "hovertext": hover, "hoverinfo": "text", "name": "contenders",
+            "marker": {
+                "color": "#2a86c8", "line": {"width": 0},
+                "pattern": {"shape": ["/" if s.spec.format in best else "" for s in found.contenders]},
+            },
+        }
+    ]  # fmt: skip
+    layout = {
+        "showlegend": False, "bargap": 0.35, "uirevision": "duel",
+        "xaxis": {"title": {"text": "relative RMSE"}, "tickformat": ".1%", "range": [0, 1.3 * top]},
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
+        "margin": {"l": 120, "r": 20, "t": 20, "b": 48},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def pareto(found: Pareto, bits: float | None = None) -> Figure:
+    """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
+
+    Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.
+    """
+    lines: dict[str, list[Point]] = {}
+    for point in found.points:
+        lines.setdefault(point.score.spec.format, []).append(point)
+    known = list(FORMATS)
+    names = sorted(lines, key=lambda name: known.index(name) if name in known else len(known))
+    sizes = sorted({find_format(name).bits for name in names})
+    axes = {size: ("" if i == 0 else str(i + 1)) for i, size in enumerate(sizes)}
+    data = [_front(found, size, axes[size], first=i == 0) for i, size in enumerate(sizes)]
+    for i, name in enumerate(names):
+        data.append(_through_block_sizes(lines[name], i, axes[find_format(name).bits]))
+    if bits is not None:
+        data.append(_target(found, bits, axes, sizes))
+    layout: dict[str, Any] = {
+        "uirevision": f"pareto {sizes}",
+        "legend": {"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"},
+        "margin": {"l": 76, "r": 20, "t": 20, "b": 48},
+    }
+    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.62), (0.74, 1.0)]
+    for size, domain in zip(sizes, ends, strict=True):
+        axis = axes[size]
+        layout[f"xaxis{axis}"] = {
+            "title": {"text": f"stored bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
+        }  # fmt: skip
+        layout[f"yaxis{axis}"] = {
+            "title": {"text": "relative RMSE" if not axis else ""}, "tickformat": ".3~%", "rangemode": "tozero",
+            "anchor": f"x{axis}",
+        }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
+    front = [score for score in found.front if score.spec.definition.bits == size]
+    return {
+        "type": "scatter", "mode": "lines", "x": np.array([s.bits for s in front]), "xaxis": f"x{axis}", "yaxis": f"y{axis}",
+        "y": np.array([s.relative_rmse for s in front]), "name": "front: nothing beats these", "hoverinfo": "skip",
+        "line": {"shape": "hv", "color": QUIET, "width": 6}, "showlegend": first, "legendgroup": "front",
+    }  # fmt: skip
+
+
+def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
+    hover = [
+        f"{_escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
+        f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
+        + ("<br>on the front" if p.on_front else "")
+        for p in points
+    ]
+    return {
+        "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]), "xaxis": f"x{axis}",
+        "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
+        "name": _escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
+        "marker": {
+            "symbol": SYMBOLS[i % len(SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
+        },
+    }  # fmt: skip
+
+
+def _target(found: Pareto, bits: float, axes: Mapping[int, str], sizes: Sequence[int]) -> dict[str, Any]:
+    """The duel's bits as a line, over the formats that could have as many."""
+    size = max((size for size in sizes if size <= bits), default=sizes[0])
+    errors = [p.score.relative_rmse for p in found.points if p.score.spec.definition.bits == size]
+    return {
+        "type": "scatter", "mode": "lines", "x": np.array([bits, bits]), "y": np.array([0.0, max(errors, default=1.0)]),
+        "xaxis": f"x{axes[size]}", "yaxis": f"y{axes[size]}", "hoverinfo": "skip", "name": f"duel: {bits:g} bits",
+        "line": {"color": "#c2185b", "dash": "dash", "width": 1.5},
+    }  # fmt: skip

@@ -1,0 +1,33 @@
+"""The figure of weights against the normal distribution, quantile by quantile. No widgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from widgets.figures.bins import FORMAT_COLOURS, QUIET, Figure
+from workbench.quant.normality import Quantiles
+
+
+def quantile_plot(found: Quantiles, what: str) -> Figure:
+    """Observed quantiles against those of N(0, 1), both in standard deviations; the line is where normal weights would lie."""
+    reach = float(np.abs(found.normal).max(initial=1.0))
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines", "x": np.array([-reach, reach]), "y": np.array([-reach, reach]),
+            "name": "a normal distribution", "hoverinfo": "skip", "line": {"color": QUIET, "dash": "dash", "width": 1.5},
+        },
+        {
+            "type": "scatter", "mode": "lines+markers", "x": found.normal, "y": found.observed, "name": what,
+            "line": {"color": FORMAT_COLOURS[0], "width": 1.5}, "marker": {"size": 4},
+            "customdata": found.observed * found.std + found.mean,
+            "hovertemplate": "normal %{x:.2f} σ<br>here %{y:.2f} σ, value %{customdata:.4g}<extra></extra>",
+        },
+    ]  # fmt: skip
+    layout = {
+        "uirevision": what,
+        "xaxis": {"title": {"text": "quantile of the normal distribution (σ)"}, "zeroline": False},
+        "yaxis": {"title": {"text": "quantile of the weights (σ)"}, "zeroline": False},
+    }
+    return {"data": data, "layout": layout}

@@ -1,0 +1,198 @@
+"""A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
+
+Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
+GPU paging, a prefetch request is never called a migration. Memory is in ``run_memory_figures``.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from workbench.text import counted
+from workbench.training.results.history import Curve, Lane, RunHistory, page_view
+
+Figure = dict[str, Any]
+Told = tuple[Figure, str]
+
+PHASE_COLOURS = {
+    "import": "#8c8c8c", "load": "#56b4e9", "quantize": "#0072b2", "attach": "#cc79a7", "dataset": "#b07d00",
+    "first_forward": "#e69f00", "train": "#009e73", "evaluate": "#f0e442", "save": "#d55e00", "sample": "#aa4f8a",
+}  # fmt: skip
+_OTHER_PHASE = "#8c8c8c"
+_PHASES_DRAWN = 400
+_MARKS = 400
+_OTHER_RUNS = ("#8c6bb1", "#b07d00", "#5c5c5c", "#aa4f8a", "#3a9bd1", "#009e73")
+
+_PAGE_NAMES: dict[Lane, str] = {
+    ("host faults", "minor"): "minor faults (no disk)",
+    ("host faults", "major"): "major faults (from disk)",
+    ("cupti", "h2d"): "migrated host → GPU (CUPTI)",
+    ("cupti", "d2h"): "migrated GPU → host (CUPTI)",
+    ("cupti", "d2d"): "migrated GPU → GPU (CUPTI)",
+}
+
+
+def unit_for(top: float) -> tuple[str, float]:
+    """The unit that bytes up to ``top`` are drawn in, and how many bytes one is."""
+    return ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
+
+
+def axes(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
+    """The layout that the figures of a run share."""
+    return {
+        "title": {"text": title},
+        "xaxis": {"title": {"text": x}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": y}},
+        "legend": {"x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},  # below: it may take two rows
+        "uirevision": key,
+        "hovermode": "x unified",
+        **more,
+    }
+
+
+def loss(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = MappingProxyType({})) -> Told:
+    """Training loss per step and held-out loss where it was measured, in nats a token; other runs' ``beside``, thinner."""
+    x, y = history.step_curve("loss")
+    traces: list[Figure] = [{**_line(x, y, "%{y:.4f}"), "name": "training"}] if len(x) or not beside else []
+    if history.evals:
+        traces.append(_held_out(history, "held out", {"dash": "dot"}))
+    for i, (name, other) in enumerate(beside.items()):
+        colour = _OTHER_RUNS[i % len(_OTHER_RUNS)]
+        line = {"width": 1, "color": colour}
+        traces.append({**_line(*other.step_curve("loss"), "%{y:.4f}"), "name": html.escape(name), "line": line})
+        if other.evals:
+            held_out = _held_out(other, f"{html.escape(name)}, held out", line | {"dash": "dot"})
+            traces.append(held_out | {"showlegend": False, "marker": {"size": 6, "symbol": "diamond", "color": colour}})
+    said = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
+    if len(history.evals) > 1:
+        first, last = history.evals[min(history.evals)], history.evals[max(history.evals)]
+        said += f" Held-out loss {first:.3f}, then {last:.3f}."
+    if beside:
+        said += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
+    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, said
+
+
+def _held_out(history: RunHistory, name: str, line: Figure) -> Figure:
+    n = np.array(sorted(history.evals), np.float32)
+    measured = np.array([history.evals[int(i)] for i in n], np.float32)
+    trace = _line(n, measured, "%{y:.4f}")
+    return trace | {"mode": "lines+markers", "name": name, "marker": {"size": 8, "symbol": "diamond"}, "line": line}
+
+
+def _line(x: Any, y: Any, hover: str) -> Figure:
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": hover}
+
+
+def learning_rate(history: RunHistory, key: str = "") -> Told:
+    """Learning rate per step."""
+    return _one("Learning rate", "", history.step_curve("lr"), key, ".3g", exponentformat="power")
+
+
+def gradient_norm(history: RunHistory, key: str = "") -> Told:
+    """Norm of the gradients per step, before they are clipped."""
+    return _one("Gradient norm, before clipping", "", history.step_curve("grad_norm"), key, ".3g")
+
+
+def speed(history: RunHistory, key: str = "") -> Told:
+    """Tokens a second per step, padding left out."""
+    return _one("Speed", "tokens a second", history.speed(), key, ",.0f")
+
+
+def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: Any) -> Told:
+    x, y = curve
+    layout = axes(title, "step", y_title, key)
+    layout["yaxis"] |= {"rangemode": "tozero", **yaxis}
+    told = f"{title} {y[-1]:{form}} {y_title}".rstrip() + "." if len(x) else f"{title}: no step yet."
+    return {"data": [_line(x, y, f"%{{y:{form}}}<extra></extra>")], "layout": layout}, told
+
+
+def paging(history: RunHistory, key: str = "") -> Told:
+    """Paging events over time, named by their source."""
+    view, width = page_view(history), history.bar_width()
+    every = f"each {width:g} s"
+    if view == "gpu":
+        lanes, scale, unit = history.lanes("cupti", "prefetch requests"), 1e6, "MB"
+        title = "GPU paging"
+    else:
+        lanes, scale, unit = history.lanes("host faults"), 1.0, "faults"
+        title = "Host page faults (OS), not GPU paging" if view == "host" else "Paging events: none yet"
+    traces: list[Figure] = []
+    for lane in lanes:
+        x, y = history.bars(lane)
+        name = _PAGE_NAMES.get(lane) or (
+            "requested by prefetch, not a migration" if lane[0] == "prefetch requests" else lane[1]
+        )
+        traces.append(
+            {"type": "bar", "name": html.escape(name), "x": x, "y": (y / scale).astype(np.float32), "width": width,
+             "hovertemplate": f"%{{y:,.3~s}} {unit}"}
+        )  # fmt: skip
+    ends = history.of_steps(history.ends)[1]
+    if len(ends):
+        every_nth = -(-len(ends) // _MARKS)
+        name = "end of a step" if every_nth == 1 else f"end of a step, every {every_nth} steps"
+        marks = {"mode": "markers", "name": name, "x": ends[every_nth - 1 :: every_nth], "hovertemplate": "%{x:.1f} s"}
+        marks["y"] = np.zeros(len(marks["x"]), np.float32)
+        traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": _OTHER_PHASE}, **marks})
+    layout = over_time(axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True), history)
+    totals = ", ".join(f"{history.counts[lane]:,} {_PAGE_NAMES.get(lane, lane[1])}" for lane in lanes)
+    return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
+
+
+def phases(history: RunHistory, key: str = "") -> Told:
+    """A strip of the run's phases over time; the second row holds those that lie within another."""
+    drawn = history.phases[-_PHASES_DRAWN:]
+    ends = [history.now if phase.end is None else phase.end for phase in drawn]
+    lengths = [end - phase.begin for phase, end in zip(drawn, ends, strict=True)]
+    labelled = 0.075 * history.now  # seconds below which a name has no room
+    trace: Figure = {
+        "type": "bar", "orientation": "h", "showlegend": False,
+        "y": [("phase", "inside it")[phase.depth] for phase in drawn],
+        "base": np.array([phase.begin for phase in drawn], np.float32),
+        "x": np.array(lengths, np.float32),
+        "text": [html.escape(phase.name) if length > labelled else "" for phase, length in zip(drawn, lengths, strict=True)],
+        "customdata": [html.escape(phase.name) for phase in drawn],
+        "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
+        "marker": {"color": [PHASE_COLOURS.get(phase.name, _OTHER_PHASE) for phase in drawn]},
+        "hovertemplate": "%{customdata}: %{x:.2f} s<extra></extra>",
+    }  # fmt: skip
+    layout = over_time(axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest"), history)
+    layout["yaxis"] |= {
+        "autorange": "reversed",
+        "categoryorder": "array",
+        "categoryarray": ["phase", "inside it"],
+        "fixedrange": True,
+    }
+    said = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
+    return {"data": [trace], "layout": layout}, f"Phases: {said}." if said else "No phase yet."
+
+
+def over_time(layout: Figure, history: RunHistory) -> Figure:
+    """The layout of a picture over the whole run, so that such pictures below one another have one time axis."""
+    layout["xaxis"] |= {"range": [0, history.now or 1]}
+    layout["margin"] = {"l": 78}
+    return layout
+
+
+def level(at: float, text: str, colour: str) -> Figure:
+    """A labelled line across a picture, at a value of its vertical axis."""
+    return {
+        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at,
+        "line": {"color": colour, "width": 1.5, "dash": "dash"},
+        "label": {"text": text, "textposition": "end", "yanchor": "bottom", "font": {"size": 11}},
+    }  # fmt: skip
+
+
+def shading(history: RunHistory) -> list[Figure]:
+    """For a picture over time: the outermost phases as a background, in the colours of ``phases``."""
+    return [
+        {"type": "rect", "yref": "paper", "x0": phase.begin, "x1": history.now if phase.end is None else phase.end,
+         "y0": 0, "y1": 1, "layer": "below", "line": {"width": 0}, "opacity": 0.13,
+         "fillcolor": PHASE_COLOURS.get(phase.name, _OTHER_PHASE)}
+        for phase in history.phases
+        if not phase.depth
+    ]  # fmt: skip

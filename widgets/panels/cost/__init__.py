@@ -1,0 +1,1 @@
+"""The view of what quantization costs a model."""

@@ -1,0 +1,97 @@
+"""What the cost view asks ``wb.evaluate`` and ``wb.sensitivity``: a model, its held-out rows, a folder to keep answers in.
+
+Covers the question as a value that can be compared, and where its answers are kept. Measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from widgets.figures.model import Places
+from widgets.panels.train.words import duration
+from widgets.state import State
+from workbench.cost.effort import effort
+from workbench.cost.evaluation import Evaluation, evaluate
+from workbench.cost.jobs import OF_DATA
+from workbench.cost.sensitivities import Sensitivity, sensitivity
+from workbench.errors import WorkbenchError
+from workbench.quant.quantize import QuantSpec
+from workbench.sources import Source
+from workbench.text import amount, counted
+from workbench.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model, how it is quantized, and the rows that its loss is measured on."""
+
+    source: Source
+    model: str
+    """As ``wb.open_model`` takes it."""
+    data: TrainConfig
+    """Only its fields about data differ from how they come."""
+    spec: QuantSpec
+    """What modules are quantized to: what training holds them in."""
+    folder: Path
+
+    @classmethod
+    def of(cls, source: Source, state: State) -> Asked:
+        """What the state asks of the open model."""
+        training = state.training
+        data = TrainConfig(**{name: getattr(training, name) for name in OF_DATA})
+        spec = QuantSpec(training.quant_type, training.block_size, double_quant=training.double_quant)
+        return cls(source, state.model, data, spec, Path(state.cost_folder or f"costs/{_name(state.model, data)}"))
+
+    def evaluation(self, equal_bits: bool, **how: Any) -> Evaluation:
+        """The usual formats, with ``progress`` and ``cancelled`` as ``wb.evaluate`` has them."""
+        return evaluate(self.source, data=self.data, equal_bits=equal_bits, folder=self.folder, **how)
+
+    def sensitivity(self, **how: Any) -> Sensitivity:
+        """Module by module."""
+        return sensitivity(self.source, self.spec, data=self.data, folder=self.folder, **how)
+
+    def cost_of(self, losses: int) -> str:
+        """What a press will cost, or why it cannot be measured, as text for the reader."""
+        try:
+            forecast = effort(self.source, self.data, losses)
+        except WorkbenchError as error:
+            return f"This cannot be measured: {error}"
+        return (
+            f"{counted(losses, 'evaluation')} on {self.on}, in a process of its own. Forecast: about "
+            f"{duration(forecast.seconds)} and {amount(forecast.nbytes)} of memory. It can be cancelled and gone on with: "
+            f"what is measured is kept in {self.folder}."
+        )
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything was measured before."""
+        return (self.folder / "job.json").is_file()
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """What a QLoRA load quantizes."""
+        return tuple(t.name.removesuffix(".weight") for t in self.source.tensors() if t.quantizable)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where each module stands on the map."""
+        return Places.named(self.modules)
+
+    @property
+    def on(self) -> str:
+        """The rows, as text for the reader."""
+        rows = counted(self.data.max_eval_rows, "held-out row")
+        name = self.data.eval_dataset or self.data.dataset
+        return f"at most {rows} of {name}, each of at most {self.data.max_length:,} tokens"
+
+
+def _name(model: str, data: TrainConfig) -> str:
+    """A folder's name: the same for the same model and rows, another one for others."""
+    digest = hashlib.sha256(repr((model, dataclasses.astuple(data))).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(model).name)[:40]}-{digest}"

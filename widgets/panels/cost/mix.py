@@ -1,0 +1,158 @@
+"""A part of the cost view: which modules to leave in 16 bits for the memory there is, and what that gives.
+
+Covers the slider, the curve, measuring the mix, handing it to training, and its configuration as code. Which modules they are
+is ``wb.mix``'s choice, from the sensitivities measured so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+
+from widgets.background.tasks import Message, guard
+from widgets.controls.copy_code import CopyCode
+from widgets.controls.streamed import Streamed
+from widgets.controls.style import column, fields, heading, note, row, set_note
+from widgets.drawing.plot import Plot
+from widgets.figures import cost as figures
+from widgets.session import Session
+from workbench.cost.mixing import Mix, mix
+from workbench.cost.sensitivities import Sensitivity
+from workbench.errors import ConfigError
+from workbench.memory.gpus import known
+from workbench.sources.base import Cancelled, Progress
+from workbench.text import amount, counted, listed
+
+
+class MixPart:
+    """``mix`` is the one for the memory that the state names; None before all modules are measured."""
+
+    def __init__(self, session: Session, message: Message, sensitivity: Callable[[], Sensitivity | None]) -> None:
+        self._session, self._sensitivity, self._telling = session, sensitivity, False
+        self.mix: Mix | None = None
+        guarded = guard(message)
+        self.stream = Streamed(
+            message, session.executor, self._begin, lambda mixes: self._show(mixes[0]), self._offer, style=""
+        )
+        self.memory = ipywidgets.FloatSlider(
+            description="All weights may take (MB)",
+            min=0,
+            max=1,
+            value=1,
+            step=0.01,
+            readout_format=".2f",
+            continuous_update=False,
+        )
+        self.memory.add_class("wb-span")
+        self.gpu = ipywidgets.Dropdown(
+            description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
+        )
+        for control, field in ((self.memory, "mix_megabytes"), (self.gpu, "mix_gpu")):
+            control.observe(guarded(lambda change, field=field: self._changed(field, change["new"])), "value")
+        self.curve = Plot(height=380)
+        self.plots = [self.curve]
+        self.hand = ipywidgets.Button(
+            description="Train with this mix", tooltip="Hand the modules left out to the training form"
+        )
+        self.hand.on_click(guarded(lambda _: self._hand_over()))
+        self.said, self.modules, self.copy = note(), note(), CopyCode()
+        self._drawn = column(
+            fields(self.memory, self.gpu, width=240),
+            self.said,
+            self.curve,
+            self.modules,
+            self.stream.widget,
+            row(self.hand, self.copy),
+        )
+        self.missing = note("Once the sensitivities above are measured, memory that is left can be spent where it helps most.")
+        self.widget = column(
+            heading("A mix of 4 and 16 bits"),
+            note(
+                "Modules are left in 16 bits by the loss taken back per byte. They are chosen by the rows on which the "
+                "mix is measured: on others expect less, and nothing where the curve lies below the loss in 16 bits."
+            ),
+            self.missing,
+            self._drawn,
+        )
+        self._drawn.layout.display = "none"
+
+    def draw(self) -> None:
+        """The mix for the state's memory, as soon as every module is measured; it is chosen anew, and nothing is measured."""
+        found, state, before = self._sensitivity(), self._session.store.value, self.mix
+        ready = found is not None and found.complete
+        self._drawn.layout.display, self.missing.layout.display = ("", "none") if ready else ("none", "")
+        self.mix = None
+        if found is None or not ready:
+            return
+        whole = mix(found, found.job.nbytes_16bit)
+        self._show_state(whole)
+        budget = {"gpu": state.mix_gpu, "config": state.training} if state.mix_gpu else {"budget_bytes": self._budget(whole)}
+        chosen = mix(found, **budget)
+        if before is None or before.point != chosen.point:
+            self.stream.work.cancel()
+        with contextlib.suppress(InterruptedError):  # what was measured before is read; nothing is measured by this
+            chosen.measure(cancelled=lambda: True)
+        self._show(chosen)
+
+    def _show(self, chosen: Mix) -> None:
+        self.mix, base = chosen, chosen.all_16bit.predicted_loss
+        left, of = chosen.modules_left_out, len(chosen.sensitivity.modules)
+        told = (
+            f"{counted(len(left), 'module')} of {of} in 16 bits: all weights take {amount(chosen.nbytes)}. Predicted to add "
+            f"{figures.nats(chosen.predicted_loss - base)} nats a token to the {base:.4f} in 16 bits"
+        )
+        if chosen.measured_loss is not None:
+            told += f", measured to add {figures.nats(chosen.measured_loss - base)}"
+        told += f". All in 4 bits adds {figures.nats(chosen.all_4bit.predicted_loss - base)}, measured."
+        set_note(self.said, told)
+        self.curve.show(figures.memory_curve(chosen), f"Added loss against what all weights take. {told}")
+        set_note(self.modules, f"Left in 16 bits: {listed(left)}." if left else "No module is left in 16 bits.")
+        try:
+            self.copy.code = chosen.as_code()
+        except ConfigError as error:  # what cannot be loaded has no code
+            self.copy.code = "\n".join(f"# {line}" for line in str(error).splitlines())
+        self._offer()
+
+    def _budget(self, whole: Mix) -> int:
+        """What the state allows, between all in 4 bits and all in 16."""
+        least, most = whole.all_4bit.nbytes, whole.all_16bit.nbytes
+        wanted = self._session.store.value.mix_megabytes
+        return round(min(max((least + most) / 2 if wanted is None else 1e6 * wanted, least), most))
+
+    def _show_state(self, whole: Mix) -> None:
+        least, most = whole.all_4bit.nbytes / 1e6, whole.all_16bit.nbytes / 1e6
+        self._telling = True
+        try:
+            self.memory.min = min(least, self.memory.max)
+            self.memory.max, self.memory.min = most, least
+            self.memory.step = (most - least) / 100
+            self.memory.value = self._budget(whole) / 1e6
+            self.gpu.value = self._session.store.value.mix_gpu
+            self.memory.disabled = bool(self.gpu.value)
+        finally:
+            self._telling = False
+
+    def _changed(self, field: str, value: Any) -> None:
+        if not self._telling:
+            self._session.store.update(**{field: value})
+
+    def _offer(self) -> None:
+        done = self.mix is None or self.mix.measured_loss is not None
+        self.stream.offer("" if done else "Measure this mix", "One evaluation, of this mix on the same rows.")
+
+    def _begin(self) -> None:
+        if (chosen := self.mix) is not None:
+
+            def measure(progress: Progress, cancelled: Cancelled) -> list[Mix]:
+                chosen.measure(progress=progress, cancelled=cancelled)
+                return [chosen]
+
+            self.stream.follow("Measuring the mix", "batches", measure)
+
+    def _hand_over(self) -> None:
+        if self.mix is not None:
+            state = self._session.store.value
+            self._session.store.update(**state.changes_to(self.mix.to_config(state.training)), tab="Train")

@@ -1,0 +1,166 @@
+"""A part of the cost view: which modules the loss is sensitive to, and the error of their outputs beside that of their weights.
+
+Covers the button, the map that fills in, the list for those who do not point, the lines over the layers. The measuring is
+``wb.sensitivity``'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets
+
+from widgets.background.tasks import Message, guard
+from widgets.controls.streamed import Streamed
+from widgets.controls.style import column, fields, heading, note, set_note
+from widgets.drawing.plot import Plot
+from widgets.figures import cost as figures
+from widgets.panels.cost.asked import Asked
+from widgets.session import Session
+from widgets.state import COST_FIELDS
+from workbench.cost.sensitivities import ModuleCost, Sensitivity
+
+_LISTED = 200
+
+
+class ModulesPart:
+    """``sensitivity`` is what has been measured so far; ``on_change()`` is called when there is more of it."""
+
+    def __init__(self, session: Session, message: Message, on_change: Callable[[], None]) -> None:
+        self._session, self._on_change, self._telling = session, on_change, False
+        self.asked: Asked | None = None
+        self.sensitivity: Sensitivity | None = None
+        guarded = guard(message)
+        self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
+        self.field = ipywidgets.Dropdown(
+            description="The map shows", options=[(title, name) for name, title in COST_FIELDS.items()],
+            value=session.store.value.cost_field,
+        )  # fmt: skip
+        self.field.observe(guarded(lambda change: session.store.update(cost_field=change["new"])), "value")
+        self.map, self.errors = Plot(height=400), Plot(height=340)
+        self.plots = [self.map, self.errors]
+        self.map.on_click(guarded(self._clicked_cell))
+        self.errors.on_click(guarded(self._clicked_point))
+        self.list = ipywidgets.Select(description="Modules, the most sensitive first", rows=10)
+        self.list.add_class("wb-span")
+        self.list.observe(guarded(self._listed), "value")
+        self.said = note()
+        self._drawn = column(fields(self.field, width=260), self.map, fields(self.list, width=300))
+        self._outputs = column(
+            heading("Errors of outputs and of weights"),
+            note(
+                "‖(W − Ŵ)x‖ / ‖Wx‖ on the model's own activations over held-out rows, a line a kind. The band: the relative "
+                "RMSE of the same weights, from the least kind to the most. Click a point, and every view shows its tensor."
+            ),
+            self.errors,
+        )
+        self.widget = column(
+            heading("Sensitivity"),
+            note(
+                "For each module two losses: with it alone in 4 bits, and with all but it. Click a cell, or choose from the "
+                "list, and every view shows that tensor."
+            ),
+            self.stream.widget,
+            self.said,
+            self._drawn,
+            self._outputs,
+        )
+
+    def draw(self, asked: Asked, found: Sensitivity | None) -> None:
+        """What is known of another model, rows or format; nothing is measured before the button is pressed."""
+        self.stream.work.cancel()
+        self.asked, self.sensitivity = asked, found
+        self.redraw()
+        self._on_change()
+
+    def redraw(self) -> None:
+        """The same under another state: the field, the chosen tensor, the listed layer."""
+        rows = self.sensitivity.rows if self.sensitivity is not None else ()
+        state, analysis = self._session.store.value, self._session.analysis
+        if analysis is None or self.asked is None:
+            return
+        field, chosen = state.cost_field, analysis.tensor.name.removesuffix(".weight")
+        self.field.value = field
+        self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
+        said = self._said(rows, field)
+        if rows:
+            self.map.show(figures.sensitivity(self.asked.places, rows, field, chosen, state.layer), f"Map of {said}")
+            self.errors.show(
+                figures.output_errors(rows, chosen),
+                f"Output error of {len(rows)} modules over the layers, a line a kind, beside the weights' relative RMSE.",
+            )
+        set_note(self.said, said if rows else "")
+        self._list(rows, field, chosen)
+        self._offer()
+
+    def _said(self, rows: Sequence[ModuleCost], field: str) -> str:
+        if not rows or self.asked is None:
+            return ""
+        most = max(rows, key=lambda row: _sortable(row, field))
+        return (
+            f"{self.asked.source.name} under {self.asked.spec.title}: {COST_FIELDS[field].lower()} of {len(rows)} of "
+            f"{len(self.asked.modules)} modules, layers by kinds; the most has {most.name} with "
+            f"{figures.cost_told(figures.cost_of(most, field), field)}."
+        )
+
+    def _begin(self) -> None:
+        if (asked := self.asked) is not None:
+            what = f"Quantizing one module after the other of {asked.source.name}"
+            self.stream.follow(what, "batches", lambda p, c: asked.sensitivity(progress=p, cancelled=c))
+
+    def show(self, found: Sensitivity) -> None:
+        """The rows that there are by now."""
+        self.sensitivity = found
+        self.redraw()
+        self._on_change()
+
+    def _offer(self) -> None:
+        if self.asked is None:
+            return
+        found = self.sensitivity
+        if found is not None and found.complete:
+            self.stream.offer("", "")
+            return
+        left = len(self.asked.modules) - (len(found.rows) if found is not None else 0)
+        label = "Go on measuring sensitivities" if found is not None and found.rows else "Measure the sensitivities"
+        self.stream.offer(label, self.asked.cost_of(2 * left + 2))
+
+    def _list(self, rows: Sequence[ModuleCost], field: str, chosen: str) -> None:
+        """The list beside the map: the most of the field first."""
+        ordered = sorted(rows, key=lambda row: _sortable(row, field), reverse=True)[:_LISTED]
+        options = [(f"{figures.cost_told(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
+        self._telling = True
+        try:
+            self.list.description = f"Modules, the most first ({COST_FIELDS[field].lower()})"
+            if self.list.options != tuple(options):
+                self.list.options = options
+            self.list.value = chosen if chosen in {name for _, name in options} else None
+        finally:
+            self._telling = False
+
+    def _listed(self, change: dict[str, Any]) -> None:
+        if not self._telling and change["new"]:
+            self._choose(change["new"])
+
+    def _clicked_cell(self, point: dict[str, Any]) -> None:
+        if self.asked is None or point.get("x") is None or point.get("y") is None:
+            return
+        field, inside = self._session.store.value.cost_field, self.asked.places.in_cell(float(point["x"]), float(point["y"]))
+        rows = {row.name: row for row in (self.sensitivity.rows if self.sensitivity is not None else ())}
+        known = [rows[name] for name in inside if name in rows]
+        if inside:
+            self._choose(max(known, key=lambda row: _sortable(row, field)).name if known else inside[0])
+
+    def _clicked_point(self, point: dict[str, Any]) -> None:
+        if isinstance(name := point.get("customdata"), str):
+            self._choose(name)
+
+    def _choose(self, module: str) -> None:
+        self._session.store.update(tensor=f"{module}.weight")
+
+
+def _sortable(row: ModuleCost, field: str) -> float:
+    value = figures.cost_of(row, field)
+    return -math.inf if math.isnan(value) else value

@@ -1,0 +1,128 @@
+"""The form of a training run: every field of a ``TrainConfig``, the usual ones in sight and the rest in folds.
+
+Covers controls, which of them mean something as the others stand, and the faults beside their fields, all at once. What the
+fields are is ``run_fields``; which values are right is ``workbench.training.checks``. Launches nothing.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets
+
+from widgets.background.tasks import UI
+from widgets.controls.style import column, fields, fold, set_fold
+from widgets.panels.train.fields import FIELDS, GROUPS, Field, Group, config_of, faults_by_field, in_use, shown_values, told
+from workbench.errors import ConfigError
+from workbench.training.config import TrainConfig
+
+_KINDS = {"whole": ipywidgets.IntText, "real": ipywidgets.FloatText, "text": ipywidgets.Text, "names": ipywidgets.Text}
+
+
+class RunForm:
+    """``widget`` holds the controls, ``controls`` has each by its field's name.
+
+    ``changed(config)`` is called after every change by the reader, with None where there is a fault, under ``UI``.
+    """
+
+    def __init__(
+        self, config: TrainConfig, changed: Callable[[TrainConfig | None], None], *, beside: Iterable[Any] = ()
+    ) -> None:
+        self._base, self._changed = config, changed
+        self._quiet = False
+        self.controls: dict[str, Any] = {name: _control(field) for name, field in FIELDS.items()}
+        self._cells = {name: _cell(control, FIELDS[name].wide) for name, control in self.controls.items()}
+        self._folds = {group.title: self._fold(group) for group in GROUPS if group.title}
+        usual = [self._cells[field.name] for field in GROUPS[0].fields]
+        self.widget = column(fields(*usual, *beside, width=118), *self._folds.values())
+        self.widget.add_class("wb-form")
+        self.show(config)
+        for control in self.controls.values():
+            control.observe(self._edited, "value")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the controls say, by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    @property
+    def config(self) -> TrainConfig:
+        """What the controls say; raises ``ConfigError`` with every fault at once."""
+        return config_of(self._base, self.values)
+
+    def show(self, config: TrainConfig, before: TrainConfig | None = None) -> None:
+        """Have the controls say ``config``; with ``before`` only where that differs from it."""
+        with UI:
+            self._base = config
+            known = shown_values(before) if before is not None else {}
+            self._quiet = True
+            try:
+                for name, value in shown_values(config).items():
+                    if name not in known or known[name] != value:
+                        self.controls[name].value = value
+            finally:
+                self._quiet = False
+            self._tell()
+
+    def _fold(self, group: Group) -> ipywidgets.Box:
+        return fold(group.title, fields(*(self._cells[field.name] for field in group.fields), width=150))
+
+    def _edited(self, _: Any) -> None:
+        if self._quiet:
+            return
+        with UI:
+            self._changed(self._tell())
+
+    def _tell(self) -> TrainConfig | None:
+        """Show what is in use, what the folds hold and every fault; the configuration where there is none."""
+        values, faults, config = self.values, dict[str, list[str]](), None
+        try:
+            config = config_of(self._base, values)
+        except ConfigError as error:
+            faults = faults_by_field(error.faults)
+        for name, cell in self._cells.items():
+            cell.layout.display = "" if in_use(FIELDS[name], values) else "none"
+            _set_fault(cell, " ".join(faults.get(name, ())))
+        for group in GROUPS[1:]:
+            box = self._folds[group.title]
+            box.layout.display = "" if values["method"] in group.methods else "none"
+            wrong = any(field.name in faults for field in group.fields)
+            set_fold(box, group.title, told(group, values), wrong=wrong)
+        return config
+
+
+def _control(field: Field) -> Any:
+    if field.kind == "choice":
+        return ipywidgets.Dropdown(description=field.label, options=field.options)
+    if field.kind == "flag":
+        return ipywidgets.Checkbox(description=field.label, indent=False)
+    hint = {"placeholder": field.hint} if field.kind in ("text", "names") else {}
+    return _KINDS[field.kind](description=field.label, continuous_update=False, **hint)
+
+
+def _cell(control: Any, wide: bool) -> ipywidgets.Box:
+    cell = ipywidgets.Box([control])
+    cell.add_class("wb-cell")
+    if wide:
+        cell.add_class("wb-span")
+    return cell
+
+
+def _set_fault(cell: ipywidgets.Box, fault: str) -> None:
+    control, *shown = cell.children
+    if not fault and not shown:
+        return
+    if not fault:
+        cell.children = (control,)
+        cell.remove_class("wb-wrong")
+        shown[0].close()
+        shown[0].layout.close()
+        return
+    text = f'<div class="wb-fault" role="alert">{html.escape(fault)}</div>'
+    if shown:
+        shown[0].value = text
+    else:
+        cell.children = (control, ipywidgets.HTML(text))
+        cell.add_class("wb-wrong")

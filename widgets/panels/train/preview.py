@@ -1,0 +1,115 @@
+"""A dataset's first rows as the model will see them, with the loss mask, before anything starts.
+
+Covers asking for them in the background, progress and Cancel, and showing them. Tokens on which the loss is taken are bold and
+underlined, and read out as such. All of it is text of the dataset, escaped here; ``workbench.training.data`` makes the rows.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from concurrent.futures import Executor
+from itertools import groupby
+
+import ipywidgets
+
+from widgets.background.work import Work
+from widgets.controls.progress import ProgressRow
+from widgets.controls.style import column, note, set_note
+from workbench.text import counted
+from workbench.training.config import TrainConfig
+from workbench.training.data import Preview, preview
+
+FIRST_TOKENS, LAST_TOKENS = 120, 40
+"""Tokens shown of a long row, at its beginning and at its end."""
+_ENDS = str.maketrans({"\n": "↵\n", "\t": "⇥\t"})
+
+Tokens = tuple[tuple[str, bool], ...]
+
+
+class RunPreview:
+    """``widget`` holds what ``ask`` brings; ``config()`` is asked for what to look at, and may raise."""
+
+    def __init__(
+        self,
+        config: Callable[[], TrainConfig],
+        failed: Callable[[Exception], None],
+        seen: Callable[[TrainConfig], None],
+        executor: Executor | None = None,
+    ) -> None:
+        self._config, self._seen = config, seen
+        self._work = Work(executor, self._apply, failed)
+        self.counts, self.rows = note(), ipywidgets.HTML()
+        self.widget = column(ProgressRow(self._work), self.counts, self.rows)
+
+    def ask(self) -> None:
+        """Look at the rows of the configuration as it stands."""
+        config = self._config()
+        set_note(self.counts, "")
+        self.rows.value = ""
+        self._work.submit(
+            "Tokenizing the first rows",
+            "rows",
+            lambda progress, cancelled: (config, preview(config, progress=progress, cancelled=cancelled)),
+        )
+
+    def clear(self) -> None:
+        """Show nothing, and give up what is under way: the rows are another configuration's."""
+        self._work.cancel()
+        set_note(self.counts, "")
+        self.rows.value = ""
+
+    def close(self) -> None:
+        """End the thread."""
+        self._work.close()
+
+    def _apply(self, found: tuple[TrainConfig, Preview]) -> None:
+        config, rows = found
+        set_note(self.counts, counts_told(rows, config))
+        self.rows.value = rows_html(rows)
+        self._seen(config)
+
+
+def counts_told(seen: Preview, config: TrainConfig) -> str:
+    """What became of the rows that were looked at."""
+    n = seen.counts
+    looked = f"All {counted(n['total'], 'row')}" if seen.whole else f"The first {n['total']:,} rows"
+    lost = [
+        f"{n['empty']:,} empty" if n["empty"] else "none empty",
+        f"{n['truncated']:,} cut at {config.max_length:,} tokens" if n["truncated"] else "none cut",
+        f"{n['without_loss']:,} without a token to learn from" if n["without_loss"] else "none without a token to learn from",
+    ]
+    return (
+        f"{looked}: {n['kept']:,} to learn from, {', '.join(lost)}. The longest has {counted(n['longest'], 'token')}; "
+        f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below)."
+    )
+
+
+def rows_html(seen: Preview) -> str:
+    """The rows, each token in its place and apart from the next."""
+    items = "".join(f"<li><div class=wb-note>{_headed(row)}</div><p>{_row(row)}</p></li>" for row in seen.rows)
+    return f'<ol class="wb-rows" aria-label="Rows as the model sees them">{items}</ol>'
+
+
+def _headed(row: Tokens) -> str:
+    learnt = sum(bears for _, bears in row)
+    return f"{counted(len(row), 'token')}, {learnt:,} with loss"
+
+
+def _row(row: Tokens) -> str:
+    if len(row) <= FIRST_TOKENS + LAST_TOKENS:
+        return _tokens(row)
+    between = len(row) - FIRST_TOKENS - LAST_TOKENS
+    return f"{_tokens(row[:FIRST_TOKENS])} <em>… {between:,} more tokens …</em> {_tokens(row[-LAST_TOKENS:])}"
+
+
+def _tokens(row: Tokens) -> str:
+    parts = []
+    for bears, run in groupby(row, key=lambda token: token[1]):
+        spans = "".join(f"<span>{html.escape(text).translate(_ENDS)}</span>" for text, _ in run)
+        parts.append(
+            f'<mark><b class="wb-unseen">With loss: </b>{spans}</mark>'
+            if bears
+            else f'<b class="wb-unseen">No loss: </b>{spans}'
+        )
+    return "".join(parts)

@@ -1,0 +1,304 @@
+"""Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
+
+Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
+against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row
+by row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from workbench.memory.footprint import FULL, LORA, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
+from workbench.memory.footprint import optimizer_state as _optimizer_state
+from workbench.memory.footprint import trained as _trained
+from workbench.memory.gpus import Gpu, find
+from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.packed import as_loaded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPUTED, ESTIMATED = "computed", "estimated"
+_CUDA_CONTEXT = 500 * 2**20
+
+_NOTES = {
+    "weights": "every weight in the compute dtype",
+    "4-bit weights": "two weights a byte",
+    "absmax scales": "one a block; with double quantization in 8 bits",
+    "second-level scales": "double quantization: fp32, one for 256 scales, and the offset",
+    "codebooks": "bitsandbytes keeps its tables of levels once for every 4-bit weight",
+    "weights upcast to fp32": "what stays out of 4 bits; prepare_model_for_kbit_training makes it fp32",
+    "integer tensors": "counted as they are stored; what transformers makes of them is not known here",
+    "optimizer state": "Adam's two moments, on the device",
+    "optimizer state, paged": "in managed memory: the driver may move it to the host under pressure",
+}
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "base model": ("weights", "4-bit weights", "weights upcast to fp32", "integer tensors"),
+        "scales of the 4-bit weights": ("absmax scales", "second-level scales", "codebooks"),
+        "adapters": ("adapters",),
+        "gradients": ("gradients",),
+        "optimizer state": ("optimizer state", "optimizer state, paged"),
+        "activations and logits": ("activations", "logits and loss"),
+        "scratch and context": ("dequantized weight", "16-bit casts", "CUDA context"),
+    }
+)
+"""The categories gathered for where they are too many to show; each is in one group."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One category of memory."""
+
+    category: str
+    bytes: int
+    known: str
+    """``computed`` from shapes, or ``estimated``."""
+    note: str
+    place: str = "device"
+    """``device``, or ``managed``: memory that the driver may move to the host."""
+
+
+@dataclass(frozen=True)
+class MemoryLedger:
+    """What a fine-tune is forecast to take. The total is a sum of peaks, which do not all come at the same moment."""
+
+    title: str
+    model: str
+    plan: Plan
+    rows: tuple[Row, ...]
+    pieces: tuple[Piece, ...]
+    """The computed rows' bytes tensor by tensor."""
+
+    @property
+    def total(self) -> int:
+        """All bytes, wherever they lie."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def managed(self) -> int:
+        """Bytes that may leave the device under pressure."""
+        return sum(row.bytes for row in self.rows if row.place == "managed")
+
+    def __getitem__(self, category: str) -> int:
+        """The bytes of a category, 0 where the ledger has none."""
+        return sum(row.bytes for row in self.rows if row.category == category)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per row: category, bytes, known, place, note."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [dataclasses.asdict(row) for row in self.rows], columns=["category", "bytes", "known", "place", "note"]
+        )
+
+
+def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> MemoryLedger:
+    """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
+
+    ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
+    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
+    """
+    source = open_model(src)
+    tensors, plan = _planned(source, cfg, device)
+    return _ledger(tensors, source.config, source.name, plan)
+
+
+def forecast_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
+    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
+    tensors, plan = _planned(src, cfg, device)
+    base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
+    four_bit = dataclasses.replace(base, method=QLORA)
+    double = dataclasses.replace(four_bit, double_quant=True)
+    plans = {
+        "Full fine-tuning, 16-bit": dataclasses.replace(base, method=FULL),
+        "LoRA on a 16-bit base": dataclasses.replace(base, method=LORA),
+        f"QLoRA, {four_bit.spec.definition.title}": four_bit,
+        "+ double quantization": double,
+        "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
+    }
+    return [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+
+
+def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
+    """The tensors as a load has them, and the plan: a checkpoint that is packed in 4 bits decides how they are held."""
+    tensors, spec = as_loaded(src)
+    plan = Plan.of(cfg, device)
+    if spec is not None:
+        plan = dataclasses.replace(plan, quant_type=spec.format, block_size=spec.block_size, double_quant=spec.double_quant)
+    return tensors, plan
+
+
+def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
+    weights = base_weights(tensors, plan)
+    parameters = _trained(tensors, plan)
+    state = _optimizer_state(parameters, plan)
+    rows = _rows(weights)
+    experts = plan.method != FULL and any(".experts." in name for name in parameters)
+    known, note = COMPUTED, f"{sum(parameters.values()):,} parameters in fp32"
+    if experts:
+        known, note = ESTIMATED, f"{note}; how fused experts are adapted is peft's choice, here that of 0.21"
+    size = 4
+    if plan.method == FULL:
+        size, note = plan.compute_bytes, "of every weight, in its dtype"
+    else:
+        rows.append(Row("adapters", 4 * sum(parameters.values()), known, note))
+    rows.append(
+        Row("gradients", size * sum(parameters.values()), known, note if plan.method == FULL else "of the adapters, fp32")
+    )
+    rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
+    rows += _transient(tensors, config, plan, parameters)
+    adapters = [Piece("adapters", name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
+    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
+
+
+def _rows(pieces: Iterable[Piece]) -> list[Row]:
+    sums: dict[str, int] = defaultdict(int)
+    for piece in pieces:
+        sums[piece.category] += piece.bytes
+    return [
+        Row(name, sums[name], COMPUTED, note, "managed" if name.endswith("paged") else "device")
+        for name, note in _NOTES.items()
+        if name in sums
+    ]
+
+
+def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int]) -> list[Row]:
+    """What comes and goes within a step (estimated)."""
+    c, tokens = plan.compute_bytes, plan.tokens
+    kept = activations(tensors, config, plan)
+    how = "a layer's input each, and one layer computed again" if plan.gradient_checkpointing else "kept by every layer"
+    shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
+    heads = [t.numel for t in loaded(tensors) if t.reason.startswith("the output head")]
+    embeddings = [t for t in tensors if t.reason.startswith("an embedding") and len(t.shape) == 2]
+    vocabulary = max((max(t.shape) for t in embeddings), default=0)
+    rows = [
+        Row("activations", kept.bytes(tokens, plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
+        Row(
+            "logits and loss",
+            tokens * vocabulary * 12,
+            ESTIMATED,
+            f"{shape} × vocabulary {vocabulary:,} × (4 + 4 + 4) bytes: log-probabilities, their gradient, that of the logits",
+        ),
+    ]
+    if plan.method == QLORA:
+        largest = max((t.numel for t in tensors if in_four_bits(t, plan)), default=0)
+        rows.append(Row("dequantized weight", largest * c, ESTIMATED, "the largest linear, unpacked while it multiplies"))
+    if plan.method != FULL and c == 2:
+        head = sum(heads) or max((t.numel for t in embeddings), default=0)
+        casts = sum(parameters.values()) + (head if plan.method == QLORA else 0)
+        rows.append(Row("16-bit casts", casts * c, ESTIMATED, "autocast's copies of the fp32 adapters and of the fp32 head"))
+    if plan.device == "cuda":
+        rows.append(Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; an H100 took 0.65 GB"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a ledger fits a GPU."""
+
+    gpu: Gpu
+    verdict: str
+    """``fits``; ``close``: under a tenth is left, less than the estimates are good for; ``pages``: only if the paged optimizer
+    state moves out; ``does not fit``."""
+    headroom: int
+    """Bytes left, negative where they are missing."""
+
+
+def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
+    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it."""
+    if isinstance(gpu, str):
+        gpu = find(gpu)
+    left = gpu.usable - ledger.total
+    if left >= gpu.usable // 10:
+        verdict = "fits"
+    elif left >= 0:
+        verdict = "close"
+    else:
+        verdict = "pages" if left + ledger.managed >= 0 else "does not fit"
+    return Fit(gpu, verdict, left)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields of the configuration to change, and what that saves after the changes before it."""
+
+    fields: Mapping[str, Any]
+    saved: int
+
+
+def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
+    """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
+
+    Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
+    """
+    return _cheapest(
+        src, cfg, "cuda", lambda ledger: ("fits", "close", "pages", "does not fit").index(fit(ledger, gpu).verdict), 2
+    )
+
+
+def cheapest(src: Source, cfg: Any, most: int, device: str = "cuda") -> tuple[Change, ...] | None:
+    """The cheapest changes after which the forecast is at most ``most`` bytes; None if all of them together are not enough."""
+    return _cheapest(src, cfg, device, lambda ledger: ledger.total > most, 0)
+
+
+def _cheapest(
+    src: Source, cfg: Any, device: str, short: Callable[[MemoryLedger], int], at_most: int
+) -> tuple[Change, ...] | None:
+    """The changes after which the ledger is as little ``short`` as after all of them; None if that is more than ``at_most``.
+
+    One change where one is enough, and otherwise no more than are needed. Cheap is what costs little accuracy, then what costs
+    little time.
+    """
+    tensors, plan = _planned(src, cfg, device)
+    steps = _changes(plan)
+
+    @functools.cache
+    def after(*chosen: int) -> MemoryLedger:
+        changed = plan
+        for i in chosen:
+            changed = dataclasses.replace(changed, **steps[i])
+        return _ledger(tensors, src.config, src.name, changed)
+
+    every = tuple(range(len(steps)))
+    best = short(after(*every))
+    if best > at_most:
+        return None
+    found = next(
+        some for some in [(), *((i,) for i in every), *(every[:n] for n in every[2:]), every] if short(after(*some)) <= best
+    )
+    for i in found if len(found) > 1 else ():
+        without = tuple(other for other in found if other != i)
+        if short(after(*without)) <= best:
+            found = without
+    totals = [after(*found[:n]).total for n in range(len(found) + 1)]
+    return tuple(
+        Change(MappingProxyType(steps[i]), before - then)
+        for i, (before, then) in zip(found, itertools.pairwise(totals), strict=True)
+    )
+
+
+def _changes(plan: Plan) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [
+        {"double_quant": True}, {"optim": "paged_adamw_8bit"}, {"gradient_checkpointing": True}, {"method": QLORA},
+    ]  # fmt: skip
+    rows = plan.per_device_train_batch_size
+    while rows > 1:
+        rows = (rows + 1) // 2
+        steps.append({"per_device_train_batch_size": rows})
+    length = plan.max_length
+    while length > 256:
+        length = max(256, length // 2)
+        steps.append({"max_length": length})
+    return steps

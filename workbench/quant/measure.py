@@ -1,0 +1,386 @@
+"""What quantization does to one tensor: errors as a whole and block by block, and how full each bin is.
+
+Covers ``measure`` for one or several formats in one pass, ``Tally`` for a tensor that comes in chunks, ``histogram``, and
+pooling block values to the resolution of a screen. Does not cover whole models (``surveys/survey.py``).
+
+Errors are e = x − level · scale with the product in float32, as bitsandbytes' kernels form it before rounding to the compute
+dtype. Blocks that hold a NaN or an infinity have no error; they are counted, and left out of every average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import FormatError
+from workbench.kernels.sampling import evenly_spaced
+from workbench.quant.formats import Format
+from workbench.quant.quantize import QuantSpec, as_weights
+from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
+
+Cancelled = Callable[[], bool]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Error statistics of a tensor as a whole under one specification."""
+
+    spec: QuantSpec
+    numel: int
+    """Weights that were measured."""
+    occupancy: NDArray[np.int64]
+    """int64 (levels,): weights in the bin of each of ``spec.definition.levels``; the sum is ``numel``."""
+    rmse: float
+    """Root mean square error over all weights of finite blocks."""
+    mae: float
+    """Mean absolute error."""
+    max: float
+    """Largest absolute error."""
+    rms: float
+    """Root mean square of the weights themselves."""
+    nans: int
+    """Weights that are NaN."""
+    infinities: int
+    """Weights that are infinite."""
+    bad_blocks: int
+    """Blocks left out of the averages because they hold a NaN or an infinity."""
+
+    @property
+    def relative_rmse(self) -> float:
+        """rmse / rms of the weights; 0 for a tensor of zeros."""
+        return self.rmse / self.rms if self.rms else 0.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise in decibels: 20 · log10(rms / rmse); infinite without error."""
+        return 20 * float(np.log10(self.rms / self.rmse)) if self.rmse else float("inf")
+
+    @property
+    def entropy_bits(self) -> float:
+        """Shannon entropy of the occupancy in bits per weight; equal levels (the two zeros of FP4) count as one bin."""
+        counts = merge_equal_levels(self.spec.definition, self.occupancy)[1]
+        share = counts[counts > 0] / self.numel
+        return float(-(share * np.log2(share)).sum())
+
+
+@dataclass(frozen=True)
+class ErrorStats(Totals):
+    """Error statistics of one tensor under one specification, as a whole and block by block."""
+
+    shape: tuple[int, ...]
+    block_rmse: NDArray[np.float32]
+    """float32 (blocks,): root mean square error; NaN where a block is not finite, as in the two below."""
+    block_mae: NDArray[np.float32]
+    """float32 (blocks,): mean absolute error."""
+    block_max: NDArray[np.float32]
+    """float32 (blocks,): largest absolute error."""
+    block_absmax: NDArray[np.float32]
+    """float32 (blocks,): largest magnitude; a partial last block's is at least 1e-38, as in bitsandbytes."""
+    block_scale: NDArray[np.float32]
+    """float32 (blocks,): what the block's levels are multiplied with."""
+    block_zero: NDArray[np.float32]
+    """float32 (blocks,): the level that stands for 0 and is taken off first; 0 in formats without zero points."""
+    sampled: float | None = None
+    """The share of the blocks that was measured; None: the whole tensor."""
+
+    @cached_property
+    def levels(self) -> NDArray[np.float64]:
+        """float64 (levels,): the format's distinct levels in units of absmax, ascending.
+
+        Where a block's scale is not its absmax, or it has a zero point, they lie elsewhere in every block: these are those of
+        a block with the median scale / absmax and the median zero point.
+        """
+        form = self.spec.definition
+        levels = np.unique(form.levels).astype(np.float64)
+        if form.double_quantizable:
+            return levels
+        known = np.isfinite(self.block_scale) & (self.block_absmax > 0)
+        if not known.any():
+            return np.asarray(levels / np.abs(levels).max(), np.float64)
+        zero = float(np.median(self.block_zero[known])) if form.zero_point_bits else 0.0
+        return np.sort((levels - zero) * float(np.median(self.block_scale[known] / self.block_absmax[known])))
+
+    @property
+    def blocks_per_row(self) -> int | None:
+        """Blocks in a row of the last dimension; None when blocks cross rows."""
+        last = self.shape[-1] if self.shape else 1
+        return last // self.spec.block_size if last % self.spec.block_size == 0 else None
+
+
+def merge_equal_levels(form: Format, occupancy: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The distinct levels and their counts: FP4 has two zeros, which no reader can tell apart."""
+    levels, index = np.unique(form.levels, return_inverse=True)
+    return levels, np.bincount(index, weights=occupancy, minlength=levels.size).astype(np.int64)
+
+
+@overload
+def measure(array: Any, spec: QuantSpec, sample: float | None = None, *, cancelled: Cancelled | None = None) -> ErrorStats: ...
+@overload
+def measure(
+    array: Any, spec: Sequence[QuantSpec], sample: float | None = None, *, cancelled: Cancelled | None = None
+) -> list[ErrorStats]: ...
+def measure(
+    array: Any, spec: QuantSpec | Sequence[QuantSpec], sample: float | None = None, *, cancelled: Cancelled | None = None
+) -> ErrorStats | list[ErrorStats]:
+    """Measures what quantizing ``array`` under ``spec`` costs; several specifications give a list.
+
+    Specifications with the same block size share one pass over the weights. ``sample`` in (0, 1) measures evenly spaced
+    stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the sampled blocks
+    alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once it says yes the
+    call raises InterruptedError.
+    """
+    specs = [spec] if isinstance(spec, QuantSpec) else list(spec)
+    weights = as_weights(array)
+    shape = weights.shape
+    flat = weights.reshape(-1)
+    sampled = None
+    if sample is not None:
+        if not 0 < sample <= 1:
+            raise FormatError(f"A sample of {sample!r} is not possible.", remedy="Give a share above 0 and up to 1.")
+        flat, _, sampled = evenly_spaced(flat, 4096, round(1 / sample))
+
+    def one_size(_: int, specs: list[QuantSpec]) -> list[ErrorStats]:
+        done = _measure(flat, specs, None, cancelled)
+        return [
+            ErrorStats(**fields, **done.blocks(f), shape=shape, sampled=sampled)
+            for f, fields in enumerate(done.fields(specs, flat.size))
+        ]
+
+    results = _in_order(specs, one_size)
+    return results[0] if isinstance(spec, QuantSpec) else results
+
+
+def _in_order(specs: list[QuantSpec], one_size: Callable[[int, list[QuantSpec]], list[_T]]) -> list[_T]:
+    """The results of ``one_size`` for the specifications of each block size, in the order of ``specs``."""
+    found: dict[int, _T] = {}
+    for block_size in dict.fromkeys(s.block_size for s in specs):
+        at = [i for i, s in enumerate(specs) if s.block_size == block_size]
+        found |= dict(zip(at, one_size(block_size, [specs[i] for i in at]), strict=True))
+    return [found[i] for i in range(len(specs))]
+
+
+class Tally:
+    """The totals of one tensor that comes flat, in order, a chunk at a time; no block's values are kept.
+
+    Every chunk but the last has a multiple of ``Tally.STEP`` weights, float32, float16 or bfloat16. Where ``looks_first``,
+    every chunk must have been shown to ``look`` before the first is fed. The result equals ``measure``'s for the whole.
+    """
+
+    STEP = LOOK
+
+    def __init__(self, specs: Sequence[QuantSpec]) -> None:
+        self._specs = list(specs)
+        self._passes: dict[int, list[_Pass]] = {size: [] for size in dict.fromkeys(s.block_size for s in specs)}
+        self._overviews = {s.block_size: Overview() for s in specs if needs_overview(s)}
+        for s in specs:
+            if s.double_quant and (self.STEP // s.block_size) % s.nested_block_size:
+                raise FormatError(
+                    f"Chunks of {self.STEP:,} weights do not hold whole blocks of {s.nested_block_size} scales.",
+                    remedy="Choose a power of two as the nested block size, or measure the tensor whole.",
+                )
+        self._fed = 0
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether some scales depend on the whole tensor: double quantization's mean, NVFP4's scale of the tensor."""
+        return bool(self._overviews)
+
+    def look(self, chunk: NDArray[Any]) -> None:
+        """Takes in a chunk's scales."""
+        for block_size, overview in self._overviews.items():
+            overview.add(_absmax(chunk, block_size, None), block_size)
+
+    def feed(self, chunk: NDArray[Any]) -> None:
+        """Measures a chunk."""
+        self._fed += chunk.size
+        for block_size, passes in self._passes.items():
+            specs = [s for s in self._specs if s.block_size == block_size]
+            passes.append(_measure(chunk, specs, self._overviews.get(block_size), None).without_blocks())
+
+    def totals(self) -> list[Totals]:
+        """The totals of all that was fed, in the order of the specifications."""
+        return _in_order(
+            self._specs,
+            lambda size, specs: [Totals(**fields) for fields in _Pass.join(self._passes[size]).fields(specs, self._fed)],
+        )
+
+
+def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
+    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin."""
+    from workbench.kernels import blocks as block_kernels
+    from workbench.kernels import pool
+    from workbench.kernels.bits import as_bits
+
+    QuantSpec("nf4", block_size)  # the same check, the same message
+    bits = as_bits(as_weights(array))
+    tail = bits.size % block_size
+    parts: list[NDArray[np.int64]] = []
+
+    def count(span: slice) -> None:
+        part = np.zeros(bins, np.int64)
+        block_kernels.histogram_span(bits[span], block_size, tail if span.stop == bits.size else 0, part)
+        parts.append(part)
+
+    pool.run(count, bits.size, cancelled)
+    return np.asarray(np.sum(parts, axis=0), np.int64)
+
+
+def pool_blocks(
+    values: NDArray[np.float32],
+    per_row: int,
+    height: int,
+    width: int,
+    rows: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Block values (blocks,) as a map of at most ``height`` × ``width`` cells, each the largest of the blocks it covers.
+
+    ``per_row`` blocks make a row; ``rows`` and ``columns`` are the first and the end of a window, None: all of them. Returns
+    the cells, float32 (rows, columns), NaN where a cell has no finite block, and how many (rows, columns) of blocks a cell
+    covers.
+    """
+    first, end = rows or (0, -(-values.size // per_row))
+    left, right = columns or (0, per_row)
+    tall, wide = -(-(end - first) // height), -(-(right - left) // width)
+    out_rows, out_columns = -(-(end - first) // tall), -(-(right - left) // wide)
+    padded = np.full((out_rows * tall, out_columns * wide), -np.inf, np.float32)
+    part = values[first * per_row : end * per_row]
+    whole = part.size // per_row
+    padded[:whole, : right - left] = part[: whole * per_row].reshape(whole, per_row)[:, left:right]
+    rest = part[whole * per_row :][left:right]
+    padded[whole : whole + 1, : rest.size] = rest
+    np.nan_to_num(padded, copy=False, nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
+    tallest = padded.reshape(out_rows, tall, -1).max(axis=1)  # whole rows first: twenty times as fast as both axes at once
+    cells = tallest.reshape(out_rows, out_columns, wide).max(axis=2)
+    cells[np.isneginf(cells)] = np.nan
+    return cells, (tall, wide)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The sums of F formats of one block size over a stretch of weights; the arrays of its blocks are empty where not kept."""
+
+    absmax: NDArray[np.float32]
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.float32]
+    rmse: NDArray[np.float32]
+    mae: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    totals: NDArray[np.float64]
+    """float64 (spans, F, 5): weights, Σx², Σe², Σ|e|, max|e|."""
+    occupancy: NDArray[np.int64]
+    """int64 (F, 256), by rank."""
+    nans: int
+    infinities: int
+    bad_blocks: int
+
+    def without_blocks(self) -> _Pass:
+        nothing = np.empty((0, 0), np.float32)
+        return replace(self, absmax=nothing, scales=nothing, zeros=nothing, rmse=nothing, mae=nothing, largest=nothing)
+
+    @staticmethod
+    def join(passes: list[_Pass]) -> _Pass:
+        return replace(
+            passes[0],
+            totals=np.concatenate([p.totals for p in passes]),
+            occupancy=np.sum([p.occupancy for p in passes], axis=0),
+            nans=sum(p.nans for p in passes),
+            infinities=sum(p.infinities for p in passes),
+            bad_blocks=sum(p.bad_blocks for p in passes),
+        )
+
+    def fields(self, specs: list[QuantSpec], numel: int) -> list[dict[str, Any]]:
+        """The fields of ``Totals``, a specification at a time."""
+        weights, power, noise, sums = self.totals[:, :, :4].sum(axis=0).T  # each (F,), in the spans' order
+        with np.errstate(invalid="ignore"):  # a tensor without a finite block has no mean: NaN
+            rms, rmse, mae = np.sqrt(power / weights), np.sqrt(noise / weights), sums / weights
+        return [
+            {
+                "spec": spec, "numel": numel, "occupancy": self.occupancy[f, : spec.definition.levels.size],
+                "rmse": float(rmse[f]), "mae": float(mae[f]), "max": float(self.totals[:, f, 4].max()), "rms": float(rms[f]),
+                "nans": self.nans, "infinities": self.infinities, "bad_blocks": self.bad_blocks,
+            }
+            for f, spec in enumerate(specs)
+        ]  # fmt: skip
+
+    def blocks(self, f: int) -> dict[str, Any]:
+        """The block arrays of the f-th specification, as ``ErrorStats`` calls them."""
+        return {
+            "block_absmax": self.absmax, "block_rmse": self.rmse[f], "block_mae": self.mae[f], "block_max": self.largest[f],
+            "block_scale": self.scales[f] if self.scales.size else self.absmax,
+            "block_zero": self.zeros[f] if self.zeros.size else np.broadcast_to(np.float32(0), self.absmax.shape),
+        }  # fmt: skip
+
+
+def _measure(flat: NDArray[Any], specs: list[QuantSpec], overview: Overview | None, cancelled: Cancelled | None) -> _Pass:
+    """The statistics of ``specs``, which have one block size.
+
+    One pass over the weights for formats with float32 absmax scales; others need one or two more, which find their scales.
+    ``overview`` is that of the whole tensor where ``flat`` is a chunk of it.
+    """
+    from workbench.kernels import blocks as block_kernels
+    from workbench.kernels import pool, rounding
+    from workbench.kernels.bits import as_bits
+
+    block_size, formats = specs[0].block_size, len(specs)
+    forms = [s.definition for s in specs]
+    bits = as_bits(flat)
+    blocks, tail = -(-bits.size // block_size), bits.size % block_size
+    absmax, squares = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
+    divisors = scales = zeros = np.empty((formats, 0), np.float32)
+    if not all(map(is_plain, specs)):
+        known = _absmax(flat, block_size, cancelled)
+        if overview is None:
+            overview = Overview.of(known, block_size)
+        found = [find_scales(s, bits, known, overview, cancelled) for s in specs]
+        divisors, scales = np.stack([f.divisors for f in found]), np.stack([f.values for f in found])
+        zeros = np.stack([zero_ranks(s, f, blocks) for s, f in zip(specs, found, strict=True)])
+    grids = np.stack([form.grid for form in forms])
+    steps, lasts = np.array([form.even_steps for form in forms], np.float32), np.array([last_rank(form) for form in forms])
+    divides = np.array([not multiplies(s) for s in specs])
+    rmse, mae, largest = (np.empty((formats, blocks), np.float32) for _ in range(3))
+    spans = -(-bits.size // pool.SPAN)
+    occupancy, totals = np.zeros((spans, formats, 256), np.int64), np.zeros((spans, formats, 5))
+
+    def work(span: slice) -> None:
+        part, i = slice(span.start // block_size, -(-span.stop // block_size)), span.start // pool.SPAN
+        last = tail if span.stop == bits.size else 0
+        rounding.measure_span(
+            bits[span], block_size, last, grids, steps, lasts, divides, divisors[:, part], scales[:, part], zeros[:, part],
+            absmax[part], squares[part], rmse[:, part], mae[:, part], largest[:, part], occupancy[i],
+        )  # fmt: skip
+        block_kernels.finish_span(
+            block_size, last, absmax[part], squares[part], rmse[:, part], mae[:, part], largest[:, part], totals[i]
+        )
+
+    pool.run(work, bits.size, cancelled)
+    bad = int((~np.isfinite(absmax)).sum())
+    nans, infinities = block_kernels.nonfinite_span(bits) if bad else (0, 0)
+    affine = any(form.zero_point_bits for form in forms)
+    return _Pass(
+        absmax, scales, zeros if affine else zeros[:, :0], rmse, mae, largest, totals, occupancy.sum(axis=0),
+        nans, infinities, bad,
+    )  # fmt: skip
+
+
+def _absmax(flat: NDArray[Any], block_size: int, cancelled: Cancelled | None) -> NDArray[np.float32]:
+    """float32 (blocks,): the absmax of each block."""
+    from workbench.kernels import blocks as block_kernels
+    from workbench.kernels import pool
+    from workbench.kernels.bits import as_bits
+
+    bits = as_bits(flat)
+    absmax = np.empty(-(-bits.size // block_size), np.float32)
+
+    def look(span: slice) -> None:
+        own = slice(span.start // block_size, -(-span.stop // block_size))
+        block_kernels.block_absmax(bits[span], block_size, absmax[own])
+
+    pool.run(look, bits.size, cancelled)
+    return absmax

@@ -1,0 +1,68 @@
+"""How near a tensor's weights are to a normal distribution: quantile against quantile.
+
+NF4's levels are quantiles of a normal distribution: they fit as well as the weights do. Covers the weights as they are, and
+divided by the absmax of their block; of large tensors an evenly spaced sample of blocks, and says so. Outliers are
+``quant/outliers.py``'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import FormatError
+from workbench.kernels.sampling import evenly_spaced
+from workbench.quant.quantize import as_weights
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of the standardised weights beside those of N(0, 1); on the diagonal where the weights are normal."""
+
+    normal: NDArray[np.float64]
+    """float64 (points,): z, ascending and evenly spaced."""
+    observed: NDArray[np.float64]
+    """float64 (points,): (quantile of the weights − mean) / σ; NaN where all weights are equal."""
+    mean: float
+    std: float
+    correlation: float
+    """Pearson's, of the two: 1 on a straight line."""
+    weights: int
+    """Finite weights that were looked at."""
+    sampled: float | None
+    """Their share of the tensor, None: all of it."""
+
+
+def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, most: int = 1 << 18) -> Quantiles:
+    """Quantiles of ``array`` against the normal; with a ``block_size`` each weight is divided by its block's absmax first.
+
+    Of more than ``most`` weights an evenly spaced sample of blocks (of 64 unless given) is taken. The i-th smallest of n stands
+    at the probability (i − ½) / n, and the outermost points are the smallest and the largest weight. Takes the arrays that
+    ``quantize`` takes; FormatError where no weight is finite.
+    """
+    flat = as_weights(array).reshape(-1)
+    size = block_size or 64
+    flat, _, sampled = evenly_spaced(flat, size, -(-flat.size // most))
+    x = flat.astype(np.float32)
+    if block_size:
+        padded = np.zeros(-(-x.size // size) * size, np.float32)
+        padded[: x.size] = x
+        grid = padded.reshape(-1, size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = (grid / np.abs(grid).max(axis=1, keepdims=True)).reshape(-1)[: x.size]
+    x = np.sort(x[np.isfinite(x)].astype(np.float64))
+    if not x.size:
+        raise FormatError("No weight of this tensor is finite.", remedy="Choose another tensor.")
+    mean, std = float(x.mean()), float(x.std())
+    normal = NormalDist()
+    reach = normal.inv_cdf(1 - 0.5 / x.size) if x.size > 1 else 0.0
+    z = np.linspace(-reach, reach, points)
+    place = np.array([normal.cdf(value) for value in z]) * x.size - 0.5
+    at = np.interp(place, np.arange(x.size), x)
+    observed = (at - mean) / std if std > 0 else np.full(points, np.nan)
+    correlation = float(np.corrcoef(z, observed)[0, 1]) if std > 0 and x.size > 2 else float("nan")
+    return Quantiles(z, observed, mean, std, correlation, x.size, sampled)

@@ -1,0 +1,1 @@
+"""Every tensor of a model measured, and formats compared at equal bits."""

@@ -1,0 +1,192 @@
+"""Formats against each other: every configuration, the duel at equal bits, and the Pareto front of error against bits.
+
+Covers arrays, and models streamed by ``survey``. No winner is assumed: who wins follows from what was measured. Does not cover
+what the results can say (``scores.py``).
+
+Bits per weight count everything that is stored: codes, scales in their dtype, zero points, second-level scales.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import FormatError, ModelError
+from workbench.quant.formats import FORMATS, find_format
+from workbench.quant.measure import measure
+from workbench.quant.quantize import QuantSpec, as_weights
+from workbench.sources.base import Source, TensorInfo
+from workbench.surveys.rows import Row
+from workbench.surveys.scores import Duel, Measured, Pareto, Trade, front_of, too_few
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from workbench.progress import Progress
+    from workbench.surveys.survey import Survey
+
+
+def configurations(
+    formats: Collection[str] | None = None,
+    *,
+    block_sizes: Collection[int] | None = None,
+    scale_dtypes: Collection[str | None] | None = None,
+    double_quant: Collection[bool] = (False, True),
+) -> tuple[QuantSpec, ...]:
+    """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
+
+    ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a format does not have is left
+    out; FormatError if nothing remains.
+    """
+    found = []
+    for form in map(find_format, FORMATS if formats is None else formats):
+        wanted = form.scale_dtypes if scale_dtypes is None else [form.scale_dtype if d is None else d for d in scale_dtypes]
+        # The format's own first: of equal sizes the first is taken.
+        dtypes = [form.scale_dtype, *(d for d in form.scale_dtypes if d != form.scale_dtype)]
+        for block_size in form.block_sizes:
+            if block_sizes is None or block_size in block_sizes:
+                specs = (_possible(form.name, block_size, d, double) for d in dtypes if d in wanted for double in double_quant)
+                found += [spec for spec in specs if spec is not None]
+    if not found:
+        raise FormatError("No format has such a configuration.", remedy="Ask for fewer things at once.")
+    return tuple(found)
+
+
+def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:
+    """The specification, None where the format does not have it; QuantSpec itself is the judge."""
+    try:
+        return QuantSpec(name, block_size, dtype, double)
+    except FormatError:
+        return None
+
+
+def duel(
+    model: Source | str | os.PathLike[str] | Any,
+    bits: float = 4.5,
+    candidates: Iterable[QuantSpec] | None = None,
+    *,
+    tensors: Sequence[str] | str | None = None,
+    sample: float | None = None,
+    executor: Executor | None = None,
+    progress: bool | Progress = False,
+    cancelled: Callable[[], bool] | None = None,
+) -> Duel:
+    """Formats at equal bits: each in its largest configuration of at most ``bits`` bits per weight.
+
+    ``model`` is a source, or what ``open_model`` takes: every tensor that QLoRA quantizes is then streamed (``tensors``,
+    ``executor`` and ``progress`` as in ``survey``). Or it is an array, of which ``sample`` may be measured in place of the
+    whole, as in ``measure``. ``candidates`` are the configurations to choose from, ``configurations()`` unless given. Once
+    ``cancelled`` says yes the call raises InterruptedError, within a second; a model then has no progress bar.
+
+    The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
+    scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
+    so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
+    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
+    """
+    chosen, left_out = largest(bits, configurations() if candidates is None else candidates)
+    twins = {spec: twin for spec in chosen if (twin := _twin(spec)) is not None}
+    specs = tuple(dict.fromkeys([*chosen, *twins.values()]))
+    found = _measured(model, specs, tensors, sample, executor, progress, cancelled)
+    trades = {}
+    for spec, twin in twins.items():
+        plain, double = (twin, spec) if spec.double_quant else (spec, twin)
+        trades[spec.format] = Trade(found.score(plain), found.score(double))
+    return Duel(bits, tuple(map(found.score, chosen)), MappingProxyType(left_out), MappingProxyType(trades), found)
+
+
+def pareto(
+    model: Source | str | os.PathLike[str] | Any,
+    specs: Iterable[QuantSpec] | None = None,
+    *,
+    tensors: Sequence[str] | str | None = None,
+    sample: float | None = None,
+    executor: Executor | None = None,
+    progress: bool | Progress = False,
+    cancelled: Callable[[], bool] | None = None,
+) -> Pareto:
+    """Error against bits per weight over formats × block sizes, and which of them nothing else beats.
+
+    ``specs`` are the points: unless given, every format in every block size with scales in its own dtype and without double
+    quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
+    layer or kind.
+    """
+    if specs is None:
+        specs = configurations(scale_dtypes=(None,), double_quant=(False,))
+    return front_of(_measured(model, tuple(dict.fromkeys(specs)), tensors, sample, executor, progress, cancelled))
+
+
+def largest(bits: float, candidates: Iterable[QuantSpec]) -> tuple[list[QuantSpec], dict[str, float]]:
+    """Each format's largest configuration of at most ``bits``, in the order of FORMATS, and the fewest bits of the others."""
+    by_format: dict[str, list[QuantSpec]] = {}
+    for spec in candidates:
+        by_format.setdefault(spec.format, []).append(spec)
+    chosen, left_out = [], {}
+    for name in sorted(by_format, key=list(FORMATS).index):
+        specs = by_format[name]
+        within = [spec for spec in specs if spec.bits_per_weight <= bits]
+        if within:
+            chosen.append(max(within, key=_rank))  # the first of equals: float16 is listed before bfloat16
+        else:
+            left_out[name] = min(spec.bits_per_weight for spec in specs)
+    if not chosen:
+        raise too_few(bits, {find_format(name).title: fewest for name, fewest in left_out.items()})
+    return chosen, left_out
+
+
+def _rank(spec: QuantSpec) -> tuple[float, bool, bool, int]:
+    return spec.bits_per_weight, spec.scale_dtype == spec.definition.scale_dtype, not spec.double_quant, -spec.block_size
+
+
+def _twin(spec: QuantSpec) -> QuantSpec | None:
+    """The same with double quantization in place of without, and the other way round."""
+    assert spec.scale_dtype is not None  # QuantSpec fills it in
+    return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant)
+
+
+def _measured(
+    model: Source | str | os.PathLike[str] | Any,
+    specs: tuple[QuantSpec, ...],
+    tensors: Sequence[str] | str | None,
+    sample: float | None,
+    executor: Executor | None,
+    progress: bool | Progress,
+    cancelled: Callable[[], bool] | None,
+) -> Measured:
+    if isinstance(model, Source | str | os.PathLike):
+        if sample is not None:
+            raise FormatError("A model is measured whole; only an array can be sampled.", remedy="Leave sample out.")
+        return _of_model(model, specs, tensors, executor, progress, cancelled)
+    if tensors is not None:
+        raise FormatError("An array has no tensors to choose from.", remedy="Leave tensors out.")
+    weights = as_weights(model)
+    totals = measure(weights, specs, sample, cancelled=cancelled)
+    info = TensorInfo("array", weights.shape, weights.dtype.name, weights.size, weights.nbytes, True, "", "as stored")
+    return Measured("array", (Row(info, None, "", tuple(totals), float("nan"), None),), specs, (), totals[0].sampled)
+
+
+def _of_model(
+    model: Source | str | os.PathLike[str],
+    specs: tuple[QuantSpec, ...],
+    tensors: Sequence[str] | str | None,
+    executor: Executor | None,
+    progress: bool | Progress,
+    cancelled: Callable[[], bool] | None,
+) -> Measured:
+    from workbench.surveys.survey import survey
+
+    surveyed = survey(model, specs, tensors, executor, progress, cancelled=cancelled)
+    surveyed.run()
+    if surveyed.cancelled:
+        raise InterruptedError("comparing was cancelled")
+    return of_survey(surveyed)
+
+
+def of_survey(surveyed: Survey) -> Measured:
+    """What a survey has found so far, to be compared; ModelError where that is nothing."""
+    good = tuple(row for row in surveyed.rows if row.error is None)
+    if not good:
+        why = f"Of the first: {surveyed.errors[0].error}" if surveyed.errors else "No tensor was to be measured."
+        raise ModelError("There is nothing to compare formats on.", where=surveyed.source.name, remedy=why)
+    return Measured(surveyed.source.name, good, surveyed.specs, surveyed.errors)

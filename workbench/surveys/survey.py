@@ -1,0 +1,211 @@
+"""A whole model under any number of specifications: ``survey``, which streams it, and ``Survey``, its rows and tables.
+
+Covers which tensors are measured, where (here, or on any ``concurrent.futures.Executor``), progress, stopping, and going on.
+Does not cover how a tensor is streamed (``surveys/stream.py``) nor the tables themselves (``surveys/rows.py``).
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from workbench.errors import FormatError, ModelError, WorkbenchError
+from workbench.progress import Progress, telling
+from workbench.quant.measure import Tally
+from workbench.quant.quantize import QuantSpec
+from workbench.resumable import Unfolding
+from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.base import Cancelled
+from workbench.sources.header import DTYPES, shown
+from workbench.sources.weight_chunks import packings_of
+from workbench.surveys.rows import Row, frame, grouped, worst
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    import pandas as pd
+
+__all__ = ["Row", "Survey", "survey"]
+
+
+def survey(
+    src: Source | str | os.PathLike[str],
+    specs: QuantSpec | Sequence[QuantSpec],
+    tensors: Sequence[str] | str | None = None,
+    executor: Executor | None = None,
+    progress: bool | Progress = True,
+    *,
+    worker_threads: int = 1,
+    cancelled: Cancelled | None = None,
+) -> Survey:
+    """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
+
+    ``src`` is a source or what ``open_model`` takes. ``tensors``: None for those that QLoRA would quantize, ``"all"`` for
+    every floating-point one, weights that the checkpoint holds packed included, or names. Nothing is read before the survey is
+    iterated, run, or asked for a table.
+
+    ``executor``: any ``concurrent.futures.Executor``, ``dask.distributed.Client(...).get_executor()`` among them; tensors are
+    then measured by its workers, and come in the order in which they finish. A worker in another process opens the model again
+    by its path, or by its id and revision on the Hub with the login that it finds there, and runs its kernels on
+    ``worker_threads`` threads. The numbers are the same wherever they are computed.
+
+    ``progress``: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
+    their total, on the thread that iterates. ``cancelled`` is asked there, ten times a second even where nothing comes; once it
+    says yes the survey is cancelled.
+
+    Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
+    tensor later becomes the ``error`` of its row.
+
+    A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
+    checkpoint holds it packed.
+    """
+    source = open_model(src)
+    wanted = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
+    if not wanted or not all(isinstance(spec, QuantSpec) for spec in wanted):
+        raise FormatError("A survey needs at least one QuantSpec.", where="specs", remedy="Give workbench.QuantSpec('nf4').")
+    Tally(wanted)  # refuses what cannot be measured in a stream
+    if worker_threads < 1:
+        raise WorkbenchError(f"{worker_threads} threads cannot work.", where="worker_threads", remedy="Give 1 or more.")
+    return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads, cancelled)
+
+
+class Survey(Unfolding[Row]):
+    """A survey's rows as they finish, and tables of them.
+
+    Iterating does the work, one row after the other. Leaving the loop stops it; iterating again gives the finished rows and
+    goes on with the rest. The tables show what has finished; where nothing has been begun they run the survey first.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        specs: tuple[QuantSpec, ...],
+        infos: Sequence[TensorInfo],
+        executor: Executor | None,
+        progress: bool | Progress,
+        worker_threads: int,
+        cancelled: Cancelled | None = None,
+    ) -> None:
+        super().__init__(len(infos), cancelled)
+        self.source, self.specs, self.infos = source, specs, tuple(infos)
+        self._executor, self._progress, self._worker_threads = executor, progress, worker_threads
+
+    @property
+    def done(self) -> bool:
+        """Whether every tensor has its row."""
+        return self.complete
+
+    @property
+    def errors(self) -> tuple[Row, ...]:
+        """The rows of tensors that could not be measured."""
+        return tuple(row for row in self.rows if row.error is not None)
+
+    @property
+    def seconds_reading(self) -> float:
+        """Seconds that reading took, summed over the finished rows; it goes on beside the computing."""
+        return sum(row.seconds_reading for row in self.rows)
+
+    @property
+    def seconds_computing(self) -> float:
+        """Seconds that computing took, summed over the finished rows."""
+        return sum(row.seconds_computing for row in self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line for each tensor and specification: name, layer, kind, shape, storage, errors, kurtosis, what went wrong."""
+        self._begin_once()
+        return frame(self.rows, self.specs)
+
+    def worst(self, k: int = 10, by: str = "relative_rmse") -> pd.DataFrame:
+        """The ``k`` lines of ``to_frame()`` that are worst by a column: the largest, but the smallest SQNR and entropy."""
+        return worst(self.to_frame(), k, by)
+
+    def by_layer(self) -> pd.DataFrame:
+        """One line for each layer and specification, pooled over the layer's tensors; those outside the layers come last."""
+        self._begin_once()
+        return grouped(self.rows, self.specs, "layer")
+
+    def by_kind(self) -> pd.DataFrame:
+        """One line for each kind (``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` …) and specification, pooled."""
+        self._begin_once()
+        return grouped(self.rows, self.specs, "kind")
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes ``to_frame()`` as CSV, UTF-8."""
+        self.to_frame().to_csv(path, index=False)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Writes ``to_frame()`` as Parquet; shapes become lists."""
+        self.to_frame().to_parquet(path, engine="pyarrow", index=False)
+
+    def __repr__(self) -> str:
+        return f"Survey({shown(self.source.name)}: {self._state()})"
+
+    def _repr_html_(self) -> str:
+        titles = [spec.title for spec in self.specs[:4]] + [f"{len(self.specs) - 4} more"] * (len(self.specs) > 4)
+        name, specs = html.escape(shown(self.source.name)), html.escape("; ".join(titles))
+        return f"<b>Survey of {name}</b>: {html.escape(self._state())}<br>{specs}"
+
+    def _state(self) -> str:
+        rows, errors = len(self._rows), len(self.errors)
+        told = [f"{rows} of {len(self.infos)} tensors"]
+        if errors:
+            told.append(f"{errors} could not be measured")
+        if self.cancelled and not self.done:
+            told.append("cancelled")
+        return ", ".join(told)
+
+    def _start(self) -> Generator[Row, None, None]:
+        from workbench.surveys.stream import measured
+        from workbench.surveys.workers import dispatched
+
+        sizes = {info.name: info.nbytes for info in self.infos}
+        finished = {row.tensor.name for row in self._rows}
+        left = [info for info in self.infos if info.name not in finished]
+        at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._stopped
+        with telling(self._progress, "Survey", "B", at, total) as tell:
+
+            def seen(info: TensorInfo, share: float) -> None:
+                tell(at + int(share * info.nbytes), total)
+
+            rows: Generator[Row, None, None]
+            if self._executor is None:
+                rows = measured(self.source, left, self.specs, stopped, seen)
+            else:
+                rows = dispatched(self._executor, self.source, left, self.specs, self._worker_threads, stopped)
+            with closing(rows):
+                for row in rows:
+                    at += sizes[row.tensor.name]
+                    tell(at, total)
+                    yield row
+
+
+def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorInfo]:
+    infos = source.tensors()
+    if tensors is None:
+        chosen = [info for info in infos if info.quantizable]
+    elif tensors == "all":
+        packings = packings_of(source)
+        parts = {part for packing in packings.values() for part in packing.parts.values()}
+        chosen = [info for info in infos if info.name in packings or (_is_float(info) and info.name not in parts)]
+    elif isinstance(tensors, str):
+        raise ModelError(f"tensors={shown(tensors)} is neither 'all' nor a list of names.", where=source.name)
+    else:
+        known = {info.name: info for info in infos}
+        missing = [shown(str(name)) for name in tensors if name not in known]
+        if missing:
+            what = f"There is no tensor {', '.join(missing[:3])}{' …' if missing[3:] else ''}."
+            raise ModelError(what, where=source.name, remedy="tensors() lists the names.")
+        chosen = [known[name] for name in dict.fromkeys(tensors)]
+    if not chosen:
+        what = "It has no such tensors to measure: none that QLoRA would quantize, or none was named."
+        raise ModelError(what, where=source.name, remedy="Pass tensors='all' or names; tensors() says what each is.")
+    return chosen
+
+
+def _is_float(info: TensorInfo) -> bool:
+    """Whether it holds weights that can be measured; F8_E8M0 holds scales, and has no sign and no zero."""
+    kind = DTYPES[info.dtype]
+    return info.numel > 0 and kind.floating and kind.numpy is not None and kind.name != "F8_E8M0"

@@ -1,0 +1,1 @@
+"""What a run leaves: adapter, merged model, card, receipt and history."""

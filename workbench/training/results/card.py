@@ -1,0 +1,173 @@
+"""The model card of what a run trained: README.md of the adapter's, the trained model's or the merged model's folder.
+
+Covers only what the run knows: base model and revision, data, settings, losses, versions. Says nothing of intended use or bias,
+which nobody measured, and names no path of this machine. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.atomic import replacing
+from workbench.errors import WorkbenchError
+from workbench.sources import open_model
+from workbench.text import counted, printable
+from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import on_hub
+from workbench.training.events import Event, latest_steps, read_events
+
+_OF_DATA = (
+    "dataset_config", "dataset_split", "dataset_revision", "eval_split", "completion_only_loss", "max_length",
+)  # fmt: skip
+_OF_BASE = ("quant_type", "block_size", "double_quant", "llm_int8_skip_modules")
+_OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights")
+_OF_TRAINING = (
+    "method", "compute_dtype", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
+    "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
+    "num_train_epochs", "gradient_checkpointing", "seed",
+)  # fmt: skip
+_WHAT = {
+    "adapter": ("LoRA adapter", "peft"),
+    "model": ("Fine-tuned model", "transformers"),
+    "merged": ("Merged model", "transformers"),
+}
+_USE_ADAPTER = """from peft import PeftModel
+from transformers import {names}
+
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "this folder")"""
+_USE_MODEL = """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("this folder")"""
+
+
+def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) -> None:
+    """Writes ``folder/README.md`` for the run in ``run``; ``what``: ``"adapter"``, ``"model"`` or ``"merged"``.
+
+    ``notes`` are sentences of Markdown for the head of the card.
+    """
+    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
+    with replacing(folder / "README.md") as draft:
+        draft.write_text(card(config, read_events(run), what, notes), "utf-8")
+
+
+def card(config: TrainConfig, events: Iterable[Event], what: str, notes: Sequence[str] = ()) -> str:
+    """The card's Markdown, from a run's configuration and its events."""
+    events = list(events)
+    base, revision, licence = base_of(config)
+    title, library = _WHAT[what]
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    if on_hub(config.model):
+        front["base_model"] = config.model
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,40}", licence):  # a name as the Hub has them, and not a sentence
+        front["license"] = licence.lower()
+    if on_hub(config.dataset):
+        front["datasets"] = [config.dataset]
+    front["tags"] = ["lora" if what == "adapter" else "merged" if what == "merged" else "full", config.method]
+    data: dict[str, Any] = {"dataset": shown_name(config.dataset), "eval_dataset": _named(config.eval_dataset)}
+    data |= {"columns": config.columns, **_fields(config, _OF_DATA)}
+    quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}
+    tuned = _fields(config, _OF_LORA) if config.method != "full" else {}
+    parts = [
+        "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
+        f"# {title} of {_code(base)}",
+        *notes,
+        f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
+        "## Base model",
+        _table({"model": base, "revision": revision or None, "licence": licence or None, **quantized}),
+        "## Data",
+        _table({**data, **_rows(events)}),
+        "## Training",
+        _table({**_fields(config, _OF_TRAINING), **tuned, "processes": config.nproc_per_node}),
+        "## Losses",
+        _losses(events),
+        "## Made with",
+        _table(_versions(events)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(config: TrainConfig, base: str, revision: str) -> str:
+    named = json.dumps(config.model if on_hub(config.model) else f"the folder of {base}")
+    names = "AutoModelForCausalLM"
+    if revision:
+        named += f', revision="{revision}"'
+    if config.method == "qlora":
+        names += ", BitsAndBytesConfig"
+        double = ", bnb_4bit_use_double_quant=True" if config.double_quant else ""
+        how = f'load_in_4bit=True, bnb_4bit_quant_type="{config.quant_type}"{double}'
+        named = f"\n    {named},\n    quantization_config=BitsAndBytesConfig({how}),\n"
+    return _USE_ADAPTER.format(names=names, base=named)
+
+
+def base_of(config: TrainConfig) -> tuple[str, str, str]:
+    """(name, commit, licence) of the base model; the commit is known for one from the Hub only, else it is empty."""
+    name = shown_name(config.model)
+    try:
+        source = open_model(config.model)
+    except WorkbenchError:
+        return name, "", ""
+    path = source.path
+    commit = path.name if path is not None and path.parent.name == "snapshots" else ""
+    return name, commit, source.licence
+
+
+def shown_name(name: str) -> str:
+    """A model's or dataset's name without this machine's path."""
+    if name == "builtin":
+        return "builtin: what QLoRA Workbench embeds"
+    return printable(name if on_hub(name) else Path(name).name)
+
+
+def _named(name: str | None) -> str | None:
+    return None if name is None else shown_name(name)
+
+
+def _fields(config: TrainConfig, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
+def _rows(events: Iterable[Event]) -> dict[str, str]:
+    found = {}
+    for event in events:
+        if event["k"] == "dataset":
+            told = (
+                f"{event['kept']:,} of {event['total']:,}, {event['loss_tokens']:,} of {event['tokens']:,} tokens with a loss"
+            )
+            found["rows" if event["split"] == "train" else "held-out rows"] = told
+    return found
+
+
+def _losses(events: Sequence[Event]) -> str:
+    steps = [step for step in latest_steps(events) if step["loss"] is not None]
+    held_out = {event["n"]: event["loss"] for event in events if event["k"] == "eval"}
+    lines: dict[str, str] = {}
+    if steps:
+        for step in (steps[0], steps[-1]):
+            lines[f"training, step {step['n']}"] = f"{step['loss']:.4f}"
+    for n, loss in sorted(held_out.items()):
+        lines[f"held out, after {counted(n, 'step')}"] = f"{loss:.4f}"
+    if not held_out:
+        lines["held out"] = "not measured"
+    return "Mean cross-entropy, in nats a token.\n\n" + _table(lines)
+
+
+def _versions(events: Iterable[Event]) -> dict[str, Any]:
+    hello: Mapping[str, Any] = next((e for e in reversed(list(events)) if e["k"] == "hello"), {})
+    return {"device": hello.get("device"), **hello.get("versions", {})}
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {_code(value)} |" for name, value in values.items() if value is not None and value != ()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _code(value: Any) -> str:
+    """A value in Markdown's code, whatever is in it."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = printable(text).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"

@@ -1,0 +1,162 @@
+"""The process that watches over a run: ``python -m workbench.training.watch.supervisor RUN_DIR``. Imports no torch.
+
+Covers starting and reaping the worker, measuring its memory from outside, carrying out Stop and Pause with a bound on every
+wait, and writing the final status, so that how a run ended is known even when the notebook that launched it is gone; what that
+status says is ``postmortem``'s part. Does not train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.training.environment import OFFLINE, PATIENT
+from workbench.training.events import EventWriter
+from workbench.training.folder import Request, RunFolder, RunStatus, create_time
+from workbench.training.watch import postmortem
+from workbench.training.watch.outside import Outside
+from workbench.training.watch.ranks import Ranks
+
+STOP_PATIENCE = 120.0
+"""Seconds the worker is given to stop by itself (it may be in the middle of a step or a save)."""
+TERM_PATIENCE = 20.0
+"""Seconds between SIGTERM and SIGKILL, at most."""
+_TICK = 0.14
+"""Seconds between two looks at the worker, each with a sample: seven a second."""
+_LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
+
+
+class Supervisor:
+    """One attempt at a run, from the worker's start to the final status."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
+        self.events = EventWriter(folder.events("supervisor"), attempt)
+        self.status = RunStatus(
+            "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
+        )
+        self._terminated = False
+        self._seen: dict[Request, float] = {}  # when each request was first seen, on a clock that nobody sets
+
+    def set(self, state: str, **fields: Any) -> None:
+        """Changes the status; while the run goes, a full disk may keep the old one."""
+        self.status = replace(self.status, state=state, **fields)
+        with contextlib.suppress(OSError):
+            self.folder.write_status(self.status)
+
+    def tell(self, k: str, /, **fields: Any) -> None:
+        """Records an event; a full disk must not end the watch."""
+        with contextlib.suppress(OSError):
+            self.events.emit(k, **fields)
+
+    def run(self) -> None:
+        """Runs the worker to its end."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: setattr(self, "_terminated", True))
+        self.set("starting")
+        try:
+            worker = self.start()
+        except OSError as error:
+            self.end("failed", kind="error", message=f"The worker could not be started ({error}).")
+            return
+        self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
+        outside = Outside(worker.pid)
+        self.end(**postmortem.status_of(self.folder, self.attempt, self._watch(worker, outside), outside))
+
+    def start(self) -> Ranks:
+        """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""
+        arguments = map(str, (self.folder.root, self.attempt, os.getpid()))
+        return Ranks(
+            [sys.executable, "-P", "-m", "workbench.training.worker.worker", *arguments],
+            json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1),
+            {**PATIENT, **os.environ, **OFFLINE},
+            stdin=subprocess.DEVNULL,
+            cwd=self.folder.root,
+        )
+
+    def _watch(self, worker: Ranks, outside: Outside) -> int:
+        """Samples and obeys until the worker has ended; returns its exit code."""
+        forces = [signal.SIGTERM, signal.SIGKILL]
+        while (code := worker.poll()) is None:
+            if counters := outside.sample():
+                self.tell("sample", source="supervisor", **counters)
+            if self._thrown_away():
+                worker.send_signal(signal.SIGKILL)
+            elif self._terminated and not self.folder.asked("stop"):
+                with contextlib.suppress(OSError):
+                    self.folder.ask("stop", TERM_PATIENCE)
+            if deadline := self._deadline():
+                at, patience = deadline
+                if self.status.state != "stopping":
+                    what = "Stop" if self.folder.asked("stop") else "Pause"
+                    self.set("stopping", message=f"{what} was asked for; the worker ends after its current step.")
+                used = 2 - len(forces)
+                if forces and time.monotonic() >= at + used * min(TERM_PATIENCE, patience):
+                    force = forces.pop(0)
+                    worker.send_signal(force)
+                    self.tell("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
+            time.sleep(_TICK)
+        return code
+
+    def _thrown_away(self) -> bool:
+        """Whether the run's folder was removed: nobody could stop it any more. A disk that only fails to answer was not."""
+        try:
+            self.folder.config.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _deadline(self) -> tuple[float, float] | None:
+        """When a worker that was asked to end is made to (monotonic seconds), and the patience that was granted."""
+        found = []
+        for request in self.folder.requests():
+            patience = STOP_PATIENCE if request.patience is None else request.patience
+            found.append((self._seen.setdefault(request, time.monotonic()) + patience, patience))
+        return min(found, default=None)
+
+    def end(self, state: str, **fields: Any) -> None:
+        """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
+
+        What the worker left unfinished is removed: nobody writes any more. Nothing is written if the folder is gone.
+        """
+        if self._thrown_away():
+            return
+        with contextlib.suppress(OSError):
+            self.folder.release()
+            self.folder.remove_unfinished()
+        self.tell("exit", code=fields.get("exit_code"), state=state)
+        self.events.close()
+        self.status = replace(self.status, state=state, ended=time.time(), **fields)
+        for _ in range(_LAST_TRIES):
+            try:
+                self.folder.write_status(self.status)
+                return
+            except OSError:
+                time.sleep(_LAST_PAUSE)
+
+
+def main(root: str) -> None:
+    """Supervises one attempt, unless another supervisor holds the run."""
+    folder = RunFolder(Path(root))
+    with (folder.root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("Another supervisor is running this run.")
+        before = folder.read_status()
+        Supervisor(folder, before.attempt + 1 if before else 1).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""The process that trains; everything that imports torch for a run is here."""

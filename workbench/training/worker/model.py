@@ -1,0 +1,163 @@
+"""Loading, quantizing and adapting the model. Imported by the worker only (needs torch, transformers, peft).
+
+Covers the compute dtype, the 4-bit base with any of bitsandbytes' block sizes, and the adapters. Does not train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+
+from workbench.errors import ConfigError, ModelError
+from workbench.quant.bnb import check_backend
+from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import on_hub
+from workbench.training.worker.distributed import local_rank
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype of activations; see ``TrainConfig.compute_dtype``.
+
+    Raises ``ConfigError`` for float16 without a GPU.
+    """
+    if config.compute_dtype == "auto":
+        if not torch.cuda.is_available():
+            return torch.float32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if config.method == "full" else torch.float16  # float16 weights cannot take small steps
+    dtype: torch.dtype = getattr(torch, config.compute_dtype)
+    if dtype is torch.float16 and not torch.cuda.is_available():
+        raise ConfigError(
+            ["compute_dtype float16 needs a CUDA device."], where="TrainConfig", remedy='Use "auto", "float32" or "bfloat16".'
+        )
+    return dtype
+
+
+def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: Callable[[], None]) -> Any:
+    """The model on the training device, quantized where the method asks for it.
+
+    ``prepared`` is called between building the model and reading its weights; transformers quantizes each weight as it is read.
+    """
+    arguments: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    if torch.cuda.is_available():
+        arguments["device_map"] = {"": local_rank()}
+    try:
+        if config.method != "qlora":
+            prepared()
+            return AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quant_type,
+            bnb_4bit_use_double_quant=config.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        with _as_asked(config, prepared):
+            model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        remedy = "Check the model's files."
+        raise ModelError(f"the model cannot be loaded ({error}).", where=str(folder), remedy=remedy) from error
+    _check_quantized(model, config)
+    return model
+
+
+@contextlib.contextmanager
+def _as_asked(config: TrainConfig, prepared: Callable[[], None]) -> Iterator[None]:
+    """While open, models are loaded with ``block_size`` and without the modules that are to be left out.
+
+    bitsandbytes' configuration has no block size; ``Params4bit`` has. The only moment to set it is after transformers has put
+    4-bit linears in place and before it reads weights into them, at the end of this method of its quantizer. Modules that its
+    configuration names are left out instead of the head, not besides it; so the head is found here and named too.
+    """
+    from bitsandbytes.nn import Params4bit
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    original = Bnb4BitHfQuantizer._process_model_before_weight_loading
+
+    def with_block_size(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        if config.llm_int8_skip_modules:
+            skipped = [*self.get_modules_to_not_convert(model), *config.llm_int8_skip_modules]
+            self.quantization_config.llm_int8_skip_modules = skipped
+        original(self, model, *args, **kwargs)
+        for parameter in model.parameters():
+            if isinstance(parameter, Params4bit):
+                parameter.blocksize = config.block_size
+        prepared()
+
+    Bnb4BitHfQuantizer._process_model_before_weight_loading = with_block_size
+    try:
+        yield
+    finally:
+        Bnb4BitHfQuantizer._process_model_before_weight_loading = original
+
+
+def _check_quantized(model: Any, config: TrainConfig) -> None:
+    """Holds the base to what was asked for, and keeps bitsandbytes' CPU kernels on the paths that are right."""
+    from bitsandbytes.nn import Linear4bit
+
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    if not linears:
+        remedy = 'Use method="lora", or leave fewer modules out of 4 bits.'
+        raise ModelError("no linear layer of this model was quantized.", where=config.model, remedy=remedy)
+    for name, linear in linears.items():
+        if linear.weight.quant_state.blocksize != config.block_size:
+            raise ModelError(
+                f"{name} was quantized in blocks of {linear.weight.quant_state.blocksize}, not {config.block_size}.",
+                where=config.model,
+                remedy="Use block_size=64, or a model that is not quantized yet.",
+            )
+        if linear.weight.device.type == "cpu":
+            shape = linear.weight.quant_state.shape
+            backend = check_backend(shape, config.block_size, torch.backends.cpu.get_cpu_capability())
+            if not backend.right:
+                raise ConfigError([f"{name}: {backend.why}"], where="block_size", remedy=backend.remedy)
+        # Without gradients, on some CPUs, bitsandbytes repacks a weight for inference, and products with it then pass no
+        # gradient on: after the samples taken before training, adapters below the top layer would not learn.
+        if hasattr(linear, "support_avx512bf16_for_cpu"):
+            linear.support_avx512bf16_for_cpu = False
+
+
+def attach_adapters(model: Any, config: TrainConfig) -> Any:
+    """The model as it is trained: with fresh fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
+
+    With the usual beginning B is zero, so that it computes what the base computes.
+    """
+    if config.method == "full":
+        set_seed(config.seed)
+        return model
+    if config.method == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    set_seed(config.seed)
+    targets = config.target_modules
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights,
+    )
+    try:
+        adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig") from error
+    if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
+        snapshot = Path(model.config._name_or_path)
+        lora.base_model_name_or_path = config.model
+        lora.revision = snapshot.name if snapshot.parent.name == "snapshots" else None
+    return adapted
+
+
+def adapter_sizes(model: Any) -> list[int]:
+    """Elements of every trained matrix."""
+    return [p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2]

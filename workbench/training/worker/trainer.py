@@ -1,0 +1,238 @@
+"""transformers' Trainer, telling each step, obeying Stop and Pause, and the measurements before and after. Worker only.
+
+Covers the step events, checkpoints that say when they are complete, held-out loss and generated samples.
+The loop, accumulation, mixed precision, clipping, schedule and checkpoints are Trainer's own, so that a run here is the run
+that the same settings give in a plain script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
+
+from workbench.training.config import TrainConfig
+from workbench.training.data import Row
+from workbench.training.events import EventWriter
+from workbench.training.folder import RunFolder
+from workbench.training.results.card import write_card
+from workbench.training.watch.endings import Diverged
+from workbench.training.worker import distributed
+from workbench.training.worker.accounting import Account
+from workbench.training.worker.batches import Collator, summed_loss
+
+Phase = Callable[[str], contextlib.AbstractContextManager[None]]
+Asked = Callable[[], str | None]
+
+
+class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as Trainer wants them."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"row": self.rows[i]}
+
+
+def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtype) -> TrainingArguments:
+    """Trainer's arguments, with the names that the installed transformers gives to checkpointing of activations."""
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False if distributed.world_size() > 1 else None,
+        ddp_backend="gloo" if distributed.world_size() > 1 and not torch.cuda.is_available() else None,
+        **{checkpointing: config.gradient_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
+    )
+
+
+class TracedTrainer(Trainer):
+    """Trainer that counts each batch's rows, measures its memory, and marks the first forward pass and every save."""
+
+    def __init__(self, *args: Any, phase: Phase, where: dict[str, Any], account: Account, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # Steering prints one line a step instead
+        self._phase, self._where = phase, where
+        self.account = account
+        self._first = True
+        self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Counts on the device; nobody waits for the figures before the step is told."""
+        mask = inputs["attention_mask"]
+        self.batches.append((mask.numel(), mask.sum(1).max(), mask.sum()))
+        self._where |= {"rows": mask.shape[0], "longest": mask.shape[1]}  # a batch is padded to its longest row
+        with self.account.batch(self.model, mask):
+            result: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return result
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, the first one as a phase: lazy allocations fall into it."""
+        with self._phase("first_forward") if self._first else contextlib.nullcontext(), self.account.forward():
+            self._first = False
+            return super().compute_loss(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._phase("save"):
+            super()._save_checkpoint(*args, **kwargs)
+
+
+class Steering(TrainerCallback):
+    """Tells each step and ends training when it is asked to, when the loss is lost, or when it is done."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, writer: EventWriter, asked: Asked, where: dict[str, Any]
+    ) -> None:
+        self.config, self.folder, self.writer, self.asked, self.where = config, folder, writer, asked, where
+        self.trainer: TracedTrainer
+        self.evaluate: Callable[[int], None] = lambda n: None
+        self._began = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the step's clock and its memory peak."""
+        self._began = time.monotonic()
+        self.where |= {"step": state.global_step + 1, "longest": None, "rows": None}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop need not wait for the other batches of a step; Pause does, so that a resumed run takes the same step."""
+        if distributed.agreed(self.asked()) == "stop":
+            control.should_training_stop = True
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measures the gradients and the optimizer's state while there are both."""
+        self.trainer.account.step(state.global_step + 1, self.trainer.model, self.trainer.optimizer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Looks for Stop and Pause; Pause writes a checkpoint."""
+        asked = distributed.agreed(self.asked())
+        if asked:
+            control.should_training_stop = True
+            control.should_save = control.should_save or asked == "pause"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Tells the step; raises ``Diverged`` if its loss is no number."""
+        if not logs or "loss" not in logs:
+            return
+        batches, self.trainer.batches = self.trainer.batches, []
+        size, tokens = sum(b[0] for b in batches), sum(int(b[2]) for b in batches)
+        (size, tokens), longest = distributed.summed([size, tokens], max(int(b[1]) for b in batches))
+        loss, n = float(logs["loss"]), state.global_step
+        self.writer.emit(
+            "step",
+            n=n,
+            loss=loss,
+            lr=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            longest=longest,
+            padded=size - tokens,
+            tokens=tokens,
+            seconds=time.monotonic() - self._began,
+            peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        )
+        if distributed.rank() == 0:
+            print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"The loss is no longer a number ({loss}) at step {n}.",
+                remedy=f"Lower learning_rate (it is {self.config.learning_rate:g}) or raise warmup_steps; "
+                "checkpoints from before are intact.",
+            )
+        if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
+            self.evaluate(n)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks the checkpoint as complete: a process killed while it writes leaves one without this mark.
+
+        Older ones go only now. Trainer's own save_total_limit removes them before, and the newest by file times, which a clock
+        that is set back misleads.
+        """
+        distributed.wait()  # each rank writes a part of its own
+        if distributed.rank() != 0:
+            return
+        checkpoint = self.folder.checkpoint(state.global_step)
+        write_card(self.folder.root, checkpoint, "model" if self.config.method == "full" else "adapter")
+        self.folder.mark_complete(state.global_step, self.config.save_total_limit)
+        self.writer.emit("checkpoint", n=state.global_step)
+
+
+class StopWhenAsked(StoppingCriteria):
+    """Ends a generation when Stop or Pause is asked for."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """(rows,) of bool: all of them, once it was asked."""
+        return torch.full((input_ids.shape[0],), self.asked() is not None, dtype=torch.bool, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def measuring(model: Any, dtype: torch.dtype) -> Any:
+    """Evaluation mode, no gradients, mixed precision as in training; afterwards the mode is what it was."""
+    was_training = model.training
+    model.eval()
+    mixed = torch.autocast(model.device.type, dtype) if dtype is not torch.float32 else contextlib.nullcontext()
+    try:
+        with torch.no_grad(), mixed:
+            yield
+    finally:
+        model.train(was_training)
+
+
+def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, size: int, asked: Asked) -> float | None:
+    """Mean cross-entropy in nats over all tokens that bear a loss; None if it was broken off."""
+    total, count = 0.0, 0
+    for at in range(0, len(rows), size):
+        if asked():
+            return None
+        summed, tokens = summed_loss(model, collator.batch(rows[at : at + size]))
+        total, count = total + summed, count + tokens
+    return total / max(count, 1)
+
+
+def generate(model: Any, tokenizer: Any, prompt: str, tokens: int, asked: Asked) -> str:
+    """The model's likeliest continuation (greedy, so that before and after differ by the adapter alone)."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask")}
+    out = model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        stopping_criteria=[StopWhenAsked(asked)],
+    )
+    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,317 @@
+"""The process that trains: ``python -m workbench.training.worker RUN_DIR ATTEMPT SUPERVISOR_PID``.
+
+Covers the order of things, from importing torch to the saved adapter, each in a marked phase, and how it ends. What happens in
+a phase is in ``model``, ``data``, ``trainer`` and ``optimizers``; they and torch are imported only after the sampler runs, so
+that importing is seen, and can be stopped, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.memory.footprint import Plan
+from workbench.sources import open_model
+from workbench.training.config import TrainConfig
+from workbench.training.events import EventWriter
+from workbench.training.folder import RunFolder
+from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
+from workbench.training.results.card import write_card
+from workbench.training.watch import endings
+from workbench.training.worker import telemetry
+from workbench.training.worker.cupti import open_cupti
+
+if TYPE_CHECKING:
+    from workbench.training.watch.shortage import Shortage
+    from workbench.training.worker.accounting import Account
+
+_SPARE = 1 << 23
+"""Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+class Worker:
+    """One attempt at a run, inside its own process."""
+
+    def __init__(self, folder: RunFolder, attempt: int, supervisor: int) -> None:
+        self.folder, self.attempt, self.supervisor = folder, attempt, supervisor
+        self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
+        self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
+        self.where: dict[str, Any] = {}
+        self.account: Account | None = None
+        self.device = "cpu"
+        later = before_torch()
+        self.capabilities = {
+            "cupti": later, "paged optimizer state": later, "prefetch requests": later, "nvml": later,
+            "host faults": HostFaults.capability,
+        }  # fmt: skip
+        self.sampler = telemetry.Sampler(self.writer, self._watch)
+        self._interruptible = True  # until there are adapters to save
+        self._ending = threading.Lock()
+        self._terminated = False
+        self._spare = bytearray(_SPARE)
+
+    def asked(self) -> str | None:
+        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody else could tell how the run ended."""
+        if self._terminated or self.folder.asked("stop") or os.getppid() != self.supervisor:
+            return "stop"
+        return "pause" if self.folder.asked("pause") else None
+
+    def _watch(self) -> None:
+        """On the sampler's thread: before there is anything to save, a stop ends the process at once, whatever it is doing."""
+        if self._interruptible and (asked := self.asked()):
+            with self._ending:
+                if self._interruptible:
+                    code = endings.STOPPED if asked == "stop" else endings.PAUSED
+                    with contextlib.suppress(OSError):
+                        self.writer.emit("exit", code=code, state=endings.STATE_OF_CODE[code])
+                    os._exit(code)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Marks a phase; an exception leaves it open, which tells where the run ended."""
+        before = self.where.get("phase")
+        self.where["phase"] = name
+        self.writer.emit("phase", name=name, edge="begin")
+        yield
+        self.writer.emit("phase", name=name, edge="end")
+        self.where["phase"] = before
+
+    def hello(self) -> None:
+        """Tells the versions, the device, the clocks, and which collectors work; told again when more is known."""
+        self.writer.emit(
+            "hello",
+            capabilities={name: c.to_dict() for name, c in self.capabilities.items()},
+            device=self.device,
+            versions=_versions(),
+            anchors=telemetry.anchors(self.sampler.cupti_clock),
+        )
+
+    def run(self) -> int:
+        """Does the whole run; returns the exit code."""
+        self.hello()
+        self.sampler.sources = (HostFaults(telemetry.host_counters),)
+        self.sampler.start()
+        collector = None
+        try:
+            with self.phase("import"):
+                import torch
+
+                from workbench.training.worker import trainer  # noqa: F401  (brings transformers, peft and bitsandbytes)
+            self.writer.emit("memory", moment="libraries", rss=telemetry.host_counters().get("rss"))
+            cuda = torch.cuda.is_available()
+            if cuda:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+                torch.cuda.init()
+                self.device = torch.cuda.get_device_name()
+                self.sampler.gpu = telemetry.Gpu()
+            nvml = self.sampler.gpu or telemetry.Gpu()
+            self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
+            collector, self.capabilities["cupti"] = open_cupti(cuda)
+            if collector:
+                self.sampler.sources = (*self.sampler.sources, collector)
+                self.sampler.cupti_clock = collector.clock
+            return self._train(cuda)
+        except endings.OtherEnding:
+            with contextlib.suppress(OSError):
+                self.writer.emit("log", level="warning", text="Ended by SIGTERM.")
+            return endings.STOPPED
+        except BaseException as error:
+            return self._failed(error)
+        finally:
+            if collector:
+                collector.close()
+            self.sampler.close()
+
+    def _failed(self, error: BaseException) -> int:
+        """Tells how the run failed, as far as memory and disk still permit; the exit code tells it in any case."""
+        self._spare.clear()
+        ending = endings.ending_of(error, self.where, self._shortage)
+        with contextlib.suppress(OSError, MemoryError):
+            text = traceback.format_exc()[-4000:]
+            self.writer.emit("error", kind=ending.kind, message=ending.message, remedy=ending.remedy, text=text)
+        with contextlib.suppress(OSError, MemoryError):
+            traceback.print_exc()
+        return endings.code_of(ending)
+
+    def _shortage(self, where: Mapping[str, Any], asked: int | None) -> Shortage | None:
+        return self.account.shortage(self.config, where, asked) if self.account else None
+
+    def _train(self, cuda: bool) -> int:
+        from workbench.training import data
+        from workbench.training.worker import accounting, batches, distributed, model, optimizers, tensorboard, trainer
+
+        config, phase = self.config, self.phase
+        dtype = model.compute_dtype(config)
+        source = data.model_folder(config.model)
+        plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
+        account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(phase("load"))
+            account.forecast()
+            account.context()
+
+            def prepared() -> None:
+                if config.method == "qlora":
+                    stack.pop_all().close()
+                    stack.enter_context(phase("quantize"))
+
+            base = model.load_base(config, source, dtype, prepared)
+            account.moment("load", base)
+        with phase("attach"):
+            net = model.attach_adapters(base, config)
+            account.moment("attach", net)
+        matrices = model.adapter_sizes(net)
+        paged = self.capabilities["paged optimizer state"] = paged_state(config, cuda, matrices)
+        self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
+        self.hello()
+        with phase("dataset"):
+            tokenizer = data.open_tokenizer(source)
+            rows = data.load(config, tokenizer)
+            config = self.config = config.for_rows(len(rows.rows))
+            self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
+            held_out: tuple[data.Row, ...] = ()
+            files = data.held_out_files(config) if config.max_eval_rows else None
+            if files:
+                found = data.load(config, tokenizer, files, config.max_eval_rows)
+                self.writer.emit("dataset", split="heldout", **found.counts())
+                held_out = found.rows
+            prompts = data.sample_prompts(config)
+        collator = batches.Collator.of(tokenizer)
+
+        def evaluate(n: int) -> None:
+            if not held_out or distributed.rank() != 0:
+                return
+            with phase("evaluate"), trainer.measuring(net, dtype):
+                size = config.per_device_train_batch_size
+                loss = trainer.held_out_loss(net, held_out, collator, size, self.asked)
+                if loss is not None:
+                    self.writer.emit("eval", n=n, loss=loss)
+                    if board:
+                        board.add_scalar("eval/loss", loss, n)
+
+        def sample(stage: str) -> None:
+            if not prompts or distributed.rank() != 0 or self.asked():
+                return
+            with phase("sample"), trainer.measuring(net, dtype):
+                for prompt in prompts:
+                    if self.asked():
+                        return
+                    text = trainer.generate(net, tokenizer, prompt, config.sample_max_new_tokens, self.asked)
+                    self.writer.emit("generated", stage=stage, prompt=prompt, text=text)
+
+        checkpoints = self.folder.complete_checkpoints()
+        board = tensorboard.open_board(config, self.folder, checkpoints)
+        steering = trainer.Steering(config, self.folder, self.writer, self.asked, self.where)
+        steering.evaluate = evaluate
+        net.config.use_cache = False
+        loop = trainer.TracedTrainer(
+            model=net,
+            args=trainer.training_arguments(config, self.folder, dtype),
+            train_dataset=trainer.RowSet(rows.rows),
+            data_collator=collator,
+            callbacks=[steering, *tensorboard.callbacks(board)],
+            optimizer_cls_and_kwargs=optimizers.optimizer_for(config, functools.partial(self.writer.emit, "prefetch_req")),
+            phase=phase,
+            where=self.where,
+            account=account,
+        )
+        steering.trainer = loop
+        with self._ending:
+            self._interruptible = False
+        signal.signal(signal.SIGTERM, self._terminate)
+        self.sampler.managed = optimizers.managed_bytes
+        try:
+            if self.attempt == 1 or not checkpoints:
+                evaluate(0)
+                sample("before")
+            if not distributed.agreed(self.asked()):
+                with phase("train"):
+                    loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        finally:
+            done = loop.state.global_step
+            if sys.exc_info()[0] in (None, endings.OtherEnding):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
+                kept = bool(checkpoints) or self._kept.exists()
+                if distributed.rank() == 0 and (done or not kept):  # a resumed run that did nothing keeps what there was
+                    with phase("save"):
+                        self._save(net, tokenizer, loop.state)
+        if done >= config.max_steps:
+            evaluate(done)
+            sample("after")
+            if distributed.rank() == 0:
+                write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
+        if board:
+            board.close()
+        asked = distributed.agreed(self.asked())  # the others wait here for rank 0
+        return endings.FINISHED if done >= config.max_steps else endings.PAUSED if asked == "pause" else endings.STOPPED
+
+    def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
+        """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
+        fresh = self.folder.fresh
+        shutil.rmtree(fresh, ignore_errors=True)
+        net.config.use_cache = True  # what is saved is for use; training needs no cache
+        net.save_pretrained(str(fresh))
+        net.config.use_cache = False
+        tokenizer.save_pretrained(str(fresh))
+        dataclasses.replace(state, log_history=[]).save_to_json(str(fresh / "trainer_state.json"))  # after how many steps
+        write_card(self.folder.root, fresh, self._kept.name)
+        self.folder.keep(self._kept)
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder.model if self.config.method == "full" else self.folder.adapter
+
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
+        raise endings.OtherEnding
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+class _LogEvents(logging.Handler):
+    """Warnings of the libraries, as log events."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        super().__init__(logging.WARNING)
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.emit("log", level=record.levelname.lower(), text=record.getMessage()[:2000])
+
+
+def main(root: str, attempt: str, supervisor: str) -> None:
+    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for whoever started this."""
+    worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor) or os.getppid())
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
+    code = worker.run()
+    worker.writer.close()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
