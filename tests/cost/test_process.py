@@ -36,7 +36,9 @@ def test_a_second_parent_is_refused_and_leaves_the_first_ones_request(tmp_path: 
     answers: list[str] = []
 
     def ask_as_another() -> None:
-        answers.append(subprocess.run([sys.executable, "-c", OTHER, tmp_path], capture_output=True, text=True, check=True).stdout)
+        answers.append(
+            subprocess.run([sys.executable, "-c", OTHER, tmp_path], capture_output=True, text=True, check=True).stdout
+        )
 
     first = Measuring(tmp_path, "tests.helpers.idle", lambda: {"asked by": "the first"}, lambda: None, 0)
     try:
@@ -48,11 +50,14 @@ def test_a_second_parent_is_refused_and_leaves_the_first_ones_request(tmp_path: 
 
 
 def test_a_folder_is_free_again_once_its_process_has_ended(tmp_path: Path) -> None:
-    for _ in range(2):
+    def begin_and_end() -> None:
         process = Measuring(tmp_path, "tests.helpers.idle", dict, lambda: None, 0)
-        rounds: list[None] = []
-        assert not process.until(lambda: False, lambda: bool(rounds), lambda: rounds.append(None))
+        ticks: list[None] = []
+        assert not process.until(lambda: False, lambda: bool(ticks), lambda: ticks.append(None))
         process.close()
+
+    begin_and_end()
+    begin_and_end()
 
 
 def test_a_process_that_ends_without_a_word_is_named(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, NotListed, Unreachable
 from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
-from workbench.sources.refusals import NotListed, Unreachable
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 

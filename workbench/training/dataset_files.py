@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DataError, ModelError
-from workbench.sources.refusals import Unreachable
+from workbench.errors import DataError, ModelError, Unreachable
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
