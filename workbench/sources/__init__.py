@@ -55,7 +55,7 @@ def open_model(
         raise ModelError("A local model has no revisions.", where=f"revision={shown(revision)}", remedy="Leave revision out.")
     if text == "builtin":
         if not BUILTIN.is_dir():
-            remedy = "Reinstall the package, train it with 'python -m scripts.train', or open a folder."
+            remedy = "Reinstall the package, or open a folder."
             raise ModelError("The embedded model is not in this installation.", where=str(BUILTIN), remedy=remedy)
         return LocalSource(BUILTIN, name="builtin", licence="Apache-2.0")
     folder = Path(text).expanduser()
