@@ -50,8 +50,8 @@ class TrainConfig:
     """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
     dataset: str = "builtin"
     """``"builtin"``; a local file: .jsonl, .json, .csv, .tsv or .txt (a row a line), also with .gz, .bz2 or .xz behind, or
-    .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are fetched
-    once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
+    .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are
+    fetched once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
     dataset_config: str | None = None
     """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
     dataset_split: str = "train"
