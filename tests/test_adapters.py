@@ -216,6 +216,35 @@ def test_gpt_oss_in_mxfp4_gets_adapters_on_its_attention(tmp_path: Path) -> None
     assert sum(p.numel() for p in real) > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "extra"),
+    [
+        ("deepseek-v3", "model.layers.2.self_attn.o_proj.weight"),
+        ("deepseek-v3", "model.layers.2.mlp.experts.0.down_proj.weight"),
+        ("qwen3-moe", "mtp.layers.0.self_attn.q_proj.weight"),
+        ("qwen3-moe", "model.mtp.fc.weight"),
+    ],
+)
+def test_layers_that_transformers_leaves_on_disk_take_nothing(tmp_path: Path, model: str, extra: str) -> None:
+    import safetensors.torch
+    import torch
+    import transformers
+
+    model_type, config, _ = tiny.ARCHITECTURES[model]
+    folder = tiny.save(tmp_path / "m", model_type, config)
+    before = wb.forecast(folder, Plan(lora_r=4))
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors[extra] = torch.zeros(64, 64)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    names = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert not [name for name in names if "mtp" in name or name.startswith("model.layers.2.")]
+    assert wb.forecast(folder, Plan(lora_r=4)) == before
+    assert forecast(wb.open_model(folder)) == {
+        piece.tensor: piece.bytes // 4 for piece in before.pieces if piece.category == "adapters"
+    }
+
+
 # --- what is not known --------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ MIN_8BIT = 4_096
 """Elements below which bitsandbytes keeps an 8-bit optimizer's state in fp32."""
 _STATE_BLOCK = 256
 
+_AHEAD = re.compile(r"^(?:model\.)?mtp(?:_layers)?\.")
+_NUMBERED = re.compile(r"^model\.layers\.(\d+)\.")
 _LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.")
 
 
@@ -103,6 +105,18 @@ def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     return [t for t in tensors if t.numel and t.reason != "the output head, tied to the embedding"]
 
 
+def taken(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[TensorInfo]:
+    """``loaded`` without layers for predicting several tokens ahead, which transformers leaves on disk."""
+    layers = config.get("num_hidden_layers")
+    most = layers if type(layers) is int else None
+
+    def on_disk(name: str) -> bool:
+        beyond = _NUMBERED.match(name)
+        return _AHEAD.match(name) is not None or (beyond is not None and most is not None and int(beyond[1]) >= most)
+
+    return [t for t in loaded(tensors) if not on_disk(t.name)]
+
+
 def in_four_bits(tensor: TensorInfo, plan: Plan) -> bool:
     """Whether the plan holds the tensor in 4 bits."""
     left_out = leaves_out(plan.llm_int8_skip_modules, tensor.name.removesuffix(".weight"))
@@ -143,7 +157,7 @@ def trained(tensors: Iterable[TensorInfo], plan: Plan, config: Mapping[str, Any]
 
     LoRA adds A (r, in) and B (out, r) to each weight that peft adapts, and DoRA a magnitude (out) besides: ``adapters.py``.
     """
-    tensors = loaded(tensors)
+    tensors = taken(tensors, config)
     if plan.method == FULL:
         return {t.name: t.numel for t in tensors if t.dtype.startswith(("F", "BF"))}
     return _elements(adapters(tensors, config, plan.target_modules, plan.lora_r), plan)
@@ -151,7 +165,7 @@ def trained(tensors: Iterable[TensorInfo], plan: Plan, config: Mapping[str, Any]
 
 def trained_between(tensors: Iterable[TensorInfo], plan: Plan, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """The fewest and the most elements of adapters, where the model's type is not known; None where ``trained`` is exact."""
-    if plan.method == FULL or (found := bounds(loaded(tensors), config, plan.target_modules, plan.lora_r)) is None:
+    if plan.method == FULL or (found := bounds(taken(tensors, config), config, plan.target_modules, plan.lora_r)) is None:
         return None
     fewest, most = (sum(_elements(adapters, plan).values()) for adapters in found)
     return fewest, most
@@ -232,7 +246,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     unpacked, c·in·out, and while a layer is computed again there is an identity matrix as wide as the largest input, 4·in².
     """
     layers: dict[str, list[tuple[int, TensorInfo, float]]] = defaultdict(list)
-    tensors = loaded(tensors)
+    tensors = taken(tensors, config)
     adapted: frozenset[str] = frozenset()
     if plan.method != FULL:
         found = adapters(tensors, config, plan.target_modules, plan.lora_r)

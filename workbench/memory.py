@@ -17,7 +17,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from workbench.footprint import FULL, LORA, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded, trained_between
+from workbench.footprint import (
+    FULL,
+    LORA,
+    QLORA,
+    Piece,
+    Plan,
+    activations,
+    base_weights,
+    in_four_bits,
+    loaded,
+    taken,
+    trained_between,
+)
 from workbench.footprint import optimizer_state as _optimizer_state
 from workbench.footprint import trained as _trained
 from workbench.gpus import Gpu, find
@@ -137,7 +149,7 @@ def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan
     plan = Plan.of(cfg, device)
     if spec is not None:
         plan = dataclasses.replace(plan, quant_type=spec.format, block_size=spec.block_size, double_quant=spec.double_quant)
-    return tensors, plan
+    return taken(tensors, src.config), plan
 
 
 def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
