@@ -46,10 +46,11 @@ $(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/helper
 	@$(PYTHON) -m tests.helpers.colab $(COLAB)
 	@touch $@
 
-lint: env ## ruff and mypy
+lint: env ## ruff, mypy, and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where widgets were
 	$(BIN)/python -m tests.browser.notebooks
