@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.footprint import Plan
 from workbench.sources import open_model
-from workbench.training import endings, telemetry
+from workbench.training import endings, origins, telemetry
 from workbench.training.card import write_card
 from workbench.training.config import TrainConfig
 from workbench.training.cupti import open_cupti
@@ -106,6 +106,9 @@ class Worker:
         self.sampler.start()
         collector = None
         try:
+            if self.attempt > 1 and os.environ.get("RANK", "0") == "0":
+                with self.phase("check"):
+                    origins.check_resumed(self.folder.root, self.config)
             with self.phase("import"):
                 import torch
 
@@ -154,7 +157,7 @@ class Worker:
 
         config, phase = self.config, self.phase
         dtype = model.compute_dtype(config)
-        source = data.model_folder(config.model)
+        source = data.model_folder(config.model, origins.pinned(self.folder.root, config))
         plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
         account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
