@@ -72,7 +72,7 @@ def ended_run(config: wb.TrainConfig, tmp_path: Path) -> wb.Run:
     folder = RunFolder(tmp_path / "run")
     folder.control.mkdir(parents=True)
     folder.config.write_text(json.dumps(config.to_dict()), "utf-8")
-    origins.record(folder.root, config, wb.open_model(config.model), data.check(config))
+    fingerprints.write(folder.root, origins.take(config, wb.open_model(config.model), data.check(config)))
     folder.write_status(RunStatus("paused"))
     return wb.attach(folder.root)
 
@@ -197,7 +197,7 @@ def test_a_base_in_shards_is_told_by_shard(config: wb.TrainConfig, model: Path, 
     run.mkdir()
     config = dataclasses.replace(config, model=str(sharded))
     source = wb.open_model(sharded)
-    origins.record(run, config, source, data.check(config))
+    fingerprints.write(run, origins.take(config, source, data.check(config)))
     origins.check_base(run, config, source, origins.OF_MODEL)
     noise(sharded / last)
     with pytest.raises(Changed) as caught:
@@ -231,7 +231,7 @@ def test_a_run_without_fingerprints_has_nothing_to_compare_with(ended_run: wb.Ru
 def test_the_builtin_model_and_dataset_have_fingerprints_too(tmp_path: Path) -> None:
     config = wb.TrainConfig(max_steps=1)
     source = wb.open_model("builtin")
-    origins.record(tmp_path, config, source, data.check(config))
+    fingerprints.write(tmp_path, origins.take(config, source, data.check(config)))
     known = fingerprints.read(tmp_path)
     assert known is not None
     assert source.path is not None
@@ -251,7 +251,7 @@ def test_a_base_from_the_hub_stays_at_its_commit(hub: HubServer, tiny: Path, row
     first = {Path(hf_hub_download("org/tiny", name)).parent for name in files}
     (snapshot,) = first
     config = in_process.config_of(Path("org/tiny"), dataset=str(rows), eval_split="test", **COLUMNS)
-    origins.record(tmp_path, config, wb.open_model(data.model_folder("org/tiny")), data.check(config))
+    fingerprints.write(tmp_path, origins.take(config, wb.open_model(data.model_folder("org/tiny")), data.check(config)))
     noise(shutil.copytree(tiny, tmp_path / "newer") / "model.safetensors")
     newer = {path.name: path.read_bytes() for path in (tmp_path / "newer").iterdir()}
     hub.add("org/tiny", newer, commit="b" * 40, older={repo.commit: files})

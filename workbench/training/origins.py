@@ -1,6 +1,6 @@
 """What a run is begun with, file by file, and the refusal to go on with anything else.
 
-Covers finding the files of base, tokenizer, chat template and rows, recording them at launch, and comparing them before a
+Covers finding the files of base, tokenizer, chat template and rows, their fingerprints at launch, and comparing them before a
 resume, a merge or an export; a change is refused, or accepted and written down. How files are compared is ``fingerprints``'
 part. Imports no torch.
 """
@@ -37,9 +37,9 @@ _SHOWN = 3
 Found = list[tuple[str, Content]]
 
 
-def record(run: Path, config: TrainConfig, source: Source, files: Files) -> None:
-    """Keeps the fingerprints of what a run in the folder ``run`` is begun with. ``RunError`` where a file cannot be read."""
-    fingerprints.write(run, fingerprints.take(_of_model(source) | _of_rows(config, files), _commit(config, source)))
+def take(config: TrainConfig, source: Source, files: Files) -> Fingerprints:
+    """The fingerprints of what a run is begun with now. ``RunError`` where a file cannot be read."""
+    return fingerprints.take(_of_model(source) | _of_rows(config, files), _commit(config, source))
 
 
 def pinned(run: Path, config: TrainConfig) -> str | None:
@@ -56,15 +56,13 @@ def check_before_resume(run: Path, config: TrainConfig, source: Source, files: F
     known = fingerprints.read(run)
     if known is None:
         return
-    now = _of_model(source) | _of_rows(config, files)
-    found = fingerprints.changes(known, now, whole=accept)
+    found = fingerprints.changes(known, _of_model(source) | _of_rows(config, files), whole=accept)
     if found and not accept:
         raise _refused(found, run, config, known)
     if found:
-        anew = fingerprints.take(now, _commit(config, source))
         accepted = (*known.accepted, *(f"before attempt {attempt}, {change}" for change in found))
         try:
-            fingerprints.write(run, dataclasses.replace(anew, accepted=accepted))
+            fingerprints.write(run, dataclasses.replace(take(config, source, files), accepted=accepted))
         except OSError as error:
             what = f"the run's folder cannot be written ({error.strerror})."
             raise RunError(what, where=str(run), remedy="Make it writable, or free some space on its disk.") from error

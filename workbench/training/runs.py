@@ -21,7 +21,7 @@ from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
-from workbench.training import data, origins
+from workbench.training import data, fingerprints, origins
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
@@ -223,6 +223,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     check_extras(config)
     source = open_model(model)
     check_kernels(config, source)
+    begun_with = origins.take(config, source, files)
     root = Path(run_dir).expanduser().absolute() if run_dir is not None else default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
@@ -231,7 +232,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         run = Run(RunFolder(root))
         config = replace(absolute(config), dataset_revision=files.revision)
         write_json(RunFolder(root).config, config.to_dict())
-        origins.record(root, config, source, files)
+        fingerprints.write(root, begun_with)
     except OSError as error:
         what = f"the folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
