@@ -245,8 +245,9 @@ def _forecast(
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True)
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
+@click.option("--changed-ok", is_flag=True, help="Go on though the base is no longer what the run was begun with.")
 @json_option
-def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, as_json: bool) -> None:
+def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, changed_ok: bool, as_json: bool) -> None:
     """Merge the adapter of RUN, a run's folder, and write a whole 16-bit model to FOLDER.
 
     Prints the error that merging adds to each adapted weight first; without FOLDER that is all.
@@ -258,11 +259,11 @@ def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst:
 
     trained = attach(run)
     with bar("measured") as progress:
-        errors = merge_errors(trained, dtype, progress=progress)
+        errors = merge_errors(trained, dtype, changed_ok=changed_ok, progress=progress)
     click.echo(text.merge_json(errors) if as_json else text.merge_text(errors, worst))
     if folder is not None:
         with bar("written") as progress:
-            written = export(trained, folder, base=base, dtype=dtype, progress=progress)
+            written = export(trained, folder, base=base, dtype=dtype, changed_ok=changed_ok, progress=progress)
         told = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
         click.echo(f"Wrote {printable(str(written.folder))} ({told}).", err=True)
 

@@ -76,6 +76,7 @@ def repairs(
     *,
     max_rows: int = ROWS,
     folder: str | Path | None = None,
+    changed_ok: bool = False,
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Repairs:
@@ -90,8 +91,9 @@ def repairs(
     Without it, it is gone with the result. ``progress``: True for a bar, or a function that is told the modules done and their
     total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
 
-    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back; and while iterating, as ``ModelError``
-    too, where the process fails.
+    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back, and as ``Changed`` if the base is no
+    longer what the run was begun with, unless ``changed_ok``; and while iterating, as ``ModelError`` too, where the process
+    fails.
     """
     run = run if isinstance(run, Run) else attach(run)
     if run.config.method != "qlora":
@@ -102,7 +104,7 @@ def repairs(
     adapters = adapters_of(run)
     if not adapters:
         raise RunError("nothing is saved yet.", where=str(run.dir), remedy="Wait for the run's first checkpoint, or its end.")
-    merge = Merge(run, next(iter(adapters.values())))
+    merge = Merge(run, next(iter(adapters.values())), changed_ok=changed_ok, cancelled=cancelled)
     if merge.packed:
         what = "the checkpoint itself holds 4 bits: there is no original weight to compare with."
         raise RunError(what, where=run.config.model, remedy="Choose a run on a model that is not quantized yet.")

@@ -268,9 +268,12 @@ def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
     return tuple((wanted or prompts)[:3])
 
 
-def model_folder(name: str) -> Path:
-    """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged."""
-    source = open_model(name)
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged.
+
+    ``revision``: the commit of one on the Hub; None: what is there now.
+    """
+    source = open_model(name, revision)
     if source.path is None:
         remedy = f"Download it first ('hf download {name}'), then launch again."
         raise ModelError("training needs the whole model on this machine, and it is on the Hub.", where=name, remedy=remedy)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
-from workbench.training import data
+from workbench.training import data, fingerprints, origins
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
@@ -179,15 +179,22 @@ class Run:
                 remedy=f"Make that folder writable, or end the supervisor: kill -TERM {status.pid}.",
             ) from error
 
-    def resume(self) -> Run:
-        """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run."""
+    def resume(self, *, changed_ok: bool = False) -> Run:
+        """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run.
+
+        Raises ``Changed``, a ``RunError``, if base, tokenizer, chat template or rows are no longer what the run was begun with,
+        as far as sizes, headers and sampled bytes show; large files that were touched are then compared whole by the run, which
+        fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
+        """
         status = self.status
         if status.state == "finished":
             raise RunError("the run is finished.", where=str(self.dir), remedy="Launch a new run with more max_steps.")
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
             raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
-        data.check(self.config)
-        data.model_folder(self.config.model)
+        config = self.config
+        files = data.check(config)
+        source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
+        origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
         _spawn(self)
         return self
 
@@ -214,7 +221,9 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     files = data.check(config)
     model = data.model_folder(config.model)
     check_extras(config)
-    check_kernels(config, open_model(model))
+    source = open_model(model)
+    check_kernels(config, source)
+    begun_with = origins.take(config, source, files)
     root = Path(run_dir).expanduser().absolute() if run_dir is not None else default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
@@ -223,6 +232,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         run = Run(RunFolder(root))
         config = replace(absolute(config), dataset_revision=files.revision)
         write_json(RunFolder(root).config, config.to_dict())
+        fingerprints.write(root, begun_with)
     except OSError as error:
         what = f"the folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
