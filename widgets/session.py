@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from widgets.background import recents
 from widgets.background.listeners import Listeners
 from widgets.background.measured import Measured
+from widgets.background.pace import Pace, Step
 from widgets.background.tasks import Latest
-from widgets.controls import recents
-from widgets.controls.progress import Pace, Step
 from widgets.state import State, Store
 from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, double_quantize

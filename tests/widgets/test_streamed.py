@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from widgets.background.tasks import Immediate, Message
+from tests.helpers.immediate import Immediate
 from widgets.controls import streamed
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed, one_at_a_time
 from workbench.errors import RunError
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
+from tests.helpers.immediate import Immediate
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
-from widgets.background.tasks import Immediate
 from widgets.figures import model
 from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel

@@ -14,7 +14,7 @@ from typing import Any
 import anywidget
 import ipywidgets
 
-from widgets.background.tasks import Message
+from widgets.controls.message import Message
 from widgets.drawing import notebook
 from widgets.drawing.drawing import script
 

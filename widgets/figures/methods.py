@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from widgets.controls.tables import table
 from widgets.figures.model import SYMBOLS, Places, Shown, cell_map
 from widgets.figures.run import Figure, Told, axes, unit_for
+from widgets.figures.tables import table
 from workbench.memory.forecast import GROUPS
 from workbench.sources.kinds import order_of
 from workbench.text import NONE, amount, counted, known_amount, listed, percent

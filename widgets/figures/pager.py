@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from widgets.controls.tables import table
 from widgets.figures.run import Figure, Told, axes, level, unit_for
+from widgets.figures.tables import table
 from workbench.memory.pager import KEPT, PagerSimulation
 from workbench.text import NONE, amount, counted
 from workbench.training.results.truth import MOVED, PagingTruth

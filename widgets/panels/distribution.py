@@ -12,10 +12,10 @@ from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, grid, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import bins
 from widgets.figures.normal import quantile_plot
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from widgets.state import QUANTILES_OF

@@ -12,9 +12,9 @@ from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import fields, grid, heading, note, row, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import model as model_figures
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES

@@ -12,10 +12,10 @@ import ipywidgets
 import numpy as np
 
 from widgets.controls.style import fields, note, row, set_note
-from widgets.controls.tables import steps, table
 from widgets.drawing.plot import Plot
 from widgets.figures import blocks as figures
 from widgets.figures.bins import title_of
+from widgets.figures.tables import steps, table
 from widgets.session import Analysis
 from workbench.quant.inspect import Block, inspect_block
 

@@ -8,11 +8,12 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.message import Message
 from widgets.controls.style import fields, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.footprint import base_weights

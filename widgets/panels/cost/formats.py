@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import ipywidgets
 
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
+from widgets.figures.tables import table
 from widgets.panels.cost.asked import Asked
 from widgets.session import Session
 from widgets.state import COST_BITS

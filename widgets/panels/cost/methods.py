@@ -12,8 +12,9 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot

@@ -12,7 +12,8 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot

@@ -9,9 +9,9 @@ import ipywidgets
 import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures.run import Figure, Told, axes, unit_for
+from widgets.figures.tables import table
 from workbench.text import NONE, amount, known_amount
 from workbench.training.results.receipts import HOW, UNEXPLAINED, Receipt, ReceiptRow
 

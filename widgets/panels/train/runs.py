@@ -17,9 +17,9 @@ import ipywidgets
 from widgets.background.work import Work
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
+from widgets.figures.tables import table
 from workbench.sources.base import Cancelled, Progress
 from workbench.text import NONE, counted
 from workbench.training.config import TrainConfig
