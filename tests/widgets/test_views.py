@@ -18,7 +18,8 @@ from widgets.controls.style import Panel
 from widgets.figures import bins, blocks
 from widgets.figures import scales as scale_figures
 from widgets.session import Analysis, Session
-from widgets.state import TABS, State, Store
+from widgets.state import State, Store
+from widgets.views import TABS
 from workbench.quant.formats import _formats
 
 

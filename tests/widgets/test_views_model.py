@@ -15,7 +15,8 @@ from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel
 from widgets.panels import model_map
 from widgets.session import Session
-from widgets.state import TABS, State
+from widgets.state import State
+from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
 

@@ -23,10 +23,7 @@ from widgets.drawing import plotly_js
 from widgets.drawing.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
 from widgets.drawing.plotly_js import package_data
 from widgets.drawing.wire import encode, encode_figure
-
-# Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on a dark page.
-LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4f8a", "#b07d00", "#3a9bd1", "#5c5c5c")
-DARK_COLOURS = ("#56b4e9", "#ff9b45", "#2fc79a", "#e39ac4", "#f0e442", "#8fa8ff", "#b8b8b8")
+from widgets.figures.palette import DARK_COLOURS, LIGHT_COLOURS
 
 
 def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import ipywidgets
 
@@ -68,6 +68,11 @@ class View(Panel):
             guard(self.message)(self.session.begin)(model)
         elif self.session.analysis is not None:
             self._take(self.session.analysis)
+
+    @classmethod
+    def within(cls, session: Session) -> Self:
+        """The view as a part of the app."""
+        return cls(session=session)  # type: ignore[call-arg]  # every view has a title of its own
 
     @abc.abstractmethod
     def build(self) -> list[Any]:

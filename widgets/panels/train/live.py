@@ -22,7 +22,7 @@ from widgets.controls.style import column, fold, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures import run_memory
-from widgets.figures.run import Told
+from widgets.figures.layout import Told
 from widgets.panels.train import words
 from widgets.panels.train.paging import RunPaging
 from widgets.panels.train.receipt import RunReceipt
