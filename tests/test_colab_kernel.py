@@ -112,7 +112,7 @@ def test_pictures_of_what_is_in_the_app_go_to_the_cell_that_shows_it(page: Page)
     cell = page.start("app")
     page.ended(cell)
     page.run("app.tabs.selected_index = 2; plot = app.error.plots[0]")  # which was not there when the app was shown
-    assert page.run("from widgets import notebook; print(notebook.cell_of(plot)['header']['msg_id'])") == cell
+    assert page.run("from widgets.drawing import notebook; print(notebook.cell_of(plot)['header']['msg_id'])") == cell
 
 
 def test_a_change_by_another_thread_would_have_been_noticed(page: Page) -> None:

@@ -100,7 +100,6 @@ class BlockMap(Drawing):
     Methods may be called from any thread. ``error`` and ``summary`` are those of every drawing.
     """
 
-    events = ("pick",)
     _esm = script("drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
 
     def __init__(self, height: int = DEFAULT_HEIGHT) -> None:
@@ -161,7 +160,7 @@ class BlockMap(Drawing):
 
     def on_select(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(block)`` when the reader chooses a block, which is marked by then; returns what ends that."""
-        return self._subscribe("pick", callback)
+        return self._chosen.add(callback)
 
     def _within(self, block: int | None) -> int | None:
         return None if block is None or self._values is None else max(0, min(int(block), self._values.blocks.size - 1))
@@ -185,7 +184,7 @@ class BlockMap(Drawing):
                 self.send({"type": "told", "id": message["id"], "text": values.told(block, among)})
             else:
                 self.select(block)
-                self._call("pick", block)
+                self._choose(block)
 
     def _refine(self, values: _Values, rows: tuple[int, int], columns: tuple[int, int], message: dict[str, Any]) -> None:
         """Answer with a part of the map; the whole of it becomes what every page starts from."""

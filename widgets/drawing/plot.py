@@ -94,7 +94,6 @@ class Plot(Drawing):
     A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
     """
 
-    events = ("click", "hover", "select", "zoom")
     _esm = script("drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
 
@@ -112,22 +111,16 @@ class Plot(Drawing):
 
     def on_click(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(point)`` for a click; a point is a dict of curve, name, index, x, y, z and customdata."""
-        return self._subscribe("click", callback)
-
-    def on_hover(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(point)`` when the pointer rests on a point, at most twenty times a second."""
-        return self._subscribe("hover", callback)
-
-    def on_select(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(points)`` with the list of points inside a box or lasso; empty when the selection is dropped."""
-        return self._subscribe("select", callback)
-
-    def on_zoom(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(ranges)`` after a zoom: axis name ("xaxis", "yaxis2") to [low, high], or None where it was reset."""
-        return self._subscribe("zoom", callback)
+        return self._chosen.add(callback)
 
     def close(self) -> None:
         """Remove the plot from every page and free its models; closing twice is harmless."""
         super().close()
         if self.library is not None:
             self.library = None  # the library itself stays for the other plots
+
+    def _receive(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
+        if message.get("type") == "click":
+            self._choose(message["detail"])
+        else:
+            super()._receive(widget, message, buffers)
