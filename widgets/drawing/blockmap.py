@@ -100,7 +100,7 @@ class BlockMap(Drawing):
     Methods may be called from any thread. ``error`` and ``summary`` are those of every drawing.
     """
 
-    _esm = script("drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
+    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
 
     def __init__(self, height: int = DEFAULT_HEIGHT) -> None:
         self._values: _Values | None = None

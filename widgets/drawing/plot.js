@@ -1,3 +1,4 @@
+// @ts-check
 // Draws the figure that widgets/drawing/plot.py holds; drawing.js and plotly_once.js come before it. Nothing here reaches for the network.
 
 // ---------------------------------------------------------------- the figure
@@ -31,7 +32,7 @@ function themed(themes, element) {
 
 function describePoint(point) {
   const { curveNumber: curve, x, y, z, customdata } = point;
-  const plain = ArrayBuffer.isView(customdata) ? Array.from(customdata) : customdata;
+  const plain = ArrayBuffer.isView(customdata) ? Array.from(/** @type {any} */ (customdata)) : customdata;
   return { curve, name: point.data?.name, index: point.pointIndex ?? point.pointNumber, x, y, z, customdata: plain };
 }
 
@@ -159,6 +160,7 @@ export default {
 
   render({ model, el }) {
     const plot = element("div", { role: "figure", tabindex: "0", style: "width:100%;height:100%" });
+    /** @type {Record<string, any>} */
     const view = { plot, ...buildFrame(model, el, "workbench-plot", plot) };
     view.state.views.add(view);
     view.frame.addEventListener("keydown", (event) => pressed(view, event));

@@ -94,7 +94,7 @@ class Plot(Drawing):
     A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
     """
 
-    _esm = script("drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
+    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
 
     def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:
