@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import workbench as wb
 from scripts import card
 
-CARD = Path(card.__file__).parent / "README.md"
+CARD = card.HERE / "README.md"
 
 
 def test_the_bigram_is_a_distribution_over_the_next_token() -> None:

@@ -69,9 +69,17 @@ def test_colab_already_has_a_version_that_satisfies_us(name: str) -> None:
 
 
 def test_with_colabs_versions_those_tests_run_that_meet_them() -> None:
-    chosen = {path.stem for path in (ROOT / "tests").glob("test_*.py") if colab.runs(path)}
-    assert {"test_colab_kernel", "test_views", "test_search", "test_training_methods", "test_sources_quantizable"} <= chosen
-    assert not chosen & {"test_measurement", "test_format_references", "test_training_kills", "test_training_limits"}
+    tests = ROOT / "tests"
+    chosen = {path.relative_to(tests).with_suffix("").as_posix() for path in tests.rglob("test_*.py") if colab.runs(path)}
+    meeting = {
+        "test_colab_kernel",
+        "widgets/test_views",
+        "widgets/test_search",
+        "training/test_methods",
+        "sources/test_quantizable",
+    }
+    assert meeting <= chosen
+    assert not chosen & {"quant/test_measure", "quant/test_format_references", "training/test_kills", "training/test_limits"}
 
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:

@@ -13,8 +13,7 @@ from workbench._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost, Evaluation, evaluate
-    from workbench.cost.method_results import MethodResult
-    from workbench.cost.methods import MethodComparison, compare_methods
+    from workbench.cost.methods import MethodComparison, MethodResult, compare_methods
     from workbench.cost.mixing import CurvePoint, Mix, mix
     from workbench.cost.repairs import Repair, Repairs, repairs
     from workbench.cost.sensitivities import ModuleCost, Sensitivity, sensitivity

@@ -67,9 +67,9 @@ def test_help_names_every_command_and_every_command_has_help():
 
 def test_help_and_version_import_nothing_heavy():
     code = (
-        "import sys, workbench.cli\n"
+        "import sys, workbench.cli.main\n"
         "sys.argv = ['workbench', sys.argv[1]]\n"
-        "try: workbench.cli.main()\n"
+        "try: workbench.cli.main.main()\n"
         "finally: print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     )
     for option in ("--help", "--version"):
@@ -211,11 +211,11 @@ def test_a_tensor_that_cannot_be_read_fails_the_command_and_not_the_rest(tmp_pat
     """One of two shards vanishes after the model was opened."""
     names = list(two_shards(tmp_path))
     code = (
-        "import pathlib, sys, workbench.cli, workbench.sources as s\n"
+        "import pathlib, sys, workbench.cli.main, workbench.sources as s\n"
         "def opened(*a, _open=s.open_model):\n"
         "    source = _open(*a); pathlib.Path(sys.argv[2], '1.safetensors').unlink(missing_ok=True); return source\n"
         "s.open_model = opened\n"
-        "workbench.cli.main()"
+        "workbench.cli.main.main()"
     )
     csv = tmp_path / "rows.csv"
     done = subprocess.run(

@@ -3,8 +3,7 @@
 import json
 
 import workbench as wb
-from workbench.cost.effort import effort
-from workbench.cost.jobs import Job
+from workbench.cost.jobs import Job, effort
 
 SOURCE = wb.open_model("builtin")
 

@@ -20,8 +20,8 @@ from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost.assignments import Point
 from workbench.cost.evaluation import EQUAL_BITS
-from workbench.cost.intervals import difference_interval, loss_interval
 from workbench.cost.jobs import BATCH
+from workbench.cost.measurements import difference_interval, loss_interval
 from workbench.quant.formats import _formats
 
 ROWS = 12

@@ -20,7 +20,7 @@ stub = ctypes.CDLL("libnvidia-ml.so.1")
 stub.stub_answers(*json.loads(sys.argv[1]))
 from widgets.state import State
 from workbench.memory.gpus import known
-from workbench.memory import fit
+from workbench.memory.forecast import fit
 import workbench as wb
 own = next(iter(known().items()))
 verdict = fit(wb.forecast(wb.open_model("builtin"), wb.TrainConfig()), State().gpu)

@@ -28,6 +28,7 @@ from workbench.errors import WorkbenchError
 from workbench.quant import formats
 from workbench.report.page import embedded
 from workbench.sources.local import LocalSource
+from workbench.surveys.duel import of_survey
 
 SPECS = (wb.QuantSpec("nf4", double_quant=True), wb.QuantSpec("int4-asym"))
 HOSTILE = {
@@ -173,7 +174,7 @@ def test_the_numbers_are_those_of_the_survey_the_duel_and_the_forecast(page):
     surveyed, duel = wb.survey("builtin", SPECS, progress=False), wb.duel("builtin", 4.5)
     totals = page.table("All tensors together")
     for spec, line in zip(SPECS, totals[1:], strict=True):
-        score = wb.comparison.of_survey(surveyed.run()).score(spec)
+        score = of_survey(surveyed.run()).score(spec)
         assert line[0] == spec.title
         assert line[1] == f"{score.bits:.4f}"
         assert line[3] == f"{100 * score.relative_rmse:.3f} %"

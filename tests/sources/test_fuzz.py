@@ -14,8 +14,7 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.fuzzing import CASES, MemorySource, altered, fuzz, mutated, raw_of, resized
 from workbench.sources.header import read_header
-from workbench.sources.packed import logical, packed
-from workbench.sources.packed_state import parse_state
+from workbench.sources.packed import logical, packed, parse_state
 from workbench.sources.rule import left_in_16_bits
 
 SLOW = CASES // 4

@@ -17,9 +17,9 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.hubs import BIG, environment, header_length, of_files, sharded, single, weights
+from workbench.errors import Unreachable, WholeFileOnly
 from workbench.sources import crew
 from workbench.sources.hub import HubSource
-from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 import workbench as wb
 from tests.helpers.hub_server import HubServer
 from tests.helpers.hubs import BIG, of_files, sharded, single, weights
-from workbench.sources.refusals import Gated, NotListed, Unreachable, WholeFileOnly
+from workbench.errors import Gated, NotListed, Unreachable, WholeFileOnly
 
 OTHER = "hf_a_token_that_has_accepted_nothing"
 SMALL = single(weights(1, 64))

@@ -216,7 +216,7 @@ def test_the_embedded_model_is_a_folder_like_any_other(folder: Path, monkeypatch
 
 def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BUILTIN", tmp_path / "none")
-    with pytest.raises(wb.ModelError, match=r"not in this installation.*workbench\.builtin\.train"):
+    with pytest.raises(wb.ModelError, match=r"not in this installation.*Reinstall"):
         wb.open_model("builtin")
 
 

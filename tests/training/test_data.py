@@ -107,9 +107,9 @@ def test_the_held_out_file_is_checked_too(tmp_path: Path) -> None:
         ("none.jsonl", None, "no such file"),
         ("rows.xlsx", "", "not read"),
         ("rows.jsonl", "", "no rows"),
-        ("rows.jsonl", "{half", "first row cannot be read"),
+        ("rows.jsonl", "{half", "cannot be read .line 1"),
         ("rows.json", "[1, 2]", "no JSON object"),
-        ("rows.parquet", "PAR?", "first row cannot be read"),
+        ("rows.parquet", "PAR?", "cannot be read"),
     ],
 )
 def test_a_file_that_is_no_dataset(name: str, content: str | None, told: str, tmp_path: Path) -> None:

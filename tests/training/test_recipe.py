@@ -42,7 +42,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()[:20]]
     path = tmp_path_factory.mktemp("chats") / 'it\'s "quoted".jsonl'
     lines = [json.dumps({"chat": chat(row["prompt"], row["completion"], "and?", "no more")}) for row in rows]
-    path.write_text("\n".join([*lines, json.dumps({"chat": []})]), "utf-8")
+    welcome = [{"role": "assistant", "content": [{"type": "text", "text": "2019-05-03"}]}, *chat("a question", "an answer")]
+    path.write_text("\n".join([*lines, json.dumps({"chat": []}), json.dumps({"chat": welcome})]), "utf-8")
     return str(path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import workbench as wb
 from widgets.drawing.wire import encode_figure
 from widgets.figures import methods
-from workbench.cost.method_results import MethodResult
+from workbench.cost.methods import MethodResult
 from workbench.training.results.receipts import TITLES, MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
 MB = 1_000_000

@@ -16,10 +16,10 @@ from tests.helpers.immediate import Immediate
 from widgets.background import recents
 from widgets.controls.search_field import SearchField
 from widgets.controls.suggestions import Suggestions
+from workbench.errors import Unreachable
 from workbench.memory import shortlist
 from workbench.memory.gpus import GPUS
 from workbench.memory.shortlist import PUBLISHED, PublishedShapes
-from workbench.sources.refusals import Unreachable
 from workbench.sources.search import Folder, HubModel, search_folders, search_hub
 
 SMALL = single(weights(1, 64))

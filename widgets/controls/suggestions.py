@@ -13,9 +13,8 @@ from concurrent.futures import Executor
 from widgets.background import recents
 from widgets.background.tasks import Latest
 from widgets.controls.search_field import SearchField, Suggestion
-from workbench.errors import ModelError
+from workbench.errors import ModelError, Unreachable
 from workbench.memory.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist
-from workbench.sources.refusals import Unreachable
 from workbench.sources.search import LEAST, HubModel, search_folders, search_hub
 from workbench.text import amount
 

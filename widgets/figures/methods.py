@@ -22,7 +22,7 @@ from workbench.sources.kinds import order_of
 from workbench.text import NONE, amount, counted, known_amount, listed, percent
 
 if TYPE_CHECKING:
-    from workbench.cost.method_results import MethodResult
+    from workbench.cost.methods import MethodResult
     from workbench.cost.repairs import Repair
 
 TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}

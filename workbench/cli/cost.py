@@ -28,7 +28,7 @@ from workbench.text import NONE, amount, number, percent, printable, short
 
 if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
-    from workbench.cost.intervals import Interval
+    from workbench.cost.measurements import Interval
     from workbench.cost.sensitivities import ModuleCost, Sensitivity
 
 

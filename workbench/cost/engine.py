@@ -9,6 +9,7 @@ decided elsewhere. On a CPU, or on a GPU where there is one [not yet run on a GP
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from workbench.cost import wide
 from workbench.cost.assignments import spec_key
 from workbench.cost.jobs import BATCH, Job
 from workbench.errors import DataError, ModelError
@@ -85,7 +86,7 @@ class Engine:
         if not _mapped_privately(folder):
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
-        wide.widen(model)
+        widen(model)
         model.config.use_cache = False
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -206,7 +207,7 @@ def _dtype(job: Job) -> torch.dtype:
 
 def _norm(x: torch.Tensor, weight: Array) -> float:
     """‖x · Wᵀ‖², summed in float64."""
-    y = wide.times(x, torch.from_numpy(weight).to(x.device))
+    y = times(x, torch.from_numpy(weight).to(x.device))
     return float((y.double() ** 2).sum())
 
 
@@ -230,3 +231,54 @@ def check_data(before: str | None, engine: Engine) -> None:
     if before is not None and before != engine.digest:
         remedy = "Name another folder."
         raise DataError("the held-out rows have changed since the first measurement.", where="data", remedy=remedy)
+
+
+_WIDENED_AT_ONCE = 1 << 22
+"""Weights that are widened at a time: 16 MiB in float32."""
+
+
+def widen(model: Any) -> None:
+    """Holds the model's weights in 16 bits and multiplies in float32, so that losses differ by weights and not by rounding.
+
+    A difference of a ten-thousandth of a nat, as one quantized layer often makes, is lost in 16-bit activations, and the whole
+    model in float32 would take twice its size. So each linear layer widens its own weight while it multiplies, some rows at a
+    time. This holds for ``nn.Linear``, ``Conv1D`` and embeddings; norms, biases and fused experts are held in float32. Changes
+    the model in place.
+    """
+    kept = set()
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.forward = functools.partial(_linear, module)
+        elif type(module) is Conv1D:
+            module.forward = functools.partial(_conv, module)
+        elif isinstance(module, torch.nn.Embedding):
+            module.register_forward_hook(lambda module, arguments, output: output.float())
+        else:
+            continue
+        kept.add(id(module.weight))
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+
+
+def times(x: torch.Tensor, weight: torch.Tensor, transposed: bool = False) -> torch.Tensor:
+    """x · Wᵀ in float32, x (…, in) and W (out, in); or x · W with W (in, out), where ``transposed``."""
+    x = x.float()
+    outputs, step = weight.shape[transposed], max(1, _WIDENED_AT_ONCE // weight.shape[not transposed])
+    parts = []
+    for start in range(0, outputs, step):
+        rows = weight[:, start : start + step].T if transposed else weight[start : start + step]  # (rows, in)
+        parts.append(torch.nn.functional.linear(x, rows.float()))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = times(x, module.weight)
+    return y if module.bias is None else y + module.bias
+
+
+def _conv(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return times(x, module.weight, transposed=True) + module.bias

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.cost.assignments import Point, spec_key
-from workbench.cost.intervals import Interval
 from workbench.cost.jobs import Job, as_specs, job_of
-from workbench.cost.measurements import Losses, Measurements, MemoryUse, Ratio
+from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
 from workbench.progress import Progress, telling
 from workbench.quant.quantize import QuantSpec
 from workbench.resumable import Unfolding

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from workbench.sources import Source, TensorInfo, open_model
 from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
+from workbench.training.data import held_out_files
+from workbench.training.dataset_files import on_hub
 from workbench.training.runs import absolute
 
 BATCH = 4
@@ -149,3 +153,59 @@ def opened(root: Path) -> Job:
     fields: Mapping[str, Any] = json.loads((root / "job.json").read_text("utf-8"))
     config = TrainConfig.from_dict(fields["config"])
     return Job(open_model(config.model), config)
+
+
+_START = 10.0
+"""Seconds in which the process imports its libraries and loads a small model."""
+_CHARACTERS = 4
+"""Of a token, about."""
+_BY_LINE = {".jsonl", ".txt", ".csv"}
+_SIZE = 768
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What some measurements will take."""
+
+    seconds: float
+    nbytes: int
+    """Memory of the measuring process."""
+    tokens: int
+    """In each pass over the held-out rows, about."""
+
+
+def effort(src: Source, data: TrainConfig, losses: int) -> Effort:
+    """What measuring so many held-out losses of a model takes, on the rows that ``data`` names.
+
+    How long rows are is told by their size on disk, where a file has a row a line; elsewhere they are taken to be of
+    ``max_length`` tokens.
+    """
+    job = Job(src, data)
+    weights = sum(t.numel for t in src.tensors() if t.quantizable)
+    tokens = _tokens(data)
+    return Effort(_START + losses * 2 * weights * tokens / _speed(), job.memory_needed, tokens)
+
+
+def _tokens(data: TrainConfig) -> int:
+    most = data.max_eval_rows * data.max_length
+    if on_hub(data.eval_dataset or data.dataset) or (files := held_out_files(data)) is None:
+        return most
+    if any(path.suffix not in _BY_LINE for path in files.paths):
+        return most
+    lengths: list[int] = []
+    for path in files.paths:
+        with path.open("rb") as file:
+            lengths += map(len, itertools.islice(file, data.max_eval_rows - len(lengths)))
+    return sum(min(data.max_length, 1 + length // _CHARACTERS) for length in lengths)
+
+
+@cache
+def _speed() -> float:
+    """Operations a second, in a product of two float32 matrices."""
+    a = np.ones((_SIZE, _SIZE), np.float32)
+    took = []
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ a
+        took.append(time.perf_counter() - began)
+    return 2 * _SIZE**3 / min(took)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from workbench.cost.assignments import Point, spec_key
-from workbench.cost.intervals import Interval, difference_interval, loss_interval
 from workbench.cost.jobs import Job
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import WorkbenchError
@@ -161,3 +163,41 @@ class Measurements:
                 case "phase":
                     self.phase = event["name"]
         return failure_in(events)
+
+
+LEVEL = 0.95
+"""The share of intervals that hold the true value."""
+_DRAWS = 2_000
+Interval = tuple[float, float]
+
+
+def loss_interval(sums: Sequence[float], tokens: Sequence[int]) -> Interval:
+    """The interval of Σ sums / Σ tokens, with batches drawn again with replacement; NaN where there is only one.
+
+    A bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13): it says what other rows of
+    the same kind would have given, and nothing of other data.
+
+    ``sums``: each batch's loss summed over its tokens, in nats; ``tokens``: how many bear a loss.
+    """
+    if len(sums) < 2:
+        return math.nan, math.nan
+    drawn = _drawn(len(sums))
+    with np.errstate(invalid="ignore", over="ignore"):
+        means = (drawn @ np.asarray(sums, np.float64)) / (drawn @ np.asarray(tokens, np.float64))  # (draws,)
+    if not np.isfinite(means).all():
+        return math.nan, math.nan
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def difference_interval(sums: Sequence[float], base: Sequence[float], tokens: Sequence[int]) -> Interval:
+    """The interval of the difference between two losses on the same batches, drawn together.
+
+    It is far narrower than either loss's own: what makes a batch hard is in both.
+    """
+    return loss_interval([a - b for a, b in zip(sums, base, strict=True)], tokens)
+
+
+def _drawn(batches: int) -> NDArray[np.int64]:
+    """(draws, batches): how often each batch is in each draw; the same for every model, so that differences stay paired."""
+    return np.random.default_rng(0).multinomial(batches, np.full(batches, 1 / batches), size=_DRAWS)

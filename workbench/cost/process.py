@@ -31,8 +31,6 @@ from workbench.training.folder import write_json
 from workbench.training.watch.endings import ending_of
 from workbench.training.watch.outside import oom_kills
 
-BUSY = 12
-"""The exit code where another process measures into the folder."""
 EVENTS = "cost"
 """The source of the events in the folder, as ``events-cost.jsonl``."""
 _TICK = 0.05
@@ -127,14 +125,16 @@ class Measuring:
         self._poll()
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        """In a session of its own: Ctrl-C reaches it through this process alone."""
+        """In a session of its own: Ctrl-C reaches it through this process alone.
+
+        It inherits the folder's lock, open, and so holds it from before the request is written until it ends.
+        """
         request = self._request()
         self._oom = oom_kills()
         try:
-            with (self.root / ".lock").open("w") as lock:
+            with (self.root / ".lock").open("w") as lock, (self.root / "log.txt").open("ab") as log:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_json(self.root / "request.json", request)
-            with (self.root / "log.txt").open("ab") as log:
+                write_json(self.root / "request.json", request)
                 return subprocess.Popen(
                     [sys.executable, "-P", "-m", self._module, str(self.root), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
@@ -143,6 +143,7 @@ class Measuring:
                     cwd=self.root,
                     env={**PATIENT, **without_secrets(), **OFFLINE},
                     start_new_session=True,
+                    pass_fds=[lock.fileno()],
                 )
         except BlockingIOError:
             what, remedy = "another process is measuring into this folder.", "Wait for its end, or name another folder."
@@ -210,17 +211,12 @@ class Teller:
 
 
 def serve(root: str, parent: str, work: Callable[[Teller], object]) -> None:
-    """Works off one request, unless another process does so in this folder, and ends, at the latest when its parent does."""
-    with (Path(root) / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(BUSY)
-        threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
-        teller = Teller(Path(root))
-        code = teller.through(lambda: work(teller))
-        sys.stderr.flush()
-        os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
+    """Works off one request and ends, at the latest when its parent does. Its parent has locked the folder for it."""
+    threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
+    teller = Teller(Path(root))
+    code = teller.through(lambda: work(teller))
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
 
 
 def _leave_with(parent: int) -> None:

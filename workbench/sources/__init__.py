@@ -12,12 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, NotListed, Unreachable
 from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
-from workbench.sources.refusals import NotListed, Unreachable
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 
@@ -56,7 +55,7 @@ def open_model(
         raise ModelError("A local model has no revisions.", where=f"revision={shown(revision)}", remedy="Leave revision out.")
     if text == "builtin":
         if not BUILTIN.is_dir():
-            remedy = "Reinstall the package, train it with 'python -m scripts.train', or open a folder."
+            remedy = "Reinstall the package, or open a folder."
             raise ModelError("The embedded model is not in this installation.", where=str(BUILTIN), remedy=remedy)
         return LocalSource(BUILTIN, name="builtin", licence="Apache-2.0")
     folder = Path(text).expanduser()

@@ -25,9 +25,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from workbench.errors import ModelError
+from workbench.errors import Gated, ModelError, NotListed, Unreachable
 from workbench.sources.header import shown
-from workbench.sources.refusals import Gated, NotListed, Unreachable
 
 # httpx.HTTPError with huggingface_hub 1.x, httpx2.HTTPError with 2.x: what a request raises that got no answer.
 HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")

@@ -7,27 +7,27 @@ offline mode are huggingface_hub's (1.x and 2.x). Never unpickles anything and n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import tqdm, validate_repo_id
 
-from workbench.errors import ModelError
-from workbench.sources import cache, listing, whole
+from workbench.errors import ModelError, Unreachable, WholeFileOnly
+from workbench.sources import cache, listing
 from workbench.sources.base import Cancelled, Progress, Reader, Source, Watch
 from workbench.sources.cache import Cache
 from workbench.sources.crew import Crew, crew, reading_ahead
-from workbench.sources.faults import told
+from workbench.sources.faults import HTTP_ERROR, told
 from workbench.sources.files import CONFIG, INDEX, MAX_JSON, SINGLE, join, parse_json, weight_files
 from workbench.sources.header import Entry, Header, read_header
 from workbench.sources.listing import Listing
 from workbench.sources.local import LocalSource, fetching, fill, opened
 from workbench.sources.ranges import Remote
-from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 _AT_ONCE = 8
 """Files asked for at a time while a model is opened."""
@@ -204,7 +204,7 @@ class HubSource(Source):
 
     def _take(self, files: Sequence[str], team: Crew, watch: Watch) -> None:
         for file in files:
-            future = team.submit(whole.take, self.name, file, self.revision, self._token, team)
+            future = team.submit(take, self.name, file, self.revision, self._token, team)
             self._local[file] = team.result(future, watch)
 
     def _snapshot(self, files: Sequence[str]) -> Path | None:
@@ -236,3 +236,34 @@ def _guesses(files: Mapping[str, str]) -> dict[str, int]:
 def _folder(repo: str) -> Path:
     """The repository's folder in Hugging Face's cache, whose layout is documented."""
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def take(repo: str, file: str, commit: str, token: str | None, team: Crew) -> Path:
+    """The file in Hugging Face's cache, downloaded if it is not there yet; ModelError where that fails."""
+    arrived = 0
+
+    class Bar(tqdm):
+        """Not drawn: hands on what arrives, and ends the download where it is no longer wanted."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if team.stop.is_set():
+                raise InterruptedError("The download was cancelled.")
+            nonlocal arrived
+            arrived += int(n or 0)
+            team.got(int(n or 0))
+            return None
+
+    # huggingface_hub 1.0 has no tqdm_class here: it shows a bar of its own, and ends only with the file.
+    ours = {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
+    download: Any = hf_hub_download
+    try:
+        path = Path(download(repo, file, revision=commit, token=token, **ours))
+    except InterruptedError:
+        raise
+    except (OSError, ValueError, HTTP_ERROR) as error:
+        raise told(error, repo, f"{repo}/{file}") from error
+    team.got(path.stat().st_size - arrived)
+    return path

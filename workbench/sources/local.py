@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError
-from workbench.sources import licences
+from workbench.sources import listing
 from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.files import CONFIG, MAX_JSON, check_name, join, parse_json, weight_files
 from workbench.sources.header import Entry, Fetch, Header, read_header, shown
@@ -34,7 +34,7 @@ class LocalSource(Source):
         for file in dict.fromkeys(files.values()):
             inside(self.path, file)
         self.config = self._json(CONFIG) if CONFIG in names else {}
-        self.licence = licence or licences.of_folder(names, lambda file: _head(self.path, file, licences.ENOUGH))
+        self.licence = licence or listing.of_folder(names, lambda file: _head(self.path, file, listing.ENOUGH))
         self._sizes: dict[str, int] = {}
         self._where = join(files, ((file, self._header(file)) for file in dict.fromkeys(files.values())), self._place)
 

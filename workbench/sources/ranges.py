@@ -21,10 +21,9 @@ from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_sta
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, Unreachable, WholeFileOnly
 from workbench.sources.faults import HTTP_ERROR, status, told, wait_asked
 from workbench.sources.header import shown
-from workbench.sources.refusals import Unreachable, WholeFileOnly
 
 FIRST_PAUSE = 0.5
 """Seconds before the first new attempt; doubled each time up to ``LONGEST_PAUSE``, and shortened by up to a half at random."""

@@ -49,8 +49,9 @@ class TrainConfig:
     model: str = "builtin"
     """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
     dataset: str = "builtin"
-    """``"builtin"``; a local file: .jsonl, .json, .csv, .parquet, or .txt (a row a line); a folder of such files; or
-    ``owner/name`` on the Hub, whose files are fetched once, by ``launch`` or the preview."""
+    """``"builtin"``; a local file: .jsonl, .json, .csv, .tsv or .txt (a row a line), also with .gz, .bz2 or .xz behind, or
+    .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are
+    fetched once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
     dataset_config: str | None = None
     """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
     dataset_split: str = "train"
@@ -69,7 +70,8 @@ class TrainConfig:
     completion_column: str | None = None
     """The column appended to the prompt, on which the loss is taken (builtin: ``completion``)."""
     messages_column: str | None = None
-    """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template."""
+    """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template. Chats that the
+    template refuses are left out and counted."""
     completion_only_loss: bool = True
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = 512

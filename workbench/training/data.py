@@ -1,8 +1,8 @@
 """Rows of text to rows of tokens, with the loss on completions only where that is asked.
 
-Covers what a row's text is (a text, a prompt and its completion, or a chat put through the tokenizer's template), tokenizing it
-with a loss mask and counting what could not be learnt (``load``), and looking at rows before anything starts (``preview``).
-Where the rows lie is ``dataset_files``' part. Does not batch or pad: the trainer does.
+Covers what a row's text is (a text, a prompt and its completion, or a chat, which ``chats`` writes), tokenizing it with a loss
+mask and counting what could not be learnt (``load``), and looking at rows before anything starts (``preview``). Where the rows
+lie is ``dataset_files``' part. Does not batch or pad: the trainer does.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from workbench.errors import DataError, ModelError
 from workbench.sources import open_model
 from workbench.sources.base import Cancelled, Progress, Watch
+from workbench.training.chats import Refused, Span, Template
 from workbench.training.config import TrainConfig
-from workbench.training.dataset_files import Files, columns_of, locate, read
+from workbench.training.dataset_files import Files, check_columns, locate, read_chats, read_texts
 
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
 _TOGETHER = 256
 """Rows that are tokenized at a time."""
 _LONGEST_TOKEN = 64
 """Characters a token has at most, for the purpose of not tokenizing what ``max_length`` cuts off anyway."""
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,18 @@ class Rows:
     """Rows cut at ``max_length`` tokens."""
     without_loss: int
     """Rows in which no token bears a loss (often: the prompt alone fills ``max_length``), left out."""
+    refused: int = 0
+    """Chats that the template does not take, left out."""
+    refusal: Refused | None = None
+    """Of the first of them."""
 
     def counts(self) -> dict[str, int]:
         """The counts, with tokens, tokens that bear a loss, and the longest row."""
         lengths = [len(r.input_ids) for r in self.rows]
         return {
             "total": self.total, "kept": len(self.rows), "empty": self.empty, "truncated": self.truncated,
-            "without_loss": self.without_loss, "tokens": sum(lengths), "loss_tokens": sum(int(r.loss.sum()) for r in self.rows),
-            "longest": max(lengths, default=0),
+            "without_loss": self.without_loss, "refused": self.refused, "tokens": sum(lengths),
+            "loss_tokens": sum(int(r.loss.sum()) for r in self.rows), "longest": max(lengths, default=0),
         }  # fmt: skip
 
 
@@ -74,6 +78,8 @@ class Preview:
     """Counts of the rows looked at (``Rows.counts``)."""
     whole: bool
     """Whether those are all rows of the dataset, or only its first."""
+    refusal: str = ""
+    """Why the chat template refuses the first of the chats that it does; "" where it takes all."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,7 @@ def check(config: TrainConfig) -> Files:
     """
     training, held_out = training_files(config), held_out_files(config)
     for files in (training, *([held_out] if held_out else [])):
-        have = columns_of(files)
-        if not have:
-            raise DataError("the dataset has no rows.", where=files.where, remedy="Choose a file with at least one row.")
-        if missing := [c for c in config.columns if c not in have]:
-            raise DataError(
-                f"the dataset has no column {' or '.join(map(repr, missing))}; it has {', '.join(map(repr, have))}.",
-                where=files.where,
-                remedy="Set text_column, prompt_column and completion_column, or messages_column, to columns that it has.",
-            )
+        check_columns(files, config.columns)
     return training
 
 
@@ -130,6 +128,8 @@ def load(
     found = texts(config, files, tokenizer, limit)
     rows = tokenize(_watched(found, watch) if watch else found, tokenizer, config.max_length)
     if not rows.rows:
+        if rows.refusal is not None:
+            raise rows.refusal
         raise DataError(
             f"no row has a token to learn from: of {rows.total} rows {rows.empty} are empty and {rows.without_loss} have no "
             f"token that bears a loss within {config.max_length} tokens.",
@@ -139,27 +139,41 @@ def load(
     return rows
 
 
-def _watched(rows: Iterable[Text | None], watch: Watch) -> Iterator[Text | None]:
+def _watched(rows: Iterable[Text | Refused | None], watch: Watch) -> Iterator[Text | Refused | None]:
     for row in rows:
         watch.check()
         yield row
         watch.moved(1)
 
 
-def texts(config: TrainConfig, files: Files, tokenizer: Any, limit: int | None = None) -> Iterator[Text | None]:
-    """The rows' texts; None for a row that has none."""
-    for n, values in enumerate(read(files, config.columns, limit), 1):
-        if config.messages_column is not None:
-            yield chat(values[0], tokenizer, config.completion_only_loss, f"{files.where}, row {n}")
-            continue
-        for column, value in zip(config.columns, values, strict=True):
-            if isinstance(value, list | dict):
-                raise DataError(
-                    f"column {column!r} holds no text but {type(value).__name__}s.",
-                    where=f"{files.where}, row {n}",
-                    remedy="Choose a column of text; a list of messages is a messages_column.",
-                )
-        yield passage(["" if value is None else str(value) for value in values], config.completion_only_loss)
+def texts(config: TrainConfig, files: Files, tokenizer: Any, limit: int | None = None) -> Iterator[Text | Refused | None]:
+    """The rows' texts; None for a row that has none, and the error for a chat that the template does not take."""
+    if config.messages_column is not None:
+        yield from _chats(config, files, Template(tokenizer), limit)
+        return
+    for n, values in enumerate(read_texts(files, config.columns, limit), 1):
+        yield _encodable(passage([value or "" for value in values], config.completion_only_loss), f"{files.where}, row {n}")
+
+
+def _chats(config: TrainConfig, files: Files, template: Template, limit: int | None) -> Iterator[Text | Refused | None]:
+    for n, messages in enumerate(read_chats(files, config.columns[0], limit), 1):
+        where = f"{files.where}, row {n}"
+        try:
+            found = template.text(messages, config.completion_only_loss, where)
+        except Refused as refusal:
+            yield refusal
+        else:
+            yield _encodable(Text(*found, chat=True) if found else None, where)
+
+
+def _encodable(row: Text | None, where: str) -> Text | None:
+    try:
+        if row is not None:
+            row.text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a character, as "\\ud83d"
+        remedy = "Write the file again with whole characters."
+        raise DataError(f"it is no text that can be encoded ({error}).", where=where, remedy=remedy) from error
+    return row
 
 
 def passage(parts: list[str], completion_only: bool) -> Text | None:
@@ -173,59 +187,22 @@ def passage(parts: list[str], completion_only: bool) -> Text | None:
     return Text(text, ((len(prompt), len(text)),) if completion.strip() else ())
 
 
-def chat(messages: Any, tokenizer: Any, completion_only: bool, where: str) -> Text | None:
-    """A chat through the tokenizer's template (which transformers runs in a sandbox), learnt where the assistant speaks.
-
-    An answer is what the template adds to the turns before it and the opening of a reply.
-    """
-    if not messages:
-        return None
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        remedy = "A chat is a list of {'role', 'content'}; choose such a messages_column."
-        raise DataError("it is no chat.", where=where, remedy=remedy)
-    if not tokenizer.chat_template:
-        remedy = "Choose a model that was tuned for chats, or a text column."
-        raise DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy)
-
-    def written(turns: list[Any], opening: bool = False) -> str:
-        try:
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
-        except Exception as error:  # whatever a template raises about a chat it does not take
-            what = f"the model's chat template does not take this chat ({error})."
-            raise DataError(what, where=where, remedy="Check its roles and their order.") from error
-
-    text = written(messages)
-    if not completion_only:
-        return Text(text, ((0, len(text)),), chat=True)
-    learnt = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, upto = written(messages[:i], opening=True), written(messages[: i + 1])
-        if not upto.startswith(before) or not text.startswith(upto):
-            raise DataError(
-                "the model's chat template writes a turn otherwise once others follow, so what is an answer cannot be told.",
-                where=where,
-                remedy="Set completion_only_loss to False, or give chats with one answer each.",
-            )
-        learnt.append((len(before), len(upto)))
-    return Text(text, tuple(learnt), chat=True)
-
-
-def tokenize(rows: Iterable[Text | None], tokenizer: Any, max_length: int) -> Rows:
+def tokenize(rows: Iterable[Text | Refused | None], tokenizer: Any, max_length: int) -> Rows:
     """``Text``s → ``Rows``: each with what the tokenizer puts in front and, but for chats, its end token.
 
     A token is learnt if any of its characters is. What ``max_length`` surely cuts off is not tokenized.
     """
     kept: list[Row] = []
+    refused: list[Refused] = []
     total = empty = truncated = without_loss = 0
     most = max_length * _LONGEST_TOKEN
     end = tokenizer.eos_token_id
     rows = iter(rows)
     while batch := list(itertools.islice(rows, _TOGETHER)):
         total += len(batch)
-        there = [row for row in batch if row is not None]
-        empty += len(batch) - len(there)
+        there = [row for row in batch if isinstance(row, Text)]
+        refused += [row for row in batch if isinstance(row, Refused)]
+        empty += batch.count(None)
         for row, (ids, offsets) in zip(there, _encoded(there, tokenizer, most), strict=True):
             begin, stop = np.asarray(offsets, np.int64).reshape(-1, 2).T  # (tokens,) each
             loss = np.zeros(len(ids) + 1, np.bool_)  # one more, for the end token
@@ -242,7 +219,7 @@ def tokenize(rows: Iterable[Text | None], tokenizer: Any, max_length: int) -> Ro
                 kept.append(Row(np.asarray(ids[:max_length], np.int32), loss))
             else:
                 without_loss += 1
-    return Rows(tuple(kept), total, empty, truncated, without_loss)
+    return Rows(tuple(kept), total, empty, truncated, without_loss, len(refused), refused[0] if refused else None)
 
 
 def _encoded(rows: list[Text], tokenizer: Any, most: int) -> Iterator[tuple[list[int], list[Span]]]:
@@ -270,7 +247,8 @@ def preview(
     watch.check()
     tokenizer = open_tokenizer(model_folder(config.model))
     seen = load(config, tokenizer, limit=scan, watch=watch)
-    return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan)
+    refusal = f"{seen.refusal.where}: {seen.refusal.what}" if seen.refusal else ""
+    return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan, refusal)
 
 
 def _shown(row: Row, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
@@ -284,7 +262,8 @@ def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
     files = held_out_files(config)
     if files is None or len(config.columns) != 2 or config.max_eval_rows == 0:
         return ()
-    prompts = [str(prompt) for prompt, _ in read(files, config.columns, None if config.dataset == "builtin" else 3) if prompt]
+    found = read_texts(files, config.columns, None if config.dataset == "builtin" else 3)
+    prompts = [prompt for prompt, _ in found if prompt]
     wanted = [p for p in _HELD_OUT_PROMPTS if p in prompts] if config.dataset == "builtin" else []
     return tuple((wanted or prompts)[:3])
 

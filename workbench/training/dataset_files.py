@@ -1,36 +1,37 @@
 """Where the rows of a dataset are: the embedded one, a file, a folder of files, or a dataset on the Hub; and reading them.
 
-Covers choosing the files of a split, fetching them from the Hub, a file's columns, and the rows one after another through
-``datasets``. No code of a dataset is ever run, and its card decides nothing: only .jsonl, .json, .csv, .parquet and .txt files
-are taken, by their names. Does not tokenize (``data``).
+Covers choosing the files of a split as ``datasets`` does, fetching them from the Hub, checking that they have the columns, and
+the rows one after another. No code of a dataset is ever run, and its card decides nothing: files are taken by their names.
+How one file is read is ``row_files``' part; nothing is tokenized here (``data``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import glob
+import decimal
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from workbench.errors import DataError, ModelError
-from workbench.sources.refusals import Unreachable
+from workbench.errors import DataError, ModelError, Unreachable
+from workbench.training.row_files import ending, header, kind_of, objects, rows
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-"""Endings that are read, and the loader of ``datasets`` for each."""
 LARGEST = 20 * 2**30
 """Bytes that are fetched from the Hub at most, without being asked twice."""
 _HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 _SPLITS = {
-    "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }  # fmt: skip
-_CHOOSE = "Use .jsonl, .json, .csv, .parquet or .txt."
+_SHARD = re.compile(r"data/(.+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+_NO_DATA = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dummy_data.zip", "dataset_dict.json"}
+"""Names of files that describe a dataset, as ``datasets`` has them."""
+_CHOOSE = "Use .jsonl, .json, .csv, .tsv or .txt (also with .gz, .bz2 or .xz behind), .parquet or .arrow."
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Files:
     @property
     def loader(self) -> str:
         """What ``datasets`` calls files of this kind."""
-        return LOADERS[self.paths[0].suffix.lower()]
+        return kind_of(self.paths[0]) or ""
 
 
 def on_hub(name: str) -> bool:
     """Whether a name is that of a repository on the Hub (``owner/name``, and nothing of that name here)."""
     there = Path(name).expanduser().exists()
-    return not there and _HUB_ID.fullmatch(name) is not None and Path(name).suffix.lower() not in LOADERS
+    return not there and _HUB_ID.fullmatch(name) is not None and kind_of(Path(name)) is None
 
 
 def locate(name: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Files:
@@ -65,9 +66,8 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
     path = Path(name).expanduser().absolute()
     if path.is_dir():
         return Files(_of_split(path, name, split, config), name)
-    kind = path.suffix.lower()
-    if kind not in LOADERS:
-        what = f"files of the kind {kind or '(no ending)'!r} are not read."
+    if kind_of(path) is None:
+        what = f"files of the kind {ending(path) or '(no ending)'!r} are not read."
         raise DataError(what, where=name, remedy=_CHOOSE)
     if not path.is_file():
         raise DataError("there is no such file.", where=str(path), remedy="Check the path of the dataset.")
@@ -79,36 +79,90 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
 
 
 def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[Path, ...]:
-    """The files of a split: those whose path inside the dataset names it, as a word; all for ``train`` if none names any."""
+    """The files of a split, all of one kind."""
     base = folder if config is None else folder / config
     if not base.is_dir() or not base.resolve().is_relative_to(folder.resolve()):
         there = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "none"
         raise DataError(f"it has no configuration {config!r}; its folders: {there}.", where=name, remedy="Set dataset_config.")
-    found = {p: _split_of(p.relative_to(base)) for p in base.rglob("*") if p.suffix.lower() in LOADERS and p.is_file()}
-    if not found:
+    splits = _saved(base, name)
+    if splits is None:
+        inside = sorted(p.relative_to(base) for p in base.rglob("*") if p.is_file())
+        splits = _splits([path for path in inside if _is_data(path)], split)
+    if not any(splits.values()):
         raise DataError("there are no data files in it.", where=name, remedy=f"Choose another dataset. {_CHOOSE}")
-    if split == "train" and not any(found.values()):
-        chosen = sorted(found)
-    else:
-        words = set(_SPLITS.get(split, (split.lower(),)))
-        chosen = sorted(p for p in found if words & _words(p.relative_to(base)) and found[p] in (None, split))
-    if not chosen:
-        known = ", ".join(sorted({s for s in found.values() if s})) or "'train' (no file names a split)"
+    if split not in splits:
+        known = ", ".join(sorted(splits))
+        known = "'train' (no file names a split)" if known == "train" else known
         raise DataError(f"it has no split {split!r}; it has {known}.", where=name, remedy="Set dataset_split or eval_split.")
-    kinds = sorted({p.suffix.lower() for p in chosen})
-    if len(kinds) > 1:
-        what = f"its files are of several kinds ({', '.join(kinds)})."
+    chosen = splits[split]
+    texts = [path for path in chosen if kind_of(path) == "text"]
+    if 2 * len(texts) <= len(chosen):  # beside a table they are notes
+        chosen = [path for path in chosen if path not in texts]
+    if len({kind_of(path) for path in chosen}) > 1:
+        what = f"its files are of several kinds ({', '.join(sorted({ending(path) for path in chosen}))})."
         raise DataError(what, where=name, remedy="Name one file, or a folder with files of one kind (dataset_config).")
-    return tuple(chosen)
+    return tuple(base / path for path in chosen)
 
 
-def _words(path: Path) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", path.as_posix().lower()))
+def _is_data(path: PurePath) -> bool:
+    """Whether ``datasets`` takes a file inside a dataset: none that is hidden, in ``__pycache__``, or describes the data."""
+    hidden = any(part.startswith(".") for part in path.parts) or any(part.startswith("__") for part in path.parent.parts)
+    return not hidden and path.name not in _NO_DATA and kind_of(path) is not None
 
 
-def _split_of(path: Path) -> str | None:
-    words = _words(path)
-    return next((split for split, names in _SPLITS.items() if words & set(names)), None)
+def _splits(paths: list[Path], wanted: str) -> dict[str, list[Path]]:
+    """The files of each split, as ``datasets`` finds them: by the names of shards, else of folders, else of files.
+
+    All are for training where no name has a split's word. Besides, capitals count as small letters, and a split that is not one
+    of the three usual ones is found by its own word.
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        if shard := _SHARD.fullmatch(path.as_posix()):
+            splits.setdefault(shard[1], []).append(path)
+    if splits:
+        return splits
+    for part in (lambda path: path.parent.parts, lambda path: (path.name,)):
+        if not splits:
+            named = {split: [path for path in paths if _has(part(path), words)] for split, words in _SPLITS.items()}
+            splits = {split: found for split, found in named.items() if found}
+    rest = [path for path in paths if not any(path in found for found in splits.values())]
+    if wanted not in _SPLITS and (found := [path for path in rest if _has(path.parts, (re.escape(wanted.lower()),))]):
+        splits[wanted] = found
+    return splits or {"train": paths}
+
+
+def _has(parts: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether a part of a path has one of the words between marks or digits."""
+    pattern = re.compile(rf"(.*[-._ 0-9])?({'|'.join(words)})([-._ 0-9].*)?", re.DOTALL)
+    return any(pattern.fullmatch(part.lower()) for part in parts)
+
+
+def _saved(folder: Path, name: str) -> dict[str, list[Path]] | None:
+    """The files of each split in a folder that ``save_to_disk`` wrote (not what was cached beside them); None for any other."""
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            parts = {
+                split: Path(_plain_name(split)) for split in json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            }
+        elif (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+            parts = {"train": Path()}
+        else:
+            return None
+        states = {split: json.loads((folder / part / "state.json").read_bytes()) for split, part in parts.items()}
+        return {
+            split: [parts[split] / _plain_name(file["filename"]) for file in state["_data_files"]]
+            for split, state in states.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"it was written by save_to_disk, and its description cannot be read ({error!r})."
+        raise DataError(what, where=name, remedy="Save it again, or as .parquet.") from error
+
+
+def _plain_name(name: str) -> str:
+    if PurePath(name).name != name:
+        raise ValueError(f"{name!r} is no name of a file in it")
+    return name
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
@@ -127,7 +181,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
             with contextlib.suppress(Exception):  # whatever is the matter with the cache, the Hub's silence is the news
                 return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
             raise
-        files = [file for file in info.siblings or () if Path(file.rfilename).suffix.lower() in LOADERS]
+        files = [file for file in info.siblings or () if _is_data(PurePath(file.rfilename))]
         if (size := sum(file.size or 0 for file in files)) > LARGEST:
             remedy = "Download the part that you need and name its folder."
             raise DataError(f"its files take {size / 1e9:,.0f} GB.", where=name, remedy=remedy)
@@ -159,54 +213,87 @@ def _told(error: Exception, name: str) -> ModelError:
     return told(error, name)
 
 
-def columns_of(files: Files) -> tuple[str, ...]:
-    """The columns of a dataset, read from its first file's first row or header only."""
-    path = files.paths[0]
-    try:
-        if files.loader == "text":
-            return ("text",)
-        if files.loader == "parquet":
-            import pyarrow.parquet  # type: ignore[import-untyped]
+def check_columns(files: Files, wanted: Sequence[str]) -> None:
+    """Raises ``DataError`` if there are no rows, or a column is missing: from a table, or from all rows of JSON."""
+    empty = True
+    seen: dict[str, None] = {}
+    for path in files.paths:
+        with _reading(path):
+            if (names := header(path)) is None:
+                for row in objects(path):
+                    empty = False
+                    seen |= dict.fromkeys(row)
+                    if all(column in seen for column in wanted):
+                        return
+            elif names and (missing := [column for column in wanted if column not in names]):
+                raise _missing(missing, names, str(path))
+            elif names and next(rows(path, wanted), None) is not None:
+                empty = False
+    if empty:
+        raise DataError("the dataset has no rows.", where=files.where, remedy="Choose a file with at least one row.")
+    if files.loader == "json":
+        raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where)
 
-            return tuple(pyarrow.parquet.read_schema(path).names)
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            if files.loader == "csv":
-                return tuple(next(csv.reader(handle), ()))
-            return tuple(_first_object(handle.read(1 << 20)))
-    except (OSError, ValueError, csv.Error) as error:
+
+def _missing(columns: Sequence[str], have: Sequence[str], where: str) -> DataError:
+    return DataError(
+        f"the dataset has no column {' or '.join(map(repr, columns))}; it has {', '.join(map(repr, have))}.",
+        where=where,
+        remedy="Set text_column, prompt_column and completion_column, or messages_column, to columns that it has.",
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # whatever a library raises about a file that it cannot read
         raise DataError(
-            f"the first row cannot be read ({error}).",
+            f"it cannot be read ({error}).",
             where=str(path),
-            remedy=f"Check that it is a {path.suffix} file in UTF-8 and that every row has the same columns.",
+            remedy=f"Check that it is a {ending(path)} file in UTF-8 and that every row is whole.",
         ) from error
 
 
-def _first_object(text: str) -> dict[str, Any]:
-    text = text.lstrip().removeprefix("[").lstrip()
-    if not text:
-        return {}
-    first, _ = json.JSONDecoder().raw_decode(text)
-    if not isinstance(first, dict):
-        raise ValueError("a row is no JSON object")
-    return first
+def read_texts(files: Files, columns: Sequence[str], limit: int | None = None) -> Iterator[tuple[str | None, ...]]:
+    """The texts of ``columns`` row by row, of the first ``limit`` rows or all, numbers as the file has them; None for nothing.
 
-
-def read(files: Files, columns: Sequence[str], limit: int | None = None) -> Iterator[tuple[Any, ...]]:
-    """The values of ``columns`` row by row, of the first ``limit`` rows or all; only what is asked for is read from the disk.
-
-    CSV values are text as they stand: "NA" and "007" are themselves.
+    ``DataError`` names column and row of what is neither text nor a number.
     """
-    import datasets
+    for n, values in enumerate(_read(files, columns, limit), 1):
+        yield tuple(_text(value, column, f"{files.where}, row {n}") for value, column in zip(values, columns, strict=True))
 
-    exactly = {"keep_default_na": False, "converters": dict.fromkeys(columns, str)} if files.loader == "csv" else {}
-    paths = [glob.escape(str(path)) for path in files.paths]  # datasets takes them for patterns
-    try:
-        rows = datasets.load_dataset(files.loader, data_files=paths, split="train", streaming=True, **exactly)
-        for row in rows if limit is None else rows.take(limit):
-            yield tuple(row.get(column) for column in columns)
-    except Exception as error:
-        raise DataError(
-            f"the dataset cannot be read ({error.__cause__ or error}).",
-            where=files.where,
-            remedy=f"Check that every row is valid {files.paths[0].suffix} with the columns {', '.join(map(repr, columns))}.",
-        ) from error
+
+def read_chats(files: Files, column: str, limit: int | None = None) -> Iterator[Any]:
+    """What stands in a column of chats, row by row, as lists and objects."""
+    for (value,) in _read(files, (column,), limit, nested=True):
+        yield value
+
+
+def _read(files: Files, columns: Sequence[str], limit: int | None, nested: bool = False) -> Iterator[tuple[Any, ...]]:
+    check_columns(files, columns)
+    left = math.inf if limit is None else limit
+    for path in files.paths:
+        with _reading(path):
+            for row in rows(path, columns, nested) if left > 0 else ():
+                yield row
+                left -= 1
+                if left <= 0:
+                    break
+
+
+def _text(value: Any, column: str, where: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    name = str(value) if isinstance(value, float) else type(value).__name__.removesuffix("s") + "s"
+    raise DataError(
+        f"column {column!r} holds no text but {name}.",
+        where=where,
+        remedy="Choose a column of text or numbers, or save this one as text; a list of messages is a messages_column.",
+    )

@@ -15,6 +15,7 @@ from workbench.training.checks import OF_ADAPTERS
 from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
+from workbench.training.row_files import ending, is_list
 
 _AUTO = {
     False: "torch.float16 if torch.cuda.is_available() else torch.float32",
@@ -24,7 +25,8 @@ _AUTO = {
 
 def as_code(config: TrainConfig) -> str:
     """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
-    parts = [_start(config) + _imports(config), _data(config), _model(config), _training(config)]
+    files = training_files(config)
+    parts = [_start(config) + _imports(config, files), _data(config, files), _model(config), _training(config)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -66,7 +68,7 @@ def _start(config: TrainConfig) -> str:
     return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\n{unrun}import os\n\n"
 
 
-def _imports(config: TrainConfig) -> str:
+def _imports(config: TrainConfig, files: Files) -> str:
     from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "DataCollatorForSeq2Seq", "Trainer", "TrainingArguments"]
     lines = ["import torch"]
     if config.method == "qlora":
@@ -75,6 +77,10 @@ def _imports(config: TrainConfig) -> str:
             lines = ["import bitsandbytes as bnb", *lines]
         if config.llm_int8_skip_modules:
             from_transformers.append("AutoConfig")
+    if config.messages_column is not None and config.completion_only_loss:
+        lines.insert(0, "import re")
+    if files.loader == "json":
+        lines.insert(0, "import json")
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")
@@ -115,28 +121,49 @@ def _dtype(config: TrainConfig) -> str:
     return f"torch.bfloat16 if {bf16} else (\n    {_AUTO[config.method == 'full']}\n)"
 
 
-def _data(config: TrainConfig) -> str:
-    files = training_files(config)
-    exactly = f", keep_default_na=False, converters={{{_converters(config)}}}" if files.loader == "csv" else ""
+def _data(config: TrainConfig, files: Files) -> str:
+    chats = config.messages_column is not None
+    first = _WITHOUT_NULLS * (chats and files.loader in ("parquet", "arrow")) + _OPENING * (
+        chats and config.completion_only_loss
+    )
     return f"""
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 tokenizer.padding_side = "right"
 if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token
-
+{first}
 
 def encode(row):
     \"\"\"A row's tokens; labels are -100 where no loss is taken.\"\"\"
-{_chat(config) if config.messages_column is not None else _passage(config)}
+{_chat(config, files) if chats else _passage(config)}
     labels = [token if bears else -100 for token, bears in zip(ids, learnt)]
     labels[:1] = [-100]  # the first token is predicted from nothing
     return {{"input_ids": ids[:{config.max_length}], "labels": labels[:{config.max_length}]}}
 
 
-rows = load_dataset({_shown(files.loader)}, data_files={_shown(_places(config, files))}, split="train"{exactly})
-rows = rows.map(encode, remove_columns=rows.column_names)
-rows = rows.filter(lambda row: any(label != -100 for label in row["labels"]))
+{_rows(config, files)}
+rows = [row for row in map(encode, rows) if any(label != -100 for label in row["labels"])]
 """
+
+
+def _rows(config: TrainConfig, files: Files) -> str:
+    """How the rows are read: JSON by lines or as a list, as its loader would infer dates and numbers."""
+    loader, options = files.loader, ""
+    if loader == "csv":
+        separated = ', sep="\\t"' if ending(files.paths[0]) == ".tsv" else ""
+        options = f"{separated}, keep_default_na=False, converters={{{_converters(config)}}}"
+    if loader in ("json", "text"):
+        loader, options = "text", ', encoding="utf-8-sig"'
+    listed = files.loader == "json" and is_list(files.paths[0])
+    if listed:
+        options += ', sample_by="document"'
+    lines = f'rows = load_dataset({_shown(loader)}, data_files={_shown(_places(config, files))}, split="train"{options})'
+    if files.loader != "json":
+        return lines
+    written = "" if config.messages_column is not None else ", parse_int=str, parse_float=str"  # numbers as they are written
+    if listed:
+        return f'{lines}\nrows = [row for file in rows for row in json.loads(file["text"]{written})]'
+    return f'{lines}\nrows = [json.loads(row["text"]{written}) for row in rows if row["text"].strip()]'
 
 
 def _places(config: TrainConfig, files: Files) -> list[str]:
@@ -147,7 +174,7 @@ def _places(config: TrainConfig, files: Files) -> list[str]:
 
 
 def _passage(config: TrainConfig) -> str:
-    *prompt, completion = (f"row[{_shown(name)}]" for name in config.columns)
+    *prompt, completion = (f"row.get({_shown(name)})" for name in config.columns)
     first = prompt[0] if prompt else '""'
     only = config.completion_only_loss
     return f"""    prompt, text = ("" if value is None else str(value) for value in ({first}, {completion}))
@@ -160,16 +187,39 @@ def _passage(config: TrainConfig) -> str:
         learnt[-1] = bears_loss"""
 
 
-def _chat(config: TrainConfig) -> str:
-    answers = (
-        """    for i, message in enumerate(chat):
+_OPENING = """
+question = [{"role": "user", "content": "?"}]
+opening = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+opening = opening.removeprefix(tokenizer.apply_chat_template(question, tokenize=False))
+"""
+_ANSWERS = """    for i, message in enumerate(chat):
         if message["role"] == "assistant":  # what the template adds to the turns before it and the opening of a reply
-            before = tokenizer.apply_chat_template(chat[:i], tokenize=False, add_generation_prompt=True)
-            spans.append((len(before), len(tokenizer.apply_chat_template(chat[: i + 1], tokenize=False))))"""
-        if config.completion_only_loss
-        else "    spans.append((0, len(text)))"
-    )
-    return f"""    chat, spans = row[{_shown(config.messages_column)}] or [], []
+            upto = tokenizer.apply_chat_template(chat[: i + 1], tokenize=False)
+            if i:
+                start = len(tokenizer.apply_chat_template(chat[:i], tokenize=False, add_generation_prompt=True))
+            else:
+                start = upto.index(opening) + len(opening)
+            if "</think>" not in str(message):  # a template's own empty thought is not learnt
+                start = re.compile(r"(<think>\\s*</think>\\s*)?").match(upto, start).end()
+            spans.append((start, len(upto)))"""
+_WITHOUT_NULLS = """
+
+def without_nulls(value):
+    \"\"\"Without the fields that a columnar file adds to rows that lack them.\"\"\"
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+"""
+
+
+def _chat(config: TrainConfig, files: Files) -> str:
+    answers = _ANSWERS if config.completion_only_loss else "    spans.append((0, len(text)))"
+    found = f"row.get({_shown(config.messages_column)}) or []"
+    chat = f"without_nulls({found})" if files.loader in ("parquet", "arrow") else found
+    return f"""    chat, spans = {chat}, []
+    for message in chat:
+        if isinstance(message.get("content"), list):  # parts of text
+            message["content"] = "".join(part["text"] for part in message["content"])
     text = tokenizer.apply_chat_template(chat, tokenize=False) if chat else ""
 {answers}
     told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

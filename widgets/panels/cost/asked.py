@@ -16,9 +16,8 @@ from typing import Any
 from widgets.figures.model import Places
 from widgets.panels.train.words import duration
 from widgets.state import State
-from workbench.cost.effort import effort
 from workbench.cost.evaluation import Evaluation, evaluate
-from workbench.cost.jobs import OF_DATA
+from workbench.cost.jobs import OF_DATA, effort
 from workbench.cost.sensitivities import Sensitivity, sensitivity
 from workbench.errors import WorkbenchError
 from workbench.quant.quantize import QuantSpec

@@ -79,6 +79,8 @@ def counts_told(seen: Preview, config: TrainConfig) -> str:
         f"{n['truncated']:,} cut at {config.max_length:,} tokens" if n["truncated"] else "none cut",
         f"{n['without_loss']:,} without a token to learn from" if n["without_loss"] else "none without a token to learn from",
     ]
+    if n["refused"]:
+        lost.append(f"{n['refused']:,} refused by the chat template (the first: {seen.refusal})")
     return (
         f"{looked}: {n['kept']:,} to learn from, {', '.join(lost)}. The longest has {counted(n['longest'], 'token')}; "
         f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below)."
