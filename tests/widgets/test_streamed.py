@@ -33,7 +33,7 @@ class Part:
         self.message, self.seen, self.ended = Message(), [], 0
         self.make = make or (lambda p, c: Numbers(5, self.found, p, c))
         self.found = []
-        self.stream = Streamed(self.message, executor, self.begin, self.show, self.end)
+        self.stream = Streamed(self.message, executor, begin=self.begin, show=self.show, ended=self.end)
 
     def begin(self):
         self.stream.follow("Counting", "numbers", lambda p, c: self.make(p, c))

@@ -38,6 +38,7 @@ class Streamed:
         self,
         message: Message,
         executor: Executor | None,
+        *,
         begin: Callable[[], None],
         show: Callable[[Any], None],
         ended: Callable[[], None],

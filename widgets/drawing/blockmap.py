@@ -43,7 +43,7 @@ MAX_CELLS = 200_000
 _START = (320, 480)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Values:
     """What a map shows, unchanging: requests of the page may come on any thread."""
 
@@ -142,7 +142,9 @@ class BlockMap(Drawing):
         if low > high:
             low = high = 0.0
         bad = None if whole else (~finite).astype(np.float32)
-        shown = _Values(blocks, per_row, name, unit, rows, columns, low, high, bad)
+        shown = _Values(
+            blocks=blocks, per_row=per_row, name=name, unit=unit, rows=rows, columns=columns, low=low, high=high, bad=bad
+        )
         with self._lock:
             self._values, self._number = shown, self._number + 1
             content = {

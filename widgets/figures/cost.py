@@ -16,6 +16,7 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.model import Places, Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
+from workbench.report.figures import error_bars
 from workbench.sources.kinds import order_of
 from workbench.text import NONE, amount, bracketed, counted, listed, percent
 
@@ -64,10 +65,10 @@ def format_costs(costs: Iterable[Cost]) -> Figure:
         f"perplexity {cost.perplexity:.3f}<br>weights' relative RMSE {percent(cost.relative_rmse)}"
         for cost in ordered
     ]
-    bars: Figure = {"type": "bar", "orientation": "h", "y": names, "hovertext": hover, "hoverinfo": "text"}
     data = [
         {
-            **bars, "x": increases, "name": "added loss",
+            "type": "bar", "orientation": "h", "y": names, "x": increases, "name": "added loss", "hovertext": hover,
+            "hoverinfo": "text",
             "error_x": {
                 "type": "data", "symmetric": False, "array": high - increases, "arrayminus": increases - low, "thickness": 1.5,
                 "width": 5, "color": REFERENCE,
@@ -77,11 +78,11 @@ def format_costs(costs: Iterable[Cost]) -> Figure:
                 "pattern": {"shape": ["/" if cost.name in hatched else "" for cost in ordered]},
             },
         },
-        {
-            **bars, "x": np.array([cost.relative_rmse for cost in ordered]), "xaxis": "x2", "yaxis": "y2",
-            "name": "weights' relative RMSE", "marker": {"color": GREY, "line": {"width": 0}},
-            "text": [percent(cost.relative_rmse) for cost in ordered], "textposition": "outside", "cliponaxis": False,
-        },
+        error_bars(
+            names, [cost.relative_rmse for cost in ordered], [percent(cost.relative_rmse) for cost in ordered], hover,
+            hoverinfo="text", xaxis="x2", yaxis="y2", name="weights' relative RMSE",
+            marker={"color": GREY, "line": {"width": 0}},
+        ),
     ]  # fmt: skip
     widest = max((cost.relative_rmse for cost in ordered), default=1.0) or 1.0
     y = {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names}

@@ -13,6 +13,7 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.palette import CHOSEN, CRIMSON, FORMAT_COLOURS, QUIET, SYMBOLS
 from widgets.state import MAP_FIELDS
 from workbench.quant.formats import FORMATS, find_format
+from workbench.report.figures import error_bars
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of, layer_of, order_of
 from workbench.surveys.rows import Row
@@ -180,25 +181,18 @@ def duel(found: Duel) -> Figure:
         f"SQNR {s.sqnr_db:.2f} dB"
         for s in found.contenders
     ]
-    values = np.array([score.relative_rmse for score in found.contenders])
+    values = [score.relative_rmse for score in found.contenders]
     top = float(np.nanmax(values, initial=0.0)) or 1.0
-    data = [
-        {
-            "type": "bar", "orientation": "h", "y": list(map(escaped, names)), "x": values, "text": text,
-            "textposition": "outside", "cliponaxis": False, "hovertext": hover, "hoverinfo": "text", "name": "contenders",
-            "marker": {
-                "color": FORMAT_COLOURS[0], "line": {"width": 0},
-                "pattern": {"shape": ["/" if s.spec.format in best else "" for s in found.contenders]},
-            },
-        }
-    ]  # fmt: skip
+    hatched = ["/" if s.spec.format in best else "" for s in found.contenders]
+    marker = {"color": FORMAT_COLOURS[0], "line": {"width": 0}, "pattern": {"shape": hatched}}
+    bars = error_bars(list(map(escaped, names)), values, text, hover, hoverinfo="text", name="contenders", marker=marker)
     layout = {
         "showlegend": False, "bargap": 0.35, "uirevision": "duel",
         "xaxis": {"title": {"text": "relative RMSE"}, "tickformat": ".1%", "range": [0, 1.3 * top]},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
         "margin": {"l": 120, "r": 20, "t": 20, "b": 48},
     }  # fmt: skip
-    return {"data": data, "layout": layout}
+    return {"data": [bars], "layout": layout}
 
 
 def pareto(found: Pareto, bits: float | None = None) -> Figure:

@@ -6,17 +6,17 @@ Plain functions from values to values, no widgets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widgets.figures.layout import Figure
 from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, VERMILION
-from workbench.memory.forecast import GROUPS, MemoryLedger
+from workbench.memory.forecast import MemoryLedger
 from workbench.memory.gpus import Gpu
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.quantize import QuantSpec
+from workbench.report.figures import stacked_memory
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
@@ -106,14 +106,7 @@ def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": colour},
-            "x": np.array([sum(ledger[c] for c in categories) / 1e9 for ledger in ledgers]),
-            "hovertemplate": f"{group}: %{{x:.3f}} GB<extra>%{{y}}</extra>",
-        }
-        for (group, categories), colour in zip(GROUPS.items(), MEMORY_COLOURS, strict=True)
-    ]  # fmt: skip
+    data = stacked_memory(names, ledgers, MEMORY_COLOURS)
     usable = gpu.usable / 1e9
     largest = max(ledger.total for ledger in ledgers) / 1e9
     inside = usable <= 4 * largest

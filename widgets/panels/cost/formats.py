@@ -32,7 +32,7 @@ class FormatsPart:
         self.evaluation: Evaluation | None = None
         self.bits = choice("Bits per weight", COST_BITS)
         bind(self.bits, session.store, "cost_bits", message)
-        self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
         self.bars, self.table = Plot(height=380), ipywidgets.HTML()
         self.plots = [self.bars]
         self.said = note()

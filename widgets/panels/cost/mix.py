@@ -36,7 +36,7 @@ class MixPart:
         self.mix: Mix | None = None
         guarded = guard(message)
         self.stream = Streamed(
-            message, session.executor, self._begin, lambda mixes: self._show(mixes[0]), self._offer, style=""
+            message, session.executor, begin=self._begin, show=lambda mixes: self._show(mixes[0]), ended=self._offer, style=""
         )
         self.memory = ipywidgets.FloatSlider(
             description="All weights may take (MB)",

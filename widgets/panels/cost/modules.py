@@ -33,7 +33,7 @@ class ModulesPart:
         self.asked: Asked | None = None
         self.sensitivity: Sensitivity | None = None
         guarded = guard(message)
-        self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
         self.field = choice("The map shows", COST_FIELDS)
         bind(self.field, session.store, "cost_field", message)
         self.map, self.errors = Plot(height=400), Plot(height=340)
