@@ -16,7 +16,7 @@ from tests.helpers.shapes import Shapes, llama
 from workbench.memory.footprint import Plan, base_weights, optimizer_state, trained
 from workbench.memory.forecast import GROUPS, cheapest, fit, forecast_methods, ways_to_fit
 from workbench.memory.gpus import GIB, GPUS, Gpu
-from workbench.sources.base import TensorInfo
+from workbench.sources.tensor_info import TensorInfo
 
 MIDDLE = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -97,7 +97,8 @@ def test_adapters_are_forecast_to_the_element(tmp_path: Path, model: str, target
     model_type, config, _ = tiny.ARCHITECTURES[model]
     folder = tiny.save(tmp_path / model, model_type, config)
     plan = Plan(lora_r=4, target_modules=targets)
-    forecast = trained(wb.open_model(folder).tensors(), plan)
+    source = wb.open_model(folder)
+    forecast = trained(source.tensors(), plan, source.config)
     how = peft.LoraConfig(r=4, target_modules=targets if isinstance(targets, str) else list(targets), task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(tiny.load_4bit(folder), how)
     real = [p.numel() for p in adapted.parameters() if p.requires_grad]

@@ -134,11 +134,12 @@ def _result(
     evals = {event["n"]: float(event["loss"]) for event in events if event["k"] == "eval" and event["loss"] is not None}
     losses = {n: float(event["loss"]) for n, event in steps.items() if event["loss"] is not None}
     took = [float(event["seconds"]) for event in steps.values()]
-    tensors = as_loaded(open_model(config.model))[0]
+    source = open_model(config.model)
+    tensors = as_loaded(source)[0]
     return MethodResult(
         config.method, config, run_dir, *ended, tuple(sorted(losses.items())), tuple(sorted(evals.items())),
         statistics.median(took) if took else None, _seconds(events), memory,
-        sum(trained(tensors, Plan.of(config, "cpu")).values()), sum(t.numel for t in loaded(tensors)), saved,
+        sum(trained(tensors, Plan.of(config, "cpu"), source.config).values()), sum(t.numel for t in loaded(tensors)), saved,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
+from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
 from workbench.quant.quantize import QuantSpec
-from workbench.sources.base import TensorInfo
+from workbench.sources.tensor_info import TensorInfo
 
 FULL, LORA, QLORA = "full", "lora", "qlora"
 
@@ -28,8 +29,8 @@ MIN_8BIT = 4_096
 """Elements below which bitsandbytes keeps an 8-bit optimizer's state in fp32."""
 _STATE_BLOCK = 256
 
-_EXPERT = re.compile(r"\.experts\.\d+\.(?P<part>\w+)\.weight$")
-_DOWN = frozenset({"w2", "down_proj"})
+_AHEAD = re.compile(r"^(?:model\.)?mtp(?:_layers)?\.")
+_NUMBERED = re.compile(r"^model\.layers\.(\d+)\.")
 _LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.")
 
 
@@ -104,6 +105,18 @@ def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     return [t for t in tensors if t.numel and t.reason != "the output head, tied to the embedding"]
 
 
+def taken(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[TensorInfo]:
+    """``loaded`` without layers for predicting several tokens ahead, which transformers leaves on disk."""
+    layers = config.get("num_hidden_layers")
+    most = layers if type(layers) is int else None
+
+    def on_disk(name: str) -> bool:
+        beyond = _NUMBERED.match(name)
+        return _AHEAD.match(name) is not None or (beyond is not None and most is not None and int(beyond[1]) >= most)
+
+    return [t for t in loaded(tensors) if not on_disk(t.name)]
+
+
 def in_four_bits(tensor: TensorInfo, plan: Plan) -> bool:
     """Whether the plan holds the tensor in 4 bits."""
     left_out = leaves_out(plan.llm_int8_skip_modules, tensor.name.removesuffix(".weight"))
@@ -139,64 +152,33 @@ def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
     return pieces
 
 
-def trained(tensors: Iterable[TensorInfo], plan: Plan) -> dict[str, int]:
-    """Elements of every parameter that is trained, by name.
+def trained(tensors: Iterable[TensorInfo], plan: Plan, config: Mapping[str, Any]) -> dict[str, int]:
+    """Elements of every parameter that is trained, by name; ``config`` is the model's config.json.
 
-    LoRA adds A (r, in) and B (out, r) to a linear layer, and DoRA a magnitude (out) besides. Experts that transformers fuses
-    are adapted as peft 0.21 does with ``all-linear``: gate and up as one (out: both, twice the rank), the router too.
+    LoRA adds A (r, in) and B (out, r) to each weight that peft adapts, and DoRA a magnitude (out) besides: ``adapters.py``.
     """
-    found: dict[str, int] = {}
-    tensors = loaded(tensors)
+    tensors = taken(tensors, config)
     if plan.method == FULL:
         return {t.name: t.numel for t in tensors if t.dtype.startswith(("F", "BF"))}
-    adapted = _adapted(tensors, plan.target_modules)
-    for t in tensors:
-        module, r = t.name.removesuffix(".weight"), plan.lora_r
-        if t.name not in adapted:
-            continue
-        out_features, in_features = t.shape[::-1] if t.layout == "transposed" else t.shape
-        expert = _EXPERT.search(t.name)
-        widen = 2 if expert and expert["part"] not in _DOWN else 1
-        found[f"{module}.lora_A"] = r * in_features
-        found[f"{module}.lora_B"] = r * out_features * widen
+    return _elements(adapters(tensors, config, plan.target_modules, plan.lora_r), plan)
+
+
+def trained_between(tensors: Iterable[TensorInfo], plan: Plan, config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The fewest and the most elements of adapters, where the model's type is not known; None where ``trained`` is exact."""
+    if plan.method == FULL or (found := bounds(taken(tensors, config), config, plan.target_modules, plan.lora_r)) is None:
+        return None
+    fewest, most = (sum(_elements(adapters, plan).values()) for adapters in found)
+    return fewest, most
+
+
+def _elements(adapters: Iterable[Adapter], plan: Plan) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for adapter in adapters:
+        found[f"{adapter.name}.lora_A"] = adapter.rank * adapter.in_features
+        found[f"{adapter.name}.lora_B"] = adapter.rank * adapter.out_features
         if plan.use_dora:
-            found[f"{module}.lora_magnitude_vector"] = out_features
-    return _join_experts(found)
-
-
-def _adapted(tensors: Iterable[TensorInfo], targets: str | tuple[str, ...]) -> frozenset[str]:
-    """The weights that get an adapter: peft matches a string whole, names as endings, and ``all-linear`` by the layer's class.
-
-    With ``all-linear`` it also adapts experts that were fused on loading, and then their router.
-    """
-    matrices = {t.name.removesuffix(".weight"): t for t in tensors if len(t.shape) == 2}
-    if targets != "all-linear":
-        return frozenset(t.name for module, t in matrices.items() if _matches(module, targets))
-    blocks = {module.partition(".experts.")[0] for module, t in matrices.items() if _EXPERT.search(t.name)}
-    return frozenset(
-        t.name
-        for module, t in matrices.items()
-        if t.reason.startswith(("a linear layer", "an expert:"))
-        or (t.reason.startswith("an expert router") and module.rpartition(".")[0] in blocks)
-    )
-
-
-def _matches(module: str, targets: str | tuple[str, ...]) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in targets)
-
-
-def _join_experts(found: Mapping[str, int]) -> dict[str, int]:
-    """One adapter for all experts of a block, as they are one parameter: it decides what is paged."""
-    joined: dict[str, int] = defaultdict(int)
-    for name, numel in found.items():
-        block, mark, rest = name.partition(".experts.")
-        if mark and rest.split(".")[0].isdigit():
-            _, part, matrix = rest.split(".")
-            name = f"{block}.experts.{'down_proj' if part in _DOWN else 'gate_up_proj'}.{matrix}"
-        joined[name] += numel
-    return dict(joined)
+            found[f"{adapter.name}.lora_magnitude_vector"] = adapter.magnitudes
+    return found
 
 
 def optimizer_state(parameters: Mapping[str, int], plan: Plan) -> list[Piece]:
@@ -264,8 +246,11 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     unpacked, c·in·out, and while a layer is computed again there is an identity matrix as wide as the largest input, 4·in².
     """
     layers: dict[str, list[tuple[int, TensorInfo, float]]] = defaultdict(list)
-    tensors = loaded(tensors)
-    adapted = frozenset() if plan.method == FULL else _adapted(tensors, plan.target_modules)
+    tensors = taken(tensors, config)
+    adapted: frozenset[str] = frozenset()
+    if plan.method != FULL:
+        found = adapters(tensors, config, plan.target_modules, plan.lora_r)
+        adapted = frozenset(name for adapter in found for name in adapter.tensors)
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, dict) else config
     share = _active_share(config)
@@ -278,7 +263,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
         match = _LAYER.match(t.name)
         if match and (t.reason.startswith(("a linear layer", "an expert"))):
             in_features = t.shape[0] if t.layout == "transposed" else t.shape[1]
-            layers[match["layer"]].append((in_features, t, share if _EXPERT.search(t.name) else 1.0))
+            layers[match["layer"]].append((in_features, t, share if EXPERT.match(t.name) else 1.0))
     hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "dim"), hidden)
     heads = _first_int(config, ("num_attention_heads", "n_head"), 1)
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)

@@ -17,7 +17,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from workbench.memory.footprint import FULL, LORA, QLORA, Piece, Plan, activations, base_weights, in_four_bits, loaded
+from workbench.memory.footprint import (
+    FULL,
+    LORA,
+    QLORA,
+    Piece,
+    Plan,
+    activations,
+    base_weights,
+    in_four_bits,
+    loaded,
+    taken,
+    trained_between,
+)
 from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
@@ -137,18 +149,18 @@ def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan
     plan = Plan.of(cfg, device)
     if spec is not None:
         plan = dataclasses.replace(plan, quant_type=spec.format, block_size=spec.block_size, double_quant=spec.double_quant)
-    return tensors, plan
+    return taken(tensors, src.config), plan
 
 
 def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
     weights = base_weights(tensors, plan)
-    parameters = _trained(tensors, plan)
+    parameters = _trained(tensors, plan, config)
     state = _optimizer_state(parameters, plan)
     rows = _rows(weights)
-    experts = plan.method != FULL and any(".experts." in name for name in parameters)
     known, note = COMPUTED, f"{sum(parameters.values()):,} parameters in fp32"
-    if experts:
-        known, note = ESTIMATED, f"{note}; how fused experts are adapted is peft's choice, here that of 0.21"
+    if (between := trained_between(tensors, plan, config)) is not None:
+        known = ESTIMATED
+        note = f"{note}, by names alone: the model's type is not known here; between {between[0]:,} and {between[1]:,}"
     size = 4
     if plan.method == FULL:
         size, note = plan.compute_bytes, "of every weight, in its dtype"

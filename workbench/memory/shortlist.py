@@ -66,21 +66,15 @@ _GATED = ("meta-llama/",)
 @functools.cache
 def shortlist(gpu: str = GPU) -> tuple[Candidate, ...]:
     """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first."""
+    from workbench.memory.footprint import Plan
     from workbench.memory.forecast import fit, forecast
     from workbench.memory.gpus import GPUS
-    from workbench.training.config import TrainConfig
 
+    plan = Plan(per_device_train_batch_size=ROWS, max_length=TOKENS, optim="paged_adamw_8bit")
     found = []
     for name in PUBLISHED:
         source = PublishedShapes(name)
-        config = TrainConfig(
-            model=name,
-            per_device_train_batch_size=ROWS,
-            max_length=TOKENS,
-            optim="paged_adamw_8bit",
-            gradient_checkpointing=True,
-        )
-        ledger = forecast(source, config)
+        ledger = forecast(source, plan)
         if fit(ledger, GPUS[gpu]).verdict == "fits":
             tensors = source.tensors()
             parameters, checkpoint = sum(t.numel for t in tensors), sum(t.nbytes for t in tensors)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError, NotListed, Unreachable
-from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress, Source
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
+from workbench.sources.tensor_info import TensorInfo
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 

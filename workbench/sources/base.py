@@ -10,7 +10,6 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,28 +19,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError
 from workbench.sources.header import Entry, shown
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a checkpoint, and what a QLoRA load makes of it."""
-
-    name: str
-    """Its name in the checkpoint."""
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors names it: ``BF16``, ``F32``, ``F8_E4M3`` …"""
-    numel: int
-    nbytes: int
-    """Bytes in the checkpoint."""
-    quantizable: bool
-    """Whether transformers + bitsandbytes hold it in 4 bits."""
-    reason: str
-    """Why, or why not."""
-    layout: str
-    """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or on loading ``fused`` with others or
-    ``split`` into several (which only the exact answer tells)."""
-
+from workbench.sources.tensor_info import TensorInfo
 
 Progress = Callable[[int, int], None]
 """Told how much there is and how much there will be: bytes while a tensor is read, files while a model is opened."""

@@ -21,11 +21,12 @@ from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.quantize import QuantSpec
-from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress, Source
 from workbench.sources.header import Entry, shown, unique
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
 from workbench.sources.packed_weight import PackedWeight
 from workbench.sources.rule import TRANSPOSED, is_transposed
+from workbench.sources.tensor_info import TensorInfo
 
 _NONE = np.zeros(0, np.float32)
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0", "U8")

@@ -17,7 +17,8 @@ from workbench.errors import FormatError, ModelError
 from workbench.quant.formats import FORMATS, find_format
 from workbench.quant.measure import measure
 from workbench.quant.quantize import QuantSpec, as_weights
-from workbench.sources.base import Source, TensorInfo
+from workbench.sources.base import Source
+from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, Measured, Pareto, Trade, front_of, too_few
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from workbench.atomic import new_folder
 from workbench.errors import RunError
-from workbench.sources.base import Cancelled, Progress, TensorInfo, Watch
+from workbench.sources.base import Cancelled, Progress, Watch
 from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
+from workbench.sources.tensor_info import TensorInfo
 from workbench.text import amount, percent
 from workbench.training.results.card import write_card
 from workbench.training.results.merging import Merge, half, relative

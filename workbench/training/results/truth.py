@@ -261,7 +261,8 @@ def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
     from workbench.memory.footprint import Plan, trained
     from workbench.sources.packed import as_loaded
 
-    return paging_facts(config, None, list(trained(as_loaded(src)[0], Plan.of(config, "cuda")).values()))
+    parameters = trained(as_loaded(src)[0], Plan.of(config, "cuda"), src.config)
+    return paging_facts(config, None, list(parameters.values()))
 
 
 def paging_truth(config: TrainConfig, events: Iterable[Event] = (), src: Source | None = None) -> PagingTruth:
