@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from widgets.views import VIEWS
+
 if TYPE_CHECKING:
     from widgets.app import Workbench as Workbench
     from widgets.drawing.plot import Plot as Plot
+    from widgets.panels.base import View as View
     from widgets.panels.cost.view import CostView as CostView
     from widgets.panels.distribution import DistributionView as DistributionView
     from widgets.panels.double_quant import DoubleQuantView as DoubleQuantView
@@ -22,27 +25,15 @@ if TYPE_CHECKING:
     from widgets.panels.model_map import ModelMapView as ModelMapView
     from widgets.panels.train.view import TrainingCell as TrainingCell
 
-_HOME = {
-    "Workbench": "app",
-    "ModelPicker": "panels.model",
-    "ModelMapView": "panels.model_map",
-    "DistributionView": "panels.distribution",
-    "BlockErrorView": "panels.error",
-    "FormatsView": "panels.formats",
-    "DoubleQuantView": "panels.double_quant",
-    "MemoryView": "panels.memory",
-    "CostView": "panels.cost.view",
-    "TrainingCell": "panels.train.view",
-    "Plot": "drawing.plot",
-}
-__all__ = sorted(_HOME)
+_MODULE = {view.name: view.module for view in VIEWS} | {"Plot": "drawing.plot", "View": "panels.base", "Workbench": "app"}
+__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module 'widgets' has no attribute {name!r}")
     importlib.import_module("widgets.drawing.plotly_js").begin()
-    value = getattr(importlib.import_module(f"widgets.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"widgets.{_MODULE[name]}"), name)
     globals()[name] = value
     return value
 

@@ -117,7 +117,7 @@ def memory(analysis: Analysis, state: State) -> str:
     """The ledger, the five methods, the verdict and what would make it fit."""
     gpu = repr(state.gpu)
     return _lines(
-        ["from workbench.memory import forecast_methods, fit, ways_to_fit", ""],
+        ["from workbench.memory.forecast import fit, forecast_methods, ways_to_fit", ""],
         _head(analysis),
         [
             f"cfg = {config(state.training)}",

@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 
 from tests.helpers.hub_server import HubServer
 from tests.helpers.hubs import sharded, single, weights
-from widgets.background.tasks import Immediate
-from widgets.controls import progress, recents
-from widgets.controls.progress import Pace, ProgressRow, Step
+from tests.helpers.immediate import Immediate
+from widgets.background import pace, recents
+from widgets.background.pace import Pace, Step
+from widgets.controls.progress import ProgressRow
 from widgets.panels.model import ModelPicker
 from widgets.session import Session
 
@@ -123,7 +124,7 @@ def test_a_warning_says_what_stays_in_16_bits_though_one_may_not_expect_it(
 
 def test_slow_work_is_shown_and_can_be_given_up(llamas: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """On threads of its own, with a Hub that stalls in the middle of a header."""
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(pace, "PATIENCE", 0.0)
     llamas.fail(server="cdn", stall=True, times=1_000)
     session, seen, failed = Session(), threading.Event(), threading.Event()
     row = ProgressRow(session)

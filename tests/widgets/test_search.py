@@ -12,8 +12,8 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.hubs import single, weights
-from widgets.background.tasks import Immediate
-from widgets.controls import recents
+from tests.helpers.immediate import Immediate
+from widgets.background import recents
 from widgets.controls.search_field import SearchField
 from widgets.controls.suggestions import Suggestions
 from workbench.errors import Unreachable
