@@ -1,7 +1,6 @@
-"""To bitsandbytes and back: quantized weights as its tensors, and whether its CPU kernels give them back right.
+"""Whether bitsandbytes' CPU kernels give 4-bit weights back right.
 
-Covers ``Quantized.to_bnb`` and ``from_bnb`` and ``check_backend``. Imports torch and bitsandbytes only when called. Does not
-cover checkpoints that bitsandbytes wrote (``sources/packed.py``).
+Covers ``check_backend`` and its remedy. Imports torch and bitsandbytes only when called.
 """
 
 from __future__ import annotations
@@ -10,16 +9,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
-
-import ml_dtypes
-import numpy as np
 
 from workbench.errors import FormatError
 from workbench.given import is_whole, several
-from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import FORMATS
-from workbench.quant.quantize import Quantized, QuantSpec
 
 _BLOCK_SIZES = FORMATS["nf4"].block_sizes
 _VECTOR = 16
@@ -28,70 +21,6 @@ _LEFT_ASIDE = 2048
 """The block size from which on bitsandbytes does not use its AVX-512 kernel."""
 _SCALES = 199
 """Scales that differ, each a whole number that bfloat16 holds: a prime, so that no row is a multiple of them."""
-
-
-def to_bnb(q: Quantized, device: str = "cpu") -> tuple[Any, Any]:
-    """(packed uint8 tensor (⌈numel/2⌉, 1), ``QuantState``), as ``bitsandbytes.functional.quantize_4bit`` returns them.
-
-    Raises FormatError for formats that bitsandbytes does not hold.
-    """
-    import torch
-    from bitsandbytes.functional import QuantState, get_4bit_type
-
-    if not q.spec.definition.trainable or q.spec.scale_dtype != "float32":
-        held = " and ".join(name for name, form in FORMATS.items() if form.trainable)
-        raise FormatError(
-            f"bitsandbytes does not hold weights in {q.spec.title}.", remedy=f"Quantize to one of {held} with float32 scales."
-        )
-    state2 = offset = None
-    absmax = torch.from_numpy(q.absmax.copy())
-    if q.nested is not None:
-        absmax, offset = torch.from_numpy(q.nested.codes.copy()), torch.tensor(float(q.nested.offset), device=device)
-        state2 = QuantState(
-            absmax=torch.from_numpy(q.nested.absmax.copy()).to(device), blocksize=q.nested.block_size,
-            code=torch.tensor(dynamic_levels(), device=device), dtype=torch.float32,
-        )  # fmt: skip
-    state = QuantState(
-        absmax=absmax.to(device), shape=torch.Size(q.shape), code=get_4bit_type(q.spec.format, device=device),
-        blocksize=q.spec.block_size, quant_type=q.spec.format, dtype=getattr(torch, q.dtype.name), offset=offset, state2=state2,
-    )  # fmt: skip
-    return torch.from_numpy(q.packed).to(device), state
-
-
-def from_bnb(packed: Any, state: Any) -> Quantized:
-    """Reads a packed weight and its ``QuantState``: those of ``quantize_4bit``, or a ``Params4bit`` and its ``quant_state``.
-
-    The absmax values of a double-quantized weight are those it is dequantized with: the true ones are not in it. Raises
-    FormatError on a state of another kind, and on one that does not fit the packed bytes.
-    """
-    if getattr(state, "quant_type", None) not in FORMATS or state.shape is None:
-        raise FormatError("This is not the state of a 4-bit weight.", remedy="Give a Params4bit and its quant_state.")
-    shape = tuple(state.shape)
-    raw = packed.detach().cpu().contiguous().view(-1).numpy().view(np.uint8)
-    codes = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[: prod(shape)]
-    blocks = -(-prod(shape) // state.blocksize)
-    if codes.size != prod(shape) or state.absmax.numel() != blocks:
-        raise FormatError(
-            f"{raw.size:,} bytes and {state.absmax.numel():,} scales do not make a weight of shape {shape}.",
-            remedy="Give a weight and a state that belong together.",
-        )
-    stored = state.absmax.detach().cpu().numpy()
-    nested = None
-    if state.state2 is not None:
-        nested = NestedScales(
-            stored.astype(np.uint8), state.state2.absmax.detach().cpu().float().numpy(),
-            np.float32(float(state.offset)), state.state2.blocksize,
-        )  # fmt: skip
-    scales = stored.astype(np.float32) if nested is None else nested.dequantize()
-    spec = QuantSpec(
-        state.quant_type,
-        state.blocksize,
-        double_quant=nested is not None,
-        nested_block_size=nested.block_size if nested else 256,
-    )
-    name = str(state.dtype).removeprefix("torch.")
-    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-    return Quantized(spec, shape, dtype, codes, scales, scales, scales, nested=nested)
 
 
 @dataclass(frozen=True)
