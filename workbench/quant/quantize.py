@@ -103,7 +103,8 @@ class Quantized:
         spec = self.spec
         state = QuantState(
             absmax=absmax.to(device), shape=torch.Size(self.shape), code=get_4bit_type(spec.format, device=device),
-            blocksize=spec.block_size, quant_type=spec.format, dtype=getattr(torch, self.dtype.name), offset=offset, state2=state2,
+            blocksize=spec.block_size, quant_type=spec.format, dtype=getattr(torch, self.dtype.name), offset=offset,
+            state2=state2,
         )  # fmt: skip
         return torch.from_numpy(self.packed).to(device), state
 
