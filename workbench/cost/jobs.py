@@ -1,7 +1,7 @@
 """The model and the held-out rows that a cost is measured on: checked before any process is started.
 
-Covers what can be told from headers alone: which modules there are to quantize, what they take in 16 bits and in a format, and
-whether the model fits this machine. Imports no torch.
+Covers which modules there are to quantize, what they take in 16 bits and in a format, and whether the model fits this machine.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 
 from workbench.cost.assignments import Point
+from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
 from workbench.quant.spec import QuantSpec
@@ -54,8 +55,12 @@ class Job:
 
     @cached_property
     def weights(self) -> dict[str, TensorInfo]:
-        """Every weight that a QLoRA load quantizes, by its module: the weight's name in the checkpoint without ``.weight``."""
-        return {t.name.removesuffix(".weight"): t for t in self.source.tensors() if t.quantizable}
+        """Every weight that a QLoRA load quantizes, by its module: the weight's name in the checkpoint without ``.weight``.
+
+        Transformers' own class is asked; ModelError where it has none.
+        """
+        found = tensors_exactly(self.source, self.config.model, self.identity["fingerprint"])
+        return {t.name.removesuffix(".weight"): t for t in found if t.quantizable}
 
     @property
     def nbytes_16bit(self) -> int:

@@ -155,7 +155,7 @@ class Worker:
         return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
-        from workbench.training import data
+        from workbench.training import data, held
         from workbench.training.worker import accounting, batches, distributed, model, optimizers, tensorboard, trainer
 
         config, phase = self.config, self.phase
@@ -175,6 +175,8 @@ class Worker:
 
             base = model.load_base(config, source, dtype, prepared)
             account.moment("load", base)
+            if distributed.rank() == 0:
+                held.held_by(base, [t.name for t in open_model(source).tensors()]).write(self.folder)
         with phase("attach"):
             net = model.attach_adapters(base, config)
             account.moment("attach", net)
