@@ -27,11 +27,13 @@ from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.finite import not_finite
 from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
 from workbench.training.data import held_out_files
 from workbench.training.dataset_files import on_hub
+from workbench.training.model_checks import causal_fault
 from workbench.training.runs import absolute
 
 BATCH = 4
@@ -114,6 +116,9 @@ def job_of(
     """
     source = open_model(src)
     folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
+    if fault := causal_fault(source.config):
+        remedy = "Choose a causal language model that transformers knows without code of its own."
+        raise ModelError(f"transformers cannot load it as a causal language model: {fault}.", where=source.name, remedy=remedy)
     if not any(t.quantizable for t in source.tensors()):
         packed = next((t.reason for t in source.tensors() if t.reason.startswith("already in")), "")
         what = f"Its weights are {packed}: there are none in 16 bits to compare with." if packed else "It has no linear layer."
@@ -142,6 +147,13 @@ def _fingerprint(source: Source) -> str:
         source.read_into(t.name, head)
         digest.update(head.tobytes())
     return digest.hexdigest()
+
+
+def check_finite(job: Job) -> None:
+    """Raises ModelError that names the tensor, where a weight is NaN or infinite: what is measured then says nothing."""
+    if found := next(not_finite(job.source), None):
+        what = f"Its held-out loss is no number in 16 bits, before anything is quantized: {found}."
+        raise ModelError(what, where=job.source.name, remedy="Fetch the checkpoint again, or choose another.")
 
 
 def opened(root: Path) -> Job:

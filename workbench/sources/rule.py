@@ -84,6 +84,16 @@ def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _CONV1D_MODELS and _CONV1D.search(name) is not None
 
 
+def is_input_embedding(name: str) -> bool:
+    """Whether the tensor ``name`` is, by the names that models give, the table that token ids are looked up in."""
+    return name.endswith(".weight") and name.split(".")[-2] in _INPUTS
+
+
+def is_output_head(module: str) -> bool:
+    """Whether a module is, by the names that models give, the output head; where it is tied, no file holds it."""
+    return module.rpartition(".")[2] in _HEADS
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Weights that a QLoRA load leaves in 16 bits for one reason."""

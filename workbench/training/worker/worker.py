@@ -156,6 +156,7 @@ class Worker:
 
     def _train(self, cuda: bool) -> int:
         from workbench.training import data, held
+        from workbench.training.loaded_checks import check_ids, check_length
         from workbench.training.worker import accounting, batches, distributed, model, optimizers, tensorboard, trainer
 
         config, phase = self.config, self.phase
@@ -196,7 +197,9 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             prompts = data.sample_prompts(config)
-        collator = batches.Collator.of(tokenizer)
+            collator = batches.Collator.of(tokenizer)
+            check_length(net, config, first=self.attempt == 1)
+            check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
 
         def evaluate(n: int) -> None:
             if not held_out or distributed.rank() != 0:
