@@ -46,7 +46,7 @@ PLAN = (
     Step("pressure", "a run whose state has too little room pages in every step; measured beside simulated", 900),
     Step("half", "a run in float16, as on a T4", 600),
     Step("merged", "an adapter trained on the GPU, exported to 16 bits, gives the run's held-out loss", 600),
-    Step("processes", "runs on several GPUs: DDP, and FSDP's script; with one GPU nothing is checked", 900),
+    Step("processes", "a run on several GPUs (DDP); with one GPU nothing is checked", 900),
     Step("memory", "out of memory on the GPU has its own ending, and the process can go on"),
     Step("overhead", "what collecting and sampling cost a step", 600),
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -126,33 +124,20 @@ def merged(facts: Facts) -> None:
 
 
 def processes(facts: Facts) -> None:
-    """Runs on every GPU of the machine, DDP by ``launch`` and FSDP by the script of ``as_code``; nothing where there is one."""
+    """A run on every GPU of the machine (DDP); nothing where there is one."""
     import torch
 
     import workbench as wb
-    from workbench.training.recipe import start_command
 
     facts["GPUs"] = count = torch.cuda.device_count()
     if count < 2:
         facts["told"] = "one GPU: runs on several were not checked"
         return
-    usual: dict[str, Any] = {"nproc_per_node": count, "max_steps": 8, "save_steps": 4, "max_length": 128, "max_eval_rows": 0}
-    sharded = wb.TrainConfig(
-        **usual, fsdp="full_shard auto_wrap", compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16", optim="adamw_torch"
-    )
+    config = wb.TrainConfig(nproc_per_node=count, max_steps=8, save_steps=4, max_length=128, max_eval_rows=0, sample_prompts=())
     with scratch_folder() as folder:
-        going = wb.launch(wb.TrainConfig(**usual, sample_prompts=()), folder / "run")
-        status = going.wait(300)
-        facts["DDP"] = f"{status.state}: {status.message}"
-        (folder / "train.py").write_text(wb.as_code(sharded), "utf-8")
-        command = [sys.executable, "-m", "accelerate.commands.launch", *start_command(sharded, "train.py")[2:]]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=500, check=False)
-        saved = (folder / "adapter" / "adapter_model.safetensors").is_file()
-    facts["FSDP"] = f"exit code {done.returncode}, adapter {'saved' if saved else 'missing'}"
-    if done.returncode:
-        facts["FSDP's last words"] = done.stderr[-600:]
+        status = wb.launch(config, folder / "run").wait(300)
+    facts["DDP"] = f"{status.state}: {status.message}"
     expect(status.state == "finished", "The run on several GPUs did not finish.")
-    expect(done.returncode == 0 and saved, "The FSDP script did not train and save.")
 
 
 def overhead(facts: Facts) -> None:
