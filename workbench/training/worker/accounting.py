@@ -22,6 +22,7 @@ from workbench.memory.forecast import forecast
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
+from workbench.training.host import host_counters
 from workbench.training.results.receipts import OF_TRAINING, SAVED, WEIGHTS
 from workbench.training.watch.shortage import Shortage, headroom, shortage
 from workbench.training.worker import telemetry
@@ -283,4 +284,4 @@ class Account:
 
 
 def _rss() -> int | None:
-    return telemetry.host_counters().get("rss")
+    return host_counters().get("rss")

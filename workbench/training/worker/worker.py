@@ -29,6 +29,7 @@ from workbench.training import origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
+from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 from workbench.training.results.card import write_card
 from workbench.training.watch import endings
@@ -104,7 +105,7 @@ class Worker:
     def run(self) -> int:
         """Does the whole run; returns the exit code."""
         self.hello()
-        self.sampler.sources = (HostFaults(telemetry.host_counters),)
+        self.sampler.sources = (HostFaults(host_counters),)
         self.sampler.start()
         collector = None
         try:
@@ -115,7 +116,7 @@ class Worker:
                 import torch
 
                 from workbench.training.worker import trainer  # noqa: F401  (brings transformers, peft and bitsandbytes)
-            self.writer.emit("memory", moment="libraries", rss=telemetry.host_counters().get("rss"))
+            self.writer.emit("memory", moment="libraries", rss=host_counters().get("rss"))
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
