@@ -140,12 +140,14 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
 )
 def test_one_exit_code_for_all_ranks(script: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.training.watch.ranks.GRACE", 1.0)
+    before = psutil.Process().children()
     ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"})
+    started = set(psutil.Process().children()) - set(before)
     while (found := ranks.poll()) is None:
         pass
     assert found == code
-    assert len(ranks.pids) == 2
-    assert not any(psutil.pid_exists(pid) for pid in ranks.pids)
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(process.pid) for process in started)
 
 
 def test_one_process_knows_of_no_ranks() -> None:
