@@ -18,10 +18,10 @@ from click.testing import CliRunner
 import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.hub_server import HubServer
+from tests.helpers.immediate import Immediate
 from tests.helpers.live_runs import ended, of, until
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import ROWS, write_tiny_model
-from widgets.background.tasks import Immediate
 from widgets.panels.train.export import RunExport
 from workbench.cli.main import cli
 from workbench.training import data, fingerprints, origins

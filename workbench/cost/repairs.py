@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import RunError, WorkbenchError
+from workbench.given import is_whole
 from workbench.memory.footprint import Plan
 from workbench.progress import Progress, telling
 from workbench.resumable import Unfolding
@@ -72,7 +74,7 @@ class Repair:
 
 
 def repairs(
-    run: Run | str | Path,
+    run: Run | str | os.PathLike[str],
     *,
     max_rows: int = ROWS,
     folder: str | Path | None = None,
@@ -95,12 +97,12 @@ def repairs(
     longer what the run was begun with, unless ``changed_ok``; and while iterating, as ``ModelError`` too, where the process
     fails.
     """
-    run = run if isinstance(run, Run) else attach(run)
+    run = attach(run)
     if run.config.method != "qlora":
         what = f'the run\'s base was not in 4 bits (method "{run.config.method}"): there is no error to take back.'
         raise RunError(what, where=str(run.dir), remedy='Choose a run with method "qlora".')
-    if max_rows < 1:
-        raise RunError(f"max_rows is {max_rows}.", where="repairs", remedy="Give 1 or more.")
+    if not is_whole(max_rows, 1):
+        raise RunError(f"max_rows is {max_rows!r}.", where="repairs", remedy="Give 1 or more.")
     adapters = adapters_of(run)
     if not adapters:
         raise RunError("nothing is saved yet.", where=str(run.dir), remedy="Wait for the run's first checkpoint, or its end.")

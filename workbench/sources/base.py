@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.given import described, is_a
 from workbench.sources.header import Entry, shown
 from workbench.sources.tensor_info import TensorInfo
 
@@ -151,6 +152,9 @@ class Source(ABC):
 
     def _find(self, name: str) -> tuple[str, Entry]:
         entries = self._entries()
+        if not is_a(name, str):
+            remedy = "Give its name; tensors() lists them."
+            raise ModelError(f"{described(name)} is no tensor's name.", where=self.name, remedy=remedy)
         if name not in entries:
             near = difflib.get_close_matches(name, entries, n=3) if len(name) < 1_000 else []
             remedy = f"Near it: {', '.join(near)}." if near else "tensors() lists the names."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -80,7 +81,7 @@ def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
 
 
 def weights(
-    source: Source,
+    source: Source | str | os.PathLike[str],
     name: str,
     layout: str | None = None,
     *,
@@ -92,6 +93,9 @@ def weights(
     ``layout`` is ``TensorInfo.layout``; without it the fast rule's. ``progress`` and ``cancelled`` as in ``Source.read``.
     ModelError on a tensor of integers that are no weights.
     """
+    from workbench.sources import open_model
+
+    source = open_model(source)
     if (held := packed(source, name)) is not None:
         return held.dequantize(progress=progress, cancelled=cancelled)
     _, entry = source._find(name)

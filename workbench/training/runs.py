@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
+from workbench.given import described
 from workbench.sources import open_model
 from workbench.training import data, fingerprints, origins
-from workbench.training.config import TrainConfig
+from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
@@ -217,15 +218,13 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     ``DataError``, ``ConfigError`` (4-bit kernels that are wrong on this CPU), or ``RunError`` if the folder (default:
     ``runs/<time>-<model>`` here) already holds something.
     """
-    if not isinstance(config, TrainConfig):
-        raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
-    files = data.check(config)
+    files = data.check(as_config(config, "launch"))
     model = data.model_folder(config.model)
     check_extras(config)
     source = open_model(model)
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
-    root = Path(run_dir).expanduser().absolute() if run_dir is not None else default_dir(config, model)
+    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
@@ -239,6 +238,13 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
     _spawn(run)
     return run
+
+
+def path_of(given: str | os.PathLike[str], where: str) -> Path:
+    """A path as it is whatever the current directory is; RunError on what is none."""
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise RunError(f"{described(given)} is no path.", where=where, remedy="Give the path of a folder.")
+    return Path(given).expanduser().absolute()
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -289,9 +295,14 @@ def _reap() -> None:
             del _children[pid]
 
 
-def attach(run_dir: str | os.PathLike[str]) -> Run:
-    """The run in ``run_dir``, going or ended, with all its history. Raises ``RunError`` if there is none."""
-    folder = RunFolder(Path(run_dir).expanduser().absolute())
+def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
+    """The run in ``run_dir``, going or ended, with all its history; a run is returned as it is.
+
+    Raises ``RunError`` if there is none.
+    """
+    if isinstance(run_dir, Run):
+        return run_dir
+    folder = RunFolder(path_of(run_dir, "run_dir"))
     if not folder.config.is_file():
         remedy = "wb.runs(folder) lists the runs in a folder."
         raise RunError("there is no run in this folder.", where=str(folder.root), remedy=remedy)
@@ -307,7 +318,7 @@ def attach(run_dir: str | os.PathLike[str]) -> Run:
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder, oldest first by name; [] where there are none."""
     found = []
-    for path in sorted(Path(folder).expanduser().absolute().glob("*/config.json")):
+    for path in sorted(path_of(folder, "folder").glob("*/config.json")):
         try:
             found.append(attach(path.parent))
         except RunError:

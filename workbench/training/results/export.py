@@ -30,6 +30,7 @@ from workbench.training.origins import OF_MODEL, changes_of_base
 from workbench.training.results.card import write_card
 from workbench.training.results.merging import Merge, half, relative
 from workbench.training.results.shards import Planned, write_shards
+from workbench.training.runs import attach, path_of
 
 if TYPE_CHECKING:
     from workbench.training.runs import Run
@@ -60,7 +61,7 @@ class Exported:
 
 
 def export(
-    run: Run,
+    run: Run | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     base: str | None = None,
@@ -72,13 +73,14 @@ def export(
 ) -> Exported:
     """Merges the run's adapter and writes a 16-bit model, a tensor at a time, into ``folder``, which must be new or empty.
 
+    ``run``: a run or its folder.
     ``base``: ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of the checkpoint; None: the
     first where the run's base was in 4 bits. ``dtype``: ``"bfloat16"`` or ``"float16"``. ``progress(done, total)`` counts
     elements; once ``cancelled()`` says yes the call raises InterruptedError, and nothing is left behind. Raises ``RunError``
     where there is no adapter, where it cannot be merged by parts, or where the disk does not take it; as ``Changed`` if base,
     tokenizer or chat template are no longer what the run was begun with, unless ``changed_ok``, which the card then says.
     """
-    target = Path(folder).expanduser().absolute()
+    run, target = attach(run), path_of(folder, "folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError("the folder is not empty.", where=str(target), remedy="Name a new folder.")
     exporter = _Exporter(run, base, dtype, changed_ok, progress, cancelled)

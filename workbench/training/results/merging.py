@@ -10,6 +10,7 @@ one module. Writing a merged model is ``export.py``'s part. Imports torch and pe
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,6 +31,7 @@ from workbench.sources.rule import TRANSPOSED
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.origins import BASE, check_base
+from workbench.training.runs import attach
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +79,7 @@ class MergeErrors:
 
 
 def merge_errors(
-    run: Run,
+    run: Run | str | os.PathLike[str],
     dtype: str = "bfloat16",
     *,
     changed_ok: bool = False,
@@ -86,12 +88,13 @@ def merge_errors(
 ) -> MergeErrors:
     """The error that merging the run's adapter would add to each adapted weight; nothing is written.
 
+    ``run``: a run or its folder.
     ``dtype``: ``"bfloat16"`` or ``"float16"``. ``progress(done, total)`` counts weights' elements; once ``cancelled()``
     says yes the call raises InterruptedError. Raises ``RunError`` where there is no adapter, or one of a kind that is not
     merged by parts, and as ``Changed`` if the base is no longer what the run was begun with, unless ``changed_ok``. Large files
     of the base that were touched since are read whole first, and ``progress`` counts their bytes.
     """
-    merge = Merge(run, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
+    merge = Merge(attach(run), changed_ok=changed_ok, progress=progress, cancelled=cancelled)
     rounded = half(dtype)
     infos = [info for info in merge.tensors if info.name in merge.paths]
     watch = Watch(sum(info.numel for info in infos), progress, cancelled)
