@@ -1,14 +1,67 @@
 """Patches of other packages' internals, each with where it is discussed upstream and what would end it.
 
-Covers what no option, subclass or public function of theirs does. Imports none of those packages before a patch is asked for,
-and leaves none of them patched for longer than it is needed.
+Covers what no option, subclass or public function of theirs does. One stands in every process that imports the workbench
+(``install``); the others are made where they are needed. Imports none of those packages before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType, SimpleNamespace
 from typing import Any
+
+_CPU, _MPS = "bitsandbytes.backends.cpu.ops", "bitsandbytes.backends.mps.ops"
+
+
+class _NoKernels(ModuleType):
+    """In the place of ``kernels``: a Hub that has none of the kernels that are asked for."""
+
+    @staticmethod
+    def get_kernel(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(gemm_4bit_forward=None)
+
+
+class _WithoutHub(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        installed = sys.modules.get("kernels")
+        sys.modules["kernels"] = _NoKernels("kernels")
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules["kernels"]
+            if installed is not None:
+                sys.modules["kernels"] = installed
+        if module.__name__ == _MPS:
+            module._kernel_load_failed = True  # type: ignore[attr-defined]  # what it notes where it cannot fetch
+
+
+class _Finder:
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in (_CPU, _MPS):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _WithoutHub(name, spec.origin)
+        return spec
+
+
+def install() -> None:
+    """bitsandbytes: from now on its import fetches nothing. Once is enough; twice does no harm.
+
+    It fetches code from the Hub and runs it, through the package ``kernels``: on a CPU with AVX-512 and bfloat16 while it is
+    imported, in bitsandbytes/backends/cpu/ops.py, printing a warning where it cannot; on macOS 26 or newer when it first needs a
+    kernel, in ``_get_kernel`` of bitsandbytes/backends/mps/ops.py. Its own kernels do the same work. What was imported before
+    the workbench is left as it is.
+
+    Upstream: https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2064 is about this fetching; 0.49 and 0.50 do it.
+    Ends with an option that leaves the Hub alone.
+    """
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
 
 
 @contextlib.contextmanager
