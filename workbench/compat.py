@@ -53,8 +53,8 @@ def install() -> None:
     """bitsandbytes: from now on its import fetches nothing. Once is enough; twice does no harm.
 
     It fetches code from the Hub and runs it, through the package ``kernels``: on a CPU with AVX-512 and bfloat16 while it is
-    imported, in bitsandbytes/backends/cpu/ops.py, printing a warning where it cannot; on macOS 26 or newer when it first needs a
-    kernel, in ``_get_kernel`` of bitsandbytes/backends/mps/ops.py. Its own kernels do the same work. What was imported before
+    imported, in bitsandbytes/backends/cpu/ops.py, printing a warning where it cannot; on macOS 26 or newer when it first needs
+    a kernel, in ``_get_kernel`` of bitsandbytes/backends/mps/ops.py. Its own kernels do the same work. What was imported before
     the workbench is left as it is.
 
     Upstream: https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2064 is about this fetching; 0.49 and 0.50 do it.
