@@ -80,4 +80,4 @@ smollm2: env ## Make a real model, SmolLM2-135M, in SMOLLM2 (.models/…), and r
 	SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -m smollm2 tests/test_smollm2.py
 
 gpu-check: env ## On a CUDA machine: run what was never run on one, and print a report for an issue (STEPS="run half")
-	@$(BIN)/python -m workbench.training.gpu_check $(STEPS)
+	@$(BIN)/python -m pytest --verbose --no-header -rN -n0 -m gpu tests/gpu -k "$(subst $() , or ,$(strip $(STEPS)))"

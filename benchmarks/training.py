@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 import workbench as wb
+from tests.helpers.stretches import ratio_of
 from workbench.training.folder import RunFolder, write_json
-from workbench.training.gpu_runs import ratio_of
 
 # As the supervisor sets them for a worker: for the plain code too, and for the worker in this process, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import workbench as wb
 from workbench.training.events import Event
-from workbench.training.folder import RunFolder, create_time
+from workbench.training.folder import RunFolder
+from workbench.training.host import create_time
 
 
 def first(run: wb.Run, wanted: Callable[[Event], bool], seconds: float = 300) -> Event:

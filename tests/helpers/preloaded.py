@@ -26,7 +26,8 @@ from unittest import mock
 
 from workbench.training import runs
 from workbench.training.events import EventWriter
-from workbench.training.folder import RunFolder, alive, create_time
+from workbench.training.folder import RunFolder
+from workbench.training.host import alive, create_time
 from workbench.training.watch import supervisor
 from workbench.training.worker import worker
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from tests.helpers.live_runs import ended, first, is_step, of, until_gone
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.events import EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, write_json
-from workbench.training.recipe import start_command
 from workbench.training.watch.ranks import Ranks
 
 STEPS = 4
@@ -142,12 +140,14 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
 )
 def test_one_exit_code_for_all_ranks(script: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.training.watch.ranks.GRACE", 1.0)
+    before = psutil.Process().children()
     ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"})
+    started = set(psutil.Process().children()) - set(before)
     while (found := ranks.poll()) is None:
         pass
     assert found == code
-    assert len(ranks.pids) == 2
-    assert not any(psutil.pid_exists(pid) for pid in ranks.pids)
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(process.pid) for process in started)
 
 
 def test_one_process_knows_of_no_ranks() -> None:
@@ -157,52 +157,10 @@ def test_one_process_knows_of_no_ranks() -> None:
     assert found == 1  # grep found nothing
 
 
-# FSDP: checked and written down, not run.
-
-SHARDED: dict[str, Any] = {
-    "nproc_per_node": 2, "fsdp": "full_shard auto_wrap offload", "compute_dtype": "bfloat16", "optim": "adamw_torch",
-    "bnb_4bit_quant_storage": "bfloat16",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"nproc_per_node": 1}, "nproc_per_node is 1"),
-        ({"bnb_4bit_quant_storage": "uint8"}, 'must be compute_dtype ("bfloat16")'),
-        ({"compute_dtype": "auto"}, 'must be compute_dtype ("auto")'),
-        ({"optim": "paged_adamw_8bit"}, "fails when a checkpoint is saved"),
-        ({"method": "lora"}, "quantizes nothing"),
-        ({"fsdp": ""}, "is for fsdp"),
-    ],
-)
-def test_what_fsdp_cannot_be_given_is_told(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(wb.ConfigError) as caught:
-        wb.TrainConfig(**{**SHARDED, **fields})
-    assert len(caught.value.faults) == 1
-    assert told in caught.value.faults[0]
-
-
-def test_fsdp_is_written_as_a_script_whose_command_accelerate_takes(tmp_path: Path) -> None:
-    from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
-
-    config = wb.TrainConfig(**SHARDED)
-    with pytest.raises(wb.ConfigError, match="never run on GPUs") as caught:
-        wb.launch(config, tmp_path / "run")
-    assert "as_code" in caught.value.remedy
-    code = wb.as_code(config)
-    compile(code, "train.py", "exec")
-    shown, _, rest = code.partition("accelerate launch")[2].partition("train.py")
-    assert rest.startswith("\n# FSDP was not run on GPUs")
-    command = start_command(config, "train.py")
-    assert [*command[:2], *shlex.split(shown.replace("\\\n#", "")), "train.py"] == command
-    told = prepare_multi_gpu_env(launch_command_parser().parse_args(command[2:]))
-    assert {name: told[f"FSDP_{name}"] for name in ("USE_ORIG_PARAMS", "OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING")} == {
-        "USE_ORIG_PARAMS": "false", "OFFLOAD_PARAMS": "true", "CPU_RAM_EFFICIENT_LOADING": "true",
-    }  # fmt: skip
-    assert "bnb_4bit_quant_storage=dtype" in code
-    assert "prepare_model_for_kbit_training" not in code
+def test_a_folder_from_when_there_were_settings_for_fsdp_still_attaches(tmp_path: Path) -> None:
+    config = wb.TrainConfig(nproc_per_node=2)
+    write_json(RunFolder(tmp_path).config, config.to_dict() | {"fsdp": "", "bnb_4bit_quant_storage": "uint8"})
+    assert wb.attach(tmp_path).config == config
 
 
 def test_the_script_for_several_processes_says_how_it_is_started() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from workbench.training.events import EventReader, EventWriter, latest_steps, read_events
-from workbench.training.folder import RunFolder, RunStatus, alive, create_time, write_json
+from workbench.training.folder import RunFolder, RunStatus, write_json
+from workbench.training.host import alive, create_time
 from workbench.training.runs import attach
 
 

@@ -22,7 +22,8 @@ from tests.helpers.live_runs import complete, ended, files_of, first, is_step, o
 from tests.helpers.preloaded import ENDLESS, Forks
 from tests.helpers.tiny_model import ROWS, write_tiny_model
 from workbench.training.folder import RunFolder
-from workbench.training.watch.outside import Outside, oom_kills
+from workbench.training.host import oom_kills
+from workbench.training.watch.outside import Outside
 
 MIB = 1 << 20
 _CAP_SYS_ADMIN = 21

@@ -19,7 +19,8 @@ from tests.helpers.live_runs import files_of, first, is_step, of, until
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.data import preview
-from workbench.training.folder import ENDED, create_time
+from workbench.training.folder import ENDED
+from workbench.training.host import create_time
 
 Launch = Callable[..., wb.Run]
 STEPS = 12

@@ -17,7 +17,8 @@ from tests.helpers import in_process
 from tests.helpers.live_runs import adapter_bytes, complete, ended, files_of, first, is_step, of, until, until_gone
 from tests.helpers.preloaded import ENDLESS, Forks
 from tests.helpers.tiny_model import write_tiny_model
-from workbench.training.folder import RunFolder, create_time
+from workbench.training.folder import RunFolder
+from workbench.training.host import create_time
 
 BEFORE = ("import", "load", "quantize", "attach", "dataset")
 STEPS = 4

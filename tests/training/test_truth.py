@@ -81,7 +81,7 @@ def test_a_run_that_pages_is_told_step_by_step() -> None:
     assert "requested" in sources["prefetch requested"]
     assert all("measured by CUPTI" in sources[w] for w in ("migrated host → GPU", "migrated GPU → host", "evicted"))
     assert list(truth.to_frame().columns) == ["what", "bytes", "source"]
-    assert truth.steps_frame().to_dict("list")["evicted"] == [0, 3 * MB]
+    assert [s.evicted for s in truth.steps] == [0, 3 * MB]
     assert json.loads(json.dumps(truth.to_dict()))["steps"][1]["n"] == 2
 
 

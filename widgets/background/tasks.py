@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
+from workbench import compat
+
 UI = threading.RLock()
 
 JOIN_SECONDS = 2.0
@@ -60,17 +62,12 @@ def _event_loop() -> Any:
 def at_once(*widgets: Any) -> None:
     """Have what the page sends to these widgets handled even while a cell is busy, where the front end has subshells.
 
-    ipykernel (7.4) otherwise hands a widget's messages to the shell that last spoke for it: for a widget made in a cell, the
-    one that runs cells. Callbacks then run on another thread, under ``UI`` if they are guarded. Only for controls that mean
-    the same whatever others say at the time: theirs may still be waiting for the cell.
+    Callbacks then run on another thread, under ``UI`` if they are guarded. Only for controls that mean the same whatever others
+    say at the time: theirs may still be waiting for the cell.
     """
     for widget in widgets:
         if widget.comm is not None:
-            widget.comm._reply_subshell_for = _as_the_page_chose
-
-
-def _as_the_page_chose(_: Any, subshell: Any) -> Any:
-    return subshell
+            compat.answered_at_once(widget.comm)
 
 
 def under_ui(change: Callable[[], None], wanted: Callable[[], bool], *, patient: bool = True) -> bool:

@@ -32,8 +32,8 @@ from workbench.sources.packed import weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.sources.tensor_info import TensorInfo
 from workbench.training import data
+from workbench.training.host import host_counters, mappings
 from workbench.training.worker.batches import Collator, summed_loss
-from workbench.training.worker.telemetry import host_counters
 
 CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
@@ -223,8 +223,7 @@ def _mapped_privately(folder: Path) -> bool:
     if sys.platform != "linux":
         return False
     root = str(folder.resolve())
-    lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
-    return all(line.split()[1].endswith("p") for line in lines if root in line)
+    return all(permissions.endswith("p") for permissions, path in mappings() if root in path)
 
 
 def check_data(before: str | None, engine: Engine) -> None:

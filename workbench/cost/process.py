@@ -28,9 +28,9 @@ from workbench.text import amount
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
 from workbench.training.folder import write_json
+from workbench.training.host import oom_kills
 from workbench.training.runs import path_of
 from workbench.training.watch.endings import ending_of
-from workbench.training.watch.outside import oom_kills
 
 EVENTS = "cost"
 """The source of the events in the folder, as ``events-cost.jsonl``."""

@@ -6,13 +6,10 @@ folder's events as soon as it is known. Ends when the process that asked for it 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import resource
 import sys
 import time
-from pathlib import Path
 
 from workbench.cost.assignments import Point, spec_key
 from workbench.cost.jobs import check_finite, opened
@@ -20,6 +17,7 @@ from workbench.cost.process import Teller, serve
 from workbench.quant.formats import FORMATS, register_format
 from workbench.quant.spec import QuantSpec
 from workbench.training.events import read_events
+from workbench.training.host import peak_rss
 
 
 class Worker:
@@ -63,17 +61,9 @@ class Worker:
                 self.teller.progress(n * len(engine.batches) + len(sums), len(points) * len(engine.batches))
             if point == Point() and not all(map(math.isfinite, sums)):
                 check_finite(job)
-            self.teller.emit("memory", base=engine.base, peak=_peak(), model=job.nbytes_16bit)
+            self.teller.emit("memory", base=engine.base, peak=peak_rss(), model=job.nbytes_16bit)
             self.teller.emit("loss", point=point.key, sums=sums, seconds=time.perf_counter() - began)
             done.add(point.key)
-
-
-def _peak() -> int:
-    """The most resident memory this program had, in bytes. ``getrusage`` would count what the process was before it."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

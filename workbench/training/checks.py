@@ -21,8 +21,6 @@ COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 INIT_LORA_WEIGHTS = (True, "gaussian", "olora", "pissa", "loftq")
-QUANT_STORAGES = ("uint8", "bfloat16", "float16", "float32")
-FSDP = ("", "full_shard auto_wrap", "full_shard auto_wrap offload")
 REPORTS = ("none", "tensorboard")
 
 _WHOLE = {  # field: smallest value
@@ -38,7 +36,7 @@ _REAL: dict[str, tuple[float, float, bool]] = {  # field: lowest, highest, wheth
 CHOICES = {
     "method": METHODS, "quant_type": QUANT_TYPES, "block_size": BLOCK_SIZES, "compute_dtype": COMPUTE_DTYPES,
     "optim": OPTIMIZERS, "lr_scheduler_type": SCHEDULES, "init_lora_weights": INIT_LORA_WEIGHTS,
-    "bnb_4bit_quant_storage": QUANT_STORAGES, "fsdp": FSDP, "report_to": REPORTS,
+    "report_to": REPORTS,
 }  # fmt: skip
 _FLAG = ("double_quant", "gradient_checkpointing", "completion_only_loss", "use_rslora", "use_dora")
 _NAME = ("dataset_split",)
@@ -56,7 +54,7 @@ _TWO_STEPS = (
 
 def faults_of(config: TrainConfig) -> list[str]:
     """Every fault, in a sentence each; [] where there is none."""
-    return [*_field_faults(config), *_data_faults(config), *_method_faults(config), *_sharding_faults(config)]
+    return [*_field_faults(config), *_data_faults(config), *_method_faults(config)]
 
 
 def schedule_faults(config: TrainConfig) -> list[str]:
@@ -158,28 +156,6 @@ def _method_faults(config: TrainConfig) -> list[str]:
             f'init_lora_weights "olora" has peft quantize the base again, in blocks of 64 whatever it was: block_size is '
             f"{config.block_size}; use 64."
         )
-    return faults
-
-
-def _sharding_faults(config: TrainConfig) -> list[str]:
-    """FSDP flattens the parameters of a layer into one, so that all of them, 4-bit codes too, must have one floating dtype."""
-    faults = []
-    storage = config.bnb_4bit_quant_storage
-    if config.fsdp and config.nproc_per_node == 1:
-        faults.append("fsdp shards over processes, and nproc_per_node is 1: give as many as there are GPUs.")
-    if not config.fsdp and storage != "uint8":
-        faults.append(f'bnb_4bit_quant_storage "{storage}" is for fsdp; without it use "uint8".')
-    if config.fsdp and config.method == "qlora" and storage != config.compute_dtype:
-        faults.append(
-            f'with fsdp, bnb_4bit_quant_storage ("{storage}") must be compute_dtype ("{config.compute_dtype}"): name the same '
-            'dtype in both, as "bfloat16".'
-        )
-    if config.fsdp and config.optim == "paged_adamw_8bit":
-        faults.append(
-            'with fsdp, optim "paged_adamw_8bit" fails when a checkpoint is saved (peft\'s guide): use "adamw_torch".'
-        )
-    if config.fsdp and config.method != "qlora" and storage != "uint8":
-        faults.append(f'bnb_4bit_quant_storage: method "{config.method}" quantizes nothing.')
     return faults
 
 

@@ -19,11 +19,9 @@ from workbench.given import described, is_a, unknown_fields
 from workbench.training.checks import (
     CHOICES,
     COMPUTE_DTYPES,
-    FSDP,
     INIT_LORA_WEIGHTS,
     METHODS,
     OPTIMIZERS,
-    QUANT_STORAGES,
     QUANT_TYPES,
     REPORTS,
     SCHEDULES,
@@ -31,13 +29,15 @@ from workbench.training.checks import (
 )
 
 __all__ = [
-    "COMPUTE_DTYPES", "FSDP", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_STORAGES", "QUANT_TYPES",
-    "REPORTS", "SCHEDULES", "TrainConfig",
+    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "REPORTS", "SCHEDULES",
+    "TrainConfig",
 ]  # fmt: skip
 
 PAGE_MIN_NUMEL = 100_000
 """Elements from which bitsandbytes pages an optimizer state (its own constant)."""
 _DEFAULT_STEPS = 100
+_FORMER = ("bnb_4bit_quant_storage", "fsdp")
+"""Fields that there once were, which a run's folder may still hold: no run was launched with another value than the default."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,6 @@ class TrainConfig:
     compute_dtype: str = "auto"
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
-    bnb_4bit_quant_storage: str = "uint8"
-    """Dtype that packed 4-bit weights are stored in. ``fsdp`` shards weights of one dtype: there it is ``compute_dtype``."""
 
     lora_r: int = 16
     """Rank of each adapter."""
@@ -144,10 +142,6 @@ class TrainConfig:
     nproc_per_node: int = 1
     """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
     ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""
-    fsdp: str = ""
-    """Shard weights, gradients and optimizer state over the processes (FSDP-QLoRA): ``"full_shard auto_wrap"``, or that with
-    ``offload`` behind it, into the host's memory too. Checked here and written by ``as_code``; not launched, as it was never
-    run on GPUs."""
 
     save_steps: int = 50
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
@@ -222,11 +216,14 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-        """The configuration that ``to_dict`` wrote. Unknown names raise ``ConfigError`` with the nearest known one."""
+        """The configuration that ``to_dict`` wrote, now or when it had more fields.
+
+        Unknown names raise ``ConfigError`` with the nearest known one.
+        """
         if not is_a(fields, Mapping):
             remedy = "Give what to_dict returns."
             raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
-        return cls(**{str(name): value for name, value in fields.items()})
+        return cls(**{str(name): value for name, value in fields.items() if name not in _FORMER})
 
 
 def as_config(given: TrainConfig, where: str) -> TrainConfig:

@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from workbench.atomic import replacing
 
 _COMPLETE = "complete"
 _RESERVED = 1 << 16
-_SAME = 0.005  # seconds: half of the kernel's tick
 ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed"})
 """States that a run leaves only by ``resume``."""
 
@@ -240,27 +237,3 @@ def steps_of(trained: Path) -> float:
         return int(json.loads((trained / "trainer_state.json").read_text("utf-8"))["global_step"])
     except (OSError, ValueError, TypeError, KeyError):
         return math.inf
-
-
-def create_time(pid: int) -> float | None:
-    """When the process began, in seconds; None if there is none, or only its zombie.
-
-    To be compared with itself alone. On Linux it is the kernel's own count since the machine started, which no setting of the
-    clock changes (psutil's seconds since the epoch move with the clock).
-    """
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists():  # field 22 in proc_pid_stat(5), counted after the name, which may hold spaces
-            return int(stat.read_bytes().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return float(process.create_time())
-    except (psutil.Error, OSError, IndexError, ValueError):
-        return None
-
-
-def alive(pid: int | None, began: float | None) -> bool:
-    """Whether this very process lives: a later process that was given the same pid began at another time."""
-    now = create_time(pid) if pid is not None else None
-    return now is not None and began is not None and abs(now - began) < _SAME

@@ -1,8 +1,8 @@
 """What this machine has to say against a run before it starts: 4-bit kernels that would compute wrongly, what is not installed.
 
 Covers the one fault of bitsandbytes' CPU kernels that ``workbench.quant.bnb.check_backend`` knows, from a model's headers
-alone, and the options that need a package of their own or were never run. Of the kernels the worker asks again, for the weights
-it has loaded and the torch it runs on.
+alone, and the options that need a package of their own. Of the kernels the worker asks again, for the weights it has loaded and
+the torch it runs on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,9 @@ _TENSORBOARD = 'pip install "qlora-workbench[tensorboard]", or use report_to="no
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises ``ConfigError`` for what cannot be done here: logs without their package, and FSDP, which was never run."""
+    """Raises ``ConfigError`` for what cannot be done here: logs without their package."""
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(["the package tensorboard is not installed."], where="report_to", remedy=_TENSORBOARD)
-    if config.fsdp:
-        what = "FSDP was never run on GPUs here, and is not launched."
-        remedy = "wb.as_code(config) writes the script for torchrun; for DDP leave fsdp empty."
-        raise ConfigError([what], where="fsdp", remedy=remedy)
 
 
 def check_kernels(config: TrainConfig, source: Source, capability: str | None = None) -> None:

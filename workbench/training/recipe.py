@@ -42,31 +42,12 @@ def loading_code(config: TrainConfig) -> str:
     return "\n".join([start, named, *_loaded(config)]) + "\n"
 
 
-def start_command(config: TrainConfig, script: str) -> list[str]:
-    """What starts the cell, saved as ``script``, on several processes; FSDP by accelerate, with the settings of peft's guide.
-
-    https://huggingface.co/docs/peft/accelerate/fsdp
-    """
-    processes = str(config.nproc_per_node)
-    if not config.fsdp:
-        return ["torchrun", "--nproc_per_node", processes, script]
-    options = {
-        "num_machines": "1", "num_processes": processes, "mixed_precision": "no", "dynamo_backend": "no",
-        "fsdp_version": "1", "fsdp_sharding_strategy": "FULL_SHARD", "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_use_orig_params": "false", "fsdp_cpu_ram_efficient_loading": "true", "fsdp_sync_module_states": "true",
-        "fsdp_offload_params": str("offload" in config.fsdp).lower(), "fsdp_state_dict_type": "FULL_STATE_DICT",
-    }  # fmt: skip
-    told = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return ["accelerate", "launch", "--use_fsdp", *told, script]
-
-
 def _start(config: TrainConfig) -> str:
     """How a cell for several processes is started: as a script."""
     if config.nproc_per_node == 1:
         return ""
-    command = " ".join(start_command(config, "train.py")).replace(" --fsdp", " \\\n#   --fsdp")
-    unrun = "# FSDP was not run on GPUs yet.\n" if config.fsdp else ""
-    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\n{unrun}import os\n\n"
+    command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
+    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
 
 
 def _imports(config: TrainConfig, files: Files) -> str:
@@ -86,8 +67,7 @@ def _imports(config: TrainConfig, files: Files) -> str:
     if config.method != "full":
         from_transformers.append("set_seed")
         lines.append(
-            "from peft import LoraConfig, get_peft_model"
-            + ", prepare_model_for_kbit_training" * (config.method == "qlora" and not config.fsdp)
+            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * (config.method == "qlora")
         )
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
@@ -242,7 +222,6 @@ bnb.nn.Params4bit.__new__ = staticmethod(
     lambda cls, *args, blocksize=None, **kwargs: new(cls, *args, blocksize=blocksize or {config.block_size}, **kwargs)
 )
 """)
-        stored = "\n    bnb_4bit_quant_storage=dtype,  # so that FSDP can shard it with the rest" if config.fsdp else ""
         skipped = ""
         if config.llm_int8_skip_modules:
             lines.append("""
@@ -256,14 +235,14 @@ quantization = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type={_shown(config.quant_type)},
     bnb_4bit_use_double_quant={config.double_quant},
-    bnb_4bit_compute_dtype=dtype,{stored}{skipped}
+    bnb_4bit_compute_dtype=dtype,{skipped}
 )""")
     return [*lines, f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})"]
 
 
 def _model(config: TrainConfig) -> str:
     lines = _loaded(config)
-    if config.method == "qlora" and not config.fsdp:  # which shards weights of one dtype: none is upcast
+    if config.method == "qlora":
         lines.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
@@ -298,9 +277,7 @@ def _training(config: TrainConfig) -> str:
         arguments |= {"ddp_find_unused_parameters": False}
     kept = "model" if config.method == "full" else "adapter"
     save = f'model.save_pretrained("{kept}")'
-    if config.fsdp:
-        save = f'trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")\ntrainer.save_model("{kept}")'
-    elif config.nproc_per_node > 1:
+    if config.nproc_per_node > 1:
         save = f"if trainer.is_world_process_zero():\n    {save}"
     note = ""
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:

@@ -27,7 +27,8 @@ from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
-from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
+from workbench.training.folder import ENDED, RunFolder, RunStatus, steps_of, write_json
+from workbench.training.host import alive
 from workbench.training.model_checks import check_model
 from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.watch.supervisor import STOP_PATIENCE

@@ -15,12 +15,10 @@ from workbench.errors import ConfigError
 from workbench.quant.formats import BLOCK_SIZES
 from workbench.training.checks import (
     COMPUTE_DTYPES,
-    FSDP,
     INIT_LORA_WEIGHTS,
     METHODS,
     OF_ADAPTERS,
     OPTIMIZERS,
-    QUANT_STORAGES,
     QUANT_TYPES,
     REPORTS,
     SCHEDULES,
@@ -68,7 +66,6 @@ _METHODS = (
 _BEGINNINGS = {"gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ"}
 _INITS = tuple((_BEGINNINGS.get(str(value), "A at random, B zero"), value) for value in INIT_LORA_WEIGHTS)
 _AUTO = "auto (by the device)"
-_SHARDS = tuple((name or "not sharded", name) for name in FSDP)
 
 SWITCHES: Mapping[str, Options] = {
     "run_for": (("steps", "max_steps"), ("epochs", "num_train_epochs")),
@@ -168,11 +165,7 @@ GROUPS = (
     ),
     Group(
         "Several GPUs (not yet run on any)",
-        (
-            Field("nproc_per_node", "Processes (one a GPU)", "whole"),
-            Field("fsdp", "Shard over them (FSDP; written as code, not launched)", "choice", _SHARDS, wide=True),
-            Field("bnb_4bit_quant_storage", "4-bit weights stored as", "choice", _same(QUANT_STORAGES)),
-        ),
+        (Field("nproc_per_node", "Processes (one a GPU)", "whole"),),
     ),
 )  # fmt: skip
 FIELDS = {field.name: field for group in GROUPS for field in group.fields}

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _NOT_FORECAST = ("buffers", "spare", "libraries")
 _NOT_YET = "not measured: the run had not come so far"
 _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of what is not explained"
-_NO_GPU = "no CUDA device"
 
 
 @dataclass

@@ -100,13 +100,6 @@ class PagingTruth:
             {"bytes": "Int64"}
         )
 
-    def steps_frame(self) -> pd.DataFrame:
-        """One line a step: n, requested, h2d, d2h, evicted, in bytes."""
-        import pandas as pd
-
-        columns = [f.name for f in dataclasses.fields(StepPaging)]
-        return pd.DataFrame([dataclasses.asdict(s) for s in self.steps], columns=columns).astype("Int64")
-
     def beside(self, simulation: PagerSimulation) -> pd.DataFrame:
         """Bytes a step, simulated and measured (the median of the steps; missing where nobody could see them).
 

@@ -12,26 +12,17 @@ from pathlib import Path
 import psutil
 
 from workbench.text import amount
+from workbench.training.host import VMSTAT, host_counters, oom_kills
 from workbench.training.watch.shortage import headroom
-from workbench.training.worker.telemetry import host_counters
 
 _REMEMBERED = 35
 """Samples over which the kernel's count is compared: a large process takes seconds to die, at seven samples a second."""
 
 
-def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int | None:
-    """Processes that Linux has killed for want of memory since it started, in containers with a limit too; None if not told."""
-    try:
-        lines = vmstat.read_text("ascii").splitlines()
-    except (OSError, ValueError):
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
-
-
 class Outside:
     """One worker's memory, seen from outside."""
 
-    def __init__(self, pid: int, vmstat: Path = Path("/proc/vmstat")) -> None:
+    def __init__(self, pid: int, vmstat: Path = VMSTAT) -> None:
         self._pid, self._vmstat = pid, vmstat
         self._kills = collections.deque([oom_kills(vmstat)], maxlen=_REMEMBERED)
         self._rss = self._peak = self._available = 0

@@ -52,11 +52,6 @@ class Ranks:
         """Rank 0's."""
         return self._workers[0].pid
 
-    @property
-    def pids(self) -> list[int]:
-        """Every rank's."""
-        return [worker.pid for worker in self._workers]
-
     def send_signal(self, number: int) -> None:
         """Sends it to every rank that still runs."""
         for worker in self._workers:

@@ -24,7 +24,8 @@ from typing import Any
 from workbench.training import fingerprints
 from workbench.training.environment import OFFLINE, PATIENT
 from workbench.training.events import EventWriter
-from workbench.training.folder import Request, RunFolder, RunStatus, create_time
+from workbench.training.folder import Request, RunFolder, RunStatus
+from workbench.training.host import create_time
 from workbench.training.watch import postmortem
 from workbench.training.watch.outside import Outside
 from workbench.training.watch.ranks import Ranks

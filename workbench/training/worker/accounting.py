@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from workbench import compat
 from workbench.errors import WorkbenchError
 from workbench.memory.footprint import QLORA, Plan
 from workbench.memory.forecast import forecast
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
+from workbench.training.host import host_counters
 from workbench.training.results.receipts import OF_TRAINING, SAVED, WEIGHTS
 from workbench.training.watch.shortage import Shortage, headroom, shortage
 from workbench.training.worker import telemetry
@@ -152,32 +154,21 @@ class Kept:
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Around the forward and the backward pass.
+        """Around the forward and the backward pass: while it is open, what checkpointing computes again is counted."""
 
-        Checkpointing computes a layer again under hooks of its own, made anew for each layer in the backward pass; while this
-        is open, what passes through them is counted.
-        """
-        hooks = torch.autograd.graph.saved_tensors_hooks
-        original = hooks.__init__
-
-        def counting(this: Any, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
+        def layer() -> Callable[[torch.Tensor], None] | None:
             if self._in_forward:
-                original(this, pack, unpack)
-                return
-            layer = Alive()
+                return None
+            alive = Alive()
 
-            def counted(tensor: torch.Tensor) -> Any:
-                self._add(layer, tensor)
-                self.recomputed = max(self.recomputed, layer.held()["activations"])
-                return pack(tensor)
+            def see(tensor: torch.Tensor) -> None:
+                self._add(alive, tensor)
+                self.recomputed = max(self.recomputed, alive.held()["activations"])
 
-            original(this, counted, unpack)
+            return see
 
-        hooks.__init__ = counting
-        try:
+        with compat.saved_tensors_seen(layer):
             yield
-        finally:
-            hooks.__init__ = original
 
 
 class Account:
@@ -283,4 +274,4 @@ class Account:
 
 
 def _rss() -> int | None:
-    return telemetry.host_counters().get("rss")
+    return host_counters().get("rss")

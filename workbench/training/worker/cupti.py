@@ -9,6 +9,7 @@ CUPTI's activity interface belongs to the whole process: where the collector run
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from workbench.training.events import Event
+from workbench.training.host import MAPS, mappings
 from workbench.training.paging import Capability, page_event
 
 H2D, D2H, CPU_FAULT, GPU_FAULT, THRASHING, THROTTLING, REMOTE_MAP, D2D = range(1, 9)
@@ -109,13 +111,11 @@ def page_events(migrations: Iterable[Migration], shift: int = 0, window: int = _
     return events
 
 
-def loaded_cupti(maps: Path = Path("/proc/self/maps")) -> str | None:
+def loaded_cupti(maps: Path = MAPS) -> str | None:
     """The libcupti that this process has loaded (torch loads its own); None if there is none."""
-    try:
-        lines = maps.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return None
-    return next((line.split(maxsplit=5)[5] for line in lines if "libcupti.so" in line), None)
+    with contextlib.suppress(OSError):
+        return next((path for _, path in mappings(maps) if "libcupti.so" in path), None)
+    return None
 
 
 class _CounterConfig(ctypes.Structure):

@@ -5,8 +5,7 @@ Covers the compute dtype, the 4-bit base with any of bitsandbytes' block sizes, 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
+from workbench import compat
 from workbench.errors import ConfigError, ModelError
 from workbench.quant.bnb import check_backend
 from workbench.training.config import TrainConfig
@@ -63,7 +63,7 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-        with _as_asked(config, prepared):
+        with compat.four_bit_loading(config.block_size, config.llm_int8_skip_modules, prepared):
             model, told = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, AttributeError, ImportError, TypeError) as error:
         if "out of memory" in str(error) or "allocate memory" in str(error):
@@ -73,36 +73,6 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
     check_complete(told["missing_keys"], folder)
     _check_quantized(model, config)
     return model
-
-
-@contextlib.contextmanager
-def _as_asked(config: TrainConfig, prepared: Callable[[], None]) -> Iterator[None]:
-    """While open, models are loaded with ``block_size`` and without the modules that are to be left out.
-
-    bitsandbytes' configuration has no block size; ``Params4bit`` has. The only moment to set it is after transformers has put
-    4-bit linears in place and before it reads weights into them, at the end of this method of its quantizer. Modules that its
-    configuration names are left out instead of the head, not besides it; so the head is found here and named too.
-    """
-    from bitsandbytes.nn import Params4bit
-    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-
-    original = Bnb4BitHfQuantizer._process_model_before_weight_loading
-
-    def with_block_size(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-        if config.llm_int8_skip_modules:
-            skipped = [*self.get_modules_to_not_convert(model), *config.llm_int8_skip_modules]
-            self.quantization_config.llm_int8_skip_modules = skipped
-        original(self, model, *args, **kwargs)
-        for parameter in model.parameters():
-            if isinstance(parameter, Params4bit):
-                parameter.blocksize = config.block_size
-        prepared()
-
-    Bnb4BitHfQuantizer._process_model_before_weight_loading = with_block_size
-    try:
-        yield
-    finally:
-        Bnb4BitHfQuantizer._process_model_before_weight_loading = original
 
 
 def _check_quantized(model: Any, config: TrainConfig) -> None:
@@ -125,10 +95,7 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
             backend = check_backend(shape, config.block_size)
             if not backend.right:
                 raise ConfigError([f"{name}: {backend.why}"], where="block_size", remedy=backend.remedy)
-        # Without gradients, on some CPUs, bitsandbytes repacks a weight for inference, and products with it then pass no
-        # gradient on: after the samples taken before training, adapters below the top layer would not learn.
-        if hasattr(linear, "support_avx512bf16_for_cpu"):
-            linear.support_avx512bf16_for_cpu = False
+        compat.never_repack(linear)
 
 
 def attach_adapters(model: Any, config: TrainConfig) -> Any:

@@ -71,7 +71,10 @@ class TracedAdamW(bnb.optim.AdamW):
         return result
 
     def load_state_dict(self, state_dict: Any, move_to_device: bool = True) -> None:
-        """Loads a state and pages again what was paged: the parent leaves loaded states in ordinary device memory."""
+        """Loads a state and pages again what was paged: the parent leaves loaded states in ordinary device memory.
+
+        https://github.com/bitsandbytes-foundation/bitsandbytes/pull/1344 discusses it; still so in bitsandbytes 0.50.
+        """
         super().load_state_dict(state_dict, move_to_device)
         for p, state in self.state.items():
             for key in _PAGED_KEYS:

@@ -1,7 +1,7 @@
 """Memory and faults, sampled several times a second by a thread of the worker.
 
-Covers the host's counters of a process (also read from outside, by the supervisor), the CUDA allocator's and NVML's figures
-where there is a GPU, clock anchors, and the thread that records them. It also watches, on the same beat,
+Covers the CUDA allocator's and NVML's figures where there is a GPU, clock anchors, and the thread that records them beside the
+host's counters (``host``). It also watches, on the same beat,
 for what must be noticed while the main thread is busy: a stop before training, a supervisor that is gone. Does not interpret.
 Imports torch only if the worker has already done so.
 """
@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from workbench.training.events import Event, EventWriter
+from workbench.training.host import host_counters
 
 INTERVAL = 0.125
 """Seconds between samples (8 a second); the real gaps are those between the events' ``t``."""
@@ -32,26 +29,6 @@ class Source(Protocol):
 
     def drain(self) -> list[Event]:
         """Events since the last call."""
-
-
-def host_counters(pid: int | None = None) -> dict[str, int | None]:
-    """``rss`` in bytes, and minor and major page faults since the process began; {} if it is gone or not yet begun.
-
-    These are the operating system's faults on host memory, not GPU paging. On systems without /proc another process's faults
-    are not known: None.
-    """
-    own = pid is None or pid == os.getpid()
-    try:
-        if Path("/proc/self/statm").exists():
-            folder = f"/proc/{'self' if own else pid}"
-            rss = int(Path(folder, "statm").read_bytes().split()[1]) * resource.getpagesize()
-            fields = Path(folder, "stat").read_bytes().rpartition(b")")[2].split()  # after the name, which may hold spaces
-            return {"rss": rss, "minflt": int(fields[7]), "majflt": int(fields[9])} if rss else {}
-        rss = psutil.Process(pid).memory_info().rss
-    except (OSError, psutil.Error, IndexError, ValueError):
-        return {}
-    usage = resource.getrusage(resource.RUSAGE_SELF) if own else None
-    return {"rss": rss, "minflt": usage.ru_minflt if usage else None, "majflt": usage.ru_majflt if usage else None}
 
 
 class Nvml:

@@ -25,9 +25,7 @@ def open_board(config: TrainConfig, folder: RunFolder, checkpoints: Sequence[Pat
     from torch.utils.tensorboard import SummaryWriter
 
     done = int(steps_of(checkpoints[-1])) if checkpoints else 0
-    board = SummaryWriter(str(folder.root / "tensorboard"), purge_step=done + 1 if done else None, flush_secs=10)
-    board.purge_step = None  # once is enough: it is closed after training, and opens a second file for what comes then
-    return board
+    return SummaryWriter(str(folder.root / "tensorboard"), purge_step=done + 1 if done else None, flush_secs=10)
 
 
 def callbacks(board: Any | None) -> list[Any]:

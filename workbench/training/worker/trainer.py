@@ -112,11 +112,17 @@ class Steering(TrainerCallback):
     """Tells each step and ends training when it is asked to, when the loss is lost, or when it is done."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, writer: EventWriter, asked: Asked, where: dict[str, Any]
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        writer: EventWriter,
+        asked: Asked,
+        where: dict[str, Any],
+        evaluate: Callable[[int], None],
     ) -> None:
         self.config, self.folder, self.writer, self.asked, self.where = config, folder, writer, asked, where
+        self.evaluate = evaluate
         self.trainer: TracedTrainer
-        self.evaluate: Callable[[int], None] = lambda n: None
         self._began = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from workbench.training import origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
+from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 from workbench.training.results.card import write_card
 from workbench.training.watch import endings
@@ -36,8 +37,12 @@ from workbench.training.worker import telemetry
 from workbench.training.worker.cupti import open_cupti
 
 if TYPE_CHECKING:
+    import torch
+
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
+    from workbench.training.worker.measurements import Material, Measurements
+    from workbench.training.worker.trainer import TracedTrainer
 
 _SPARE = 1 << 23
 """Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
@@ -104,7 +109,7 @@ class Worker:
     def run(self) -> int:
         """Does the whole run; returns the exit code."""
         self.hello()
-        self.sampler.sources = (HostFaults(telemetry.host_counters),)
+        self.sampler.sources = (HostFaults(host_counters),)
         self.sampler.start()
         collector = None
         try:
@@ -115,7 +120,7 @@ class Worker:
                 import torch
 
                 from workbench.training.worker import trainer  # noqa: F401  (brings transformers, peft and bitsandbytes)
-            self.writer.emit("memory", moment="libraries", rss=telemetry.host_counters().get("rss"))
+            self.writer.emit("memory", moment="libraries", rss=host_counters().get("rss"))
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -155,40 +160,86 @@ class Worker:
         return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
-        from workbench.training import data, held
-        from workbench.training.loaded_checks import check_ids, check_length
-        from workbench.training.worker import accounting, batches, distributed, model, optimizers, tensorboard, trainer
+        """Everything between the libraries and the last measurement; returns the exit code."""
+        from workbench.training import data
+        from workbench.training.worker import distributed, model, tensorboard
+        from workbench.training.worker.measurements import Measurements
 
-        config, phase = self.config, self.phase
-        dtype = model.compute_dtype(config)
-        source = data.model_folder(config.model, origins.pinned(self.folder.root, config))
-        plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
+        dtype = model.compute_dtype(self.config)
+        source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
+        net = self._adapted(self._loaded(source, dtype, cuda), cuda)
+        material = self._material(source, net)
+        checkpoints = self.folder.complete_checkpoints()
+        board = tensorboard.open_board(self.config, self.folder, checkpoints)
+        measured = Measurements(
+            config=self.config, net=net, dtype=dtype, material=material, phase=self.phase, asked=self.asked,
+            writer=self.writer, board=board,
+        )  # fmt: skip
+        loop = self._loop(measured)
+        self._learn(loop, measured, checkpoints)
+        done = loop.state.global_step
+        if done >= self.config.max_steps:
+            measured.evaluate(done)
+            measured.sample("after")
+            if distributed.rank() == 0:
+                write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
+        if board:
+            board.close()
+        asked = distributed.agreed(self.asked())  # the others wait here for rank 0
+        if done >= self.config.max_steps:
+            return endings.FINISHED
+        return endings.PAUSED if asked == "pause" else endings.STOPPED
+
+    def _loaded(self, source: Path, dtype: torch.dtype, cuda: bool) -> Any:
+        """The base model on its device, in 4 bits where the method asks for it; from here on memory is accounted for."""
+        from workbench.training import held
+        from workbench.training.worker import accounting, distributed, model
+
+        plan = dataclasses.replace(
+            Plan.of(self.config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch.")
+        )
         account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(phase("load"))
+            stack.enter_context(self.phase("load"))
             account.forecast()
             account.context()
 
             def prepared() -> None:
-                if config.method == "qlora":
+                if self.config.method == "qlora":
                     stack.pop_all().close()
-                    stack.enter_context(phase("quantize"))
+                    stack.enter_context(self.phase("quantize"))
 
-            base = model.load_base(config, source, dtype, prepared)
+            base = model.load_base(self.config, source, dtype, prepared)
             account.moment("load", base)
             if distributed.rank() == 0:
                 held.held_by(base, [t.name for t in open_model(source).tensors()]).write(self.folder)
-        with phase("attach"):
-            net = model.attach_adapters(base, config)
-            account.moment("attach", net)
-        matrices = model.adapter_sizes(net)
-        paged = self.capabilities["paged optimizer state"] = paged_state(config, cuda, matrices)
+        return base
+
+    def _adapted(self, base: Any, cuda: bool) -> Any:
+        """The model as it is trained; what of its optimizer's state will be paged is known then, and told."""
+        from workbench.training.worker import model
+
+        assert self.account is not None
+        with self.phase("attach"):
+            net = model.attach_adapters(base, self.config)
+            self.account.moment("attach", net)
+        paged = paged_state(self.config, cuda, model.adapter_sizes(net))
+        self.capabilities["paged optimizer state"] = paged
         self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
         self.hello()
-        with phase("dataset"):
+        return net
+
+    def _material(self, source: Path, net: Any) -> Material:
+        """Rows and prompts, which ``net`` can take; how many steps epochs make is known then."""
+        from workbench.training import data
+        from workbench.training.loaded_checks import check_ids, check_length
+        from workbench.training.worker.batches import Collator
+        from workbench.training.worker.measurements import Material
+
+        with self.phase("dataset"):
             tokenizer = data.open_tokenizer(source)
-            rows = data.load(config, tokenizer)
-            config = self.config = config.for_rows(len(rows.rows))
+            rows = data.load(self.config, tokenizer)
+            config = self.config = self.config.for_rows(len(rows.rows))
             self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
             held_out: tuple[data.Row, ...] = ()
             files = data.held_out_files(config) if config.max_eval_rows else None
@@ -196,77 +247,62 @@ class Worker:
                 found = data.load(config, tokenizer, files, config.max_eval_rows)
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
-            prompts = data.sample_prompts(config)
-            collator = batches.Collator.of(tokenizer)
+            collator = Collator.of(tokenizer)
             check_length(net, config, first=self.attempt == 1)
             check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
+            return Material(
+                tokenizer=tokenizer, collator=collator, rows=rows.rows, held_out=held_out, prompts=data.sample_prompts(config)
+            )
 
-        def evaluate(n: int) -> None:
-            if not held_out or distributed.rank() != 0:
-                return
-            with phase("evaluate"), trainer.measuring(net, dtype):
-                size = config.per_device_train_batch_size
-                loss = trainer.held_out_loss(net, held_out, collator, size, self.asked)
-                if loss is not None:
-                    self.writer.emit("eval", n=n, loss=loss)
-                    if board:
-                        board.add_scalar("eval/loss", loss, n)
+    def _loop(self, measured: Measurements) -> TracedTrainer:
+        """transformers' training loop, steered from here."""
+        from workbench.training.worker import optimizers, tensorboard, trainer
 
-        def sample(stage: str) -> None:
-            if not prompts or distributed.rank() != 0 or self.asked():
-                return
-            with phase("sample"), trainer.measuring(net, dtype):
-                for prompt in prompts:
-                    if self.asked():
-                        return
-                    text = trainer.generate(net, tokenizer, prompt, config.sample_max_new_tokens, self.asked)
-                    self.writer.emit("generated", stage=stage, prompt=prompt, text=text)
-
-        checkpoints = self.folder.complete_checkpoints()
-        board = tensorboard.open_board(config, self.folder, checkpoints)
-        steering = trainer.Steering(config, self.folder, self.writer, self.asked, self.where)
-        steering.evaluate = evaluate
-        net.config.use_cache = False
-        loop = trainer.TracedTrainer(
-            model=net,
-            args=trainer.training_arguments(config, self.folder, dtype),
-            train_dataset=trainer.RowSet(rows.rows),
-            data_collator=collator,
-            callbacks=[steering, *tensorboard.callbacks(board)],
-            optimizer_cls_and_kwargs=optimizers.optimizer_for(config, functools.partial(self.writer.emit, "prefetch_req")),
-            phase=phase,
+        assert self.account is not None
+        steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, measured.evaluate)
+        measured.net.config.use_cache = False
+        steering.trainer = trainer.TracedTrainer(
+            model=measured.net,
+            args=trainer.training_arguments(self.config, self.folder, measured.dtype),
+            train_dataset=trainer.RowSet(measured.material.rows),
+            data_collator=measured.material.collator,
+            callbacks=[steering, *tensorboard.callbacks(measured.board)],
+            optimizer_cls_and_kwargs=optimizers.optimizer_for(self.config, functools.partial(self.writer.emit, "prefetch_req")),
+            phase=self.phase,
             where=self.where,
-            account=account,
+            account=self.account,
         )
-        steering.trainer = loop
+        self.sampler.managed = optimizers.managed_bytes
+        return steering.trainer
+
+    def _learn(self, loop: TracedTrainer, measured: Measurements, checkpoints: Sequence[Path]) -> None:
+        """Measures, trains from the last checkpoint on, and saves, also what there is when SIGTERM comes."""
+        from workbench.training.worker import distributed
+
         with self._ending:
             self._interruptible = False
         signal.signal(signal.SIGTERM, self._terminate)
-        self.sampler.managed = optimizers.managed_bytes
         try:
             if self.attempt == 1 or not checkpoints:
-                evaluate(0)
-                sample("before")
+                measured.evaluate(0)
+                measured.sample("before")
             if not distributed.agreed(self.asked()):
-                with phase("train"):
+                with self.phase("train"):
                     loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-        finally:
-            done = loop.state.global_step
-            if sys.exc_info()[0] in (None, endings.OtherEnding):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
-                kept = bool(checkpoints) or self._kept.exists()
-                if distributed.rank() == 0 and (done or not kept):  # a resumed run that did nothing keeps what there was
-                    with phase("save"):
-                        self._save(net, tokenizer, loop.state)
-        if done >= config.max_steps:
-            evaluate(done)
-            sample("after")
-            if distributed.rank() == 0:
-                write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
-        if board:
-            board.close()
-        asked = distributed.agreed(self.asked())  # the others wait here for rank 0
-        return endings.FINISHED if done >= config.max_steps else endings.PAUSED if asked == "pause" else endings.STOPPED
+        except endings.OtherEnding:
+            self._save_what_is_new(loop, measured, checkpoints)
+            raise
+        self._save_what_is_new(loop, measured, checkpoints)
+
+    def _save_what_is_new(self, loop: TracedTrainer, measured: Measurements, checkpoints: Sequence[Path]) -> None:
+        """Rank 0 saves, unless this is a resumed run that did nothing: it keeps what there was."""
+        from workbench.training.worker import distributed
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
+        kept = bool(checkpoints) or self._kept.exists()
+        if distributed.rank() == 0 and (loop.state.global_step or not kept):
+            with self.phase("save"):
+                self._save(measured.net, measured.material.tokenizer, loop.state)
 
     def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""

@@ -1,8 +1,6 @@
-"""The steps of ``make gpu-check``: ``python -m workbench.training.gpu_steps NAME``.
+"""What ``make gpu-check`` asks of the device itself; the steps that train are in ``test_training``.
 
-Covers what is asked of the device itself; the steps that train are in ``gpu_runs``. Each fills a dictionary of facts and raises
-``CheckFailed`` where something is not as it should be; what it found until then is told too. The process answers with one line
-of JSON. ``gpu_check`` runs them, one process each.
+Each test runs in a process of its own (``conftest``), and notes in ``facts`` what it finds.
 """
 
 from __future__ import annotations
@@ -10,22 +8,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
-import json
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
-from workbench.training.gpu_answer import MIB, CheckFailed, Facts, answer, blow_up, expect
-from workbench.training.gpu_runs import half, merged, overhead, pressure, processes, run
+from tests.gpu.step import MIB, Facts, blow_up
+
+pytestmark = pytest.mark.gpu
 
 _CONCURRENT_MANAGED_ACCESS = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
 _NVML_SLACK = 64 * MIB  # what the driver may take beside an allocation
 _LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "nvidia-ml-py")
 
 
-def environment(facts: Facts) -> None:
+def test_environment(facts: Facts) -> None:
     """The device, its driver and the libraries."""
     import torch
 
@@ -47,7 +44,7 @@ def environment(facts: Facts) -> None:
         pynvml.nvmlInit()
         facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
     facts["concurrent managed access"] = bool(_attribute(_CONCURRENT_MANAGED_ACCESS))
-    expect(facts["concurrent managed access"], "Without concurrent managed access prefetches do nothing, and nothing tells.")
+    assert facts["concurrent managed access"], "Without concurrent managed access prefetches do nothing, and nothing tells."
 
 
 def _attribute(number: int) -> int:
@@ -57,13 +54,13 @@ def _attribute(number: int) -> int:
     torch.cuda.init()
     value, device = ctypes.c_int(), ctypes.c_int()
     driver = ctypes.CDLL("libcuda.so.1")
-    expect(driver.cuDeviceGet(ctypes.byref(device), torch.cuda.current_device()) == 0, "The driver knows no such device.")
-    expect(driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) == 0, "The driver does not tell its attributes.")
+    assert driver.cuDeviceGet(ctypes.byref(device), torch.cuda.current_device()) == 0, "The driver knows no such device."
+    assert driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) == 0, "The driver does not tell its attributes."
     return int(value.value)
 
 
-def collectors(facts: Facts) -> None:
-    """CUPTI and NVML answer."""
+def test_collectors(facts: Facts) -> None:
+    """CUPTI's unified-memory counters and NVML answer."""
     import torch
 
     from workbench.training.worker.cupti import open_cupti
@@ -75,12 +72,12 @@ def collectors(facts: Facts) -> None:
         collector.close()
     nvml = Gpu()
     facts |= {"CUPTI": cupti.why, "NVML": nvml.why or "answers"}
-    expect(cupti.works, f"CUPTI: {cupti.why}")
-    expect(not nvml.why, nvml.why)
+    assert cupti.works, f"CUPTI: {cupti.why}"
+    assert not nvml.why, nvml.why
 
 
-def quantize(facts: Facts) -> None:
-    """Codes and scales of bitsandbytes' CUDA kernels beside the workbench's."""
+def test_quantize(facts: Facts) -> None:
+    """Weights quantized on the GPU are those that the workbench computes."""
     import torch
     from bitsandbytes import functional
 
@@ -94,12 +91,12 @@ def quantize(facts: Facts) -> None:
         codes, level = np.stack([high, low], axis=1).ravel(), ours.spec.definition.level_of_code
         facts[f"{name}: codes that differ"] = int((codes != ours.codes.ravel()).sum())  # FP4 has two zeros
         facts[f"{name}: levels that differ"] = differing = int((level[codes] != level[ours.codes.ravel()]).sum())
-        expect(not differing, f"{name}: {differing:,} of {codes.size:,} weights become another level.")
-        expect(np.array_equal(state.absmax.cpu().numpy(), ours.absmax.ravel()), f"{name}: the absmax values differ.")
+        assert not differing, f"{name}: {differing:,} of {codes.size:,} weights become another level."
+        assert np.array_equal(state.absmax.cpu().numpy(), ours.absmax.ravel()), f"{name}: the absmax values differ."
 
 
-def nvml(facts: Facts) -> None:
-    """What the allocator reserves beside what NVML sees."""
+def test_nvml(facts: Facts) -> None:
+    """The allocator's bytes and NVML's agree; what the CUDA context takes."""
     import torch
     from bitsandbytes import functional
 
@@ -107,7 +104,7 @@ def nvml(facts: Facts) -> None:
 
     torch.cuda.init()
     gpu = Gpu()
-    expect(not gpu.why, gpu.why)
+    assert not gpu.why, gpu.why
     torch.ones(1, device="cuda")
     before = gpu.counters(0)
     held = torch.ones(min(1024 * MIB, torch.cuda.mem_get_info()[0] // 4), dtype=torch.uint8, device="cuda")
@@ -119,11 +116,11 @@ def nvml(facts: Facts) -> None:
     functional.fill(state, 1.0)
     torch.cuda.synchronize()
     facts["NVML used more for 256 MiB managed"] = int(gpu.counters(0)["nvml_used"] or 0) - int(after["nvml_used"] or 0)
-    expect(abs(used - reserved) <= _NVML_SLACK, "NVML and the allocator disagree: is another process using this GPU?")
+    assert abs(used - reserved) <= _NVML_SLACK, "NVML and the allocator disagree: is another process using this GPU?"
 
 
-def balloon(facts: Facts) -> None:
-    """Managed pages on the device, then ordinary memory that leaves no room for half of them, then the pages again."""
+def test_balloon(facts: Facts) -> None:
+    """Memory pressure makes the driver evict managed pages, and CUPTI records it."""
     import torch
     from bitsandbytes import functional
 
@@ -131,8 +128,7 @@ def balloon(facts: Facts) -> None:
 
     torch.cuda.init()
     collector, capability = open_cupti(True)
-    if collector is None:
-        raise CheckFailed(f"CUPTI: {capability.why}")
+    assert collector is not None, f"CUPTI: {capability.why}"
     state = functional.get_paged(64 * MIB, dtype=torch.float32, device=torch.device("cuda", 0))
     functional.fill(state, 1.0)
     torch.cuda.synchronize()
@@ -148,12 +144,16 @@ def balloon(facts: Facts) -> None:
         name = f"{event['direction']} {event['cause']}".strip() if event["k"] == "page" else event["text"]
         moved[name] = moved.get(name, 0) + (event.get("bytes") or event.get("count", 1))
     facts |= moved
-    expect(moved.get("d2h eviction"), "The balloon evicted nothing that CUPTI recorded.")
-    expect(any(name.startswith("h2d") for name in moved), "Nothing came back to the device.")
+    assert moved.get("d2h eviction"), "The balloon evicted nothing that CUPTI recorded."
+    assert any(name.startswith("h2d") for name in moved), "Nothing came back to the device."
 
 
-def resume(facts: Facts, device: str = "cuda") -> None:
-    """The optimizer's state before and after it was saved and loaded."""
+def test_resume(facts: Facts) -> None:
+    """An optimizer's paged state is paged again after a checkpoint was loaded."""
+    resume(facts, "cuda")
+
+
+def resume(facts: Facts, device: str) -> None:
     import torch
 
     from workbench.training.worker.optimizers import TracedAdamW, managed_bytes
@@ -176,17 +176,17 @@ def resume(facts: Facts, device: str = "cuda") -> None:
     with torch.no_grad():
         q.copy_(p)
     loaded = second.state[q]
-    expect(torch.equal(loaded["state1"].cpu(), saved["state1"].cpu()), "The loaded state is another one.")
+    assert torch.equal(loaded["state1"].cpu(), saved["state1"].cpu()), "The loaded state is another one."
     step(p, first)
     step(q, second)
-    expect(torch.equal(p, q), "The optimizer that was resumed goes another way.")
+    assert torch.equal(p, q), "The optimizer that was resumed goes another way."
     facts["managed after loading and a step"] = managed_bytes()
     for key in ("state1", "state2"):
-        expect(getattr(loaded[key], "is_paged", False), f"{key} is not paged again after loading.")
+        assert getattr(loaded[key], "is_paged", False), f"{key} is not paged again after loading."
 
 
-def memory(facts: Facts) -> None:
-    """An allocation beyond a limit of this process, the ending that it becomes, and one that fits afterwards."""
+def test_memory(facts: Facts) -> None:
+    """Out of memory on the GPU has its own ending, and the process can go on."""
     import torch
 
     from workbench.training.watch.endings import ending_of
@@ -196,28 +196,11 @@ def memory(facts: Facts) -> None:
     limit = int(torch.cuda.get_device_properties(0).total_memory * fraction)
     try:
         torch.empty(2 * limit, dtype=torch.uint8, device="cuda")
-        raise CheckFailed("An allocation beyond the limit went through.")
     except torch.OutOfMemoryError as error:
         ending = ending_of(error, {"step": 7, "longest": 480})
+    else:
+        raise AssertionError("An allocation beyond the limit went through.")
     facts |= {"kind": ending.kind, "message": ending.message, "remedy": ending.remedy}
-    expect(ending.kind == "out_of_memory" and "The GPU ran out of memory at step 7" in ending.message, "It has another ending.")
-    expect(int(torch.ones(1024, device="cuda").sum()) == 1024, "The device does not work any more.")
-
-
-STEPS: dict[str, Callable[[Facts], None]] = {
-    step.__name__: step
-    for step in (
-        environment, collectors, quantize, nvml, balloon, resume, run, pressure, half, merged, processes, memory, overhead,
-    )
-}  # fmt: skip
-
-
-def main(name: str) -> int:
-    """Runs one step and prints its answer as the last line."""
-    told = answer(STEPS[name])
-    print(json.dumps(told, default=str))
-    return 0 if told["passed"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    assert ending.kind == "out_of_memory", "It has another ending."
+    assert "The GPU ran out of memory at step 7" in ending.message, "It has another ending."
+    assert int(torch.ones(1024, device="cuda").sum()) == 1024, "The device does not work any more."

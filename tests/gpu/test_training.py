@@ -1,23 +1,24 @@
-"""The steps of ``make gpu-check`` that train: whole runs, and what watching a step costs."""
+"""What ``make gpu-check`` trains: whole runs, and what watching a step costs."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
 
 import numpy as np
+import pytest
 
-from workbench.training.gpu_answer import Facts, blow_up, expect, scratch_folder
+from tests.gpu.step import Facts, blow_up, scratch_folder
+from tests.helpers.stretches import ratio_of
 
 _OVERHEAD_BOUND = 1.03
 
 
-def run(facts: Facts) -> None:
-    """A short run of the embedded model, paused and resumed, with every state paged."""
+@pytest.mark.gpu(seconds=900)
+def test_run(facts: Facts) -> None:
+    """A run with paged state: eligible, allocated and requested agree, also after Pause and Resume."""
     import workbench as wb
 
     # Enough steps that Pause comes before the end, and no bound to the size of what is paged.
@@ -30,22 +31,24 @@ def run(facts: Facts) -> None:
                 break
         facts["paused as"] = going.wait(300).state
         status = going.resume().wait(600)
-        expect(status.state == "finished", f"{status.state}: {status.message}")
+        assert status.state == "finished", f"{status.state}: {status.message}"
         events = going.events()
         truth = wb.paging_truth(config, events)
     facts |= {reading.what: reading.bytes for reading in truth.readings}
     facts["told"] = truth.told
     facts["attempts"] = max(e.get("attempt", 1) for e in events)
-    expect(facts["paused as"] == "paused" and facts["attempts"] == 2, "It was not paused and resumed.")
+    assert facts["paused as"] == "paused", "It was not paused and resumed."
+    assert facts["attempts"] == 2, "It was not paused and resumed."
     eligible = truth["eligible to page"]
     for attempt in (1, 2):
         managed = max((e["managed"] for e in events if "managed" in e and e["attempt"] == attempt), default=0)
-        expect(managed == eligible, f"Attempt {attempt} allocated {managed:,} managed bytes of {eligible:,} eligible.")
-    expect(all(s.requested == eligible for s in truth.steps), "Not every step requested every paged state.")
+        assert managed == eligible, f"Attempt {attempt} allocated {managed:,} managed bytes of {eligible:,} eligible."
+    assert all(s.requested == eligible for s in truth.steps), "Not every step requested every paged state."
 
 
-def pressure(facts: Facts) -> None:
-    """A run with every state paged, and memory held beside it that leaves room for half of them: measured beside simulated."""
+@pytest.mark.gpu(seconds=900)
+def test_pressure(facts: Facts) -> None:
+    """A run whose state has too little room pages in every step; measured beside simulated."""
     import torch
 
     import workbench as wb
@@ -67,18 +70,19 @@ def pressure(facts: Facts) -> None:
         truth = wb.paging_truth(config, going.events())
     held.clear()
     facts |= {"eligible to page": truth["eligible to page"], "told": truth.told}
-    expect(status.state == "finished", f"{status.state}: {status.message}")
+    assert status.state == "finished", f"{status.state}: {status.message}"
     simulated = wb.simulate_paging(source, config, room.enough - taken).per_step[-1].tolist()
     squeezed = [step for step in truth.steps if step.n > 20]
     for way, name, of_step in zip(("h2d", "evicted"), ("to the GPU", "evicted"), simulated, strict=True):
         measured = [getattr(step, way) for step in squeezed]
         facts[f"{name} in a step, simulated"] = of_step
         facts[f"{name} in a step, measured (median)"] = None if None in measured else int(np.median(measured))
-    expect(any(step.evicted for step in squeezed), "Nothing was evicted while the GPU was full.")
+    assert any(step.evicted for step in squeezed), "Nothing was evicted while the GPU was full."
 
 
-def half(facts: Facts) -> None:
-    """A short run in float16, and the dtype that a run would choose by itself."""
+@pytest.mark.gpu(seconds=600)
+def test_half(facts: Facts) -> None:
+    """A run in float16, as on a T4."""
     import torch
 
     import workbench as wb
@@ -94,12 +98,13 @@ def half(facts: Facts) -> None:
         status = going.wait(500)
         losses = [e["loss"] for e in going.events() if e["k"] == "step"]
     facts["losses"] = ", ".join(f"{loss:.4f}" if loss is not None else "none" for loss in losses)
-    expect(status.state == "finished", f"{status.state}: {status.message}")
-    expect(all(loss is not None and math.isfinite(loss) for loss in losses), "A loss is no number.")
+    assert status.state == "finished", f"{status.state}: {status.message}"
+    assert all(loss is not None and math.isfinite(loss) for loss in losses), "A loss is no number."
 
 
-def merged(facts: Facts) -> None:
-    """A short run, exported to 16 bits: the merged model has the run's held-out loss, and the errors are those of rounding."""
+@pytest.mark.gpu(seconds=600)
+def test_merged(facts: Facts) -> None:
+    """An adapter trained on the GPU, exported to 16 bits, gives the run's held-out loss."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -111,7 +116,7 @@ def merged(facts: Facts) -> None:
     with scratch_folder() as folder:
         going = wb.launch(config, folder / "run")
         status = going.wait(500)
-        expect(status.state == "finished", f"{status.state}: {status.message}")
+        assert status.state == "finished", f"{status.state}: {status.message}"
         facts["held-out loss"] = [e["loss"] for e in going.events() if e["k"] == "eval"][-1]
         facts["largest error"] = max(wb.export(going, folder / "merged").errors.values())
         net = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.bfloat16, device_map={"": 0})
@@ -121,42 +126,32 @@ def merged(facts: Facts) -> None:
         with trainer.measuring(net, torch.bfloat16):
             loss = trainer.held_out_loss(net, held_out, collator, config.per_device_train_batch_size, lambda: None)
     facts["held-out loss, merged"] = loss
-    expect(loss is not None and abs(loss - facts["held-out loss"]) < 0.02, "The merged model has another loss.")
-    expect(facts["largest error"] < 2**-8, "A merged weight differs by more than rounding.")
+    assert loss is not None, "The merged model has another loss."
+    assert abs(loss - facts["held-out loss"]) < 0.02, "The merged model has another loss."
+    assert facts["largest error"] < 2**-8, "A merged weight differs by more than rounding."
 
 
-def processes(facts: Facts) -> None:
-    """Runs on every GPU of the machine, DDP by ``launch`` and FSDP by the script of ``as_code``; nothing where there is one."""
+@pytest.mark.gpu(seconds=900)
+def test_processes(facts: Facts) -> None:
+    """A run on several GPUs (DDP); with one GPU nothing is checked."""
     import torch
 
     import workbench as wb
-    from workbench.training.recipe import start_command
 
     facts["GPUs"] = count = torch.cuda.device_count()
     if count < 2:
         facts["told"] = "one GPU: runs on several were not checked"
         return
-    usual: dict[str, Any] = {"nproc_per_node": count, "max_steps": 8, "save_steps": 4, "max_length": 128, "max_eval_rows": 0}
-    sharded = wb.TrainConfig(
-        **usual, fsdp="full_shard auto_wrap", compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16", optim="adamw_torch"
-    )
+    config = wb.TrainConfig(nproc_per_node=count, max_steps=8, save_steps=4, max_length=128, max_eval_rows=0, sample_prompts=())
     with scratch_folder() as folder:
-        going = wb.launch(wb.TrainConfig(**usual, sample_prompts=()), folder / "run")
-        status = going.wait(300)
-        facts["DDP"] = f"{status.state}: {status.message}"
-        (folder / "train.py").write_text(wb.as_code(sharded), "utf-8")
-        command = [sys.executable, "-m", "accelerate.commands.launch", *start_command(sharded, "train.py")[2:]]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=500, check=False)
-        saved = (folder / "adapter" / "adapter_model.safetensors").is_file()
-    facts["FSDP"] = f"exit code {done.returncode}, adapter {'saved' if saved else 'missing'}"
-    if done.returncode:
-        facts["FSDP's last words"] = done.stderr[-600:]
-    expect(status.state == "finished", "The run on several GPUs did not finish.")
-    expect(done.returncode == 0 and saved, "The FSDP script did not train and save.")
+        status = wb.launch(config, folder / "run").wait(300)
+    facts["DDP"] = f"{status.state}: {status.message}"
+    assert status.state == "finished", "The run on several GPUs did not finish."
 
 
-def overhead(facts: Facts) -> None:
-    """Steps of a small network with a paged optimizer, collected and sampled in alternate stretches."""
+@pytest.mark.gpu(seconds=600)
+def test_overhead(facts: Facts) -> None:
+    """What collecting and sampling cost a step."""
     import torch
 
     from workbench.training.events import EventWriter
@@ -199,12 +194,4 @@ def overhead(facts: Facts) -> None:
         writer.close()
     ratio, low, high = ratio_of([on for on, _ in times], [off for _, off in times])
     facts |= {"ratio": f"{ratio:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}", "threads left": threading.active_count()}
-    expect(high <= _OVERHEAD_BOUND, f"The interval's upper end is above {_OVERHEAD_BOUND}.")
-
-
-def ratio_of(on: list[list[float]], off: list[list[float]], draws: int = 2000) -> tuple[float, float, float]:
-    """Median of the ratios of paired stretches' mean step times, and its 95 % bootstrap interval over the pairs."""
-    ratios = np.array([np.mean(a) / np.mean(b) for a, b in zip(on, off, strict=True)])
-    picks = np.random.default_rng(0).integers(0, len(ratios), (draws, len(ratios)))
-    low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
-    return float(np.median(ratios)), float(low), float(high)
+    assert high <= _OVERHEAD_BOUND, f"The interval's upper end is above {_OVERHEAD_BOUND}."
