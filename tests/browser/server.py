@@ -33,12 +33,16 @@ _CHROMIUM_FLAGS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-_LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+_LAB_FILES = {
+    "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+    "settings/@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+    # The debugger asks a kernel for its state whenever it connects, and logs an error where a restart overtakes the answer.
+    "config/labconfig/page_config.json": {"disabledExtensions": {"@jupyterlab/debugger-extension": True}},
 }
-# The debugger asks a kernel for its state whenever it connects, and logs an error where a restart overtakes the answer.
-_WITHOUT = {"disabledExtensions": {"@jupyterlab/debugger-extension": True}}
+"""What JupyterLab reads at its start, in its home."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,7 @@ def everything() -> Iterator[tuple[Browser, Server, Path]]:
 @contextlib.contextmanager
 def jupyterlab(home: Path, folder: Path) -> Iterator[Server]:
     """JupyterLab on ``folder``, with settings, workspaces and runtime files in ``home``."""
-    files = {f"settings/{name}": value for name, value in _LAB_SETTINGS.items()} | {"config/labconfig/page_config.json": _WITHOUT}
-    for name, value in files.items():
+    for name, value in _LAB_FILES.items():
         file = home / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pytest
+
 from tests.browser.conftest import ROOT, Server
 from tests.browser.lab import Lab, write_notebook
 
@@ -91,6 +93,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.theme("JupyterLab Light")
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     tab(lab, "Model")
@@ -108,6 +111,7 @@ def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_s
         lab.page.wait_for_selector(".wb-error[role=alert]", state="detached")
 
 
+@pytest.mark.slow
 def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     block_size = lab.page.get_by_role("slider", name="Block size (weights)")
@@ -120,6 +124,7 @@ def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_serve
     assert "block_size': 4096" in lab.kernel("print(app.state)")
 
 
+@pytest.mark.slow
 def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server) -> None:
     shutil.copy(ROOT / "notebooks" / "00_workbench.ipynb", lab_server.folder / "00_workbench.ipynb")
     # Tall enough for every cell: JupyterLab draws only those near the window.

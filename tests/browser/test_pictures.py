@@ -14,6 +14,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.notebooks import WIDGET, run, text_of
 
+pytestmark = pytest.mark.slow
+
 SHOWN = """
 import numpy as np
 from widgets.drawing.blockmap import BlockMap

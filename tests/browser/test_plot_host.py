@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import FloatRect, TimeoutError
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
+
+pytestmark = pytest.mark.slow
 
 TEN = """
 import numpy as np, plotly.graph_objects as go

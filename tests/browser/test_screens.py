@@ -12,6 +12,8 @@ from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import tab
 from widgets.state import TABS
 
+pytestmark = pytest.mark.slow
+
 PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 1, "Cost": 0, "Train": 0}
 """Drawings in each tab."""
 

@@ -13,6 +13,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 CELL = """
 import time
 import workbench as wb

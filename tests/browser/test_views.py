@@ -13,6 +13,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import open_app, read, tab, until
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<img src=x onerror=globalThis.pwned=1><script>globalThis.pwned=1</script>"
 
 

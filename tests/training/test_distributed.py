@@ -88,6 +88,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two: wb.TrainC
     assert "| processes | `2` |" in (run.adapter_dir / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_worker_runs_under_torchrun(two: wb.TrainConfig, alone: wb.Run, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.control.mkdir(parents=True)
@@ -102,6 +103,7 @@ def test_the_same_worker_runs_under_torchrun(two: wb.TrainConfig, alone: wb.Run,
     same_steps(read_events(folder.root), alone)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.TrainConfig, tmp_path: Path) -> None:
     config = wb.TrainConfig.from_dict({**two.to_dict(), "max_steps": 100_000, "max_eval_rows": 0})
     run = wb.launch(config, tmp_path / "run")

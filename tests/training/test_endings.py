@@ -187,6 +187,7 @@ def test_the_room_left_is_the_least_of_the_machine_the_container_and_the_address
     assert headroom(tmp_path) > 2_000_000
 
 
+@pytest.mark.slow
 def test_an_address_space_limit_on_a_real_run_is_told_with_the_change_that_helps(tmp_path: Path) -> None:
     """The worker's code under a limit that holds the model and not the batch."""
     config = in_process.config_of(

@@ -24,6 +24,8 @@ from tests.helpers.tiny_model import ROWS, write_tiny_model
 from workbench.training.events import latest_steps
 from workbench.training.folder import steps_of
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("KILLS_SEED", secrets.randbelow(10**6)))
 APART = 7

@@ -110,6 +110,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_a_run_that_goes_on_once_ther
         ended(run, "stopped", 60)
 
 
+@pytest.mark.slow
 def test_memory_of_this_machine_that_runs_out_is_told_with_step_and_batch(
     forks: Forks, config: wb.TrainConfig, tmp_path: Path
 ) -> None:

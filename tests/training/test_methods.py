@@ -157,6 +157,7 @@ def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytes
     assert held == [wb.forecast(wb.open_model(run.config.model), run.config, "cpu")["4-bit weights"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -32,7 +32,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=list(WAYS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(way, marks=[pytest.mark.slow] if way != "qlora, double" else []) for way in WAYS],
+)
 def receipt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> wb.Receipt:
     """Of one step on the embedded model."""
     config = in_process.config_of(

@@ -196,6 +196,7 @@ def test_what_has_ended_cannot_be_steered(finished: wb.Run) -> None:
 # Stop, in every phase, from anywhere.
 
 
+@pytest.mark.slow
 def test_stop_from_another_process_leaves_an_adapter_that_loads(launch: Launch, forks: Forks, model: Path) -> None:
     with forks.ready():
         run = launch(max_steps=100_000, save_steps=0, method="lora", optim="adamw_torch", text_column="text", sample_prompts=())

@@ -57,7 +57,10 @@ def test_before_training_a_run_ends_at_once_though_it_is_busy(
         assert run.adapter_dir is None
 
 
-@pytest.mark.parametrize("phase", ["evaluate", "sample", "train", "first_forward", "save"])
+@pytest.mark.parametrize(
+    "phase",
+    ["first_forward", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "sample", "train", "save"))],
+)
 def test_from_the_first_measurement_on_a_run_ends_after_its_step_with_what_it_has(
     forks: Forks, config: wb.TrainConfig, whole: wb.Run, tmp_path: Path, phase: str
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_run_whose_folder_is_removed_ends(endless: wb.Run) -> None:
     assert of(endless, "exit") == []
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_does_not_matter(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> None:
     """A request from the future, or the past, is waited for as long as any other; so is a checkpoint's age by its step."""
     for name, jump in (("back", 3600), ("forward", -3600)):

@@ -298,6 +298,7 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert any("lora_A" in name for name, _ in namespace["model"].named_parameters())
 
 
+@pytest.mark.slow
 def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_cell_is_busy(
     cell: Callable[..., TrainingCell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +317,7 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
     assert "LoRA adapter" not in results
 
 
+@pytest.mark.slow
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48, max_eval_rows=0, sample_prompts=()))
     panel._launch.click()
