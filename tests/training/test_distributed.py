@@ -142,9 +142,8 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
         ('[ "$WORLD_SIZE $LOCAL_WORLD_SIZE $LOCAL_RANK $MASTER_ADDR" = "2 2 $RANK 127.0.0.1" ] || exit 1', 0),
     ],
 )
-def test_one_exit_code_for_all_ranks(script: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.training.watch.ranks.GRACE", 1.0)
-    ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"})
+def test_one_exit_code_for_all_ranks(script: str, code: int) -> None:
+    ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"}, grace=1.0)
     while (found := ranks.poll()) is None:
         pass
     assert found == code

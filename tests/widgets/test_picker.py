@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tests.helpers.hub_server import HubServer
 from tests.helpers.hubs import sharded, single, weights
 from widgets.background.tasks import Immediate
-from widgets.controls import progress, recents
+from widgets.controls import recents
 from widgets.controls.progress import Pace, ProgressRow, Step
 from widgets.panels.model import ModelPicker
 from widgets.session import Session
@@ -121,9 +121,8 @@ def test_a_warning_says_what_stays_in_16_bits_though_one_may_not_expect_it(
     assert "0 weights of 0 tensors in 4 bits" in picker.summary.value
 
 
-def test_slow_work_is_shown_and_can_be_given_up(llamas: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_work_is_shown_and_can_be_given_up(llamas: HubServer) -> None:
     """On threads of its own, with a Hub that stalls in the middle of a header."""
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     llamas.fail(server="cdn", stall=True, times=1_000)
     session, seen, failed = Session(), threading.Event(), threading.Event()
     row = ProgressRow(session)

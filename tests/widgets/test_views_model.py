@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Executor, Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,18 +211,17 @@ def test_a_survey_that_is_overtaken_leaves_no_row(later, tmp_path):
     view.close()
 
 
-def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path, monkeypatch):
-    tensors = layers(1)
-    source = wb.open_model(folder(tmp_path / "m", tensors))
-    chunks = LocalSource.chunks
+class Broken(LocalSource):
+    """A folder of which a tensor cannot be read."""
 
-    def broken(self, name, *args, **kwargs):
+    def chunks(self, name, *args, **kwargs):
         if "up_proj" in name:
             raise ModelError("The <disk> is gone.", where=name)
-        return chunks(self, name, *args, **kwargs)
+        return super().chunks(name, *args, **kwargs)
 
-    monkeypatch.setattr(LocalSource, "chunks", broken)
-    view = ModelMapView(source, executor=Immediate())
+
+def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path):
+    view = ModelMapView(Broken(Path(folder(tmp_path / "m", layers(1)))), executor=Immediate())
     assert "1 could not be measured" in view.told.value
     text = view.map._state["content"]["data"][1]["text"]
     assert any("The &lt;disk&gt; is gone." in cell for cell in text[0])
