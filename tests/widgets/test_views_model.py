@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
+from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
 from widgets.background.tasks import Immediate
 from widgets.figures import model
@@ -235,7 +236,7 @@ def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_p
     path = folder(tmp_path / "m", layers(2))
     view = ModelMapView(path, executor=Immediate())
     assert view.rows == ()
-    assert "Survey the model (196.61 kB to read)" in view.start.description
+    assert "196.61 kB" in view.start.description
     view.start.click()
     assert len(view.rows) == 8
     view.close()
@@ -290,7 +291,7 @@ def test_outliers_are_counted_later_and_again_on_request(later):
     view = DistributionView(session=session)
     session.start()
     later.run()
-    assert "Counting the outliers under NF4, blocks of 64…" in view.tails_told.value
+    assert "NF4, blocks of 64…" in view.tails_told.value
     view.work.cancel()
     assert view.count.layout.display == ""
     later.run()
@@ -331,7 +332,7 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     view.targets.value = ("q_proj", "v_proj")
     assert view.session.store.value.target_modules == ("q_proj", "v_proj")
     assert 0 < wb.forecast(view.session.source, view.config)["adapters"] < every
-    assert "14 tensors stay out of 4 bits and take 4.21 MB once loaded" in view.stays_told.value
+    assert not missing(view.stays_told.value, "14 tensors", "4.21 MB")
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing
