@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import ROOT, Server
-from tests.browser.lab import Lab, write_notebook
+from tests.browser.lab import PATIENCE, Lab, write_notebook
 
 APP = "from widgets import Workbench\napp = Workbench('builtin')\napp"
 
@@ -24,14 +24,14 @@ PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
 
 def read(lab: Lab, start: str, expression: str) -> Any:
     """An expression in ``plot``, as soon as the plot whose summary starts so is on screen."""
-    return lab.until(f"(start) => {{ {_FIND} return JSON.stringify({expression}) ?? 'null'; }}", 60, start)
+    return lab.until(f"(start) => {{ {_FIND} return JSON.stringify({expression}) ?? 'null'; }}", argument=start)
 
 
 FIRST_STEP = 180
 """Seconds that a worker may take to its first steps, while other tests use the same cores."""
 
 
-def until(lab: Lab, start: str, condition: str, seconds: float = 60) -> None:
+def until(lab: Lab, start: str, condition: str, seconds: float = PATIENCE) -> None:
     """Wait until a condition on that plot holds."""
     lab.until(f"(start) => {{ {_FIND} return {condition}; }}", seconds, start)
 
@@ -120,7 +120,7 @@ def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_serve
         lab.page.keyboard.press(key)
     lab.page.keyboard.press("End")
     lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '4096'")
-    lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')", 30)
+    lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')")
     assert "block_size': 4096" in lab.kernel("print(app.state)")
 
 

@@ -68,7 +68,7 @@ def test_a_picture_goes_below_the_cell_that_shows_the_view_and_stays_in_the_note
     for drawing, count in ((".workbench-plot", 1), (".workbench-map", 2)):
         first.locator(drawing).hover()
         first.locator(drawing).get_by_role("button", name="Insert picture").click()
-        lab.until("(n) => document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('img').length === n", 30, count)
+        lab.until("(n) => document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('img').length === n", argument=count)
     lab.page.wait_for_selector(".workbench-map [role=status]:has-text('below the cell')", state="attached")
     lab.shot("pictures")
     save(lab)

@@ -26,6 +26,7 @@ from tests.helpers.surveys import checkpoint, two_shards, weights
 from tests.helpers.texts import missing
 from workbench.atomic import replacing_for_user
 from workbench.errors import WorkbenchError
+from workbench.memory.forecast import forecast_methods
 from workbench.quant import formats
 from workbench.report.page import embedded
 from workbench.sources.local import LocalSource
@@ -186,7 +187,7 @@ def test_the_numbers_are_those_of_the_survey_the_duel_and_the_forecast(page):
     worst = page.table("The worst tensors")
     assert [line[0] for line in worst[1:6]] == surveyed.worst(5)["tensor"].tolist()
     memory = page.table("Forecast memory by method")
-    total = wb.memory.forecast_methods(wb.open_model("builtin"), wb.TrainConfig())[0].total
+    total = forecast_methods(wb.open_model("builtin"), wb.TrainConfig())[0].total
     assert memory[-1][:2] == ["total", f"{total / 1e6:.2f} MB"]
     heaviest = page.table("The 8 tensors with the heaviest tails")
     name, kurtosis = surveyed.worst(1, by="kurtosis")[["tensor", "kurtosis"]].iloc[0]

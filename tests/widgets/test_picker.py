@@ -20,7 +20,7 @@ from widgets.controls.progress import Pace, ProgressRow, Step
 from widgets.panels.model import ModelPicker
 from widgets.session import Session
 
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture
