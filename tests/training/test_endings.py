@@ -196,7 +196,7 @@ def test_an_address_space_limit_on_a_real_run_is_told_with_the_change_that_helps
     write_json(tmp_path / "config.json", config.to_dict())
     (tmp_path / "control").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 20, done.stderr
     (error,) = (event for event in read_events(tmp_path) if event["k"] == "error")
