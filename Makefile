@@ -54,10 +54,14 @@ $(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/helper
 	@$(PYTHON) -m tests.helpers.colab $(COLAB)
 	@touch $@
 
-lint: env ## ruff and mypy
+lint: env ## ruff, mypy, the layers of the packages, and TypeScript's check of the JavaScript where npm is there
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@if command -v npx >/dev/null; then echo npx tsc --project jsconfig.json; \
+	  npx --yes --package typescript@5.9.3 tsc --project jsconfig.json; \
+	else echo "npm is not there: the JavaScript was not checked."; fi
 
 notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where widgets were
 	$(BIN)/python -m tests.browser.notebooks

@@ -117,7 +117,7 @@ _CHOOSE = """([label, title]) => {
 _AT_REST = "() => new Promise((resolve) => setTimeout(() => requestIdleCallback(resolve), 100))"
 _MEMORY = """
 import ctypes, gc, psutil, sys, threading, ipywidgets
-from widgets.drawing import Drawing
+from widgets.drawing.drawing import Drawing
 from widgets.session import Session
 from widgets.controls.style import Panel
 gc.collect()
@@ -197,7 +197,7 @@ def change(lab: Lab, *keys: str, gap: int = 0) -> float:
 
 def forget(lab: Lab) -> None:
     """Has the kernel know nothing of the matrix but its weights."""
-    lab.kernel("view.session.analysis.measured.forget()")
+    lab.kernel("measured = view.session.analysis.measured; measured.__init__(measured.tensor)")
     lab.page.evaluate(_AT_REST)
 
 

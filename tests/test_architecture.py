@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import widgets
 import workbench
 
 ROOT = Path(__file__).parent.parent
@@ -68,8 +69,10 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
         assert value.__module__.startswith("workbench.")
 
 
-def test_the_list_of_public_names_is_the_list_of_where_they_are() -> None:
-    assert sorted(workbench.__all__) == sorted(workbench._MODULE)
+@pytest.mark.parametrize("name", widgets.__all__)
+def test_every_public_name_of_the_widgets_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(widgets, name).__doc__
+    assert getattr(widgets, name).__name__ == name
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -17,20 +17,24 @@ import widgets
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PRINTED = [text for language, text in BLOCKS if language == "text"]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", PYTHON)
-def test_the_python_runs(script: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "printed"), list(zip(PYTHON, PRINTED, strict=True)))
+def test_the_python_runs_and_prints_what_stands_below_it(script: str, printed: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *_, last = done.stdout.splitlines()
+    *lines, last = done.stdout.splitlines()
+    *shown, ending = printed.splitlines()
+    assert lines == shown
+    assert re.fullmatch(re.escape(ending).replace("…", ".*"), last)
     state, adapter = last.split(" ", 1)
     assert state == "finished"
     assert (Path(adapter) / "adapter_model.safetensors").is_file()

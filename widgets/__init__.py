@@ -1,51 +1,22 @@
-"""The workbench on screen: ``Workbench`` and its views, each of which also stands alone in a cell.
+"""The workbench on screen: ``Workbench``, its views, each of which also stands alone in a cell, and what they are made of.
 
-Loaded lazily, as ``workbench`` is. Asking for the first view starts compressing plotly.js in the background, and making it
+The public names stand in ``__init__.pyi``, and nowhere else: the views, ``State``, ``View`` and ``Plot`` for views of your own,
+and functions that make a figure for ``Plot`` of a result (``duel``, ``flow``, ``memory_methods`` …). Each is loaded when it is
+first used, as in ``workbench``. Asking for the first one starts compressing plotly.js in the background, and making a view
 starts compiling the kernels, so that neither the first plot nor a slider waits.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from widgets.app import Workbench as Workbench
-    from widgets.drawing.plot import Plot as Plot
-    from widgets.panels.cost.view import CostView as CostView
-    from widgets.panels.distribution import DistributionView as DistributionView
-    from widgets.panels.double_quant import DoubleQuantView as DoubleQuantView
-    from widgets.panels.error import BlockErrorView as BlockErrorView
-    from widgets.panels.formats import FormatsView as FormatsView
-    from widgets.panels.memory import MemoryView as MemoryView
-    from widgets.panels.model import ModelPicker as ModelPicker
-    from widgets.panels.model_map import ModelMapView as ModelMapView
-    from widgets.panels.train.view import TrainingCell as TrainingCell
+import lazy_loader
 
-_HOME = {
-    "Workbench": "app",
-    "ModelPicker": "panels.model",
-    "ModelMapView": "panels.model_map",
-    "DistributionView": "panels.distribution",
-    "BlockErrorView": "panels.error",
-    "FormatsView": "panels.formats",
-    "DoubleQuantView": "panels.double_quant",
-    "MemoryView": "panels.memory",
-    "CostView": "panels.cost.view",
-    "TrainingCell": "panels.train.view",
-    "Plot": "drawing.plot",
-}
-__all__ = sorted(_HOME)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'widgets' has no attribute {name!r}")
-    importlib.import_module("widgets.drawing.plotly_js").begin()
-    value = getattr(importlib.import_module(f"widgets.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+    if name in __all__:
+        importlib.import_module("widgets.drawing.plotly_js").begin()
+    return _load(name)

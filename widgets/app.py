@@ -1,18 +1,16 @@
 """``Workbench``: the views over one state.
 
-A view is imported and built when its tab is first opened, or when Python first asks for it.
+A view is imported and built when its tab is first opened, or when Python first asks for it. Which there are is in ``views.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import ipywidgets
 
-import widgets
 from widgets.background.tasks import guard
 from widgets.controls.breadcrumb import Breadcrumb
 from widgets.controls.progress import ProgressRow
@@ -20,20 +18,19 @@ from widgets.controls.style import Panel, column
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.base import Controls, View
 from widgets.session import Session
-from widgets.state import TABS, State
+from widgets.state import State
+from widgets.views import TABS, VIEWS
 from workbench.sources import Source
 
-_V = TypeVar("_V", bound=View)
-
-_IN_TAB = {
-    "Model": ("model", "map"), "Distribution": ("distribution",), "Error": ("error",), "Formats": ("formats",),
-    "Double quant": ("double_quant",), "Memory": ("memory",), "Cost": ("cost",), "Train": ("train",),
-}  # fmt: skip
-"""The attributes of ``Workbench`` that a tab shows."""
+_ENTRIES = {entry.attribute: entry for entry in VIEWS}
 
 
 class Workbench(Panel):
-    """The whole app. ``model`` is what ``wb.open_model`` takes; ``state`` opens a view that ``app.state`` described."""
+    """The whole app. ``model`` is what ``wb.open_model`` takes; ``state`` opens a view that ``app.state`` described.
+
+    Its views are attributes: ``app.model``, ``app.map``, ``app.distribution``, ``app.error``, ``app.formats``,
+    ``app.double_quant``, ``app.memory``, ``app.cost`` and ``app.train``.
+    """
 
     def __init__(
         self,
@@ -68,60 +65,22 @@ class Workbench(Panel):
         """What is on screen as a small JSON value; ``Workbench(state=…)`` opens the same view."""
         return self.session.store.value.to_dict()
 
-    @cached_property
-    def model(self) -> widgets.ModelPicker:
-        """Opens a model, and says what it is."""
-        return self._made(widgets.ModelPicker(session=self.session), "Model")
+    def __getattr__(self, name: str) -> Any:
+        if name not in _ENTRIES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        view = _ENTRIES[name].load().within(self.session)
+        if isinstance(view, View):
+            view.active = self.session.store.value.tab == _ENTRIES[name].tab
+        self.__dict__[name] = view
+        return view
 
-    @cached_property
-    def map(self) -> widgets.ModelMapView:
-        """All its tensors."""
-        return self._made(widgets.ModelMapView(session=self.session), "Model")
-
-    @cached_property
-    def distribution(self) -> widgets.DistributionView:
-        """How the chosen tensor's weights fall into bins."""
-        return self._made(widgets.DistributionView(session=self.session), "Distribution")
-
-    @cached_property
-    def error(self) -> widgets.BlockErrorView:
-        """Where its error sits."""
-        return self._made(widgets.BlockErrorView(session=self.session), "Error")
-
-    @cached_property
-    def formats(self) -> widgets.FormatsView:
-        """Formats at equal bits."""
-        return self._made(widgets.FormatsView(session=self.session), "Formats")
-
-    @cached_property
-    def double_quant(self) -> widgets.DoubleQuantView:
-        """What quantizing the scales saves and costs."""
-        return self._made(widgets.DoubleQuantView(session=self.session), "Double quant")
-
-    @cached_property
-    def memory(self) -> widgets.MemoryView:
-        """Whether the fine-tune fits."""
-        return self._made(widgets.MemoryView(session=self.session), "Memory")
-
-    @cached_property
-    def cost(self) -> widgets.CostView:
-        """What quantization costs the model."""
-        return self._made(widgets.CostView(session=self.session), "Cost")
-
-    @cached_property
-    def train(self) -> widgets.TrainingCell:
-        """Runs it."""
-        return widgets.TrainingCell(store=self.session.store, executor=self.session.executor)
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_ENTRIES]
 
     @property
     def views(self) -> tuple[View, ...]:
         """The views that have been built so far, in the order of the tabs."""
-        built = [self.__dict__[name] for names in _IN_TAB.values() for name in names if name in self.__dict__]
-        return tuple(view for view in built if isinstance(view, View))
-
-    def _made(self, view: _V, tab: str) -> _V:
-        view.active = self.session.store.value.tab == tab
-        return view
+        return tuple(view for name in _ENTRIES if isinstance(view := self.__dict__.get(name), View))
 
     def _close_views(self) -> None:
         """Those too that were asked for and never shown; the panel closes what is inside it."""
@@ -138,7 +97,7 @@ class Workbench(Panel):
 
     def _show_tab(self, tab: str) -> None:
         index = TABS.index(tab)
-        shown = [getattr(self, name) for name in _IN_TAB[tab]]
+        shown = [getattr(self, entry.attribute) for entry in VIEWS if entry.tab == tab]
         if not self.tabs.children[index].children:
             self.tabs.children[index].children = shown
         self.tabs.selected_index = index

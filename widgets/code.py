@@ -43,16 +43,14 @@ def distribution(analysis: Analysis, by_block: bool) -> str:
     specs = [e.spec for e in analysis.stats]
     size = analysis.state.block_size
     return _lines(
-        ["from workbench.quant.inspect import bin_errors", "from workbench.quant.measure import histogram"],
-        ["from workbench.quant.normality import quantiles", ""],
         _weights(analysis, specs),
         [
             f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
             "for e in stats:",
             "    print(e.spec.title, e.relative_rmse, e.sqnr_db, e.entropy_bits, e.occupancy)",
-            f"counts = histogram(x, block_size={size})",
-            "bins = [bin_errors(x, e) for e in stats]",
-            f"normal = quantiles(x, block_size={size})" if by_block else "normal = quantiles(x)",
+            f"counts = wb.histogram(x, block_size={size})",
+            "bins = [wb.bin_errors(x, e) for e in stats]",
+            f"normal = wb.quantiles(x, block_size={size})" if by_block else "normal = wb.quantiles(x)",
             "tails = wb.outliers(x, stats[0].spec)",
             "tails.to_frame()",
         ],
@@ -63,13 +61,13 @@ def block(analysis: Analysis, field: str, index: int, weight: int) -> str:
     """The block map's values, the worst blocks, one block and one weight of it."""
     specs = [e.spec for e in analysis.stats]
     return _lines(
-        ["import numpy as np", "from workbench.quant.inspect import inspect_block", ""],
+        ["import numpy as np", ""],
         _weights(analysis, specs),
         [
             f"stats = wb.measure(x, [{', '.join(spec.as_code() for spec in specs)}])",
             f"errors = stats[0].{field}",
             "worst = np.argsort(-np.nan_to_num(errors, nan=-1), kind='stable')[:10]",
-            f"block = inspect_block(x, stats[0], {index})",
+            f"block = wb.inspect_block(x, stats[0], {index})",
             f'print(*block.arithmetic({weight}), sep="\\n")',
             "block.to_frame()",
         ],
@@ -99,16 +97,14 @@ def double_quant(analysis: Analysis, scales: Rescaled) -> str:
     plain, doubled = scales.plain.spec, scales.doubled.spec
     sizes = f"block_size={plain.block_size}, nested_block_size={doubled.nested_block_size}"
     return _lines(
-        ["from workbench.quant.double_quant import double_quantize"],
-        ["from workbench.memory.savings import double_quant_savings, savings_of_published", ""],
         _weights(analysis, [plain]),
         [
             f"plain, doubled = wb.measure(x, [{plain.as_code()}, {doubled.as_code()}])",
             "print(plain.spec.bits_per_weight - doubled.spec.bits_per_weight, doubled.rmse / plain.rmse - 1)",
-            f"nested = double_quantize(plain.block_absmax, {doubled.nested_block_size})",
-            f"savings = double_quant_savings(src, {sizes})",
+            f"nested = wb.double_quantize(plain.block_absmax, {doubled.nested_block_size})",
+            f"savings = wb.double_quant_savings(src, {sizes})",
             "saved, by_tensor = savings.saved, savings.tensors",
-            f"by_size = savings_of_published({sizes})",
+            f"by_size = wb.savings_of_published({sizes})",
         ],
     )
 
@@ -117,14 +113,13 @@ def memory(analysis: Analysis, state: State) -> str:
     """The ledger, the five methods, the verdict and what would make it fit."""
     gpu = repr(state.gpu)
     return _lines(
-        ["from workbench.memory import forecast_methods, fit, ways_to_fit", ""],
         _head(analysis),
         [
             f"cfg = {config(state.training)}",
             "ledger = wb.forecast(src, cfg)",
-            "methods = forecast_methods(src, cfg)",
-            f"verdict = fit(ledger, {gpu})",
-            f"ways = ways_to_fit(src, cfg, {gpu})",
+            "methods = wb.forecast_methods(src, cfg)",
+            f"verdict = wb.fit(ledger, {gpu})",
+            f"ways = wb.ways_to_fit(src, cfg, {gpu})",
             "ledger.to_frame()",
         ],
     )
@@ -181,8 +176,7 @@ def _weights(analysis: Analysis, specs: Iterable[QuantSpec]) -> list[str]:
     """And reading the tensor, as bitsandbytes sees it."""
     name, lines = analysis.tensor.name, _head(analysis, specs)
     if analysis.packed or analysis.tensor.layout != AS_STORED:
-        lines.insert(1, "from workbench.sources.packed import weights")
-        return [*lines, f"x = weights(src, {name!r})"]
+        return [*lines, f"x = wb.weights(src, {name!r})"]
     return [*lines, f"x = src.read({name!r})"]
 
 

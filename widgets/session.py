@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from widgets.background import recents
 from widgets.background.listeners import Listeners
 from widgets.background.measured import Measured
+from widgets.background.pace import Pace, Step
 from widgets.background.tasks import Latest
-from widgets.controls import recents
-from widgets.controls.progress import Pace, Step
 from widgets.state import State, Store
 from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, double_quantize
@@ -47,7 +47,7 @@ class Rescaled:
     """The double-quantized scales."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """What the views show of one tensor."""
 
@@ -261,7 +261,10 @@ class Session:
             plain, doubled = found[formats:]
             scales = Rescaled(plain, doubled, double_quantize(plain.block_absmax, doubled.spec.nested_block_size))
         packing = packings_of(source).get(tensor.name)
-        analysis = Analysis(state, source, tensor, measured, tuple(found[:formats]), scales, packing.title if packing else "")
+        analysis = Analysis(
+            state=state, source=source, tensor=tensor, measured=measured, stats=tuple(found[:formats]), scales=scales,
+            packed=packing.title if packing else "",
+        )  # fmt: skip
         if "bins" in self._wanted:
             measured.histogram(state.block_size, self._reads.look)
             _ = analysis.bin_errors

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from widgets.background.listeners import Listeners
+from widgets.views import TABS
 from workbench.errors import ConfigError
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.quant.formats import BLOCK_SIZES, find_format
@@ -20,9 +21,6 @@ from workbench.training.config import TrainConfig
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}
 """What the block map may show: a field of ``ErrorStats`` and its name on screen."""
-
-TABS = ("Model", "Distribution", "Error", "Formats", "Double quant", "Memory", "Cost", "Train")
-"""The app's tabs, in their order."""
 
 MAP_FIELDS = {"relative_rmse": "Relative RMSE", "sqnr_db": "SQNR (dB)", "kurtosis": "Kurtosis", "nbytes": "Bytes"}
 """What the model map may show: of a survey's row, and its name on screen."""
@@ -91,7 +89,7 @@ class State:
     quantiles_of: str = "weights"
     """What is set against the normal distribution: a key of ``QUANTILES_OF``."""
     tab: str = "Distribution"
-    """The tab in front: one of ``TABS``."""
+    """The tab in front: one of ``views.TABS``."""
     map_field: str = "relative_rmse"
     """What the model map shows: a key of ``MAP_FIELDS``."""
     layer: int | None = None

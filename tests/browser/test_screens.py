@@ -10,7 +10,7 @@ import pytest
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import tab
-from widgets.state import TABS
+from widgets.views import TABS
 
 pytestmark = pytest.mark.slow
 

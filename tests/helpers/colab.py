@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.helpers.public_names import homes
+
 if TYPE_CHECKING:
     import pytest
 
@@ -46,8 +48,7 @@ def runs(path: Path) -> bool:
 
 def imports(path: Path) -> Iterator[str]:
     """Every module, and every name of one, that the file imports, wherever in it; for ``wb.name`` the module it is kept in."""
-    from workbench import _MODULE as HOMES
-
+    HOMES = homes("workbench")
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

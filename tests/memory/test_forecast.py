@@ -16,7 +16,7 @@ from tests.helpers.shapes import Shapes, llama
 from workbench.memory.footprint import Plan, base_weights, optimizer_state, trained
 from workbench.memory.forecast import GROUPS, cheapest, fit, forecast_methods, ways_to_fit
 from workbench.memory.gpus import GIB, GPUS, Gpu
-from workbench.sources.base import TensorInfo
+from workbench.sources.tensor_info import TensorInfo
 
 MIDDLE = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,

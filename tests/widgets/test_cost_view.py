@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.cost_in_process import measuring
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from widgets import CostView, Workbench
-from widgets.background.tasks import Immediate
 from widgets.figures import cost
 from widgets.state import COST_FIELDS, State
 

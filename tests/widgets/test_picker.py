@@ -13,10 +13,11 @@ from safetensors.numpy import save_file
 
 from tests.helpers.hub_server import HubServer
 from tests.helpers.hubs import sharded, single, weights
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
-from widgets.background.tasks import Immediate
-from widgets.controls import recents
-from widgets.controls.progress import Pace, ProgressRow, Step
+from widgets.background import recents
+from widgets.background.pace import Pace, Step
+from widgets.controls.progress import ProgressRow
 from widgets.panels.model import ModelPicker
 from widgets.session import Session
 

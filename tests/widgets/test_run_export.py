@@ -12,8 +12,8 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
+from tests.helpers.immediate import Immediate
 from tests.helpers.tiny_model import write_tiny_model
-from widgets.background.tasks import Immediate
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
 from widgets.panels.train.export import RunExport

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import TrainingCell
-from widgets.background.tasks import Immediate
 from widgets.drawing.wire import encode_figure
 from widgets.figures.pager import step_by_step
 from widgets.panels.train.paging import RunPaging

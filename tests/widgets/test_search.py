@@ -12,14 +12,13 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.hubs import single, weights
-from widgets.background.tasks import Immediate
-from widgets.controls import recents
+from tests.helpers.immediate import Immediate
+from widgets.background import recents
 from widgets.controls.search_field import SearchField
 from widgets.controls.suggestions import Suggestions
 from workbench.errors import Unreachable
-from workbench.memory import shortlist
 from workbench.memory.gpus import GPUS
-from workbench.memory.shortlist import PUBLISHED, PublishedShapes
+from workbench.memory.shortlist import GPU, PUBLISHED, PublishedShapes
 from workbench.sources.search import Folder, HubModel, search_folders, search_hub
 
 SMALL = single(weights(1, 64))
@@ -109,12 +108,12 @@ CARDS = {
 
 
 def test_the_short_list_is_computed_from_published_shapes_and_fits(hub: HubServer) -> None:
-    listed = shortlist.shortlist()
+    listed = wb.shortlist()
     assert {model.name: model.parameters for model in listed} == {name: CARDS[name] for name in CARDS if name in PUBLISHED}
     assert len(listed) >= 5
     for model in listed:
         assert model.checkpoint == 2 * model.parameters
-        assert 0 < model.training < GPUS[shortlist.GPU].usable
+        assert 0 < model.training < GPUS[GPU].usable
     assert not hub.requests
 
 
@@ -179,7 +178,7 @@ def offered(field: SearchField) -> dict[str, list[str]]:
 
 
 def test_before_anything_is_typed_the_field_offers_what_there_is(field: SearchField, llamas: HubServer) -> None:
-    fits = [model.name for model in shortlist.shortlist()]
+    fits = [model.name for model in wb.shortlist()]
     assert offered(field) == {
         "Opened before": ["llamas/tiny"], "Comes with the workbench": ["builtin"], "Forecast to fit a free GPU": fits,
     }  # fmt: skip

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from widgets.background.tasks import Immediate, Message
+from tests.helpers.immediate import Immediate
 from widgets.controls import streamed
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed, one_at_a_time
 from workbench.errors import RunError
 
@@ -32,7 +33,7 @@ class Part:
         self.message, self.seen, self.ended = Message(), [], 0
         self.make = make or (lambda p, c: Numbers(5, self.found, p, c))
         self.found = []
-        self.stream = Streamed(self.message, executor, self.begin, self.show, self.end)
+        self.stream = Streamed(self.message, executor, begin=self.begin, show=self.show, ended=self.end)
 
     def begin(self):
         self.stream.follow("Counting", "numbers", lambda p, c: self.make(p, c))

@@ -12,8 +12,10 @@ from typing import Any
 import ipywidgets
 import pytest
 
+from tests.helpers.immediate import Immediate
 from widgets.background import tasks
-from widgets.background.tasks import UI, Immediate, Latest, Message, Ticker, guard
+from widgets.background.tasks import UI, Latest, Ticker, guard
+from widgets.controls.message import Message
 from workbench.errors import WorkbenchError
 
 SECONDS = 60

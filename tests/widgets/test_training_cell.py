@@ -15,11 +15,11 @@ import pytest
 
 import workbench as wb
 from tests.helpers import living
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from widgets import TrainingCell, Workbench
 from widgets.background import tasks
-from widgets.background.tasks import Immediate
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.train.fields import FIELDS, config_of, shown_values
 from widgets.state import State

@@ -12,14 +12,15 @@ from safetensors.numpy import save_file
 
 import workbench as wb
 from tests.helpers import living
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import BlockErrorView, DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
-from widgets.background.tasks import Immediate
 from widgets.controls.style import Panel
 from widgets.figures import bins, blocks
 from widgets.figures import scales as scale_figures
 from widgets.session import Analysis, Session
-from widgets.state import TABS, State, Store
+from widgets.state import State, Store
+from widgets.views import TABS
 from workbench.quant.formats import _formats
 
 

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
+from tests.helpers.immediate import Immediate
 from widgets import Workbench
-from widgets.background.tasks import Immediate
 from workbench.quant.formats import _formats
 
 STATES = [

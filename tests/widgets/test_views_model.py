@@ -9,15 +9,16 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
+from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
-from widgets.background.tasks import Immediate
 from widgets.figures import model
 from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel
 from widgets.panels import model_map
 from widgets.session import Session
-from widgets.state import TABS, State
+from widgets.state import State
+from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
 

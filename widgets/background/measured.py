@@ -91,12 +91,6 @@ class Measured:
         scales = 0 if is_plain(spec) else 8 if spec.definition.zero_point_bits else 4
         return (_BY_BLOCK + scales) * -(-self.weights.size // spec.block_size)
 
-    def forget(self) -> None:
-        """Drops all of it: what is asked for next is measured anew."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
-
     def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
         found: _T | None = self._find(key)
         if found is None:

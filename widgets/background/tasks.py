@@ -1,32 +1,25 @@
 """Work behind the widgets: the newest request wins, errors show where they belong, threads end.
 
 ``Latest`` runs work off the kernel's thread and applies only the newest result; ``Ticker`` polls for live views; ``guard``
-and ``Message`` show a callback's error in its own panel. Only the apply step may touch widgets: it runs under ``UI``, the
-one lock that widget callbacks share, because kernels with subshells run callbacks on other threads. Nothing here computes
-or draws.
+shows a callback's error in its own panel. Only the apply step may touch widgets: it runs under ``UI``, the one lock that
+widget callbacks share, because kernels with subshells run callbacks on other threads. Nothing here computes or draws.
 """
 
 from __future__ import annotations
 
 import functools
-import html
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from typing import Any
-
-import ipywidgets
-
-from workbench.errors import WorkbenchError
+from typing import Any, Protocol
 
 UI = threading.RLock()
 
 JOIN_SECONDS = 2.0
 
-Deliver = Callable[[Callable[[], None]], None]
+Deliver = Callable[[Callable[[], object]], None]
 
 
 def delivery() -> Deliver:
@@ -40,7 +33,7 @@ def delivery() -> Deliver:
         return _call
     main = threading.main_thread()
 
-    def post(change: Callable[[], None]) -> None:
+    def post(change: Callable[[], object]) -> None:
         if threading.current_thread() is main:
             change()
         else:
@@ -49,7 +42,7 @@ def delivery() -> Deliver:
     return post
 
 
-def _call(change: Callable[[], None]) -> None:
+def _call(change: Callable[[], object]) -> None:
     change()
 
 
@@ -80,17 +73,23 @@ def _as_the_page_chose(_: Any, subshell: Any) -> Any:
     return subshell
 
 
-class Immediate(Executor):
-    """Runs each job within ``submit``: background work becomes ordinary calls, for tests and scripts."""
+def under_ui(change: Callable[[], None], wanted: Callable[[], bool], *, patient: bool = True) -> bool:
+    """Call ``change()`` under ``UI`` if it is ``wanted()`` then; whether it was called.
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run now and return the finished future."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
+    The lock is waited for only as long as there is a reason to: what ends the work may hold it and wait for the thread. If it
+    is not ``patient``, it waits for a moment at most.
+    """
+    while wanted():
+        if UI.acquire(timeout=0.05):
+            try:
+                if there := wanted():
+                    change()
+                return there
+            finally:
+                UI.release()
+        if not patient:
+            break
+    return False
 
 
 class Latest:
@@ -202,39 +201,28 @@ class Latest:
             del self._running.generation
 
     def _hand_over(self, generation: int, change: Callable[[], None]) -> None:
-        def apply() -> None:
-            if not self._take_ui(generation):
-                return
+        def guarded() -> None:
             try:
                 change()
             except Exception as error:
                 if self._failed:
                     self._failed(error)
-            finally:
-                UI.release()
-            self._set_busy(False, generation)
+
+        def apply() -> None:
+            if under_ui(guarded, lambda: not self._overtaken(generation)):
+                self._set_busy(False, generation)
 
         if not self._overtaken(generation):
             self._deliver(apply)
 
-    def _take_ui(self, generation: int) -> bool:
-        """Wait for the lock only as long as there is a reason to: whoever closes this may hold it and wait for us."""
-        while not self._overtaken(generation):
-            if UI.acquire(timeout=0.05):
-                if not self._overtaken(generation):
-                    return True
-                UI.release()
-        return False
-
     def _set_busy(self, busy: bool, generation: int) -> None:
-        if self._busy is None or not self._take_ui(generation):
-            return
-        try:
-            if busy != self._waiting:
+        def change() -> None:
+            if self._busy is not None and busy != self._waiting:
                 self._waiting = busy
                 self._busy(busy)
-        finally:
-            UI.release()
+
+        if self._busy is not None:
+            under_ui(change, lambda: not self._overtaken(generation))
 
 
 def _nothing() -> None:
@@ -296,13 +284,7 @@ class Ticker:
 
         def apply() -> None:
             try:
-                while not self._stop.is_set():
-                    if UI.acquire(timeout=0.05):
-                        try:
-                            change()
-                        finally:
-                            UI.release()
-                        return
+                under_ui(change, lambda: not self._stop.is_set())
             except Exception as error:
                 if self._failed:
                     self._failed(error)
@@ -313,30 +295,17 @@ class Ticker:
         self._deliver(apply)
 
 
-class Message(ipywidgets.HTML):
-    """The place in a panel where notes and errors stand. Text is escaped here, so callers pass it as it is."""
-
-    def note(self, text: str) -> None:
-        """Something the reader may like to know."""
-        self.value = f'<div class="wb-message" role="status">{html.escape(text)}</div>'
-
-    def error(self, error: BaseException) -> None:
-        """What was wrong, where, and what to do; an error that is no ``WorkbenchError`` comes with its traceback, folded."""
-        if isinstance(error, WorkbenchError):
-            parts = [("what", error.what), ("where", error.where), ("remedy", error.remedy)]
-            body = "".join(f'<div class="wb-{name}">{html.escape(text)}</div>' for name, text in parts if text)
-        else:
-            trace = html.escape("".join(traceback.format_exception(error)))
-            what = html.escape(f"{type(error).__name__}: {error}")
-            body = f'<div class="wb-what">{what}</div><details><summary>Where it happened</summary><pre>{trace}</pre></details>'
-        self.value = f'<div class="wb-message wb-error" role="alert">{body}</div>'
+class Place(Protocol):
+    """Where a panel shows what went wrong: ``controls.message.Message``."""
 
     def clear(self) -> None:
         """Leave the place empty."""
-        self.value = ""
+
+    def error(self, error: BaseException) -> None:
+        """Show what was wrong."""
 
 
-def guard(message: Message, controls: Iterable[Any] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def guard(message: Place, controls: Iterable[Any] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """A decorator for widget callbacks: an exception shows in ``message`` and every one of ``controls`` is enabled again.
 
     The callback runs under ``UI``. A message from before is cleared when the callback starts.

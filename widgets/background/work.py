@@ -10,8 +10,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 from widgets.background.listeners import Listeners
-from widgets.background.tasks import UI, Latest, delivery
-from widgets.controls.progress import Pace, Step
+from widgets.background.pace import Pace, Step
+from widgets.background.tasks import Latest, delivery, under_ui
 from workbench.sources.base import Cancelled, Progress
 
 
@@ -43,18 +43,7 @@ class Work:
     def partly(self, apply: Callable[[], None]) -> None:
         """From within a request: have ``apply()`` called under ``UI`` unless the request has become stale."""
         stale = self._latest.staleness()
-
-        def show() -> None:
-            while not stale():
-                if UI.acquire(timeout=0.05):
-                    try:
-                        if not stale():
-                            apply()
-                    finally:
-                        UI.release()
-                    return
-
-        self._deliver(show)
+        self._deliver(lambda: under_ui(apply, lambda: not stale()))
 
     def cancel(self) -> None:
         """Give up what is under way."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import UI, Message, guard
+from widgets.background.tasks import UI, guard
+from widgets.controls.message import Message
 from widgets.session import Session
 from widgets.state import State
 from workbench.sources.kinds import layer_of

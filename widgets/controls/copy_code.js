@@ -1,27 +1,16 @@
+// @ts-check
 // "Copy as code": puts the code on the clipboard, and shows it selected where the page may not write there.
 
 export default {
   render({ model, el }) {
     el.classList.add("wb-copy");
-    const copy = document.createElement("button");
-    copy.type = "button";
-    copy.className = "jupyter-button";
-    copy.textContent = "Copy as code";
-    copy.title = "Copy the lines of Python that give the numbers shown here";
-    const show = document.createElement("button");
-    show.type = "button";
-    show.className = "jupyter-button";
-    const status = document.createElement("span");
-    status.className = "wb-note";
-    status.setAttribute("role", "status");
-    const box = document.createElement("textarea");
-    box.readOnly = true;
-    box.spellcheck = false;
-    box.className = "wb-code";
-    box.setAttribute("aria-label", "Code that gives the numbers shown here");
-    const row = document.createElement("div");
-    row.className = "wb-copy-row";
-    row.append(copy, show, status);
+    const title = "Copy the lines of Python that give the numbers shown here";
+    const copy = element("button", { type: "button", class: "jupyter-button", title }, "Copy as code");
+    const show = element("button", { type: "button", class: "jupyter-button" });
+    const status = element("span", { class: "wb-note", role: "status" });
+    const label = "Code that gives the numbers shown here";
+    const box = element("textarea", { readonly: "", spellcheck: "false", class: "wb-code", "aria-label": label });
+    const row = element("div", { class: "wb-copy-row" }, copy, show, status);
     el.append(row, box);
 
     const open = (shown) => {

@@ -14,6 +14,6 @@ class CopyCode(anywidget.AnyWidget):
     Where the page may not write to the clipboard, the code is shown with all of it selected.
     """
 
-    _esm = script("controls/copy_code.js")
+    _esm = script("drawing/element.js", "controls/copy_code.js")
     code = traitlets.Unicode().tag(sync=True)
     """Plain text: the page puts it into a text box, never into HTML."""

@@ -1,3 +1,4 @@
+// @ts-check
 // What every panel does the same way: plain keys stay in the panel, folds open and close, and what ipywidgets leaves out of the
 // accessible names is put there: slider handles, wrong fields.
 

@@ -1,28 +1,20 @@
+// @ts-check
 // A text field with a list of suggestions below it: the combobox pattern of WAI-ARIA. The list stands in the flow of the page, not
 // above it, because outputs are clipped (JupyterLab) or frames of their own (Colab). Text becomes text, never HTML.
 
 let fields = 0;
 
-function element(kind, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(kind), properties);
-  made.append(...children);
-  return made;
-}
-
 export default {
   render({ model, el }) {
     const id = `wb-search-${(fields += 1)}`;
-    const input = element("input", { id, type: "text", autocomplete: "off", spellcheck: false });
-    const label = element("label", { htmlFor: id, className: "widget-label" });
-    const list = element("div", { id: `${id}-list`, className: "wb-suggestions", hidden: true });
-    const status = element("div", { className: "wb-suggestions-status" });
-    status.setAttribute("role", "status");
-    list.setAttribute("role", "listbox");
-    for (const [name, value] of [["role", "combobox"], ["aria-autocomplete", "list"], ["aria-controls", list.id]]) {
-      input.setAttribute(name, value);
-    }
-    input.classList.add("widget-input");
-    const popup = element("div", { className: "wb-suggestions-popup", hidden: true }, list, status);
+    const input = element("input", {
+      id, type: "text", autocomplete: "off", spellcheck: "false", class: "widget-input", role: "combobox",
+      "aria-autocomplete": "list", "aria-controls": `${id}-list`,
+    });
+    const label = element("label", { for: id, class: "widget-label" });
+    const list = element("div", { id: `${id}-list`, class: "wb-suggestions", role: "listbox", hidden: "" });
+    const status = element("div", { class: "wb-suggestions-status", role: "status" });
+    const popup = element("div", { class: "wb-suggestions-popup", hidden: "" }, list, status);
     el.classList.add("wb-search");
     el.append(label, input, popup);
 
@@ -63,7 +55,7 @@ export default {
     };
 
     const draw = () => {
-      let group = null;
+      let group = list;
       let named = null;
       const before = lines[active]?.firstChild.textContent;
       lines = [];
@@ -71,27 +63,23 @@ export default {
       for (const [i, option] of model.get("options").entries()) {
         if (named !== option.group) {
           named = option.group;
-          const heading = element("div", { id: `${list.id}-group-${i}`, className: "wb-suggestions-group", textContent: named });
-          group = element("div", {}, heading);
-          group.setAttribute("role", "group");
-          group.setAttribute("aria-labelledby", heading.id);
+          const heading = element("div", { id: `${list.id}-group-${i}`, class: "wb-suggestions-group" }, named);
+          group = element("div", { role: "group", "aria-labelledby": heading.id }, heading);
           list.append(group);
         }
         const line = element(
           "div",
-          { id: `${list.id}-${i}`, className: "wb-suggestion" },
-          element("span", { textContent: option.value }),
-          element("span", { className: "wb-suggestion-note", textContent: option.note }),
+          { id: `${list.id}-${i}`, class: "wb-suggestion", role: "option", "aria-selected": "false" },
+          element("span", {}, option.value),
+          element("span", { class: "wb-suggestion-note" }, option.note),
         );
-        line.setAttribute("role", "option");
-        line.setAttribute("aria-selected", "false");
         line.addEventListener("mousedown", (event) => event.preventDefault()); // the field keeps the focus
         line.addEventListener("click", () => choose(option));
         group.append(line);
         lines.push(line);
       }
       active = -1;
-      activate(before === undefined ? -1 : lines.findIndex((line) => line.firstChild.textContent === before));
+      activate(before === undefined ? -1 : lines.findIndex((line) => line.firstChild?.textContent === before));
       refresh();
     };
     const changes = {

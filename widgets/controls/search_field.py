@@ -36,7 +36,7 @@ class SearchField(anywidget.AnyWidget):
     Enter, or choosing a suggestion that is final, calls what ``on_chosen`` was given.
     """
 
-    _esm = script("controls/search_field.js")
+    _esm = script("drawing/element.js", "controls/search_field.js")
 
     value = traitlets.Unicode().tag(sync=True)
     description = traitlets.Unicode().tag(sync=True)

@@ -13,8 +13,9 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
 from widgets.background.work import Work
+from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, note, row, set_note
 from workbench.sources.base import Cancelled, Progress
@@ -37,6 +38,7 @@ class Streamed:
         self,
         message: Message,
         executor: Executor | None,
+        *,
         begin: Callable[[], None],
         show: Callable[[Any], None],
         ended: Callable[[], None],

@@ -8,13 +8,13 @@ brackets) and its accessible name; inside ``fields`` it stands above the control
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anywidget
 import ipywidgets
 
-from widgets.background.tasks import Message
+from widgets.controls.message import Message
 from widgets.drawing import notebook
 from widgets.drawing.drawing import script
 
@@ -101,6 +101,11 @@ def row(*children: Any) -> ipywidgets.Box:
 def grid(*children: Any) -> ipywidgets.Box:
     """Equal cells, as many in a row as fit: plots beside one another."""
     return _box("wb-grid", children)
+
+
+def choice(description: str, titles: Mapping[str, str]) -> ipywidgets.Dropdown:
+    """A choice among the keys of ``titles``, by what these say."""
+    return ipywidgets.Dropdown(description=description, options=[(title, name) for name, title in titles.items()])
 
 
 def fold(title: str, *children: Any, said: str = "") -> ipywidgets.Box:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from widgets.background import recents
 from widgets.background.tasks import Latest
-from widgets.controls import recents
 from widgets.controls.search_field import SearchField, Suggestion
 from workbench.errors import ModelError, Unreachable
 from workbench.memory.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist

@@ -1,3 +1,4 @@
+// @ts-check
 // What the reader does on a block map and what the page asks Python for; drawing.js and blockmap_canvas.js come before it.
 
 const PICTURE = { width: 800, scale: 2 };
@@ -50,7 +51,7 @@ function draw(view) {
   const ratio = devicePixelRatio, width = body.clientWidth, height = body.clientHeight;
   const [wide, tall] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
-  const context = canvas.getContext("2d");
+  const context = inkOf(canvas);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const scene = sceneOf(view, map), area = plotArea(width, height);
   drawMap(context, width, height, scene, pageColours(body));
@@ -84,7 +85,7 @@ function pictureOf(state, model) {
   const marks = { selected: map.selected, cursor: null, box: null };
   const scene = shown ? { ...sceneOf(shown, map), marks } : { map, overview: overviewOf(map), window: wholeOf(map), marks };
   const canvas = Object.assign(document.createElement("canvas"), { width: width * PICTURE.scale, height: height * PICTURE.scale });
-  const context = canvas.getContext("2d"), colours = pageColours(view?.frame ?? document.body);
+  const context = inkOf(canvas), colours = pageColours(view?.frame ?? document.body);
   context.setTransform(PICTURE.scale, 0, 0, PICTURE.scale, 0, 0);
   drawMap(context, width, height, scene, colours);
   context.globalCompositeOperation = "destination-over";
@@ -265,7 +266,7 @@ function hover(view, event) {
   const place = placeOf(view, event), cell = cellAt(view, map, place);
   if (!cell || cell.code === NO_BLOCK) return void hideTip(view);
   const value = cell.code === NOT_FINITE ? "not finite" : `≈ ${short(map.low + (cell.code / TOP) * (map.high - map.low))} ${map.unit}`;
-  const span = ([first, end]) => (end - first > 1 ? `${first}–${end - 1}` : first);
+  const span = (/** @type {number[]} */ [first, end]) => (end - first > 1 ? `${first}–${end - 1}` : first);
   view.hovering = place;
   showTip(view, `${map.rows.split(" ")[0]} ${span(cell.rows)}, ${map.columns.split(" ")[0]} ${span(cell.columns)}: ${map.name} ${value}`);
   askAbout(view, { rows: cell.rows, columns: cell.columns });

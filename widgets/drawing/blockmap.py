@@ -43,7 +43,7 @@ MAX_CELLS = 200_000
 _START = (320, 480)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Values:
     """What a map shows, unchanging: requests of the page may come on any thread."""
 
@@ -100,8 +100,7 @@ class BlockMap(Drawing):
     Methods may be called from any thread. ``error`` and ``summary`` are those of every drawing.
     """
 
-    events = ("pick",)
-    _esm = script("drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
+    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
 
     def __init__(self, height: int = DEFAULT_HEIGHT) -> None:
         self._values: _Values | None = None
@@ -143,7 +142,9 @@ class BlockMap(Drawing):
         if low > high:
             low = high = 0.0
         bad = None if whole else (~finite).astype(np.float32)
-        shown = _Values(blocks, per_row, name, unit, rows, columns, low, high, bad)
+        shown = _Values(
+            blocks=blocks, per_row=per_row, name=name, unit=unit, rows=rows, columns=columns, low=low, high=high, bad=bad
+        )
         with self._lock:
             self._values, self._number = shown, self._number + 1
             content = {
@@ -161,7 +162,7 @@ class BlockMap(Drawing):
 
     def on_select(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(block)`` when the reader chooses a block, which is marked by then; returns what ends that."""
-        return self._subscribe("pick", callback)
+        return self._chosen.add(callback)
 
     def _within(self, block: int | None) -> int | None:
         return None if block is None or self._values is None else max(0, min(int(block), self._values.blocks.size - 1))
@@ -185,7 +186,7 @@ class BlockMap(Drawing):
                 self.send({"type": "told", "id": message["id"], "text": values.told(block, among)})
             else:
                 self.select(block)
-                self._call("pick", block)
+                self._choose(block)
 
     def _refine(self, values: _Values, rows: tuple[int, int], columns: tuple[int, int], message: dict[str, Any]) -> None:
         """Answer with a part of the map; the whole of it becomes what every page starts from."""

@@ -1,3 +1,4 @@
+// @ts-check
 // Puts a block map on a canvas: cells, axes, colour bar, marks. Knows nothing of events and messages (blockmap.js); the geometry is
 // counted in CSS pixels, and block i of an axis lies from i to i + 1.
 
@@ -29,10 +30,15 @@ function extent({ rows, columns, tall, wide }) {
   return [Math.ceil((rows[1] - rows[0]) / tall), Math.ceil((columns[1] - columns[0]) / wide)];
 }
 
+/** What draws on a canvas. A page without canvases has no map anyway. */
+function inkOf(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+}
+
 function paintCells(part, dark) {
   const [height, width] = extent(part);
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  const context = inkOf(canvas), image = context.createImageData(width, height);
   const table = new Uint32Array(256), bytes = new Uint8ClampedArray(table.buffer);
   for (let code = 0; code <= TOP; code++) bytes.set([...viridis(code / TOP), 255], code * 4);
   bytes.set([...notFinite(dark), 255], NOT_FINITE * 4); // NO_BLOCK stays transparent
@@ -66,7 +72,7 @@ function transform(area, { rows, columns }) {
 function ticks(low, high, count, least = 0) {
   const rough = Math.max((high - low) / Math.max(count, 1), least, Number.MIN_VALUE);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = Math.max([1, 2, 5, 10].find((m) => m * power >= rough * 0.999) * power, least);
+  const step = Math.max(([1, 2, 5].find((m) => m * power >= rough * 0.999) ?? 10) * power, least);
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
   return Array.from({ length: Math.max(last - first + 1, 0) }, (_, i) => (first + i) * step);
 }
@@ -97,7 +103,7 @@ function drawMap(context, width, height, scene, colours) {
     context.drawImage(bitmapOf(part, colours.dark), to.x(part.columns[0]), to.y(part.rows[0]), ...size);
   }
   context.restore();
-  drawAxes(context, area, to, scene, colours);
+  drawAxes(context, area, to, scene);
   drawBar(context, area, map, colours);
   context.save();
   context.beginPath();
@@ -107,7 +113,7 @@ function drawMap(context, width, height, scene, colours) {
   context.restore();
 }
 
-function drawAxes(context, area, to, { map, window }, colours) {
+function drawAxes(context, area, to, { map, window }) {
   const right = area.left + area.width, bottom = area.top + area.height;
   context.globalAlpha = 0.4;
   context.strokeRect(area.left - 0.5, area.top - 0.5, area.width + 1, area.height + 1);

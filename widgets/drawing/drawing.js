@@ -1,3 +1,4 @@
+// @ts-check
 // What every drawing of widgets/drawing/drawing.py does on the page: keep the state that Python holds and apply its patches, follow the
 // theme, take a frame with an error, tools and a live region, and give a picture. plot.js and blockmap.js come after it.
 
@@ -79,11 +80,16 @@ function withTail(node, start, tail) {
 const ANSWER_WITHIN = 5000, GREETINGS = 5; // milliseconds until a greeting is repeated, doubled each time; and how often
 const states = new Map(); // a model's key -> its state: initialize and render see different proxies of one model
 
-/** Hold a model's state for all its views; `redraw(view)` after a change, `picture(state, model)` a PNG blob of it as it is now. */
-function keepState(model, { redraw, picture, received = () => {} }) {
+/**
+ * Hold a model's state for all its views: `redraw(view)` after a change, `picture(state, model)` a PNG blob of it as it is now,
+ * `received(state, message, buffers)` for what only this kind of drawing is sent.
+ * @param {any} model
+ * @param {{redraw: Function, picture: Function, received?: Function}} acts
+ */
+function keepState(model, { redraw, picture, received }) {
   const state = { ...model.get("_current"), views: new Set() };
   states.set(model.get("_key"), state);
-  const redrawAll = () => state.views.forEach(redraw);
+  const redrawAll = () => state.views.forEach((view) => redraw(view));
   let unanswered;
   const greet = (tries = 0) => {
     try {
@@ -104,7 +110,7 @@ function keepState(model, { redraw, picture, received = () => {} }) {
     if (message.type === "patch") patched(message, buffers);
     else if (message.type === "picture") void sendPicture(message.id);
     else if (message.type === "say") state.views.forEach((view) => say(view, message.text));
-    else received(state, message, buffers);
+    else received?.(state, message, buffers);
   };
   const patched = (message, buffers) => {
     if (message.to <= state.revision) return;
@@ -209,13 +215,6 @@ const LOOK = `
 }
 .workbench-drawing > [role=status] { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
-
-function element(kind, attributes, ...children) {
-  const made = document.createElement(kind);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 /** The place a drawing takes, at its full height from the start: `body`, an error over it, tools, and what is said of it. */
 function buildFrame(model, el, kind, body, tools = []) {

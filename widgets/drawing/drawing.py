@@ -13,11 +13,12 @@ import pathlib
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import anywidget
 import traitlets
 
+from widgets.background.listeners import Listeners
 from widgets.background.tasks import at_once
 from widgets.drawing import notebook
 from widgets.drawing.wire import detach, diff
@@ -45,20 +46,17 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
     start, so that nothing jumps. Methods may be called from any thread.
     """
 
-    events: ClassVar[tuple[str, ...]] = ()
-    """What the reader may do that callbacks can be had for."""
     height = traitlets.Int(DEFAULT_HEIGHT).tag(sync=True)
     _key = traitlets.Unicode().tag(sync=True)
-    _listening = traitlets.List(traitlets.Unicode()).tag(sync=True)
     # The state as both sides hold it; its value lives in _state, so that a patch does not also send the whole of it.
     _current = traitlets.Dict().tag(sync=True, to_json=lambda _, drawing: drawing._state)
 
     def __init__(self, content: dict[str, Any], summary: str, height: int, **traits: Any) -> None:
         self._lock = threading.RLock()
-        self._callbacks: dict[str, list[Callback]] = {event: [] for event in self.events}
+        self._chosen = Listeners()
         self._state: dict[str, Any] = {"revision": 0, "content": content | {"summary": summary, "error": ""}}
         self._pictures: dict[str, tuple[threading.Event, list[bytes | str]]] = {}
-        self._made_in = notebook.present_cell()
+        self.made_in = notebook.present_cell()
         super().__init__(height=height, _key=uuid.uuid4().hex, **traits)
         self.on_msg(self._receive)
         at_once(self)
@@ -107,8 +105,7 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
 
     def close(self) -> None:
         """Remove the drawing from every page and free its models; closing twice is harmless."""
-        for callbacks in self._callbacks.values():
-            callbacks.clear()
+        self._chosen.clear()
         layout = self.layout
         super().close()
         if layout is not None:
@@ -125,26 +122,12 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
         patch = [[path, verb, *(detach(value, buffers) for value in values)] for path, verb, *values in operations]
         self.send({"type": "patch", "from": before, "to": before + 1, "operations": patch}, buffers)
 
-    def _subscribe(self, event: str, callback: Callback) -> Callable[[], None]:
-        self._callbacks[event].append(callback)
-        self._tell_listening()
-
-        def unsubscribe() -> None:
-            if callback in self._callbacks[event]:
-                self._callbacks[event].remove(callback)
-                self._tell_listening()
-
-        return unsubscribe
-
-    def _tell_listening(self) -> None:
-        self._listening = [name for name in self.events if self._callbacks[name]]
-
-    def _call(self, event: str, detail: Any) -> None:
-        for callback in tuple(self._callbacks[event]):
-            try:
-                callback(detail)
-            except Exception as error:  # nobody else would show it: a callback's exception reaches no cell
-                self.fail(error)
+    def _choose(self, detail: Any) -> None:
+        """Call those who listen for what the reader chooses."""
+        try:
+            self._chosen(detail)
+        except Exception as error:  # nobody else would show it: a callback's exception reaches no cell
+            self.fail(error)
 
     def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
         kind = message.get("type")
@@ -160,8 +143,6 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
             asked.set()
         elif kind == "insert" and buffers:
             self.send({"type": "say", "text": notebook.insert_picture(self, bytes(buffers[0]), self.summary)})
-        elif kind in self.events:
-            self._call(str(kind), message["detail"])
 
     def __repr__(self) -> str:
         name = type(self).__name__

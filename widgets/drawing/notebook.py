@@ -35,7 +35,7 @@ def cell_of(widget: Any) -> dict[str, Any]:
     for root, cell in reversed(_shown):
         if cell and any(part is widget for part in _tree(root())):
             return dict(cell)
-    return dict(getattr(widget, "_made_in", {}))
+    return dict(getattr(widget, "made_in", {}))
 
 
 class Noted:

@@ -1,3 +1,4 @@
+// @ts-check
 // Draws the figure that widgets/drawing/plot.py holds; drawing.js and plotly_once.js come before it. Nothing here reaches for the network.
 
 // ---------------------------------------------------------------- the figure
@@ -31,24 +32,8 @@ function themed(themes, element) {
 
 function describePoint(point) {
   const { curveNumber: curve, x, y, z, customdata } = point;
-  const plain = ArrayBuffer.isView(customdata) ? Array.from(customdata) : customdata;
+  const plain = ArrayBuffer.isView(customdata) ? Array.from(/** @type {any} */ (customdata)) : customdata;
   return { curve, name: point.data?.name, index: point.pointIndex ?? point.pointNumber, x, y, z, customdata: plain };
-}
-
-/** Axis ranges out of a relayout event; null where it is about something else, such as plotly fitting its own size. */
-function describeZoom(change) {
-  const ranges = {};
-  for (const [key, value] of Object.entries(change ?? {})) {
-    const [, axis, what, end] = key.match(/^([xy]axis\d*)\.(range|autorange)(?:\[([01])\])?$/) ?? [];
-    if (what === "autorange") ranges[axis] = null;
-    else if (end !== undefined) (ranges[axis] ??= [null, null])[Number(end)] = value;
-    else if (what === "range") ranges[axis] = value;
-  }
-  return Object.keys(ranges).length ? ranges : null;
-}
-
-function listening({ model }, type, detail) {
-  if (model.get("_listening").includes(type)) model.send({ type, detail });
 }
 
 /** A point as `describePoint` has it, by its place in the figure. */
@@ -64,25 +49,14 @@ function spoken({ name, x, y, z }) {
     .filter(Boolean).join(", ");
 }
 
-function tellHover(view) {
-  clearTimeout(view.hover);
-  view.hover = setTimeout(() => listening(view, "hover", view.picked), 50);
+function click({ model }, point) {
+  model.send({ type: "click", detail: point });
 }
 
 function listen(view) {
-  const { plot } = view;
-  const send = (type, detail) => listening(view, type, detail);
-  plot.on("plotly_click", (event) => event.points.length && send("click", describePoint(event.points[0])));
-  plot.on("plotly_selected", (event) => send("select", (event?.points ?? []).map(describePoint)));
-  plot.on("plotly_deselect", () => send("select", []));
-  plot.on("plotly_relayout", (change) => {
-    const ranges = describeZoom(change);
-    if (ranges) send("zoom", ranges);
-  });
-  plot.on("plotly_hover", (event) => {
-    if (!event.points.length) return;
-    view.picked = describePoint(event.points[0]);
-    tellHover(view);
+  view.plot.on("plotly_click", (event) => event.points.length && click(view, describePoint(event.points[0])));
+  view.plot.on("plotly_hover", (event) => {
+    if (event.points.length) view.picked = describePoint(event.points[0]);
   });
 }
 
@@ -166,7 +140,7 @@ function pressed(view, event) {
   if (event.key === "p" && !event.ctrlKey && !event.metaKey) return void view.state.insert();
   const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
   const turn = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (event.key === "Enter" && view.picked) return void listening(view, "click", view.picked);
+  if (event.key === "Enter" && view.picked) return void click(view, view.picked);
   if (event.target !== plot || (step === undefined && turn === undefined) || !view.listening) return;
   const lengths = plot.calcdata.map(([first], i) => (first.trace.hoverinfo === "skip" || first.z ? 0 : plot.calcdata[i].length));
   const curves = lengths.flatMap((length, i) => (length ? [i] : []));
@@ -178,7 +152,6 @@ function pressed(view, event) {
   const index = Math.min(Math.max(from + (step ?? 0), 0), lengths[curve] - 1);
   view.picked = pointAt(plot, curve, index);
   say(view, spoken(view.picked)); // plotly shows the label, but tells nobody: its events are the pointer's
-  tellHover(view);
   plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: index }], Object.keys(plot._fullLayout._plots)[0]);
 }
 
@@ -187,6 +160,7 @@ export default {
 
   render({ model, el }) {
     const plot = element("div", { role: "figure", tabindex: "0", style: "width:100%;height:100%" });
+    /** @type {Record<string, any>} */
     const view = { plot, ...buildFrame(model, el, "workbench-plot", plot) };
     view.state.views.add(view);
     view.frame.addEventListener("keydown", (event) => pressed(view, event));
@@ -201,7 +175,6 @@ export default {
     schedule(view);
     return () => {
       view.gone = true;
-      clearTimeout(view.hover);
       unwatch();
       view.unframe();
       sizes.disconnect();

@@ -23,10 +23,7 @@ from widgets.drawing import plotly_js
 from widgets.drawing.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
 from widgets.drawing.plotly_js import package_data
 from widgets.drawing.wire import encode, encode_figure
-
-# Okabe and Ito's colours, which stay apart for colour-blind readers; lighter ones on a dark page.
-LIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4f8a", "#b07d00", "#3a9bd1", "#5c5c5c")
-DARK_COLOURS = ("#56b4e9", "#ff9b45", "#2fc79a", "#e39ac4", "#f0e442", "#8fa8ff", "#b8b8b8")
+from widgets.figures.palette import DARK_COLOURS, LIGHT_COLOURS
 
 
 def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
@@ -97,8 +94,7 @@ class Plot(Drawing):
     A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
     """
 
-    events = ("click", "hover", "select", "zoom")
-    _esm = script("drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
+    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
 
     def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:
@@ -115,22 +111,16 @@ class Plot(Drawing):
 
     def on_click(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(point)`` for a click; a point is a dict of curve, name, index, x, y, z and customdata."""
-        return self._subscribe("click", callback)
-
-    def on_hover(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(point)`` when the pointer rests on a point, at most twenty times a second."""
-        return self._subscribe("hover", callback)
-
-    def on_select(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(points)`` with the list of points inside a box or lasso; empty when the selection is dropped."""
-        return self._subscribe("select", callback)
-
-    def on_zoom(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(ranges)`` after a zoom: axis name ("xaxis", "yaxis2") to [low, high], or None where it was reset."""
-        return self._subscribe("zoom", callback)
+        return self._chosen.add(callback)
 
     def close(self) -> None:
         """Remove the plot from every page and free its models; closing twice is harmless."""
         super().close()
         if self.library is not None:
             self.library = None  # the library itself stays for the other plots
+
+    def _receive(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
+        if message.get("type") == "click":
+            self._choose(message["detail"])
+        else:
+            super()._receive(widget, message, buffers)

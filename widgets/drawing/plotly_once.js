@@ -1,3 +1,4 @@
+// @ts-check
 // plotly.js out of the library model of widgets/drawing/plot.py: inflated and evaluated once a document, without leaving a global behind.
 // Nothing here reaches for the network.
 

@@ -1,8 +1,4 @@
-"""From ``ErrorStats`` and its kin to plotly figures: plain functions from values to values, no widgets.
-
-A figure is a mapping with ``data`` and ``layout`` (``plotly.graph_objects.Figure(figure)`` makes an object of it), its arrays
-are NumPy arrays, and its colours are left to the page's theme except where a colour means something.
-"""
+"""From ``ErrorStats`` and its kin to the figures of a format's bins: plain functions from values to values, no widgets."""
 
 from __future__ import annotations
 
@@ -12,16 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from widgets.figures.layout import Figure
+from widgets.figures.palette import FORMAT_COLOURS, QUIET, REFERENCE
 from workbench.quant.formats import Format
 from workbench.quant.inspect import BinErrors
 from workbench.quant.measure import ErrorStats, merge_equal_levels
 from workbench.quant.quantize import QuantSpec
-
-Figure = dict[str, Any]
-
-FORMAT_COLOURS = ("#2a86c8", "#e0701a", "#1a9f78")
-"""Blue, orange and green near Okabe and Ito's, legible on light and dark: the first, second and third format in every view."""
-QUIET = "rgba(128,128,128,0.55)"
 
 
 def title_of(spec: QuantSpec) -> str:
@@ -155,7 +147,7 @@ def occupancy(stats: Sequence[ErrorStats], errors: Sequence[BinErrors] = ()) -> 
     data.append(
         {
             "type": "scatter", "mode": "lines", "x": np.array([-0.6, 15.6]), "y": np.array([6.25, 6.25]),
-            "name": "equal share, 6.25 %", "line": {"color": "#7f7f7f", "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
+            "name": "equal share, 6.25 %", "line": {"color": REFERENCE, "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
         }
     )  # fmt: skip
     layout = {

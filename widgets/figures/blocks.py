@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.drawing.plot import LIGHT_COLOURS
-from widgets.figures.bins import FORMAT_COLOURS, QUIET, Figure, title_of
+from widgets.figures.bins import title_of
+from widgets.figures.layout import Figure
+from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, QUIET, VERMILION
 from widgets.state import ERROR_FIELDS
 from workbench.quant.measure import ErrorStats
 
@@ -77,21 +78,21 @@ def block_weights(
         },
         {
             "type": "scatter", "mode": "lines", "x": np.repeat(x, 3), "y": gaps, "hoverinfo": "skip", "name": "error",
-            "line": {"color": LIGHT_COLOURS[1], "width": 2},
+            "line": {"color": VERMILION, "width": 2},
         },
         {
             "type": "scatter", "mode": "markers", "x": x, "y": weights, "name": "weight",
-            "marker": {"size": 6, "color": LIGHT_COLOURS[0]}, "hovertemplate": "weight %{x}<br>%{y:.5g}",
+            "marker": {"size": 6, "color": BLUE}, "hovertemplate": "weight %{x}<br>%{y:.5g}",
         },
         {
             "type": "scatter", "mode": "markers", "x": x, "y": restored, "name": f"after {title}",
-            "marker": {"size": 9, "symbol": "line-ew-open", "color": LIGHT_COLOURS[1], "line": {"width": 2}},
+            "marker": {"size": 9, "symbol": "line-ew-open", "color": VERMILION, "line": {"width": 2}},
             "hovertemplate": "weight %{x} becomes<br>%{y:.5g}",
         },
         {
             "type": "scatter", "mode": "markers", "x": x[chosen : chosen + 1], "y": weights[chosen : chosen + 1],
             "name": "chosen weight", "hoverinfo": "skip",
-            "marker": {"size": 15, "symbol": "circle-open", "color": "#ff2d55", "line": {"width": 2}},
+            "marker": {"size": 15, "symbol": "circle-open", "color": CHOSEN, "line": {"width": 2}},
         },
     ]  # fmt: skip
     layout = {

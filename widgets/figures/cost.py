@@ -6,18 +6,17 @@ first figure shows. Methods and repairs are in figures/methods.py.
 
 from __future__ import annotations
 
-import functools
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from widgets.drawing.plot import LIGHT_COLOURS
-from widgets.figures.bins import QUIET, Figure
-from widgets.figures.model import SYMBOLS, Places, Shown, cell_map
+from widgets.figures.layout import Figure, escaped
+from widgets.figures.model import Places, Shown, cell_map
+from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
+from workbench.report.figures import error_bars
 from workbench.sources.kinds import order_of
 from workbench.text import NONE, amount, bracketed, counted, listed, percent
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
     from workbench.cost.mixing import Mix
     from workbench.cost.sensitivities import ModuleCost
-
-_escaped = functools.partial(html.escape, quote=False)  # plotly reads some tags in every label
-_LOSS, _WEIGHTS, _CHOSEN = "#2a86c8", "#8c8c8c", "#ff2d55"
 
 
 def nats(value: float) -> str:
@@ -63,30 +59,30 @@ def format_costs(costs: Iterable[Cost]) -> Figure:
     low, high = (np.array([cost.increase_interval[i] for cost in ordered], float) for i in (0, 1))
     hatched = {better.name for better, _ in disagreements(ordered)}
     hover = [
-        f"{_escaped(cost.name)}<br>{cost.bits_per_weight:.4g} bits per weight<br>"
+        f"{escaped(cost.name)}<br>{cost.bits_per_weight:.4g} bits per weight<br>"
         f"loss {cost.loss:.4f}, {nats(cost.increase)}<br>"
         f"95 % interval {nats(cost.increase_interval[0])} to {nats(cost.increase_interval[1])}<br>"
         f"perplexity {cost.perplexity:.3f}<br>weights' relative RMSE {percent(cost.relative_rmse)}"
         for cost in ordered
     ]
-    bars: Figure = {"type": "bar", "orientation": "h", "y": names, "hovertext": hover, "hoverinfo": "text"}
     data = [
         {
-            **bars, "x": increases, "name": "added loss",
+            "type": "bar", "orientation": "h", "y": names, "x": increases, "name": "added loss", "hovertext": hover,
+            "hoverinfo": "text",
             "error_x": {
                 "type": "data", "symmetric": False, "array": high - increases, "arrayminus": increases - low, "thickness": 1.5,
-                "width": 5, "color": "#7f7f7f",
+                "width": 5, "color": REFERENCE,
             },
             "marker": {
-                "color": _LOSS, "line": {"width": 0},
+                "color": FORMAT_COLOURS[0], "line": {"width": 0},
                 "pattern": {"shape": ["/" if cost.name in hatched else "" for cost in ordered]},
             },
         },
-        {
-            **bars, "x": np.array([cost.relative_rmse for cost in ordered]), "xaxis": "x2", "yaxis": "y2",
-            "name": "weights' relative RMSE", "marker": {"color": _WEIGHTS, "line": {"width": 0}},
-            "text": [percent(cost.relative_rmse) for cost in ordered], "textposition": "outside", "cliponaxis": False,
-        },
+        error_bars(
+            names, [cost.relative_rmse for cost in ordered], [percent(cost.relative_rmse) for cost in ordered], hover,
+            hoverinfo="text", xaxis="x2", yaxis="y2", name="weights' relative RMSE",
+            marker={"color": GREY, "line": {"width": 0}},
+        ),
     ]  # fmt: skip
     widest = max((cost.relative_rmse for cost in ordered), default=1.0) or 1.0
     y = {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names}
@@ -104,7 +100,7 @@ def format_costs(costs: Iterable[Cost]) -> Figure:
 
 def _label(name: str) -> str:
     """A specification at an axis: its format, and what else it says smaller below."""
-    title, _, rest = _escaped(name).partition(", ")
+    title, _, rest = escaped(name).partition(", ")
     return f'{title}<br><span style="font-size:10px">{rest}</span>' if rest else title
 
 
@@ -120,10 +116,10 @@ def output_errors(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
         of = sorted((row for row in known if row.kind == kind), key=lambda row: (row.layer or 0, row.name))
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": _escaped(kind), "customdata": [row.name for row in of],
+                "type": "scatter", "mode": "lines+markers", "name": escaped(kind), "customdata": [row.name for row in of],
                 "x": np.array([row.layer for row in of], np.int32), "y": np.array([row.output_error for row in of], float),
                 "hovertext": [
-                    f"{_escaped(row.name)}<br>output error {percent(row.output_error)}<br>"
+                    f"{escaped(row.name)}<br>output error {percent(row.output_error)}<br>"
                     f"weights' relative RMSE {percent(row.relative_rmse)}"
                     for row in of
                 ],
@@ -131,7 +127,7 @@ def output_errors(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
                 "marker": {
                     "symbol": SYMBOLS[i % len(SYMBOLS)],
                     "size": [13 if row.name == selected else 8 for row in of],
-                    "line": {"width": [2.5 if row.name == selected else 0 for row in of], "color": _CHOSEN},
+                    "line": {"width": [2.5 if row.name == selected else 0 for row in of], "color": CHOSEN},
                 },
             }
         )  # fmt: skip
@@ -198,14 +194,14 @@ def memory_curve(mix: Mix) -> Figure:
             "type": "scatter", "mode": "lines", "name": "predicted, module after module", "hovertext": hover,
             "hoverinfo": "text", "x": np.array([point.nbytes / 1e6 for point in curve]),
             "y": np.array([point.predicted_loss - base for point in curve]),
-            "line": {"shape": "hv", "width": 2, "color": LIGHT_COLOURS[0]},
+            "line": {"shape": "hv", "width": 2, "color": BLUE},
         },
-        _point("all in 4 bits, measured", mix.all_4bit.nbytes, mix.all_4bit.predicted_loss - base, "square", "#7f7f7f"),
-        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", "#7f7f7f"),
-        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", _CHOSEN),
+        _point("all in 4 bits, measured", mix.all_4bit.nbytes, mix.all_4bit.predicted_loss - base, "square", REFERENCE),
+        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", REFERENCE),
+        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", CHOSEN),
     ]  # fmt: skip
     if mix.measured_loss is not None:
-        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", _CHOSEN))
+        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", CHOSEN))
     layout = {
         "uirevision": "mix", "margin": {"l": 76, "r": 20, "t": 60, "b": 48},
         "xaxis": {"title": {"text": "MB of all weights"}}, "yaxis": {"title": {"text": "added loss, nats a token"}},

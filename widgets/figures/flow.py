@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.bins import Figure
+from widgets.figures.layout import Figure, Told
+from widgets.figures.palette import FORMAT_COLOURS, VERMILION
 from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
 from workbench.sources.base import Source
@@ -23,7 +24,7 @@ from workbench.sources.packed import as_loaded
 from workbench.text import amount
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
-_COLOURS = {FORWARD: "#2a86c8", BACKWARD: "#d55e00", UPDATE: "#1a9f78"}
+_COLOURS = {FORWARD: FORMAT_COLOURS[0], BACKWARD: VERMILION, UPDATE: FORMAT_COLOURS[2]}
 _WIDTH, _HEIGHT = 16.5, 24.0
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -84,8 +85,8 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     return found
 
 
-def flow(src: Source, ledger: MemoryLedger) -> tuple[Figure, str]:
-    """The diagram, and the sentence that says the same to a screen reader."""
+def flow(src: Source, ledger: MemoryLedger) -> Told:
+    """The diagram."""
     boxes = parts(src, ledger)
     method = ledger.plan.method
     where = {part.name: part.at for part in boxes}

@@ -6,8 +6,8 @@ import html
 
 import numpy as np
 
-from widgets.controls.tables import table
-from widgets.figures.run import Figure, Told, axes
+from widgets.figures.layout import Figure, Told, axes
+from widgets.figures.tables import table
 from workbench.text import NONE, percent
 from workbench.training.results.merging import MergeError, MergeErrors
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from widgets.controls.tables import table
-from widgets.figures.model import SYMBOLS, Places, Shown, cell_map
-from widgets.figures.run import Figure, Told, axes, unit_for
+from widgets.figures.layout import Figure, Told, axes, unit_for
+from widgets.figures.model import Places, Shown, cell_map
+from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
+from widgets.figures.tables import table
 from workbench.memory.forecast import GROUPS
 from workbench.sources.kinds import order_of
 from workbench.text import NONE, amount, counted, known_amount, listed, percent
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.cost.repairs import Repair
 
 TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-_COLOURS = {"full": "#3a9bd1", "lora": "#d55e00", "qlora": "#009e73"}  # on a light page as on a dark one
+_COLOURS = {"full": SKY, "lora": VERMILION, "qlora": GREEN}  # on a light page as on a dark one
 
 
 def methods_table(results: Iterable[MethodResult]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.bins import QUIET, Figure
+from widgets.figures.layout import Figure, escaped
+from widgets.figures.palette import CHOSEN, CRIMSON, FORMAT_COLOURS, QUIET, SYMBOLS
 from widgets.state import MAP_FIELDS
 from workbench.quant.formats import FORMATS, find_format
+from workbench.report.figures import error_bars
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of, layer_of, order_of
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, Pareto, Point
 from workbench.text import amount
-
-_escaped = functools.partial(html.escape, quote=False)  # plotly reads some tags in every label
-
-"""The order in which kinds stand; others follow in the checkpoint's order."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def cell_map(
         if at is None or (at in worst and not (math.isnan(worst[at]) or one.bad > worst[at])):
             continue
         worst[at], z[at] = one.bad, one.value
-        text[at] = f"{_escaped(one.name)}<br>{_escaped(one.text)}"
+        text[at] = f"{escaped(one.name)}<br>{escaped(one.text)}"
     there = np.full(shape, np.nan, np.float32)
     for place in places.of.values():
         there[place] = 0.0
@@ -145,7 +141,7 @@ def cell_map(
             {
                 "type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "name": "chosen tensor",
                 "x": np.array([x - 0.5, x + 0.5, x + 0.5, x - 0.5, x - 0.5]),
-                "y": np.array([y - 0.5, y - 0.5, y + 0.5, y + 0.5, y - 0.5]), "line": {"color": "#ff2d55", "width": 3},
+                "y": np.array([y - 0.5, y - 0.5, y + 0.5, y + 0.5, y - 0.5]), "line": {"color": CHOSEN, "width": 3},
             }
         )  # fmt: skip
     if layer in places.layers:
@@ -153,7 +149,7 @@ def cell_map(
         data.append(
             {
                 "type": "scatter", "mode": "markers", "x": np.array([-0.72]), "y": np.array([y]), "hoverinfo": "skip",
-                "marker": {"symbol": "triangle-right", "size": 11, "color": "#ff2d55"}, "showlegend": False,
+                "marker": {"symbol": "triangle-right", "size": 11, "color": CHOSEN}, "showlegend": False,
                 "name": "listed layer", "cliponaxis": False,
             }
         )  # fmt: skip
@@ -162,7 +158,7 @@ def cell_map(
     layout = {
         "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
         "xaxis": {
-            "tickvals": list(range(shape[1])), "ticktext": list(map(_escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
+            "tickvals": list(range(shape[1])), "ticktext": list(map(escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},
         },
         "yaxis": {
@@ -173,21 +169,6 @@ def cell_map(
     return {"data": data, "layout": layout}
 
 
-SYMBOLS = (
-    "circle",
-    "square",
-    "diamond",
-    "cross",
-    "x",
-    "triangle-up",
-    "triangle-down",
-    "star",
-    "hexagram",
-    "pentagon",
-    "bowtie",
-)
-
-
 def duel(found: Duel) -> Figure:
     """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
     best = found.winners()
@@ -196,29 +177,22 @@ def duel(found: Duel) -> Figure:
         f"{100 * score.relative_rmse:.2f} %" + (" · least" if score.spec.format in best else "") for score in found.contenders
     ]
     hover = [
-        f"{_escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
+        f"{escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
         f"SQNR {s.sqnr_db:.2f} dB"
         for s in found.contenders
     ]
-    values = np.array([score.relative_rmse for score in found.contenders])
+    values = [score.relative_rmse for score in found.contenders]
     top = float(np.nanmax(values, initial=0.0)) or 1.0
-    data = [
-        {
-            "type": "bar", "orientation": "h", "y": list(map(_escaped, names)), "x": values, "text": text,
-            "textposition": "outside", "cliponaxis": False, "hovertext": hover, "hoverinfo": "text", "name": "contenders",
-            "marker": {
-                "color": "#2a86c8", "line": {"width": 0},
-                "pattern": {"shape": ["/" if s.spec.format in best else "" for s in found.contenders]},
-            },
-        }
-    ]  # fmt: skip
+    hatched = ["/" if s.spec.format in best else "" for s in found.contenders]
+    marker = {"color": FORMAT_COLOURS[0], "line": {"width": 0}, "pattern": {"shape": hatched}}
+    bars = error_bars(list(map(escaped, names)), values, text, hover, hoverinfo="text", name="contenders", marker=marker)
     layout = {
         "showlegend": False, "bargap": 0.35, "uirevision": "duel",
         "xaxis": {"title": {"text": "relative RMSE"}, "tickformat": ".1%", "range": [0, 1.3 * top]},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
         "margin": {"l": 120, "r": 20, "t": 20, "b": 48},
     }  # fmt: skip
-    return {"data": data, "layout": layout}
+    return {"data": [bars], "layout": layout}
 
 
 def pareto(found: Pareto, bits: float | None = None) -> Figure:
@@ -267,7 +241,7 @@ def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
 
 def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
     hover = [
-        f"{_escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
+        f"{escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
         f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
         + ("<br>on the front" if p.on_front else "")
         for p in points
@@ -275,7 +249,7 @@ def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str
     return {
         "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]), "xaxis": f"x{axis}",
         "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
-        "name": _escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
+        "name": escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
         "marker": {
             "symbol": SYMBOLS[i % len(SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
         },
@@ -289,5 +263,5 @@ def _target(found: Pareto, bits: float, axes: Mapping[int, str], sizes: Sequence
     return {
         "type": "scatter", "mode": "lines", "x": np.array([bits, bits]), "y": np.array([0.0, max(errors, default=1.0)]),
         "xaxis": f"x{axes[size]}", "yaxis": f"y{axes[size]}", "hoverinfo": "skip", "name": f"duel: {bits:g} bits",
-        "line": {"color": "#c2185b", "dash": "dash", "width": 1.5},
+        "line": {"color": CRIMSON, "dash": "dash", "width": 1.5},
     }  # fmt: skip

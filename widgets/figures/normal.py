@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.bins import FORMAT_COLOURS, QUIET, Figure
+from widgets.figures.layout import Figure
+from widgets.figures.palette import FORMAT_COLOURS, QUIET
 from workbench.quant.normality import Quantiles
 
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from widgets.controls.tables import table
-from widgets.figures.run import Figure, Told, axes, level, unit_for
+from widgets.figures.layout import Figure, Told, axes, level, unit_for
+from widgets.figures.palette import CRIMSON, GREY, VERMILION
+from widgets.figures.tables import table
 from workbench.memory.pager import KEPT, PagerSimulation
 from workbench.text import NONE, amount, counted
 from workbench.training.results.truth import MOVED, PagingTruth
 
-_MOVES = (("h2d", "brought to the GPU", "#8c8c8c"), ("d2h", "evicted to the host", "#c2185b"))
+_MOVES = (("h2d", "brought to the GPU", GREY), ("d2h", "evicted to the host", CRIMSON))
 _FIXED = "scratch and context"
-_COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": "#c2185b"}}
+_COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": CRIMSON}}
 """Memory that holds nothing is grey, and what may leave is as its evictions are; the others take the page's eight colours."""
 
 
@@ -60,7 +61,7 @@ def simulated(simulation: PagerSimulation) -> Told:
     layout["yaxis"] |= {"domain": [0.42, 1], "range": [0, 1.12 * top / scale]}
     layout["yaxis2"] = {"title": {"text": f"{unit} moved", "standoff": 8}, "domain": [0, 0.3], "rangemode": "tozero"}
     layout["xaxis"] |= {"anchor": "y2", **_phase_ticks(simulation, last)}
-    layout["shapes"] = [level(budget, f"left of the budget: {amount(room)}", "#d55e00")]
+    layout["shapes"] = [level(budget, f"left of the budget: {amount(room)}", VERMILION)]
     return {"data": traces, "layout": layout}, simulation.told
 
 

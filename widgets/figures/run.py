@@ -13,20 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from widgets.figures.layout import Figure, Told, axes
+from widgets.figures.palette import BLUE, CHARCOAL, GREEN, GREY, OCHRE, PURPLE, SKY, VERMILION
 from workbench.text import counted
 from workbench.training.results.history import Curve, Lane, RunHistory, page_view
 
-Figure = dict[str, Any]
-Told = tuple[Figure, str]
-
 PHASE_COLOURS = {
-    "import": "#8c8c8c", "load": "#56b4e9", "quantize": "#0072b2", "attach": "#cc79a7", "dataset": "#b07d00",
-    "first_forward": "#e69f00", "train": "#009e73", "evaluate": "#f0e442", "save": "#d55e00", "sample": "#aa4f8a",
+    "import": GREY, "load": "#56b4e9", "quantize": BLUE, "attach": "#cc79a7", "dataset": OCHRE,
+    "first_forward": "#e69f00", "train": GREEN, "evaluate": "#f0e442", "save": VERMILION, "sample": PURPLE,
 }  # fmt: skip
-_OTHER_PHASE = "#8c8c8c"
 _PHASES_DRAWN = 400
 _MARKS = 400
-_OTHER_RUNS = ("#8c6bb1", "#b07d00", "#5c5c5c", "#aa4f8a", "#3a9bd1", "#009e73")
+_OTHER_RUNS = ("#8c6bb1", OCHRE, CHARCOAL, PURPLE, SKY, GREEN)
 
 _PAGE_NAMES: dict[Lane, str] = {
     ("host faults", "minor"): "minor faults (no disk)",
@@ -35,24 +33,6 @@ _PAGE_NAMES: dict[Lane, str] = {
     ("cupti", "d2h"): "migrated GPU → host (CUPTI)",
     ("cupti", "d2d"): "migrated GPU → GPU (CUPTI)",
 }
-
-
-def unit_for(top: float) -> tuple[str, float]:
-    """The unit that bytes up to ``top`` are drawn in, and how many bytes one is."""
-    return ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
-
-
-def axes(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
-    """The layout that the figures of a run share."""
-    return {
-        "title": {"text": title},
-        "xaxis": {"title": {"text": x}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": y}},
-        "legend": {"x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},  # below: it may take two rows
-        "uirevision": key,
-        "hovermode": "x unified",
-        **more,
-    }
 
 
 def loss(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = MappingProxyType({})) -> Told:
@@ -137,7 +117,7 @@ def paging(history: RunHistory, key: str = "") -> Told:
         name = "end of a step" if every_nth == 1 else f"end of a step, every {every_nth} steps"
         marks = {"mode": "markers", "name": name, "x": ends[every_nth - 1 :: every_nth], "hovertemplate": "%{x:.1f} s"}
         marks["y"] = np.zeros(len(marks["x"]), np.float32)
-        traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": _OTHER_PHASE}, **marks})
+        traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": GREY}, **marks})
     layout = over_time(axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True), history)
     totals = ", ".join(f"{history.counts[lane]:,} {_PAGE_NAMES.get(lane, lane[1])}" for lane in lanes)
     return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
@@ -157,7 +137,7 @@ def phases(history: RunHistory, key: str = "") -> Told:
         "text": [html.escape(phase.name) if length > labelled else "" for phase, length in zip(drawn, lengths, strict=True)],
         "customdata": [html.escape(phase.name) for phase in drawn],
         "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
-        "marker": {"color": [PHASE_COLOURS.get(phase.name, _OTHER_PHASE) for phase in drawn]},
+        "marker": {"color": [PHASE_COLOURS.get(phase.name, GREY) for phase in drawn]},
         "hovertemplate": "%{customdata}: %{x:.2f} s<extra></extra>",
     }  # fmt: skip
     layout = over_time(axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest"), history)
@@ -178,21 +158,12 @@ def over_time(layout: Figure, history: RunHistory) -> Figure:
     return layout
 
 
-def level(at: float, text: str, colour: str) -> Figure:
-    """A labelled line across a picture, at a value of its vertical axis."""
-    return {
-        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at,
-        "line": {"color": colour, "width": 1.5, "dash": "dash"},
-        "label": {"text": text, "textposition": "end", "yanchor": "bottom", "font": {"size": 11}},
-    }  # fmt: skip
-
-
 def shading(history: RunHistory) -> list[Figure]:
     """For a picture over time: the outermost phases as a background, in the colours of ``phases``."""
     return [
         {"type": "rect", "yref": "paper", "x0": phase.begin, "x1": history.now if phase.end is None else phase.end,
          "y0": 0, "y1": 1, "layer": "below", "line": {"width": 0}, "opacity": 0.13,
-         "fillcolor": PHASE_COLOURS.get(phase.name, _OTHER_PHASE)}
+         "fillcolor": PHASE_COLOURS.get(phase.name, GREY)}
         for phase in history.phases
         if not phase.depth
     ]  # fmt: skip

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.run import Figure, Told, axes, level, over_time, shading, unit_for
+from widgets.figures.layout import Figure, Told, axes, level, unit_for
+from widgets.figures.palette import OCHRE, VERMILION
+from widgets.figures.run import over_time, shading
 from workbench.memory.forecast import GROUPS
 from workbench.text import amount
 from workbench.training.results.history import RunHistory, kept
@@ -18,7 +20,6 @@ from workbench.training.results.history import RunHistory, kept
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
 _FAR = 2.0
 """A line this many times as high as everything else is told instead of drawn."""
-_RED, _BROWN = "#d55e00", "#b07d00"
 
 
 def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
@@ -100,10 +101,10 @@ def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scal
     """The lines that fit the picture, and a sentence that tells all of them."""
     lines: list[tuple[str, float, str]] = []
     if history.forecast is not None and (on_gpu or history.libraries):
-        lines.append(("forecast", history.forecast, _BROWN))
+        lines.append(("forecast", history.forecast, OCHRE))
     limit = history.device_total if on_gpu else host and host - (history.libraries or 0)
     if limit:
-        lines.append((f"limit, {'the GPU' if on_gpu else 'this machine'}", limit, _RED))
+        lines.append((f"limit, {'the GPU' if on_gpu else 'this machine'}", limit, VERMILION))
     drawn, said = [], []
     for name, at, colour in lines:
         near = at <= _FAR * max(top, 1.0)

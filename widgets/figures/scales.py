@@ -6,17 +6,17 @@ Plain functions from values to values, no widgets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.drawing.plot import LIGHT_COLOURS
-from widgets.figures.bins import Figure
-from workbench.memory.forecast import GROUPS, MemoryLedger
+from widgets.figures.layout import Figure
+from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, VERMILION
+from workbench.memory.forecast import MemoryLedger
 from workbench.memory.gpus import Gpu
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.quantize import QuantSpec
+from workbench.report.figures import stacked_memory
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
@@ -24,9 +24,9 @@ def scale_overhead(spec: QuantSpec) -> Figure:
     block, nested = spec.block_size, spec.nested_block_size
     rows = ["without", "with"]
     parts = [
-        ("float32 absmax", [32 / block, 0.0], LIGHT_COLOURS[1]),
-        ("8-bit absmax", [0.0, 8 / block], LIGHT_COLOURS[0]),
-        ("second-level scales", [0.0, 32 / (block * nested)], LIGHT_COLOURS[2]),
+        ("float32 absmax", [32 / block, 0.0], VERMILION),
+        ("8-bit absmax", [0.0, 8 / block], BLUE),
+        ("second-level scales", [0.0, 32 / (block * nested)], GREEN),
     ]
     data = [
         {
@@ -53,8 +53,8 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
     limit = limit or 1e-6
     data = []
     for values, borders, axis, name, colour in (
-        (before, np.linspace(0, float(before.max(initial=1e-12)), 81), "", "absmax of a block", LIGHT_COLOURS[1]),
-        (np.clip(moved, -limit, limit), np.linspace(-limit, limit, 81), "2", "change by double quantization", LIGHT_COLOURS[0]),
+        (before, np.linspace(0, float(before.max(initial=1e-12)), 81), "", "absmax of a block", VERMILION),
+        (np.clip(moved, -limit, limit), np.linspace(-limit, limit, 81), "2", "change by double quantization", BLUE),
     ):
         share = 100 * np.histogram(values, borders)[0] / max(1, values.size)
         data.append(
@@ -84,7 +84,7 @@ def nested_codes(nested: NestedScales) -> Figure:
     ]
     data = [
         {
-            "type": "bar", "x": np.arange(256), "y": share, "marker": {"color": LIGHT_COLOURS[0], "line": {"width": 0}},
+            "type": "bar", "x": np.arange(256), "y": share, "marker": {"color": BLUE, "line": {"width": 0}},
             "hovertext": text, "hoverinfo": "text", "name": "8-bit codes",
         }
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def nested_codes(nested: NestedScales) -> Figure:
     return {"data": data, "layout": layout}
 
 
-MEMORY_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#b07d00", "#d55e00", "#aa4f8a", "#8c8c8c")
+MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
 """Of the groups in ``workbench.memory.GROUPS``, in their order."""
 
 
@@ -106,14 +106,7 @@ def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": colour},
-            "x": np.array([sum(ledger[c] for c in categories) / 1e9 for ledger in ledgers]),
-            "hovertemplate": f"{group}: %{{x:.3f}} GB<extra>%{{y}}</extra>",
-        }
-        for (group, categories), colour in zip(GROUPS.items(), MEMORY_COLOURS, strict=True)
-    ]  # fmt: skip
+    data = stacked_memory(names, ledgers, MEMORY_COLOURS)
     usable = gpu.usable / 1e9
     largest = max(ledger.total for ledger in ledgers) / 1e9
     inside = usable <= 4 * largest
@@ -121,7 +114,7 @@ def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
         data.append(
             {
                 "type": "scatter", "mode": "lines", "x": np.array([usable, usable]), "y": [names[0], names[-1]],
-                "line": {"color": "#c2185b", "width": 2, "dash": "dash"}, "name": gpu.name,
+                "line": {"color": CRIMSON, "width": 2, "dash": "dash"}, "name": gpu.name,
                 "hovertemplate": f"{gpu.name}: {usable:.2f} GB usable<extra></extra>",
             }
         )  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import ipywidgets
 
 from widgets import code
 from widgets.background.tasks import UI, guard
+from widgets.controls.binding import Quiet
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import Panel, fields, set_note
@@ -69,6 +70,11 @@ class View(Panel):
         elif self.session.analysis is not None:
             self._take(self.session.analysis)
 
+    @classmethod
+    def within(cls, session: Session) -> Self:
+        """The view as a part of the app."""
+        return cls(session=session)  # type: ignore[call-arg]  # every view has a title of its own
+
     @abc.abstractmethod
     def build(self) -> list[Any]:
         """The view's widgets, top to bottom, still empty."""
@@ -120,7 +126,7 @@ class Controls(ipywidgets.VBox):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._quiet = False
+        self._quiet = Quiet()
         self._listed: Source | None = None
         self._names: tuple[tuple[str, str], ...] = ()
         state = session.store.value
@@ -135,12 +141,10 @@ class Controls(ipywidgets.VBox):
         )
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False, value=state.double_quant)
         self.status = ipywidgets.HTML()
-        super().__init__([
-            fields(self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant), self.status
-        ])  # fmt: skip
-        self._inputs = [self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant]
-        for widget in self._inputs:
-            widget.observe(self._changed, "value")
+        inputs = (self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant)
+        super().__init__([fields(*inputs), self.status])
+        for control in inputs:
+            self._quiet.on_change(control, self._changed)
         self._endings: list[Callable[[], None]] = [
             session.store.observe(lambda after, _: self._show(after)),
             session.on_analysis(self._tell),
@@ -154,17 +158,13 @@ class Controls(ipywidgets.VBox):
         super().close()
 
     def _show(self, state: State) -> None:
-        with UI:
-            self._quiet = True
-            try:
-                self.lead.value = state.formats[0]
-                self.second.value = state.formats[1] if len(state.formats) > 1 else _NONE
-                self.third.value = state.formats[2] if len(state.formats) > 2 else _NONE
-                self.block_size.value, self.double_quant.value = state.block_size, state.double_quant
-                if state.tensor in {value for _, value in self.tensor.options}:
-                    self.tensor.value = state.tensor
-            finally:
-                self._quiet = False
+        with UI, self._quiet:
+            self.lead.value = state.formats[0]
+            self.second.value = state.formats[1] if len(state.formats) > 1 else _NONE
+            self.third.value = state.formats[2] if len(state.formats) > 2 else _NONE
+            self.block_size.value, self.double_quant.value = state.block_size, state.double_quant
+            if state.tensor in {value for _, value in self.tensor.options}:
+                self.tensor.value = state.tensor
 
     def _tell(self, analysis: Analysis) -> None:
         if self._listed is not analysis.source:
@@ -172,13 +172,10 @@ class Controls(ipywidgets.VBox):
             self._names = tuple((t.name, t.name) for t in choosable(analysis.source))
         name = analysis.tensor.name
         names = self._names if (name, name) in self._names else (*self._names, (name, name))
-        self._quiet = True
-        try:
+        with self._quiet:
             if self.tensor.options != names:
                 self.tensor.options = names
             self.tensor.value = name
-        finally:
-            self._quiet = False
         shape = " × ".join(map(str, analysis.shape))
         text = f"{name}: {shape} {analysis.tensor.dtype}, {analysis.weights.size:,} weights, measured whole."
         if analysis.packed:
@@ -194,8 +191,6 @@ class Controls(ipywidgets.VBox):
         set_note(self.status, text)
 
     def _changed(self, _: Any) -> None:
-        if self._quiet:
-            return
         formats = [self.lead.value, *(f for f in (self.second.value, self.third.value) if f != _NONE)]
         self._session.store.update(
             tensor=self.tensor.value or self._session.store.value.tensor,

@@ -10,12 +10,13 @@ import numpy as np
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.background.work import Work
+from widgets.controls.binding import bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import column, fields, grid, heading, note, set_note
-from widgets.controls.tables import table
+from widgets.controls.style import choice, column, fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import bins
 from widgets.figures.normal import quantile_plot
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from widgets.state import QUANTILES_OF
@@ -39,7 +40,7 @@ class DistributionView(View):
 
     def build(self) -> list[Any]:
         """The histogram, the occupancy and a table of figures; the quantiles and the outliers."""
-        guarded, state = guard(self.message), self.session.store.value
+        guarded = guard(self.message)
         self.work = Work(self.session.executor, guarded(self._found_tails), self.message.error, debounce=0.4)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
@@ -49,12 +50,10 @@ class DistributionView(View):
         self.count.on_click(guarded(lambda _: self._count()))
         self.histogram, self.occupancy, self.quantiles = Plot(height=380), Plot(height=320), Plot(height=320)
         self.plots = [self.histogram, self.occupancy, self.quantiles]
-        self.log_counts = ipywidgets.Checkbox(description="Logarithmic counts", indent=False, value=state.log_counts)
-        self.log_counts.observe(guarded(lambda change: self.update(log_counts=change["new"])), "value")
-        self.of = ipywidgets.Dropdown(
-            description="Against the normal", options=[(t, name) for name, t in QUANTILES_OF.items()], value=state.quantiles_of
-        )
-        self.of.observe(guarded(lambda change: self.update(quantiles_of=change["new"])), "value")
+        self.log_counts = ipywidgets.Checkbox(description="Logarithmic counts", indent=False)
+        self.of = choice("Against the normal", QUANTILES_OF)
+        for control, field in ((self.log_counts, "log_counts"), (self.of, "quantiles_of")):
+            bind(control, self.session.store, field, self.message)
         self.table, self.tails_table = ipywidgets.HTML(), ipywidgets.HTML()
         self.told, self.tails_told = note(), note()
         return [
@@ -82,7 +81,6 @@ class DistributionView(View):
     def draw(self, analysis: Analysis) -> None:
         """All of it; the outliers follow when they have been measured."""
         log = self.session.store.value.log_counts
-        self.log_counts.value = log
         names = " and ".join(e.spec.definition.title for e in analysis.stats)
         shares = [100 * merge_equal_levels(e.spec.definition, e.occupancy)[1] / e.numel for e in analysis.stats]
         fullest = ", ".join(
@@ -115,7 +113,6 @@ class DistributionView(View):
 
     def _draw_quantiles(self, analysis: Analysis) -> None:
         of = self.session.store.value.quantiles_of
-        self.of.value = of
         size = analysis.state.block_size if of == "blocks" else None
         asked = (analysis.source, analysis.tensor.name, size)
         if asked != self._normal_of:
@@ -169,7 +166,7 @@ class DistributionView(View):
         if busy and self.work.busy:
             self._tails_of = ()
             self.work.cancel()
-        elif not busy and not self._tails_of and self._active and self.session.analysis is not None:
+        elif not busy and not self._tails_of and self.active and self.session.analysis is not None:
             self._ask_for_tails(self.session.analysis)
 
     def _offer(self) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.style import fields, grid, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.savings import double_quant_savings, savings_of_published

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import ipywidgets
 import numpy as np
 
 from widgets import code
 from widgets.background.tasks import guard
-from widgets.controls.style import fields, grid, heading
+from widgets.controls.binding import Ranking, bind
+from widgets.controls.style import choice, fields, grid, heading
 from widgets.drawing.blockmap import BlockMap
 from widgets.drawing.plot import Plot
 from widgets.figures import blocks as figures
@@ -33,18 +33,12 @@ class BlockErrorView(View):
         self.map, self.spread = BlockMap(height=400), Plot(height=400)
         self._mapped: tuple[Any, str] | None = None
         guarded = guard(self.message)
-        self.field = ipywidgets.Dropdown(
-            description="Shown for each block",
-            options=[(title, name) for name, title in ERROR_FIELDS.items()],
-            value=self.session.store.value.error_field,
-        )
-        self.field.observe(guarded(lambda change: self.update(error_field=change["new"])), "value")
-        self.list = ipywidgets.Select(description="Worst blocks", rows=8)
-        self.list.observe(guarded(self._listed), "value")
+        self.field = choice("Shown for each block", ERROR_FIELDS)
+        bind(self.field, self.session.store, "error_field", self.message)
+        self.list = Ranking("Worst blocks", 8, guarded(lambda block: self.update(block=block)))
         self.map.on_select(guarded(lambda block: self.update(block=block)))
         self.inspector = Inspector(self.update, guarded)
         self.plots = [self.map, self.spread, self.inspector.plot]
-        self._telling = False
         return [
             fields(self.field),
             grid(self.map, self.spread),
@@ -64,7 +58,6 @@ class BlockErrorView(View):
     def draw(self, analysis: Analysis) -> None:
         """Map, spread, list and inspector for the analysis, the state's block and its weight."""
         state, lead = self.session.store.value, analysis.stats[0]
-        self.field.value = state.error_field
         worst = figures.worst_blocks(lead, state.error_field, _LISTED)
         chosen = worst[0] if state.block is None else min(state.block, lead.block_rmse.size - 1)
         values, name = getattr(lead, state.error_field), ERROR_FIELDS[state.error_field]
@@ -92,19 +85,8 @@ class BlockErrorView(View):
     def _list(self, e: Any, field: str, worst: list[int], chosen: int) -> None:
         values = getattr(e, field)
         wide = max(len(f"{b:,}") for b in worst)
-        options = tuple((f"{values[b]:.3e}   block {b:>{wide},}   {figures.place_of(e, b)}", b) for b in worst)
-        self._telling = True
-        try:
-            self.list.description = f"Worst blocks by {ERROR_FIELDS[field]}"
-            if self.list.options != options:
-                self.list.options = options
-            self.list.value = chosen if chosen in worst else None
-        finally:
-            self._telling = False
-
-    def _listed(self, change: dict[str, Any]) -> None:
-        if not self._telling and change["new"] is not None:
-            self.update(block=change["new"])
+        lines = [(f"{values[b]:.3e}   block {b:>{wide},}   {figures.place_of(e, b)}", b) for b in worst]
+        self.list.show(f"Worst blocks by {ERROR_FIELDS[field]}", lines, chosen)
 
 
 def _median(e: Any, field: str) -> str:

@@ -10,14 +10,16 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.background.work import Work
+from widgets.controls.binding import bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import fields, grid, heading, note, row, set_note
-from widgets.controls.tables import table
+from widgets.controls.style import choice, fields, grid, heading, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import model as model_figures
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES
+from workbench.quant.formats import find_format
 from workbench.sources import Source
 from workbench.sources.base import Cancelled, Progress
 from workbench.surveys.duel import duel, pareto
@@ -57,15 +59,10 @@ class FormatsView(View):
         self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.15)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
-        state = self.session.store.value
-        self.scope = ipywidgets.Dropdown(
-            description="Compared on", options=[(title, name) for name, title in SCOPES.items()], value=state.scope
-        )
-        self.scope.observe(guarded(lambda change: self.update(scope=change["new"])), "value")
-        self.bits = ipywidgets.BoundedFloatText(
-            description="Duel at most (bits per weight)", value=state.duel_bits, min=4, max=16, step=0.125
-        )
-        self.bits.observe(guarded(lambda change: self.update(duel_bits=float(change["new"]))), "value")
+        self.scope = choice("Compared on", SCOPES)
+        self.bits = ipywidgets.BoundedFloatText(description="Duel at most (bits per weight)", min=4, max=16, step=0.125)
+        for control, field in ((self.scope, "scope"), (self.bits, "duel_bits")):
+            bind(control, self.session.store, field, self.message)
         self.start = ipywidgets.Button(description="Compare", button_style="primary")
         self.start.on_click(guarded(lambda _: self._begin()))
         self.bars, self.front = Plot(height=360), Plot(height=480)
@@ -98,8 +95,6 @@ class FormatsView(View):
 
     def draw(self, analysis: Analysis) -> None:
         """Compares anew where something else is asked; a large model only when the reader says so."""
-        state = self.session.store.value
-        self.scope.value, self.bits.value = state.scope, state.duel_bits
         asked = self._ask(analysis)
         if asked == self._asked:
             return
@@ -165,7 +160,8 @@ class FormatsView(View):
         if fought.measured.failed:
             told += f"; {len(fought.measured.failed)} tensors could not be read and are in no number"
         out = "".join(
-            f" {_title(name)} takes {bits:.4g} bits at least and is left out." for name, bits in fought.left_out.items()
+            f" {find_format(name).title} takes {bits:.4g} bits at least and is left out."
+            for name, bits in fought.left_out.items()
         )
         set_note(self.told, f"{on}, {told}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
         self.bars.show(
@@ -190,9 +186,3 @@ class FormatsView(View):
             f"Formats at {asked.bits:g} bits per weight or fewer on {on}",
         )  # fmt: skip
         self._offer()
-
-
-def _title(name: str) -> str:
-    from workbench.quant.formats import find_format
-
-    return find_format(name).title

@@ -11,11 +11,12 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from widgets.controls.binding import Quiet
 from widgets.controls.style import fields, note, row, set_note
-from widgets.controls.tables import steps, table
 from widgets.drawing.plot import Plot
 from widgets.figures import blocks as figures
 from widgets.figures.bins import title_of
+from widgets.figures.tables import steps, table
 from widgets.session import Analysis
 from workbench.quant.inspect import Block, inspect_block
 
@@ -30,20 +31,19 @@ class Inspector:
     """What is shown."""
 
     def __init__(self, update: Callable[..., None], guarded: Callable[[Callable[..., Any]], Callable[..., None]]) -> None:
-        self._update = update
+        self._update, self._quiet = update, Quiet()
         self.number = ipywidgets.BoundedIntText(description="Block (number)", min=0, max=0, value=0)
-        self.number.observe(guarded(self._typed("block")), "value")
+        self._quiet.on_change(self.number, guarded(lambda number: update(block=number)))
         self.worst = ipywidgets.Button(description="Worst block", tooltip="Inspect the block with the largest value")
         self.worst.on_click(guarded(lambda _: update(block=None)))
         self.place = ipywidgets.BoundedIntText(description="Weight (place in the block)", min=0, max=0, value=0)
-        self.place.observe(guarded(self._typed("weight")), "value")
+        self._quiet.on_change(self.place, guarded(lambda place: update(weight=place)))
         self.largest = ipywidgets.Button(description="Largest error", tooltip="Follow the weight with the largest error")
         self.largest.on_click(guarded(lambda _: update(weight=None)))
         self.told, self.table, self.sum = note(), ipywidgets.HTML(), ipywidgets.HTML()
         self.plot = Plot(height=340)
         self.plot.on_click(guarded(self._clicked))
         self.weight = 0
-        self._typing = True
         self.parts = [
             row(fields(self.number), self.worst, fields(self.place), self.largest),
             self.told,
@@ -57,10 +57,9 @@ class Inspector:
         e = analysis.stats[0]
         self.block = b = inspect_block(analysis.weights, e, index)
         self.weight = b.worst if weight is None else min(weight, b.weights.size - 1)
-        self._typing = False
-        self.number.max, self.number.value = e.block_rmse.size - 1, index
-        self.place.max, self.place.value = b.weights.size - 1, self.weight
-        self._typing = True
+        with self._quiet:
+            self.number.max, self.number.value = e.block_rmse.size - 1, index
+            self.place.max, self.place.value = b.weights.size - 1, self.weight
         set_note(
             self.told,
             f"Block {index:,} ({figures.place_of(e, index)}): {b.weights.size} weights, {_scale(b)}, "
@@ -90,13 +89,6 @@ class Inspector:
     def _clicked(self, point: dict[str, Any]) -> None:
         if point.get("x") is not None:
             self._update(weight=max(0, min(round(float(point["x"])), self.block.weights.size - 1)))
-
-    def _typed(self, what: str) -> Callable[[dict[str, Any]], None]:
-        def typed(change: dict[str, Any]) -> None:
-            if self._typing:
-                self._update(**{what: change["new"]})
-
-        return typed
 
 
 def _divisor(b: Block) -> str:

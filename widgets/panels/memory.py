@@ -8,11 +8,13 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.binding import Quiet
+from widgets.controls.message import Message
 from widgets.controls.style import fields, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
+from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.footprint import base_weights
@@ -66,11 +68,11 @@ class MemoryView(View):
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False)
         self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", indent=False)
         self.controls = {name: getattr(self, name) for name in _FIELDS}
-        self._telling = False
+        self._quiet = Quiet()
         changed = guard(self.message)(self._changed)
         self._show_state()
         for control in self.controls.values():
-            control.observe(changed, "value")
+            self._quiet.on_change(control, changed)
         self.verdict, self.table = Message(), ipywidgets.HTML()
         self.stays_told, self.stays = note(), ipywidgets.HTML()
         return [
@@ -179,16 +181,12 @@ class MemoryView(View):
         if present not in [value for _, value in options]:
             options.append((present if isinstance(present, str) else ", ".join(present), present))
         if list(self.targets.options) != options:
-            self._telling = True
-            try:
+            with self._quiet:
                 self.targets.options = options
-            finally:
-                self._telling = False
 
     def _show_state(self) -> None:
         state = self.session.store.value
-        self._telling = True
-        try:
+        with self._quiet:
             for name, control in self.controls.items():
                 value = getattr(state, _FIELDS[name])
                 if name in ("rank", "length"):
@@ -196,12 +194,9 @@ class MemoryView(View):
                 elif name == "targets" and value not in [known for _, known in control.options]:
                     continue  # offered once the model is known
                 control.value = value
-        finally:
-            self._telling = False
 
     def _changed(self, _: Any) -> None:
-        if not self._telling:
-            self.update(**{_FIELDS[name]: control.value for name, control in self.controls.items()})
+        self.update(**{_FIELDS[name]: control.value for name, control in self.controls.items()})
 
 
 def _with(options: Iterable[int], value: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from widgets.background.tasks import guard
 from widgets.controls.search_field import SearchField
 from widgets.controls.style import row
 from widgets.controls.suggestions import Suggestions
-from widgets.controls.tables import facts, table
+from widgets.figures.tables import facts, table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.errors import WholeFileOnly

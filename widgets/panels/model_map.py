@@ -13,8 +13,9 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.background.work import Work
+from widgets.controls.binding import Ranking, bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import fields, note, row, set_note
+from widgets.controls.style import choice, fields, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures.model import Places, badness, model_map, told, value_of
 from widgets.panels.base import View
@@ -44,28 +45,23 @@ class ModelMapView(View):
         self._tensors: list[TensorInfo] = []
         self._coming: list[Row] = []
         self._lock = threading.Lock()
-        self._telling = False
         super().__init__("Map of the model", model, executor=executor, **options)
 
     def build(self) -> list[Any]:
         """What is shown, the progress, the map, the list for those who do not point."""
         guarded = guard(self.message)
-        self.work = Work(self.session.executor, guarded(self._finished), self._failed, debounce=0.3)
+        self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.3)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
-        self.field = ipywidgets.Dropdown(
-            description="Colour shows", options=[(title, name) for name, title in MAP_FIELDS.items()],
-            value=self.session.store.value.map_field,
-        )  # fmt: skip
-        self.field.observe(guarded(lambda change: self.update(map_field=change["new"])), "value")
+        self.field = choice("Colour shows", MAP_FIELDS)
+        bind(self.field, self.session.store, "map_field", self.message)
         self.start = ipywidgets.Button(description="Survey the model", button_style="primary")
         self.start.on_click(guarded(lambda _: self._begin()))
         self.map = Plot(height=400)
         self.plots = [self.map]
         self.map.on_click(guarded(self._clicked))
-        self.list = ipywidgets.Select(description="Tensors, the worst first", rows=12)
+        self.list = Ranking("Tensors, the worst first", 12, guarded(lambda name: self.update(tensor=name)))
         self.list.add_class("wb-span")
-        self.list.observe(guarded(self._listed), "value")
         self.told = note()
         return [
             note(
@@ -139,14 +135,10 @@ class ModelMapView(View):
         self._take_in()
         self._show()
 
-    def _failed(self, error: Exception) -> None:
-        self.message.error(error)
-
     def _show(self) -> None:
         if self._of is None or self.session.analysis is None:
             return
         (source, spec), state = self._of, self.session.store.value
-        self.field.value = state.map_field
         places = Places.arrange(self._tensors)
         name = MAP_FIELDS[state.map_field]
         good = [r for r in self._rows if not math.isnan(value_of(r, state.map_field))]
@@ -180,21 +172,10 @@ class ModelMapView(View):
         field = state.map_field
         shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
         shown.sort(key=lambda r: badness(r, field), reverse=True)
-        options = [(f"{told(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
+        lines = [(f"{told(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
         where = "of the model" if state.layer is None else f"of layer {state.layer}"
-        self._telling = True
-        try:
-            self.list.description = f"Tensors {where}, the worst first ({MAP_FIELDS[field]})"
-            if self.list.options != tuple(options):
-                self.list.options = options
-            chosen = self.session.analysis.tensor.name if self.session.analysis else ""
-            self.list.value = chosen if chosen in {name for _, name in options} else None
-        finally:
-            self._telling = False
-
-    def _listed(self, change: dict[str, Any]) -> None:
-        if not self._telling and change["new"]:
-            self.update(tensor=change["new"])
+        chosen = self.session.analysis.tensor.name if self.session.analysis else ""
+        self.list.show(f"Tensors {where}, the worst first ({MAP_FIELDS[field]})", lines, chosen)
 
     def _clicked(self, point: dict[str, Any]) -> None:
         if point.get("x") is None or point.get("y") is None:

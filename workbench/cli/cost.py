@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.cli.options import (
-    check_gpu,
     commas,
+    gpu_option,
     json_option,
     model_argument,
     on_terminal,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
     from workbench.cost.measurements import Interval
     from workbench.cost.sensitivities import ModuleCost, Sensitivity
+    from workbench.memory.gpus import Gpu
 
 
 def _held_out(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +63,10 @@ def _format(command: Callable[..., None]) -> Callable[..., None]:
 @model_argument
 @click.option("--formats", metavar="NAMES", callback=commas(str), help="Formats, between commas.  [default: the usual eight]")
 @click.option(
-    "--double-quant", type=click.Choice(["no", "yes", "both"]), default="no", help="Quantize the scales of --formats."
+    "--double-quant",
+    type=click.Choice(["no", "yes", "both"], case_sensitive=False),
+    default="no",
+    help="Quantize the scales of --formats.",
 )
 @click.option("--equal-bits", type=float, metavar="BITS", help="Each format's largest configuration of at most so many bits.")
 @_held_out
@@ -154,7 +158,7 @@ def _module_line(row: ModuleCost) -> tuple[str, ...]:
 @click.command("mix")
 @model_argument
 @click.option("--budget-mb", type=float, metavar="MB", help="Megabytes (of a million bytes) that all weights may take.")
-@click.option("--gpu", metavar="NAME", help="Or what the forecast of training leaves of this GPU, such as 'T4 16 GB'.")
+@gpu_option("Or what the forecast of training leaves of this GPU, such as T4 or 'A100 40 GB'.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure the mix's loss too.")
 @click.option("--code", is_flag=True, help="Print only the Python that loads the model so, with its BitsAndBytesConfig.")
 @_format
@@ -162,7 +166,7 @@ def _module_line(row: ModuleCost) -> tuple[str, ...]:
 @revision_option
 @json_option
 def mix(
-    model: str, budget_mb: float | None, gpu: str | None, measure: bool, code: bool, form: str, block_size: int | None,
+    model: str, budget_mb: float | None, gpu: Gpu | None, measure: bool, code: bool, form: str, block_size: int | None,
     double_quant: bool | None, data: str | None, max_rows: int | None, max_length: int | None, folder: Path | None,
     revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -174,7 +178,6 @@ def mix(
 
     if (budget_mb is None) == (gpu is None):
         raise click.UsageError("Give --budget-mb or --gpu.")
-    check_gpu(gpu)
     sens = _sensitivity(model, form, block_size, double_quant, data, max_rows, max_length, folder, revision)
     found = mixed(sens, None if budget_mb is None else int(budget_mb * 1e6), gpu=gpu)
     if code:
@@ -213,10 +216,12 @@ def _sensitivity(
 ) -> Sensitivity:  # fmt: skip
     """The sensitivities, measured to their end."""
     from workbench.cost.sensitivities import sensitivity as sensitivities
+    from workbench.quant.formats import find_format
     from workbench.quant.quantize import QuantSpec
 
     with usage():
-        spec = QuantSpec(form, block_size or 0, double_quant=form == "nf4" if double_quant is None else double_quant)
+        name = find_format(form).name
+        spec = QuantSpec(name, block_size or 0, double_quant=name == "nf4" if double_quant is None else double_quant)
     source = opened(model, revision)
     how: dict[str, Any] = {"data": data, "max_rows": max_rows, "max_length": max_length, "folder": folder}
     return sensitivities(source, spec, progress=on_terminal(), **how).run()

@@ -23,8 +23,8 @@ from workbench._version import __version__
 from workbench.cli.cost import COMMANDS
 from workbench.cli.options import (
     bar,
-    check_gpu,
     commas,
+    gpu_option,
     json_option,
     model_argument,
     on_terminal,
@@ -37,6 +37,7 @@ from workbench.errors import WorkbenchError
 from workbench.text import amount, counted, printable
 
 if TYPE_CHECKING:
+    from workbench.memory.gpus import Gpu
     from workbench.quant.quantize import QuantSpec
     from workbench.sources import Source
 
@@ -126,7 +127,7 @@ _tensors = click.option(
 )  # fmt: skip
 @click.option("--scale-dtype", metavar="DTYPE", help="What scales are stored in.  [default: each format's own]")
 @click.option(
-    "--double-quant", type=click.Choice(["no", "yes", "both"]), default="no", show_default=True,
+    "--double-quant", type=click.Choice(["no", "yes", "both"], case_sensitive=False), default="no", show_default=True,
     help="Quantize the scales too.",
 )  # fmt: skip
 @_tensors
@@ -184,7 +185,9 @@ def _survey(
 @model_argument
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight that no format may exceed.")
 @click.option("--formats", metavar="NAMES", callback=commas(str), help="Formats, between commas.  [default: all]")
-@click.option("--by", type=click.Choice(["tensor", "layer", "kind"]), help="Tell who wins on each as well.")
+@click.option(
+    "--by", type=click.Choice(["tensor", "layer", "kind"], case_sensitive=False), help="Tell who wins on each as well."
+)
 @_tensors
 @revision_option
 @json_option
@@ -207,7 +210,7 @@ def _duel(
 
 @cli.command("forecast")
 @model_argument
-@click.option("--gpu", metavar="NAME", help="Judge against this GPU alone, such as 'T4 16 GB'.  [default: every known one]")
+@gpu_option("Judge against this GPU alone, such as T4 or 'A100 40 GB'.  [default: every known one]")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a forward pass.")
 @click.option("--max-length", type=click.IntRange(2), help="Tokens in a row.")
 @click.option("--lora-r", type=click.IntRange(1), help="Rank of the adapters.")
@@ -215,7 +218,7 @@ def _duel(
 @revision_option
 @json_option
 def _forecast(
-    model: str, gpu: str | None, batch_size: int | None, max_length: int | None, lora_r: int | None, block_size: int | None,
+    model: str, gpu: Gpu | None, batch_size: int | None, max_length: int | None, lora_r: int | None, block_size: int | None,
     revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Forecast what fine-tuning MODEL takes in memory, by method, and which GPUs it fits.
@@ -227,12 +230,11 @@ def _forecast(
     from workbench.memory.gpus import known
     from workbench.training.config import TrainConfig
 
-    check_gpu(gpu)
     given = {"per_device_train_batch_size": batch_size, "max_length": max_length, "lora_r": lora_r, "block_size": block_size}
     with usage():
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     ledgers = forecast_methods(opened(model, revision), config)
-    fits = [[fit(ledger, name) for ledger in ledgers] for name in ([gpu] if gpu else known())]
+    fits = [[fit(ledger, one) for ledger in ledgers] for one in ([gpu] if gpu else known().values())]
     click.echo((text.forecast_json if as_json else text.forecast_text)(config, ledgers, fits))
 
 
@@ -240,13 +242,16 @@ def _forecast(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--base", type=click.Choice(["dequantized", "original"]),
+    "--base", type=click.Choice(["dequantized", "original"], case_sensitive=False),
     help="Merge into the dequantized 4-bit base, which was trained on, or into the model's own weights.  [default: the first]",
 )  # fmt: skip
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["bfloat16", "float16"], case_sensitive=False), default="bfloat16", show_default=True
+)
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
+@click.option("--changed-ok", is_flag=True, help="Go on though the base is no longer what the run was begun with.")
 @json_option
-def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, as_json: bool) -> None:
+def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, changed_ok: bool, as_json: bool) -> None:
     """Merge the adapter of RUN, a run's folder, and write a whole 16-bit model to FOLDER.
 
     Prints the error that merging adds to each adapted weight first; without FOLDER that is all.
@@ -258,11 +263,11 @@ def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst:
 
     trained = attach(run)
     with bar("measured") as progress:
-        errors = merge_errors(trained, dtype, progress=progress)
+        errors = merge_errors(trained, dtype, changed_ok=changed_ok, progress=progress)
     click.echo(text.merge_json(errors) if as_json else text.merge_text(errors, worst))
     if folder is not None:
         with bar("written") as progress:
-            written = export(trained, folder, base=base, dtype=dtype, progress=progress)
+            written = export(trained, folder, base=base, dtype=dtype, changed_ok=changed_ok, progress=progress)
         told = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
         click.echo(f"Wrote {printable(str(written.folder))} ({told}).", err=True)
 

@@ -18,6 +18,7 @@ from workbench.progress import Tell, telling
 from workbench.text import printable
 
 if TYPE_CHECKING:
+    from workbench.memory.gpus import Gpu
     from workbench.quant.quantize import QuantSpec
     from workbench.sources import Source
 
@@ -27,12 +28,19 @@ revision_option = click.option("--revision", metavar="REV", help="Branch, tag or
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value in place of text.")
 
 
-def check_gpu(name: str | None) -> None:
-    """Wrong usage where ``--gpu`` names none that is known."""
-    from workbench.memory.gpus import known
+def _gpu(ctx: click.Context, parameter: click.Parameter, name: str | None) -> Gpu | None:
+    """The GPU of that name; wrong usage where none is known by it."""
+    from workbench.memory.gpus import find
 
-    if name is not None and name not in known():
-        raise click.BadParameter(f"{name!r} is no GPU known here. Choose one of: {', '.join(known())}.", param_hint="--gpu")
+    try:
+        return None if name is None else find(name)
+    except ConfigError as error:
+        raise click.BadParameter(printable(f"{error.what} {error.remedy}")) from error
+
+
+def gpu_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``--gpu``, which takes a name as ``gpus.find`` does."""
+    return click.option("--gpu", metavar="NAME", callback=_gpu, help=text)
 
 
 def commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], list[Any]]:

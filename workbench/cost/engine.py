@@ -27,9 +27,9 @@ from workbench.cost.assignments import spec_key
 from workbench.cost.jobs import BATCH, Job
 from workbench.errors import DataError, ModelError
 from workbench.quant.quantize import QuantSpec, quantize
-from workbench.sources.base import TensorInfo
 from workbench.sources.packed import weights
 from workbench.sources.rule import TRANSPOSED
+from workbench.sources.tensor_info import TensorInfo
 from workbench.training import data
 from workbench.training.worker.batches import Collator, summed_loss
 from workbench.training.worker.telemetry import host_counters

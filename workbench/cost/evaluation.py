@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.cost.assignments import Point, spec_key
-from workbench.cost.jobs import Job, as_specs, job_of
+from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
+from workbench.errors import FormatError
+from workbench.given import described, is_a, is_number
 from workbench.progress import Progress, telling
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
@@ -66,7 +68,7 @@ class Cost:
 
 def evaluate(
     src: Source | str | os.PathLike[str],
-    specs: QuantSpec | str | Sequence[QuantSpec | str] = USUAL,
+    specs: SpecLike | Sequence[SpecLike] = USUAL,
     *,
     data: TrainConfig | str | os.PathLike[str] | None = None,
     max_length: int | None = None,
@@ -98,7 +100,10 @@ def evaluate(
     or ModelError where the process fails, or the model does not fit into memory.
     """
     job = job_of(src, data, max_length, max_rows)
-    wanted = as_specs(specs)
+    wanted = tuple(dict.fromkeys(as_specs(specs)))
+    if not is_a(equal_bits, bool) and not is_number(equal_bits):
+        what, remedy = f"{described(equal_bits)} is no number of bits per weight.", "Give True, or one such as 4.5."
+        raise FormatError(what, where="equal_bits", remedy=remedy)
     if equal_bits:
         bits = EQUAL_BITS if equal_bits is True else equal_bits
         wanted = tuple(largest(bits, configurations(dict.fromkeys(spec.format for spec in wanted)))[0])

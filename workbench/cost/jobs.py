@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from workbench.cost.assignments import Point
-from workbench.errors import DataError, FormatError, ModelError
+from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
 from workbench.quant.quantize import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
@@ -116,7 +116,7 @@ def job_of(
     if data is None:
         data = "builtin"
     if not isinstance(data, TrainConfig):
-        name = os.fspath(data)
+        name = os.fspath(data) if isinstance(data, os.PathLike) else data
         data = TrainConfig() if name == "builtin" else TrainConfig(dataset=name, eval_dataset=name)
     given = {"max_length": max_length, "max_eval_rows": max_rows}
     config = dataclasses.replace(data, model=str(folder), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
@@ -125,15 +125,6 @@ def job_of(
         raise DataError("the configuration has no held-out rows.", where="data", remedy=remedy)
     files = rows_of.check(config)
     return Job(source, dataclasses.replace(absolute(config), dataset_revision=files.revision))
-
-
-def as_specs(specs: QuantSpec | str | Sequence[QuantSpec | str]) -> tuple[QuantSpec, ...]:
-    """Specifications, each once; a name stands for its format as it usually is. FormatError where there is none."""
-    several = (specs,) if isinstance(specs, QuantSpec | str) else tuple(specs)
-    found = tuple(dict.fromkeys(QuantSpec(s) if isinstance(s, str) else s for s in several))
-    if not found or not all(isinstance(spec, QuantSpec) for spec in found):
-        raise FormatError("There is no format to measure.", where="specs", remedy="Give a name such as 'nf4', or a QuantSpec.")
-    return found
 
 
 def _fingerprint(source: Source) -> str:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError, RunError
+from workbench.given import described, is_a, is_several, several
 from workbench.progress import Progress, telling
 from workbench.resumable import Unfolding
 from workbench.sources.base import Cancelled
 from workbench.text import NONE, known_amount, percent
 from workbench.training import data
 from workbench.training.checks import METHODS, OF_ADAPTERS
-from workbench.training.config import TrainConfig
+from workbench.training.config import TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
 from workbench.training.results.receipts import TITLES
-from workbench.training.runs import Run, absolute, attach, default_dir, launch
+from workbench.training.runs import Run, absolute, attach, default_dir, launch, path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,12 +182,10 @@ def compare_methods(
     Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
     ``RunError`` where ``folder`` holds a run of another configuration.
     """
-    if not isinstance(config, TrainConfig):
-        raise RunError("It takes a TrainConfig.", where="compare_methods", remedy="wb.compare_methods(wb.TrainConfig(...))")
-    configs = _configs(config, methods, each or {})
+    configs = _configs(as_config(config, "compare_methods"), methods, each or {})
     data.check(config)
     model = data.model_folder(config.model)
-    root = default_dir(config, model, "-methods") if folder is None else Path(folder).expanduser().absolute()
+    root = default_dir(config, model, "-methods") if folder is None else path_of(folder, "folder")
     return MethodComparison(root, configs, progress, cancelled)
 
 
@@ -323,8 +322,13 @@ class MethodComparison(Unfolding[MethodResult]):
 
 
 def _configs(config: TrainConfig, methods: Sequence[str], each: Mapping[str, Mapping[str, Any]]) -> dict[str, TrainConfig]:
-    faults = [f"method {method!r} is none of {', '.join(METHODS)}." for method in (*methods, *each) if method not in METHODS]
-    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
+    if not is_a(each, Mapping) or not all(is_a(fields, Mapping) for fields in each.values()):
+        remedy = 'Give fields by method, as {"full": {"learning_rate": 2e-4}}.'
+        raise ConfigError([f"each is {described(each)}."], where="compare_methods", remedy=remedy)
+    faults = [
+        f"method {method!r} is none of {', '.join(METHODS)}." for method in (*several(methods), *each) if method not in METHODS
+    ]
+    if not is_several(methods) or not methods or len(set(methods)) < len(methods):
         faults = ["methods must be some of " + ", ".join(METHODS) + ", each once."]
     found = {}
     for method in methods if not faults else ():

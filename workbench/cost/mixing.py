@@ -26,13 +26,14 @@ from workbench.cost.assignments import EIGHT, Point
 from workbench.cost.measurements import Losses
 from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError, RunError
+from workbench.given import described, is_a, is_number, several
 from workbench.memory.footprint import Plan, base_weights
 from workbench.memory.forecast import MemoryLedger, fit, forecast
 from workbench.memory.gpus import Gpu, find
 from workbench.progress import Progress, telling
 from workbench.surveys.survey import survey
 from workbench.text import amount, counted
-from workbench.training.config import TrainConfig
+from workbench.training.config import TrainConfig, as_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +164,7 @@ def mix(
     *,
     gpu: Gpu | str | None = None,
     config: TrainConfig | None = None,
-    options: Sequence[int] = (16,),
+    options: int | Sequence[int] = (16,),
 ) -> Mix:
     """The modules to leave out of 4 bits for the least predicted loss within a budget.
 
@@ -176,14 +177,19 @@ def mix(
     ``sens`` must be complete. Raises RunError where it is not, ConfigError where everything in 4 bits is over the budget
     already, or where the options or the budget make no sense.
     """
+    if not is_a(sens, Sensitivity):
+        remedy = "Measure it first: sens = wb.sensitivity(src).run()."
+        raise RunError(f"It takes a sensitivity, not {described(sens)}.", where="mix", remedy=remedy)
     if not sens.complete:
         raise RunError("the sensitivity is not complete.", where="mix", remedy="Run it to its end: sens.run().")
     if (budget_bytes is None) == (gpu is None):
         raise ConfigError(["mix takes a budget: budget_bytes or gpu."], where="mix", remedy="Give one of them.")
+    if budget_bytes is not None and not is_number(budget_bytes):
+        what = f"budget_bytes is {described(budget_bytes)}; it must be a number of bytes."
+        raise ConfigError([what], where="mix", remedy="Give a number such as 4_800_000, or gpu='T4 16 GB'.")
+    options = several(options)
     if not set(options) <= {8, 16} or 16 not in options:
         raise ConfigError([f"options is {tuple(options)!r}."], where="mix", remedy="Give (16,), or (16, 8) to look.")
-    if isinstance(gpu, str):
-        gpu = find(gpu)
     if gpu is None:
         assert budget_bytes is not None  # one of them is given
         steps = _steps(sens, options, None)
@@ -191,7 +197,8 @@ def mix(
         over = f"Everything in 4 bits takes {amount(budget_bytes - left)} already, and the budget is {amount(budget_bytes)}."
         remedy = "Raise the budget."
     else:
-        base = _trained(config or TrainConfig(), sens, ())
+        gpu = find(gpu)
+        base = _trained(TrainConfig() if config is None else as_config(config, "mix"), sens, ())
         steps = _steps(sens, options, base)
         ledger = forecast(sens.job.source, base)
         left = fit(ledger, gpu).headroom - gpu.usable // 10

@@ -28,6 +28,7 @@ from workbench.text import amount
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
 from workbench.training.folder import write_json
+from workbench.training.runs import path_of
 from workbench.training.watch.endings import ending_of
 from workbench.training.watch.outside import oom_kills
 
@@ -48,7 +49,7 @@ class Folder:
         Raises RunError where the folder holds anything else.
         """
         self._own = tempfile.TemporaryDirectory(prefix="workbench-cost-") if folder is None else None
-        self.root = Path(self._own.name if self._own else folder).expanduser().absolute()  # type: ignore[arg-type]
+        self.root = path_of(folder or "", "folder") if self._own is None else Path(self._own.name)
         file = self.root / "job.json"
         try:
             there = json.loads(file.read_text("utf-8"))["identity"] if file.exists() else None

@@ -38,7 +38,8 @@ def measure(teller: Teller) -> None:
     """Works off a request of ``Repairs``: tells each module's errors as soon as they are known, for every checkpoint."""
     request = json.loads((teller.root / "request.json").read_text("utf-8"))
     run = attach(request["run"])
-    merges = {int(step): Merge(run, Path(folder)) for step, folder in request["adapters"].items()}
+    adapters = {int(step): Path(folder) for step, folder in request["adapters"].items()}
+    merges = {step: Merge(run, folder, changed_ok=True) for step, folder in adapters.items()}  # who asks has checked the base
     merge = next(iter(merges.values()))
     infos = {merge.paths[t.name]: t for t in merge.tensors if merge.paths.get(t.name) in request["modules"]}
     if merge.source.path is None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import RunError, WorkbenchError
+from workbench.given import is_whole
 from workbench.memory.footprint import Plan
 from workbench.progress import Progress, telling
 from workbench.resumable import Unfolding
@@ -72,10 +74,11 @@ class Repair:
 
 
 def repairs(
-    run: Run | str | Path,
+    run: Run | str | os.PathLike[str],
     *,
     max_rows: int = ROWS,
     folder: str | Path | None = None,
+    changed_ok: bool = False,
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Repairs:
@@ -90,19 +93,20 @@ def repairs(
     Without it, it is gone with the result. ``progress``: True for a bar, or a function that is told the modules done and their
     total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
 
-    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back; and while iterating, as ``ModelError``
-    too, where the process fails.
+    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back, and as ``Changed`` if the base is no
+    longer what the run was begun with, unless ``changed_ok``; and while iterating, as ``ModelError`` too, where the process
+    fails.
     """
-    run = run if isinstance(run, Run) else attach(run)
+    run = attach(run)
     if run.config.method != "qlora":
         what = f'the run\'s base was not in 4 bits (method "{run.config.method}"): there is no error to take back.'
         raise RunError(what, where=str(run.dir), remedy='Choose a run with method "qlora".')
-    if max_rows < 1:
-        raise RunError(f"max_rows is {max_rows}.", where="repairs", remedy="Give 1 or more.")
+    if not is_whole(max_rows, 1):
+        raise RunError(f"max_rows is {max_rows!r}.", where="repairs", remedy="Give 1 or more.")
     adapters = adapters_of(run)
     if not adapters:
         raise RunError("nothing is saved yet.", where=str(run.dir), remedy="Wait for the run's first checkpoint, or its end.")
-    merge = Merge(run, next(iter(adapters.values())))
+    merge = Merge(run, next(iter(adapters.values())), changed_ok=changed_ok, cancelled=cancelled)
     if merge.packed:
         what = "the checkpoint itself holds 4 bits: there is no original weight to compare with."
         raise RunError(what, where=run.config.model, remedy="Choose a run on a model that is not quantized yet.")

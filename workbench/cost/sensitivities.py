@@ -14,12 +14,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from workbench.cost.assignments import Point, spec_key
-from workbench.cost.jobs import Job, as_specs, job_of
+from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
+from workbench.given import nearest, several
 from workbench.progress import Progress, telling
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
@@ -77,10 +78,10 @@ class ModuleCost:
 
 def sensitivity(
     src: Source | str | os.PathLike[str],
-    spec: QuantSpec | str = NF4,
+    spec: SpecLike = NF4,
     *,
     data: TrainConfig | str | os.PathLike[str] | None = None,
-    modules: Sequence[str] | None = None,
+    modules: str | Sequence[str] | None = None,
     max_length: int | None = None,
     max_rows: int | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -97,16 +98,17 @@ def sensitivity(
     The other arguments, and what is raised, are those of ``evaluate``, whose folder may be the same.
     """
     job = job_of(src, data, max_length, max_rows)
-    wanted = as_specs(spec)
+    wanted = dict.fromkeys(as_specs(spec, "spec"))
     if len(wanted) > 1:
         raise FormatError("A sensitivity is to one format.", where="spec", remedy="Give one specification.")
-    named = tuple(job.weights) if modules is None else tuple(dict.fromkeys(modules))
+    named = tuple(job.weights) if modules is None else tuple(dict.fromkeys(several(modules)))
     if unknown := [name for name in named if name not in job.weights]:
         what = f"It has no module {', '.join(map(repr, unknown[:3]))} that a QLoRA load would quantize."
-        raise ModelError(what, where=job.source.name, remedy="Name weights as in tensors(), without '.weight'.")
+        remedy = f"Name weights as in tensors(), without '.weight'. {nearest(unknown[0], job.weights)}".strip()
+        raise ModelError(what, where=job.source.name, remedy=remedy)
     if not named:
         raise ModelError("No module is named.", where="modules", remedy="Leave modules out for all of them.")
-    return Sensitivity(job, wanted[0], named, folder, progress, cancelled)
+    return Sensitivity(job, next(iter(wanted)), named, folder, progress, cancelled)
 
 
 class Sensitivity(Unfolding[ModuleCost]):

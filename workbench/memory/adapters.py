@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.sources.base import TensorInfo
 from workbench.sources.rule import is_transposed
+from workbench.sources.tensor_info import TensorInfo
 
 ALL_LINEAR = "all-linear"
 _KNOWN = """

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
+from workbench.given import described, is_a
 from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
 from workbench.quant.quantize import QuantSpec
-from workbench.sources.base import TensorInfo
+from workbench.sources.tensor_info import TensorInfo
 
 FULL, LORA, QLORA = "full", "lora", "qlora"
 
@@ -62,12 +63,16 @@ class Plan:
     @classmethod
     def of(cls, cfg: Any, device: str) -> Plan:
         """The plan of a ``TrainConfig``, or of anything that has its fields; missing fields have this class's defaults."""
-        if device not in ("cuda", "cpu"):
-            raise ConfigError([f"device is {device!r}; it must be 'cuda' or 'cpu'."], where="forecast")
+        if not is_a(device, str) or device not in ("cuda", "cpu"):
+            raise ConfigError([f"device is {device!r}; it must be 'cuda' or 'cpu'."], where="forecast", remedy="Choose one.")
         if isinstance(cfg, Plan):
             return dataclasses.replace(cfg, device=device)
         names = [field.name for field in dataclasses.fields(cls) if field.name != "device"]
-        return cls(device=device, **{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
+        found = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
+        if not found:
+            remedy = "Give wb.TrainConfig(…); of fields in a dict, wb.TrainConfig(**fields)."
+            raise ConfigError([f"{described(cfg)} is no TrainConfig."], where="forecast", remedy=remedy)
+        return cls(device=device, **found)
 
     @property
     def compute_bytes(self) -> int:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import WorkbenchError
+from workbench.given import described, is_a
 from workbench.memory.footprint import (
     FULL,
     LORA,
@@ -127,8 +129,9 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     return _ledger(tensors, source.config, source.name, plan)
 
 
-def forecast_methods(src: Source, cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
+def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
     """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
+    src = open_model(src)
     tensors, plan = _planned(src, cfg, device)
     base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
     four_bit = dataclasses.replace(base, method=QLORA)
@@ -230,8 +233,10 @@ class Fit:
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
     """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it."""
-    if isinstance(gpu, str):
-        gpu = find(gpu)
+    if not is_a(ledger, MemoryLedger):
+        what, remedy = f"{described(ledger)} is no forecast.", "Give that of wb.forecast(src, config)."
+        raise WorkbenchError(what, where="ledger", remedy=remedy)
+    gpu = find(gpu)
     left = gpu.usable - ledger.total
     if left >= gpu.usable // 10:
         verdict = "fits"
@@ -250,13 +255,18 @@ class Change:
     saved: int
 
 
-def ways_to_fit(src: Source, cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
+def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
     """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
 
     Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
     """
+    gpu = find(gpu)
     return _cheapest(
-        src, cfg, "cuda", lambda ledger: ("fits", "close", "pages", "does not fit").index(fit(ledger, gpu).verdict), 2
+        open_model(src),
+        cfg,
+        "cuda",
+        lambda ledger: ("fits", "close", "pages", "does not fit").index(fit(ledger, gpu).verdict),
+        2,
     )
 
 

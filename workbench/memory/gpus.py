@@ -6,15 +6,19 @@ Asks the driver through NVML for the latter, which takes no CUDA context.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
+from workbench.given import described, is_a, nearest, spelling
 
 GIB = 2**30
 THIS_MACHINE = "the GPU of this machine"
+_WORDS = re.compile(r"nvidia|tesla|geforce|rtx|\bgpu\b|pcie|sxm\d?|hbm\d?e?")
+"""What names of one GPU have and leave out: ``T4``, ``Tesla T4``, ``NVIDIA GeForce RTX 4090``, ``A100-SXM4-40GB``."""
 
 T = TypeVar("T")
 
@@ -83,10 +87,35 @@ def known() -> Mapping[str, Gpu]:
     return GPUS if own is None else MappingProxyType({THIS_MACHINE: own, **GPUS})
 
 
-def find(name: str) -> Gpu:
-    """A GPU by its name in ``GPUS``, or ``THIS_MACHINE``; ConfigError where there is none."""
+def find(gpu: Gpu | str) -> Gpu:
+    """A GPU by its name: ``T4``, ``nvidia t4``, ``A100 40 GB``, ``THIS_MACHINE``; a ``Gpu`` is returned as it is.
+
+    Case, vendor and form factor are not needed, nor is the memory where that leaves one. Raises ConfigError with those known.
+    """
+    if isinstance(gpu, Gpu):
+        return gpu
     gpus = known()
-    if name in gpus:
-        return gpus[name]
-    what = "This machine has no NVIDIA GPU that answers." if name == THIS_MACHINE else f"{name!r} is no GPU known here."
-    raise ConfigError([what], where="gpu", remedy=f"Choose one of: {', '.join(gpus)}.")
+    remedy = f"Choose one of: {', '.join(gpus)}."
+    if not is_a(gpu, str):
+        what = f"{described(gpu)} is no GPU."
+        raise ConfigError([what], where="gpu", remedy=f"{remedy} Or give a Gpu of its own: wb.Gpu(name, usable bytes).")
+    if gpu in gpus:
+        return gpus[gpu]
+    if spelling(gpu) == spelling(THIS_MACHINE):
+        raise ConfigError(["This machine has no NVIDIA GPU that answers."], where="gpu", remedy=remedy)
+    meant = [name for name in GPUS if _plain(gpu) in (_plain(name), _plain(_model(name)))]
+    if len(meant) == 1:
+        return GPUS[meant[0]]
+    if meant:
+        raise ConfigError([f"{gpu!r} may be {' or '.join(meant)}."], where="gpu", remedy="Name its memory too.")
+    near = nearest(gpu, [*gpus, *map(_model, GPUS)])
+    raise ConfigError([f"{gpu!r} is no GPU known here."], where="gpu", remedy=f"{remedy} {near}".strip())
+
+
+def _model(name: str) -> str:
+    """A name without its memory: ``A100 40 GB`` → ``A100``."""
+    return re.sub(r" \d+ GB$", "", name)
+
+
+def _plain(name: str) -> str:
+    return spelling(_WORDS.sub(" ", name.casefold()))

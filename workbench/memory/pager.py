@@ -11,6 +11,7 @@ elements on, under a paged optimizer. ``managed="everything"`` shows what would 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import ConfigError
+from workbench.given import is_number
 from workbench.memory.footprint import activations
 from workbench.memory.forecast import MemoryLedger, forecast
 from workbench.memory.gpus import Gpu, find
 from workbench.memory.lru import Bytes, Extent, Moment, demand, move
-from workbench.sources.base import Source
+from workbench.sources import Source, open_model
 from workbench.sources.kinds import layer_of
 from workbench.sources.packed import as_loaded
 from workbench.text import amount, count
@@ -129,8 +131,8 @@ class PagerSimulation:
 
 
 def simulate_paging(
-    src: Source, cfg: Any, budget: int | Gpu | str, *, page_size: int = PAGE_SIZES[0],
-    bandwidth: float = PCIE["PCIe 3.0 x16"], managed: str = "as configured", keeps_freed: bool = True,
+    src: Source | str | os.PathLike[str], cfg: Any, budget: float | Gpu | str, *, page_size: int = PAGE_SIZES[0],
+    bandwidth: float | str = PCIE["PCIe 3.0 x16"], managed: str = "as configured", keeps_freed: bool = True,
 ) -> PagerSimulation:  # fmt: skip
     """What fine-tuning ``src`` as ``cfg`` says would page with ``budget`` bytes (or a GPU by its name, see ``gpus.find``).
 
@@ -138,6 +140,7 @@ def simulate_paging(
     a step's peak nothing comes back into what was evicted for it; False shows memory that breathes, as in the QLoRA paper's
     account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
     """
+    src = open_model(src)
     size, rate = _checked(budget, page_size, bandwidth, managed)
     extents, moments = working_set(src, cfg, managed == "everything")
     # Loading, then the steps, each the same.
@@ -158,10 +161,11 @@ def simulate_paging(
     )  # fmt: skip
 
 
-def _checked(budget: int | Gpu | str, page_size: int, bandwidth: float, managed: str) -> tuple[int, float]:
-    if isinstance(budget, str):
-        budget = find(budget)
-    size = budget.usable if isinstance(budget, Gpu) else budget
+def _checked(budget: float | Gpu | str, page_size: int, bandwidth: float | str, managed: str) -> tuple[int, float]:
+    size = find(budget).usable if isinstance(budget, str | Gpu) else budget
+    if is_number(size) and size == round(size):  # 15.75e9
+        size = int(size)
+    bandwidth = PCIE.get(bandwidth, bandwidth) if isinstance(bandwidth, str) else bandwidth
     faults = [
         f"{name} is {value!r}; it must be {wanted}."
         for name, value, wanted, right in (
@@ -174,7 +178,7 @@ def _checked(budget: int | Gpu | str, page_size: int, bandwidth: float, managed:
     ]
     if faults:
         raise ConfigError(faults, where="simulate_paging", remedy="Change these and try again.")
-    return size, float(bandwidth)
+    return int(size), float(bandwidth)
 
 
 def working_set(src: Source, cfg: Any, everything: bool = False) -> tuple[list[Extent], list[Moment]]:

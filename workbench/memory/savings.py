@@ -7,6 +7,7 @@ costs in error, which takes the weights.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from workbench.memory.footprint import NESTED_CODEBOOK, loaded
 from workbench.memory.shortlist import PublishedShapes
 from workbench.quant.quantize import QuantSpec
-from workbench.sources.base import Source
+from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
 
 
@@ -73,7 +74,9 @@ class DoubleQuantSavings:
         return 8 * self.saved / self.weights if self.weights else 0.0
 
 
-def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: int = 256) -> DoubleQuantSavings:
+def double_quant_savings(
+    src: Source | str | os.PathLike[str], block_size: int = 64, nested_block_size: int = 256
+) -> DoubleQuantSavings:
     """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
     plain = QuantSpec("nf4", block_size)
     double = QuantSpec("nf4", block_size, double_quant=True, nested_block_size=nested_block_size)
@@ -84,7 +87,7 @@ def double_quant_savings(src: Source, block_size: int = 64, nested_block_size: i
     return DoubleQuantSavings(
         tuple(
             TensorSaving(t.name, t.numel, scales(plain, t.numel), scales(double, t.numel))
-            for t in loaded(as_loaded(src)[0])
+            for t in loaded(as_loaded(open_model(src))[0])
             if t.quantizable
         )
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ModelError
+from workbench.given import nearest
+from workbench.memory.gpus import Gpu, find
 from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.header import DTYPES, Entry
 
@@ -63,25 +65,22 @@ PUBLISHED = {
 _GATED = ("meta-llama/",)
 
 
-@functools.cache
-def shortlist(gpu: str = GPU) -> tuple[Candidate, ...]:
+def shortlist(gpu: Gpu | str = GPU) -> tuple[Candidate, ...]:
     """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first."""
-    from workbench.memory.forecast import fit, forecast
-    from workbench.memory.gpus import GPUS
-    from workbench.training.config import TrainConfig
+    return _fitting(find(gpu))
 
+
+@functools.cache
+def _fitting(gpu: Gpu) -> tuple[Candidate, ...]:
+    from workbench.memory.footprint import Plan
+    from workbench.memory.forecast import fit, forecast
+
+    plan = Plan(per_device_train_batch_size=ROWS, max_length=TOKENS, optim="paged_adamw_8bit")
     found = []
     for name in PUBLISHED:
         source = PublishedShapes(name)
-        config = TrainConfig(
-            model=name,
-            per_device_train_batch_size=ROWS,
-            max_length=TOKENS,
-            optim="paged_adamw_8bit",
-            gradient_checkpointing=True,
-        )
-        ledger = forecast(source, config)
-        if fit(ledger, GPUS[gpu]).verdict == "fits":
+        ledger = forecast(source, plan)
+        if fit(ledger, gpu).verdict == "fits":
             tensors = source.tensors()
             parameters, checkpoint = sum(t.numel for t in tensors), sum(t.nbytes for t in tensors)
             found.append(Candidate(name, parameters, checkpoint, ledger.total, name.startswith(_GATED)))
@@ -92,6 +91,12 @@ class PublishedShapes(Source):
     """A model of which only the shapes are known: it can be listed and forecast, and not read."""
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
+        if config is None and name not in PUBLISHED:
+            remedy = f"Choose one of: {', '.join(PUBLISHED)}. {nearest(name, PUBLISHED)}".strip()
+            raise ModelError("Its shapes are not known here.", where=str(name), remedy=remedy)
+        if config is not None and (missing := [key for key in PUBLISHED[next(iter(PUBLISHED))] if key not in config]):
+            remedy = "Give these fields of its config.json, and head_dim."
+            raise ModelError(f"Its config says nothing of {', '.join(missing)}.", where=str(name), remedy=remedy)
         self.name, self.path = name, None
         self.config = PUBLISHED[name] if config is None else config
         bfloat16, at = DTYPES["BF16"], 0

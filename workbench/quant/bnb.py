@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from workbench.errors import FormatError
+from workbench.given import is_whole, several
 from workbench.quant.double_quant import NestedScales
 from workbench.quant.formats import FORMATS
 from workbench.quant.quantize import Quantized, QuantSpec, quantize
@@ -104,8 +105,10 @@ def check_backend(shape: Sequence[int], block_size: int = 64, capability: str | 
     size. Without ``capability`` this machine is asked: a small weight goes through ``dequantize_4bit`` and is compared. With
     one, as ``torch.backends.cpu.get_cpu_capability()`` names it ("AVX512", "AVX2" …), the answer follows from that rule.
     """
-    if block_size not in FORMATS["nf4"].block_sizes or not shape or any(size < 1 for size in shape):
-        raise FormatError(f"A shape of {tuple(shape)} in blocks of {block_size} is not possible.", remedy="Give whole numbers.")
+    sides = several(shape)
+    if block_size not in FORMATS["nf4"].block_sizes or not sides or not all(is_whole(size, 1) for size in sides):
+        raise FormatError(f"A shape of {sides} in blocks of {block_size} is not possible.", remedy="Give whole numbers.")
+    shape = tuple(map(int, sides))
     rows, last = prod(shape[:-1]), shape[-1]
     if capability is not None:
         right = capability != "AVX512" or rows == 1 or last % 2 != 0 or last % block_size == 0 or block_size >= 2048

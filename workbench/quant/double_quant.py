@@ -17,6 +17,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.errors import FormatError
+from workbench.given import described, is_whole
+
 _STEPS = 65536
 """bitsandbytes' CPU kernel rounds through a table with this many entries over [−1, 1]; its CUDA kernel searches the levels
 themselves, so that a code may differ by one where a value lies within 1/65,535 of a threshold."""
@@ -81,6 +84,11 @@ def double_quantize(absmax: NDArray[np.float32], block_size: int = 256, offset: 
     its offset to compare codes bit for bit. A second-level block of zeros gets code 0 and absmax 0, as there; values that are
     not finite are carried by their block's absmax (NaN in, NaN out).
     """
+    absmax = np.asarray(absmax)
+    if absmax.dtype.name not in ("float64", "float32", "float16", "bfloat16") or not is_whole(block_size, 1):
+        what = f"{described(absmax.dtype.name)} values in blocks of {block_size!r} cannot be quantized."
+        raise FormatError(what, where="double_quantize", remedy="Give absmax values as floats, and a whole number from 1 on.")
+    absmax = absmax.astype(np.float32, copy=False).reshape(-1)
     if offset is None:
         offset = np.float32(absmax.mean(dtype=np.float64)) if absmax.size else np.float32(0)
     centred = absmax - offset

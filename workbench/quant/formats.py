@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import described, is_a, nearest, spelling
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -253,6 +254,8 @@ def register_format(
         raise FormatError(f"{name!r} is not a name for a format.", remedy="Give a short printable text.")
     if any(form.name == name for form in _BUILT_IN):
         raise FormatError(f"The format {name!r} is the workbench's own.", remedy="Choose another name.")
+    if title is not None and not isinstance(title, str):
+        raise FormatError(f"{described(title)} is no title.", where=name, remedy="Give a text, or leave title out.")
     try:
         steps = tuple(float(level) for level in levels)
     except (TypeError, ValueError) as error:
@@ -263,9 +266,17 @@ def register_format(
     return _formats[name]
 
 
-def find_format(name: str) -> Format:
-    """The format called ``name``; raises FormatError with the names there are."""
-    try:
-        return FORMATS[name]
-    except (KeyError, TypeError):
-        raise FormatError(f"There is no format {name!r}.", remedy=f"Choose one of: {', '.join(FORMATS)}.") from None
+def find_format(name: str | Format) -> Format:
+    """The format with this name or title, whatever its case, spaces and hyphens; a ``Format`` is known by its name.
+
+    Raises FormatError with the names there are.
+    """
+    wanted = name.name if isinstance(name, Format) else name
+    if not is_a(wanted, str):
+        raise FormatError(f"{described(wanted)} is no format.", remedy=f"Choose one of: {', '.join(FORMATS)}.")
+    if wanted in FORMATS:
+        return FORMATS[wanted]
+    if alike := [form for form in FORMATS.values() if spelling(wanted) in (spelling(form.name), spelling(form.title))]:
+        return alike[0]
+    near = nearest(wanted, [*(form.title for form in FORMATS.values()), *FORMATS])
+    raise FormatError(f"There is no format {wanted!r}.", remedy=f"Choose one of: {', '.join(FORMATS)}. {near}".strip())

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import described, is_a, is_whole
 from workbench.kernels.sampling import evenly_spaced
 from workbench.quant.double_quant import double_quantize, dynamic_levels
 from workbench.quant.measure import ErrorStats
@@ -116,10 +117,11 @@ def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
     FormatError for a block that there is not, and for statistics of a sample.
     """
     weights = as_weights(array).reshape(-1)
+    _check(stats)
     spec, size, blocks = stats.spec, stats.spec.block_size, stats.block_rmse.size
     if stats.sampled is not None or weights.size != stats.numel:
         raise FormatError("These statistics are not of the whole array.", remedy="Give those of measure(array, spec).")
-    if not 0 <= block < blocks:
+    if not is_whole(block, 0) or block >= blocks:
         raise FormatError(f"There is no block {block!r}.", remedy=f"Give a number from 0 to {blocks - 1}.")
     piece = weights[block * size : (block + 1) * size]
     overview = Overview.of(stats.block_absmax, size)
@@ -136,6 +138,12 @@ def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
         float(scale), float(found.stored.astype(np.float32)[0]), float(zero), tensor_scale,
         _nested(stats, block, overview.mean) if spec.double_quant else None,
     )  # fmt: skip
+
+
+def _check(stats: ErrorStats) -> None:
+    if not is_a(stats, ErrorStats):
+        remedy = "Give those of wb.measure(array, spec)."
+        raise FormatError(f"{described(stats)} is no statistics of an array.", where="stats", remedy=remedy)
 
 
 def _scales(piece: NDArray[Any], stats: ErrorStats, block: int, overview: Overview) -> Scales:
@@ -173,6 +181,7 @@ def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
     Equal levels count as one bin. Blocks that are not finite are left out.
     """
     weights = as_weights(array).reshape(-1)
+    _check(stats)
     spec, size = stats.spec, stats.spec.block_size
     weights, blocks, sampled = evenly_spaced(weights, size, -(-weights.size // most))
     codes = quantize(weights, spec, overview=Overview.of(stats.block_absmax, size)).codes

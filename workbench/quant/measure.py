@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import described, is_number, is_several, is_whole
 from workbench.kernels.sampling import evenly_spaced
 from workbench.quant.formats import Format
-from workbench.quant.quantize import QuantSpec, as_weights
+from workbench.quant.quantize import QuantSpec, SpecLike, as_specs, as_weights
 from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
 
 Cancelled = Callable[[], bool]
@@ -120,28 +121,29 @@ def merge_equal_levels(form: Format, occupancy: NDArray[np.int64]) -> tuple[NDAr
 
 
 @overload
-def measure(array: Any, spec: QuantSpec, sample: float | None = None, *, cancelled: Cancelled | None = None) -> ErrorStats: ...
+def measure(array: Any, spec: SpecLike, sample: float | None = None, *, cancelled: Cancelled | None = None) -> ErrorStats: ...
 @overload
 def measure(
-    array: Any, spec: Sequence[QuantSpec], sample: float | None = None, *, cancelled: Cancelled | None = None
+    array: Any, spec: Sequence[SpecLike], sample: float | None = None, *, cancelled: Cancelled | None = None
 ) -> list[ErrorStats]: ...
 def measure(
-    array: Any, spec: QuantSpec | Sequence[QuantSpec], sample: float | None = None, *, cancelled: Cancelled | None = None
+    array: Any, spec: SpecLike | Sequence[SpecLike], sample: float | None = None, *, cancelled: Cancelled | None = None
 ) -> ErrorStats | list[ErrorStats]:
     """Measures what quantizing ``array`` under ``spec`` costs; several specifications give a list.
 
+    A format's name stands for the format as it usually is: ``measure(x, "nf4")``, ``measure(x, ["nf4", "int4"])``.
     Specifications with the same block size share one pass over the weights. ``sample`` in (0, 1) measures evenly spaced
     stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the sampled blocks
     alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once it says yes the
     call raises InterruptedError.
     """
-    specs = [spec] if isinstance(spec, QuantSpec) else list(spec)
+    specs = list(as_specs(spec, "spec"))
     weights = as_weights(array)
     shape = weights.shape
     flat = weights.reshape(-1)
     sampled = None
     if sample is not None:
-        if not 0 < sample <= 1:
+        if not is_number(sample) or not 0 < sample <= 1:
             raise FormatError(f"A sample of {sample!r} is not possible.", remedy="Give a share above 0 and up to 1.")
         flat, _, sampled = evenly_spaced(flat, 4096, round(1 / sample))
 
@@ -153,7 +155,7 @@ def measure(
         ]
 
     results = _in_order(specs, one_size)
-    return results[0] if isinstance(spec, QuantSpec) else results
+    return results if is_several(spec) else results[0]
 
 
 def _in_order(specs: list[QuantSpec], one_size: Callable[[int, list[QuantSpec]], list[_T]]) -> list[_T]:
@@ -217,7 +219,9 @@ def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Canc
     from workbench.kernels import pool
     from workbench.kernels.bits import as_bits
 
-    QuantSpec("nf4", block_size)  # the same check, the same message
+    block_size = QuantSpec("nf4", block_size).block_size  # the same check, the same message
+    if not is_whole(bins, 1):
+        raise FormatError(f"{described(bins)} is no number of bins.", where="bins", remedy="Give a whole number from 1 on.")
     bits = as_bits(as_weights(array))
     tail = bits.size % block_size
     parts: list[NDArray[np.int64]] = []

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import described, is_whole
 from workbench.kernels.sampling import evenly_spaced
 from workbench.quant.quantize import as_weights
 
@@ -44,6 +45,9 @@ def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, m
     at the probability (i − ½) / n, and the outermost points are the smallest and the largest weight. Takes the arrays that
     ``quantize`` takes; FormatError where no weight is finite.
     """
+    for name, value in (("block_size", block_size or 1), ("points", points), ("most", most)):
+        if not is_whole(value, 1):
+            raise FormatError(f"{described(value)} is not possible.", where=name, remedy="Give a whole number from 1 on.")
     flat = as_weights(array).reshape(-1)
     size = block_size or 64
     flat, _, sampled = evenly_spaced(flat, size, -(-flat.size // most))

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import several
 from workbench.quant.measure import Cancelled, ErrorStats, measure
-from workbench.quant.quantize import QuantSpec, as_weights
+from workbench.quant.quantize import QuantSpec, SpecLike, as_spec, as_weights
 from workbench.quant.scales import needs_overview
 
 if TYPE_CHECKING:
@@ -97,7 +98,11 @@ DISTANCES = (3.0, 4.0, 6.0)
 
 
 def outliers(
-    array: Any, spec: QuantSpec | None = None, sigmas: Sequence[float] = DISTANCES, *, cancelled: Cancelled | None = None
+    array: Any,
+    spec: SpecLike | None = None,
+    sigmas: float | Sequence[float] = DISTANCES,
+    *,
+    cancelled: Cancelled | None = None,
 ) -> Outliers:
     """Measures the outliers of ``array`` beyond each of ``sigmas`` standard deviations under ``spec`` (NF4 unless given).
 
@@ -109,11 +114,14 @@ def outliers(
     """
     from workbench.kernels.moments import moments  # numba loads here
 
-    wanted = sorted({float(k) for k in sigmas})
+    try:
+        wanted = sorted({float(k) for k in several(sigmas)})
+    except (TypeError, ValueError):
+        wanted = []
     if not wanted or not all(0 < k < math.inf for k in wanted):
         raise FormatError(f"Outliers beyond {sigmas!r} standard deviations are not possible.", remedy="Give numbers above 0.")
     weights = as_weights(array)
-    stats = measure(weights, QuantSpec() if spec is None else spec, cancelled=cancelled)
+    stats = measure(weights, QuantSpec() if spec is None else as_spec(spec), cancelled=cancelled)
     return outliers_of(weights, stats, moments(weights), wanted, cancelled)
 
 

@@ -6,15 +6,18 @@ Covers the specification, its storage arithmetic, ``quantize`` and ``Quantized``
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
+from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.double_quant import NestedScales
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
 from workbench.quant.scales import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
@@ -28,7 +31,7 @@ class QuantSpec:
     """How an array is quantized. Raises FormatError on a format or block size that there is not."""
 
     format: str = "nf4"
-    """A key of ``FORMATS``."""
+    """A key of ``FORMATS``; other spellings and titles (``"NF4"``, ``"INT4 symmetric"``) become it."""
     block_size: int = 0
     """Consecutive weights that share a scale; 0 becomes the format's own: 64, or what its definition says."""
     scale_dtype: str | None = None
@@ -38,28 +41,38 @@ class QuantSpec:
     nested_block_size: int = 256
     """Consecutive scales that share a second-level scale; bitsandbytes has 256."""
 
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
+        """Refuses names that are no fields, with the nearest that are."""
+        names = [field.name for field in fields(cls)]
+        if faults := unknown_fields(given, names):
+            raise FormatError(" ".join(faults), where="QuantSpec", remedy=f"The fields: {', '.join(names)}.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         form = find_format(self.format)
-        if self.block_size == 0 and not isinstance(self.block_size, bool):
-            object.__setattr__(self, "block_size", form.default_block_size)
-        if self.scale_dtype is None:
-            object.__setattr__(self, "scale_dtype", form.scale_dtype)
-        if self.block_size not in form.block_sizes:
+        object.__setattr__(self, "format", form.name)
+        if not is_whole(self.block_size, 0) or self.block_size not in (0, *form.block_sizes):
             sizes = ", ".join(map(str, form.block_sizes))
             raise FormatError(f"{form.title} has no blocks of {self.block_size!r} weights.", remedy=f"Choose one of: {sizes}.")
-        if self.scale_dtype not in form.scale_dtypes:
+        object.__setattr__(self, "block_size", int(self.block_size) or form.default_block_size)
+        scale_dtype = form.scale_dtype if self.scale_dtype is None else self.scale_dtype
+        if not is_a(scale_dtype, str, np.dtype) or scale_dtype not in form.scale_dtypes:
             raise FormatError(
                 f"{form.title} does not store its scales as {self.scale_dtype!r}.",
                 remedy=f"Choose one of: {', '.join(form.scale_dtypes)}.",
             )
+        object.__setattr__(self, "scale_dtype", str(scale_dtype))  # a NumPy dtype equals its name
+        if not isinstance(self.double_quant, bool | np.bool_):
+            raise FormatError(f"double_quant is {described(self.double_quant)}.", remedy="Give True or False.")
+        object.__setattr__(self, "double_quant", bool(self.double_quant))
         if self.double_quant and (not form.double_quantizable or self.scale_dtype != "float32"):
             raise FormatError(
                 f"{form.title} with {self.scale_dtype} scales cannot be double quantized: that takes absmax scales in float32.",
                 remedy="Leave double_quant out, or choose nf4 or another format with such scales.",
             )
-        size = self.nested_block_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_whole(size := self.nested_block_size, 1):
             raise FormatError(f"A nested block size of {size!r} is not possible.", remedy="Give a whole number from 1 on.")
+        object.__setattr__(self, "nested_block_size", int(size))
 
     @property
     def definition(self) -> Format:
@@ -123,6 +136,41 @@ class QuantSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
         return asdict(self)
+
+
+SpecLike = QuantSpec | Format | str
+"""What stands for a specification, as ``as_spec`` takes it."""
+_TITLE = re.compile(
+    r"(?P<format>.+?),? \(?blocks of (?P<size>\d+)(, (?P<dtype>\w+) scales)?"
+    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?\)?",
+    re.IGNORECASE,
+)
+"""A specification's title, also with all but the format in brackets, as it stands in the middle of a sentence."""
+
+
+def as_spec(given: SpecLike, where: str = "spec") -> QuantSpec:
+    """The specification that is meant: itself, a format or its name as it usually is, or the title of a specification.
+
+    >>> as_spec("NF4") == as_spec("nf4, blocks of 64") == QuantSpec("nf4", 64)
+    True
+    """
+    if isinstance(given, QuantSpec):
+        return given
+    if isinstance(given, str) and (title := _TITLE.fullmatch(given.strip())):
+        dtype, nested = title["dtype"], int(title["nested"] or 256)
+        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), bool(title["double"]), nested)
+    if is_a(given, str, Format):
+        return QuantSpec(find_format(given).name)
+    remedy = "Give a QuantSpec, or the name of a format such as 'nf4'."
+    raise FormatError(f"{described(given)} is no specification of how to quantize.", where=where, remedy=remedy)
+
+
+def as_specs(given: SpecLike | Iterable[SpecLike], where: str = "specs") -> tuple[QuantSpec, ...]:
+    """``as_spec`` of one or of several; FormatError where there is none."""
+    found = tuple(as_spec(one, where) for one in several(given))
+    if not found:
+        raise FormatError("There is no format to measure.", where=where, remedy="Give a QuantSpec, or a name such as 'nf4'.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -196,20 +244,21 @@ class Quantized:
 
 
 def quantize(
-    array: Any, spec: QuantSpec, cancelled: Callable[[], bool] | None = None, *, overview: Overview | None = None
+    array: Any, spec: SpecLike, cancelled: Callable[[], bool] | None = None, *, overview: Overview | None = None
 ) -> Quantized:
     """Quantizes an array of any shape, read in C order as one row of weights cut into blocks.
 
-    ``overview`` tells of the tensor that the array is a piece of, for formats whose scales depend on all of it.
+    ``spec``: a specification, or a format's name, which stands for the format as it usually is. ``overview`` tells of the
+    tensor that the array is a piece of, for formats whose scales depend on all of it.
 
-    Takes float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32, NumPy arrays or
-    CPU torch tensors. Raises FormatError on other dtypes and on empty arrays.
+    Takes float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32: NumPy arrays,
+    torch tensors, and lists of numbers. Raises FormatError on other dtypes and on empty arrays.
     """
     from workbench.kernels import blocks as block_kernels  # numba loads here
     from workbench.kernels import pool, rounding
     from workbench.kernels.bits import as_bits
 
-    weights = as_weights(array)
+    spec, weights = as_spec(spec), as_weights(array)
     form, block_size = spec.definition, spec.block_size
     bits = as_bits(weights)
     blocks = -(-bits.size // block_size)
@@ -243,15 +292,14 @@ def quantize(
 
 def as_weights(array: Any) -> NDArray[Any]:
     """A C-contiguous float32, float16 or bfloat16 array of the same values; a torch tensor is read through its bits."""
-    if hasattr(array, "detach"):  # a torch tensor; NumPy has no bfloat16 of its own
-        tensor = array.detach().cpu().contiguous()
-        if str(tensor.dtype) == "torch.bfloat16":
-            import torch  # loaded already: it made the tensor
-
-            array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        else:
-            array = tensor.numpy()
-    array = np.asarray(array)
+    if isinstance(array, str | PathLike) or hasattr(array, "tensors"):
+        remedy = "Read one of its tensors: wb.open_model(…).read(name)."
+        raise FormatError(f"{described(array)} is no array of weights.", where="array", remedy=remedy)
+    try:
+        array = np.asarray(_from_torch(array) if hasattr(array, "detach") else array)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        what = f"{described(array)} cannot be read as an array ({error})."
+        raise FormatError(what, where="array", remedy="Give a NumPy array, or a torch tensor with data.") from error
     if array.dtype.name in _WIDENED:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
@@ -262,3 +310,15 @@ def as_weights(array: Any) -> NDArray[Any]:
     if array.size == 0:
         raise FormatError(f"An array of shape {array.shape} has no weights.", remedy="Give at least one weight.")
     return np.ascontiguousarray(array)
+
+
+def _from_torch(tensor: Any) -> NDArray[Any]:
+    """A torch tensor's values, wherever it lies; NumPy has no bfloat16 and no 8-bit floats of its own."""
+    import torch  # loaded already: it made the tensor
+
+    tensor = tensor.detach().cpu().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name == "bfloat16" or name in _WIDENED[1:]:
+        bits = tensor.view(torch.int16 if name == "bfloat16" else torch.uint8)
+        return np.asarray(bits.numpy().view(getattr(ml_dtypes, name)))
+    return np.asarray(tensor.numpy())

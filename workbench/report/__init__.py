@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.atomic import replacing_for_user
+from workbench.errors import WorkbenchError
+from workbench.given import described, is_a
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -40,7 +42,13 @@ def write_report(
     """
     from workbench.report.contents import gather
     from workbench.report.page import page
+    from workbench.surveys.survey import Survey
 
+    if not is_a(surveyed, Survey):
+        remedy = 'Survey the model first: wb.write_report(wb.survey(model, "nf4"), "report.html").'
+        raise WorkbenchError(f"A report is of a survey, not of {described(surveyed)}.", where="surveyed", remedy=remedy)
+    if not is_a(path, str, os.PathLike):
+        raise WorkbenchError(f"{described(path)} is no path.", where="path", remedy='Name a file, such as "report.html".')
     target = Path(path)
     text = page(gather(surveyed, bits, executor, progress))
     with replacing_for_user(target) as draft:

@@ -146,20 +146,18 @@ def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, s
 def duel_bars(duel: Duel) -> Figure:
     """Each contender's relative RMSE, the least first."""
     names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.6g} bits" for s in duel.ranked]
-    data = [
-        {
-            "type": "bar", "orientation": "h", "y": names, "x": [_percent(s.relative_rmse) for s in duel.ranked],
-            "text": [f"{_percent(s.relative_rmse):.2f} %" for s in duel.ranked], "textposition": "outside", "cliponaxis": False,
-            "marker": {"color": [format_colour(s.spec.format) for s in duel.ranked]},
-            "hovertext": [text(s.spec.title) for s in duel.ranked], "hovertemplate": "%{hovertext}: %{x:.3f} %<extra></extra>",
-        }
-    ]  # fmt: skip
+    errors = [_percent(s.relative_rmse) for s in duel.ranked]
+    bars = error_bars(
+        names, errors, [f"{error:.2f} %" for error in errors], [text(s.spec.title) for s in duel.ranked],
+        marker={"color": [format_colour(s.spec.format) for s in duel.ranked]},
+        hovertemplate="%{hovertext}: %{x:.3f} %<extra></extra>",
+    )  # fmt: skip
     layout = {
         "height": 90 + 30 * len(duel.contenders), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
         "xaxis": {"title": {"text": "relative RMSE over all tensors, %"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip
-    return {"data": data, "layout": layout}
+    return {"data": [bars], "layout": layout}
 
 
 def winner_map(duel: Duel) -> Figure | None:
@@ -228,22 +226,37 @@ def double_quant_moves(duel: Duel) -> Figure | None:
 
 def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
     """Forecast gigabytes by method, stacked by what takes them."""
-    names = [ledger.title for ledger in ledgers]
     unit, size = ("GB", 1e9) if max(ledger.total for ledger in ledgers) >= 1e9 else ("MB", 1e6)
-    data = [
-        {
-            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": colour(i)},
-            "x": [sum(ledger[c] for c in categories) / size for ledger in ledgers],
-            "hovertemplate": f"{group}: %{{x:.3f}} {unit}<extra>%{{y}}</extra>",
-        }
-        for i, (group, categories) in enumerate(GROUPS.items())
-    ]  # fmt: skip
+    names = [ledger.title for ledger in ledgers]
+    data = stacked_memory(names, ledgers, [colour(i) for i in range(len(GROUPS))], unit, size)
     layout = {
         "height": 330, "barmode": "stack", "bargap": 0.35, "showlegend": True, "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": f"{unit}, forecast"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip
     return {"data": data, "layout": layout}
+
+
+def stacked_memory(
+    names: Sequence[str], ledgers: Sequence[MemoryLedger], colours: Sequence[object], unit: str = "GB", size: float = 1e9
+) -> list[Figure]:
+    """Forecasts as stacked bars, each by its name: a trace and a colour for each of ``GROUPS``, ``size`` bytes a ``unit``."""
+    return [
+        {
+            "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": own},
+            "x": [sum(ledger[c] for c in categories) / size for ledger in ledgers],
+            "hovertemplate": f"{group}: %{{x:.3f}} {unit}<extra>%{{y}}</extra>",
+        }
+        for (group, categories), own in zip(GROUPS.items(), colours, strict=True)
+    ]  # fmt: skip
+
+
+def error_bars(names: Sequence[str], values: Sequence[float], text: Sequence[str], hover: Sequence[str], **more: Any) -> Figure:
+    """A trace of horizontal bars, one an error, each with its number at its end; ``more`` of plotly's own properties."""
+    return {
+        "type": "bar", "orientation": "h", "y": names, "x": values, "text": text, "textposition": "outside",
+        "cliponaxis": False, "hovertext": hover, **more,
+    }  # fmt: skip
 
 
 def _percent(ratio: float) -> float:

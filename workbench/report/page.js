@@ -1,8 +1,11 @@
+// @ts-check
 // Draws the report's figures in the colours of the reader's setting, and anew when that changes or the page is printed.
 "use strict";
 
 const root = document.documentElement;
-const figures = JSON.parse(document.getElementById("figures").textContent);
+/** @param {string} id */
+const textOf = (id) => document.getElementById(id)?.textContent ?? "";
+const figures = JSON.parse(textOf("figures"));
 const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
 // A figure with the page's colours in place of their names.
@@ -39,12 +42,12 @@ const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: [
 function draw() {
   for (const [name, figure] of Object.entries(figures)) {
     const { data, layout: own } = painted(figure);
-    Plotly.react(name, data, layout(own), config);
+    globalThis.Plotly.react(name, data, layout(own), config);
   }
 }
 
 async function load() {
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const packed = Uint8Array.from(atob(textOf("plotly")), (c) => c.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
   script.textContent = await new Response(unpacked).text();
@@ -62,7 +65,7 @@ load().then(() => {
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 }).catch((error) => {
-  for (const plot of document.querySelectorAll(".plot")) {
+  for (const plot of document.querySelectorAll(/** @type {"div"} */ (".plot"))) {
     plot.style.height = "auto";
     plot.textContent = `This plot cannot be drawn here (${error.message}). The tables hold the same numbers.`;
   }

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError, NotListed, Unreachable
-from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
+from workbench.given import described, is_a
+from workbench.sources.base import Cancelled, Progress, Source
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
+from workbench.sources.tensor_info import TensorInfo
 
 __all__ = ["BUILTIN", "Source", "TensorInfo", "open_model"]
 
@@ -46,10 +48,17 @@ def open_model(
     """
     if isinstance(model, Source):
         return model
-    text = os.fspath(model)
+    text = os.fspath(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         what = "A model is named by 'builtin', by the path of a folder, or by its owner/name on the Hub."
-        raise ModelError(what, where=f"model={shown(str(text))}")
+        raise ModelError(
+            what,
+            where=f"model={shown(text) if isinstance(text, str) else described(text)}",
+            remedy="Pass one of these, or a Source.",
+        )
+    if revision is not None and not is_a(revision, str):
+        remedy = "Give the name of a branch or tag, or a commit."
+        raise ModelError(f"{described(revision)} is no revision.", where="revision", remedy=remedy)
     local = text == "builtin" or os.path.lexists(os.path.expanduser(text))
     if local and revision is not None:
         raise ModelError("A local model has no revisions.", where=f"revision={shown(revision)}", remedy="Leave revision out.")

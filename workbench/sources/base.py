@@ -10,7 +10,6 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,29 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.given import described, is_a
 from workbench.sources.header import Entry, shown
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a checkpoint, and what a QLoRA load makes of it."""
-
-    name: str
-    """Its name in the checkpoint."""
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors names it: ``BF16``, ``F32``, ``F8_E4M3`` …"""
-    numel: int
-    nbytes: int
-    """Bytes in the checkpoint."""
-    quantizable: bool
-    """Whether transformers + bitsandbytes hold it in 4 bits."""
-    reason: str
-    """Why, or why not."""
-    layout: str
-    """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or on loading ``fused`` with others or
-    ``split`` into several (which only the exact answer tells)."""
-
+from workbench.sources.tensor_info import TensorInfo
 
 Progress = Callable[[int, int], None]
 """Told how much there is and how much there will be: bytes while a tensor is read, files while a model is opened."""
@@ -173,6 +152,9 @@ class Source(ABC):
 
     def _find(self, name: str) -> tuple[str, Entry]:
         entries = self._entries()
+        if not is_a(name, str):
+            remedy = "Give its name; tensors() lists them."
+            raise ModelError(f"{described(name)} is no tensor's name.", where=self.name, remedy=remedy)
         if name not in entries:
             near = difflib.get_close_matches(name, entries, n=3) if len(name) < 1_000 else []
             remedy = f"Near it: {', '.join(near)}." if near else "tensors() lists the names."

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.errors import ModelError
-from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry, shown
 from workbench.sources.packed_names import find_packings
 from workbench.sources.rule import AS_STORED, FUSED, SPLIT, TRANSPOSED, describe, info
+from workbench.sources.tensor_info import TensorInfo
 
 _COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w+)?|depths?")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -21,11 +22,12 @@ from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.quantize import QuantSpec
-from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress, Source
 from workbench.sources.header import Entry, shown, unique
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
 from workbench.sources.packed_weight import PackedWeight
 from workbench.sources.rule import TRANSPOSED, is_transposed
+from workbench.sources.tensor_info import TensorInfo
 
 _NONE = np.zeros(0, np.float32)
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
@@ -79,7 +81,7 @@ def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
 
 
 def weights(
-    source: Source,
+    source: Source | str | os.PathLike[str],
     name: str,
     layout: str | None = None,
     *,
@@ -91,6 +93,9 @@ def weights(
     ``layout`` is ``TensorInfo.layout``; without it the fast rule's. ``progress`` and ``cancelled`` as in ``Source.read``.
     ModelError on a tensor of integers that are no weights.
     """
+    from workbench.sources import open_model
+
+    source = open_model(source)
     if (held := packed(source, name)) is not None:
         return held.dequantize(progress=progress, cancelled=cancelled)
     _, entry = source._find(name)

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales
-from workbench.sources.base import Cancelled, Progress, Source, TensorInfo
+from workbench.sources.base import Cancelled, Progress, Source
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.packed_names import Packing
 from workbench.sources.rule import AS_STORED, already_in
+from workbench.sources.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from workbench.quant.quantize import Quantized

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.sources.base import TensorInfo
 from workbench.sources.header import Entry
 from workbench.sources.packed_names import Packing, find_packings
+from workbench.sources.tensor_info import TensorInfo
 
 AS_STORED, TRANSPOSED, FUSED, SPLIT = "as stored", "transposed", "fused", "split"
 _ALREADY = "already in "

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError
 from workbench.quant.quantize import as_weights
-from workbench.sources.base import Cancelled, Source, TensorInfo
+from workbench.sources.base import Cancelled, Source
 from workbench.sources.header import DTYPES
 from workbench.sources.packed import packed
 from workbench.sources.packed_names import Packing, find_packings
 from workbench.sources.rule import TRANSPOSED
+from workbench.sources.tensor_info import TensorInfo
 
 _WIDENED = 4  # bytes of a weight as it is measured where it is stored in fewer than two: 8-bit floats become float32
 

@@ -14,10 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError
-from workbench.quant.formats import FORMATS, find_format
+from workbench.given import described, is_number, several
+from workbench.quant.formats import FORMATS, Format, find_format
 from workbench.quant.measure import measure
-from workbench.quant.quantize import QuantSpec, as_weights
-from workbench.sources.base import Source, TensorInfo
+from workbench.quant.quantize import QuantSpec, SpecLike, as_specs, as_weights
+from workbench.sources.base import Source
+from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, Measured, Pareto, Trade, front_of, too_few
 
@@ -29,25 +31,27 @@ if TYPE_CHECKING:
 
 
 def configurations(
-    formats: Collection[str] | None = None,
+    formats: Format | str | Collection[Format | str] | None = None,
     *,
-    block_sizes: Collection[int] | None = None,
-    scale_dtypes: Collection[str | None] | None = None,
-    double_quant: Collection[bool] = (False, True),
+    block_sizes: int | Collection[int] | None = None,
+    scale_dtypes: str | Collection[str | None] | None = None,
+    double_quant: bool | Collection[bool] = (False, True),
 ) -> tuple[QuantSpec, ...]:
     """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
 
-    ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a format does not have is left
-    out; FormatError if nothing remains.
+    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a
+    format does not have is left out; FormatError if nothing remains.
     """
     found = []
-    for form in map(find_format, FORMATS if formats is None else formats):
-        wanted = form.scale_dtypes if scale_dtypes is None else [form.scale_dtype if d is None else d for d in scale_dtypes]
+    for form in map(find_format, FORMATS if formats is None else several(formats)):
+        asked = form.scale_dtypes if scale_dtypes is None else several(scale_dtypes)
+        wanted = [form.scale_dtype if dtype is None else dtype for dtype in asked]
         # The format's own first: of equal sizes the first is taken.
         dtypes = [form.scale_dtype, *(d for d in form.scale_dtypes if d != form.scale_dtype)]
         for block_size in form.block_sizes:
-            if block_sizes is None or block_size in block_sizes:
-                specs = (_possible(form.name, block_size, d, double) for d in dtypes if d in wanted for double in double_quant)
+            if block_sizes is None or block_size in several(block_sizes):
+                doubles = several(double_quant)
+                specs = (_possible(form.name, block_size, d, double) for d in dtypes if d in wanted for double in doubles)
                 found += [spec for spec in specs if spec is not None]
     if not found:
         raise FormatError("No format has such a configuration.", remedy="Ask for fewer things at once.")
@@ -65,9 +69,9 @@ def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec
 def duel(
     model: Source | str | os.PathLike[str] | Any,
     bits: float = 4.5,
-    candidates: Iterable[QuantSpec] | None = None,
+    candidates: SpecLike | Iterable[SpecLike] | None = None,
     *,
-    tensors: Sequence[str] | str | None = None,
+    tensors: Sequence[str | TensorInfo] | str | None = None,
     sample: float | None = None,
     executor: Executor | None = None,
     progress: bool | Progress = False,
@@ -77,15 +81,18 @@ def duel(
 
     ``model`` is a source, or what ``open_model`` takes: every tensor that QLoRA quantizes is then streamed (``tensors``,
     ``executor`` and ``progress`` as in ``survey``). Or it is an array, of which ``sample`` may be measured in place of the
-    whole, as in ``measure``. ``candidates`` are the configurations to choose from, ``configurations()`` unless given. Once
-    ``cancelled`` says yes the call raises InterruptedError, within a second; a model then has no progress bar.
+    whole, as in ``measure``. ``candidates`` are the configurations to choose from, ``configurations()`` unless given; the name
+    of a format stands for all that it has. Once ``cancelled`` says yes the call raises InterruptedError, within a second; a
+    model then has no progress bar.
 
     The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
     scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
     so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
     with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
     """
-    chosen, left_out = largest(bits, configurations() if candidates is None else candidates)
+    if not is_number(bits):
+        raise FormatError(f"{described(bits)} is no number of bits per weight.", where="bits", remedy="Give one such as 4.5.")
+    chosen, left_out = largest(bits, configurations() if candidates is None else _contenders(candidates))
     twins = {spec: twin for spec in chosen if (twin := _twin(spec)) is not None}
     specs = tuple(dict.fromkeys([*chosen, *twins.values()]))
     found = _measured(model, specs, tensors, sample, executor, progress, cancelled)
@@ -98,9 +105,9 @@ def duel(
 
 def pareto(
     model: Source | str | os.PathLike[str] | Any,
-    specs: Iterable[QuantSpec] | None = None,
+    specs: SpecLike | Iterable[SpecLike] | None = None,
     *,
-    tensors: Sequence[str] | str | None = None,
+    tensors: Sequence[str | TensorInfo] | str | None = None,
     sample: float | None = None,
     executor: Executor | None = None,
     progress: bool | Progress = False,
@@ -112,9 +119,16 @@ def pareto(
     quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
     layer or kind.
     """
-    if specs is None:
-        specs = configurations(scale_dtypes=(None,), double_quant=(False,))
-    return front_of(_measured(model, tuple(dict.fromkeys(specs)), tensors, sample, executor, progress, cancelled))
+    points = configurations(scale_dtypes=(None,), double_quant=(False,)) if specs is None else as_specs(specs)
+    return front_of(_measured(model, tuple(dict.fromkeys(points)), tensors, sample, executor, progress, cancelled))
+
+
+def _contenders(candidates: SpecLike | Iterable[SpecLike]) -> list[QuantSpec]:
+    """The configurations that are meant: themselves, and all of a format that is named."""
+    found: list[QuantSpec] = []
+    for one in several(candidates):
+        found += [one] if isinstance(one, QuantSpec) else configurations([one])
+    return found
 
 
 def largest(bits: float, candidates: Iterable[QuantSpec]) -> tuple[list[QuantSpec], dict[str, float]]:
@@ -148,7 +162,7 @@ def _twin(spec: QuantSpec) -> QuantSpec | None:
 def _measured(
     model: Source | str | os.PathLike[str] | Any,
     specs: tuple[QuantSpec, ...],
-    tensors: Sequence[str] | str | None,
+    tensors: Sequence[str | TensorInfo] | str | None,
     sample: float | None,
     executor: Executor | None,
     progress: bool | Progress,
@@ -169,7 +183,7 @@ def _measured(
 def _of_model(
     model: Source | str | os.PathLike[str],
     specs: tuple[QuantSpec, ...],
-    tensors: Sequence[str] | str | None,
+    tensors: Sequence[str | TensorInfo] | str | None,
     executor: Executor | None,
     progress: bool | Progress,
     cancelled: Callable[[], bool] | None,

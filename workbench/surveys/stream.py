@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from workbench.errors import ModelError, WorkbenchError
 from workbench.quant.measure import Tally
 from workbench.quant.quantize import QuantSpec, as_weights
-from workbench.sources.base import Source, TensorInfo
+from workbench.sources.base import Source
 from workbench.sources.kinds import kind_of, layer_of
+from workbench.sources.tensor_info import TensorInfo
 from workbench.sources.weight_chunks import packings_of, weight_chunks
 from workbench.surveys.rows import Row
 

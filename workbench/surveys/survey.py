@@ -12,10 +12,11 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from workbench.errors import FormatError, ModelError, WorkbenchError
+from workbench.errors import ModelError, WorkbenchError
+from workbench.given import described, is_whole, nearest, several
 from workbench.progress import Progress, telling
 from workbench.quant.measure import Tally
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.base import Cancelled
@@ -33,8 +34,8 @@ __all__ = ["Row", "Survey", "survey"]
 
 def survey(
     src: Source | str | os.PathLike[str],
-    specs: QuantSpec | Sequence[QuantSpec],
-    tensors: Sequence[str] | str | None = None,
+    specs: SpecLike | Sequence[SpecLike],
+    tensors: Sequence[str | TensorInfo] | str | None = None,
     executor: Executor | None = None,
     progress: bool | Progress = True,
     *,
@@ -43,9 +44,9 @@ def survey(
 ) -> Survey:
     """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
 
-    ``src`` is a source or what ``open_model`` takes. ``tensors``: None for those that QLoRA would quantize, ``"all"`` for
-    every floating-point one, weights that the checkpoint holds packed included, or names. Nothing is read before the survey is
-    iterated, run, or asked for a table.
+    ``src`` is a source or what ``open_model`` takes; a format's name stands for a specification, as in ``measure``.
+    ``tensors``: None for those that QLoRA would quantize, ``"all"`` for every floating-point one, weights that the checkpoint
+    holds packed included, or one or several names. Nothing is read before the survey is iterated, run, or asked for a table.
 
     ``executor``: any ``concurrent.futures.Executor``, ``dask.distributed.Client(...).get_executor()`` among them; tensors are
     then measured by its workers, and come in the order in which they finish. A worker in another process opens the model again
@@ -63,11 +64,12 @@ def survey(
     checkpoint holds it packed.
     """
     source = open_model(src)
-    wanted = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
-    if not wanted or not all(isinstance(spec, QuantSpec) for spec in wanted):
-        raise FormatError("A survey needs at least one QuantSpec.", where="specs", remedy="Give workbench.QuantSpec('nf4').")
+    wanted = as_specs(specs)
     Tally(wanted)  # refuses what cannot be measured in a stream
-    if worker_threads < 1:
+    if executor is not None and not hasattr(executor, "submit"):
+        remedy = "Give one such as concurrent.futures.ProcessPoolExecutor(4), or leave executor out."
+        raise WorkbenchError(f"{described(executor)} is no executor.", where="executor", remedy=remedy)
+    if not is_whole(worker_threads, 1):
         raise WorkbenchError(f"{worker_threads} threads cannot work.", where="worker_threads", remedy="Give 1 or more.")
     return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads, cancelled)
 
@@ -182,7 +184,7 @@ class Survey(Unfolding[Row]):
                     yield row
 
 
-def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorInfo]:
+def _choose(source: Source, tensors: Sequence[str | TensorInfo] | str | None) -> list[TensorInfo]:
     infos = source.tensors()
     if tensors is None:
         chosen = [info for info in infos if info.quantizable]
@@ -190,15 +192,15 @@ def _choose(source: Source, tensors: Sequence[str] | str | None) -> list[TensorI
         packings = packings_of(source)
         parts = {part for packing in packings.values() for part in packing.parts.values()}
         chosen = [info for info in infos if info.name in packings or (_is_float(info) and info.name not in parts)]
-    elif isinstance(tensors, str):
-        raise ModelError(f"tensors={shown(tensors)} is neither 'all' nor a list of names.", where=source.name)
     else:
         known = {info.name: info for info in infos}
-        missing = [shown(str(name)) for name in tensors if name not in known]
+        names = [one.name if isinstance(one, TensorInfo) else str(one) for one in several(tensors)]
+        missing = [name for name in names if name not in known]
         if missing:
-            what = f"There is no tensor {', '.join(missing[:3])}{' …' if missing[3:] else ''}."
-            raise ModelError(what, where=source.name, remedy="tensors() lists the names.")
-        chosen = [known[name] for name in dict.fromkeys(tensors)]
+            what = f"There is no tensor {', '.join(map(shown, missing[:3]))}{' …' if missing[3:] else ''}."
+            remedy = f"Give 'all' or names, which tensors() lists. {nearest(missing[0], known)}".strip()
+            raise ModelError(what, where=source.name, remedy=remedy)
+        chosen = [known[name] for name in dict.fromkeys(names)]
     if not chosen:
         what = "It has no such tensors to measure: none that QLoRA would quantize, or none was named."
         raise ModelError(what, where=source.name, remedy="Pass tensors='all' or names; tensors() says what each is.")

@@ -35,7 +35,7 @@ _REAL: dict[str, tuple[float, float, bool]] = {  # field: lowest, highest, wheth
     "adam_beta1": (0.0, 1.0, True), "adam_beta2": (0.0, 1.0, True), "max_grad_norm": (0.0, math.inf, True),
     "lora_dropout": (0.0, 1.0, True), "num_train_epochs": (0.0, math.inf, False),
 }  # fmt: skip
-_CHOICE = {
+CHOICES = {
     "method": METHODS, "quant_type": QUANT_TYPES, "block_size": BLOCK_SIZES, "compute_dtype": COMPUTE_DTYPES,
     "optim": OPTIMIZERS, "lr_scheduler_type": SCHEDULES, "init_lora_weights": INIT_LORA_WEIGHTS,
     "bnb_4bit_quant_storage": QUANT_STORAGES, "fsdp": FSDP, "report_to": REPORTS,
@@ -79,7 +79,7 @@ def _field_faults(config: TrainConfig) -> list[str]:
         if not number or not (low <= value if with_low else low < value) or not value < high:
             above = f"{low:g} or more" if with_low else f"above {low:g}"
             fault(name, f"a number, {above}" + (f" and below {high:g}" if math.isfinite(high) else ""))
-    for name, choices in _CHOICE.items():
+    for name, choices in CHOICES.items():
         value = getattr(config, name)
         if not any(value == choice and type(value) is type(choice) for choice in choices):
             fault(name, "one of " + ", ".join(map(repr, choices)))

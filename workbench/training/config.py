@@ -8,14 +8,16 @@ bitsandbytes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RunError
+from workbench.given import described, is_a, unknown_fields
 from workbench.training.checks import (
+    CHOICES,
     COMPUTE_DTYPES,
     FSDP,
     INIT_LORA_WEIGHTS,
@@ -164,7 +166,21 @@ class TrainConfig:
     seed: int = 42
     """Seed of the adapters' initialisation, the order of rows and dropout."""
 
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
+        """Refuses names that are no fields, with the nearest that are."""
+        if faults := unknown_fields(given, [field.name for field in dataclasses.fields(cls)]):
+            raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():  # "NF4" is nf4, as everywhere
+            value = getattr(self, name)
+            same = [choice for choice in choices if isinstance(value, str) and str(choice).casefold() == value.casefold()]
+            if same:
+                object.__setattr__(self, name, same[0])
+        for name in ("model", "dataset", "eval_dataset"):
+            if isinstance(value := getattr(self, name), PathLike):
+                object.__setattr__(self, name, str(value))
         for name in ("target_modules", "sample_prompts", "llm_int8_skip_modules"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
@@ -207,12 +223,15 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
         """The configuration that ``to_dict`` wrote. Unknown names raise ``ConfigError`` with the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        faults = []
-        for name in fields:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                faults.append(f"{name!r} is no field." + (f" Did you mean {near[0]!r}?" if near else ""))
-        if faults:
-            raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
-        return cls(**fields)
+        if not is_a(fields, Mapping):
+            remedy = "Give what to_dict returns."
+            raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
+        return cls(**{str(name): value for name, value in fields.items()})
+
+
+def as_config(given: TrainConfig, where: str) -> TrainConfig:
+    """The configuration itself; RunError on anything else, with where it is to be had."""
+    if not is_a(given, TrainConfig):
+        remedy = f"wb.{where}(wb.TrainConfig(…)); a run has its own, run.config, and of fields in a dict TrainConfig(**fields)."
+        raise RunError(f"It takes a TrainConfig, not {described(given)}.", where=where, remedy=remedy)
+    return given

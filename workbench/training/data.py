@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import DataError, ModelError
+from workbench.given import described, is_whole
 from workbench.sources import open_model
 from workbench.sources.base import Cancelled, Progress, Watch
 from workbench.training.chats import Refused, Span, Template
-from workbench.training.config import TrainConfig
+from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import Files, check_columns, locate, read_chats, read_texts
 
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
@@ -243,7 +244,10 @@ def preview(
     ``progress`` is told rows; InterruptedError once ``cancelled`` says yes.
     """
     watch = Watch(scan, progress, cancelled)
-    check(config)
+    check(as_config(config, "preview"))
+    for name, value in (("rows", rows), ("scan", scan)):
+        if not is_whole(value, 0):
+            raise DataError(f"{described(value)} is no number of rows.", where=name, remedy="Give a whole number from 0 on.")
     watch.check()
     tokenizer = open_tokenizer(model_folder(config.model))
     seen = load(config, tokenizer, limit=scan, watch=watch)
@@ -268,9 +272,12 @@ def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
     return tuple((wanted or prompts)[:3])
 
 
-def model_folder(name: str) -> Path:
-    """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged."""
-    source = open_model(name)
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged.
+
+    ``revision``: the commit of one on the Hub; None: what is there now.
+    """
+    source = open_model(name, revision)
     if source.path is None:
         remedy = f"Download it first ('hf download {name}'), then launch again."
         raise ModelError("training needs the whole model on this machine, and it is on the Hub.", where=name, remedy=remedy)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from workbench.errors import DataError, ModelError, Unreachable
+from workbench.given import nearest
 from workbench.training.row_files import ending, header, kind_of, objects, rows
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -66,16 +67,23 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
     path = Path(name).expanduser().absolute()
     if path.is_dir():
         return Files(_of_split(path, name, split, config), name)
+    if not path.is_file():
+        raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name))
     if kind_of(path) is None:
         what = f"files of the kind {ending(path) or '(no ending)'!r} are not read."
         raise DataError(what, where=name, remedy=_CHOOSE)
-    if not path.is_file():
-        raise DataError("there is no such file.", where=str(path), remedy="Check the path of the dataset.")
     if split != "train" or config is not None:
         raise DataError(
             "a single file has no splits and no configurations.", where=name, remedy="Name a folder, or leave them."
         )
     return Files((path,), str(path))
+
+
+def _remedy(path: Path, name: str) -> str:
+    """What else may be meant by a path that is not there."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside = nearest(path.name, [*there, *(["builtin"] if name == path.name else [])])
+    return f"A dataset is 'builtin', a file, a folder, or OWNER/NAME on the Hub. {beside}".strip()
 
 
 def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[Path, ...]:

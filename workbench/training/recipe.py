@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.sources import open_model
 from workbench.training.checks import OF_ADAPTERS
-from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig
+from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.row_files import ending, is_list
@@ -25,6 +25,7 @@ _AUTO = {
 
 def as_code(config: TrainConfig) -> str:
     """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
+    config = as_config(config, "as_code")
     files = training_files(config)
     parts = [_start(config) + _imports(config, files), _data(config, files), _model(config), _training(config)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
+from workbench.given import described
 from workbench.sources import open_model
-from workbench.training import data
-from workbench.training.config import TrainConfig
+from workbench.training import data, fingerprints, origins
+from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
@@ -179,15 +180,22 @@ class Run:
                 remedy=f"Make that folder writable, or end the supervisor: kill -TERM {status.pid}.",
             ) from error
 
-    def resume(self) -> Run:
-        """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run."""
+    def resume(self, *, changed_ok: bool = False) -> Run:
+        """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run.
+
+        Raises ``Changed``, a ``RunError``, if base, tokenizer, chat template or rows are no longer what the run was begun with,
+        as far as sizes, headers and sampled bytes show; large files that were touched are then compared whole by the run, which
+        fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
+        """
         status = self.status
         if status.state == "finished":
             raise RunError("the run is finished.", where=str(self.dir), remedy="Launch a new run with more max_steps.")
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
             raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
-        data.check(self.config)
-        data.model_folder(self.config.model)
+        config = self.config
+        files = data.check(config)
+        source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
+        origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
         _spawn(self)
         return self
 
@@ -209,13 +217,13 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     ``DataError``, ``ConfigError`` (4-bit kernels that are wrong on this CPU), or ``RunError`` if the folder (default:
     ``runs/<time>-<model>`` here) already holds something.
     """
-    if not isinstance(config, TrainConfig):
-        raise RunError("launch takes a TrainConfig.", where=type(config).__name__, remedy="wb.launch(wb.TrainConfig(...))")
-    files = data.check(config)
+    files = data.check(as_config(config, "launch"))
     model = data.model_folder(config.model)
     check_extras(config)
-    check_kernels(config, open_model(model))
-    root = Path(run_dir).expanduser().absolute() if run_dir is not None else default_dir(config, model)
+    source = open_model(model)
+    check_kernels(config, source)
+    begun_with = origins.take(config, source, files)
+    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
@@ -223,11 +231,19 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         run = Run(RunFolder(root))
         config = replace(absolute(config), dataset_revision=files.revision)
         write_json(RunFolder(root).config, config.to_dict())
+        fingerprints.write(root, begun_with)
     except OSError as error:
         what = f"the folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
     _spawn(run)
     return run
+
+
+def path_of(given: str | os.PathLike[str], where: str) -> Path:
+    """A path as it is whatever the current directory is; RunError on what is none."""
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise RunError(f"{described(given)} is no path.", where=where, remedy="Give the path of a folder.")
+    return Path(given).expanduser().absolute()
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -278,9 +294,14 @@ def _reap() -> None:
             del _children[pid]
 
 
-def attach(run_dir: str | os.PathLike[str]) -> Run:
-    """The run in ``run_dir``, going or ended, with all its history. Raises ``RunError`` if there is none."""
-    folder = RunFolder(Path(run_dir).expanduser().absolute())
+def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
+    """The run in ``run_dir``, going or ended, with all its history; a run is returned as it is.
+
+    Raises ``RunError`` if there is none.
+    """
+    if isinstance(run_dir, Run):
+        return run_dir
+    folder = RunFolder(path_of(run_dir, "run_dir"))
     if not folder.config.is_file():
         remedy = "wb.runs(folder) lists the runs in a folder."
         raise RunError("there is no run in this folder.", where=str(folder.root), remedy=remedy)
@@ -296,7 +317,7 @@ def attach(run_dir: str | os.PathLike[str]) -> Run:
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder, oldest first by name; [] where there are none."""
     found = []
-    for path in sorted(Path(folder).expanduser().absolute().glob("*/config.json")):
+    for path in sorted(path_of(folder, "folder").glob("*/config.json")):
         try:
             found.append(attach(path.parent))
         except RunError:

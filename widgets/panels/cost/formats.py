@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import ipywidgets
 
-from widgets.background.tasks import Message, guard
+from widgets.controls.binding import bind
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import column, fields, heading, note, set_note
-from widgets.controls.tables import table
+from widgets.controls.style import choice, column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
+from widgets.figures.tables import table
 from widgets.panels.cost.asked import Asked
 from widgets.session import Session
 from widgets.state import COST_BITS
@@ -29,12 +30,9 @@ class FormatsPart:
         self._asked: Asked | None = None
         self._equal = False
         self.evaluation: Evaluation | None = None
-        self.bits = ipywidgets.Dropdown(
-            description="Bits per weight", options=[(title, name) for name, title in COST_BITS.items()],
-            value=session.store.value.cost_bits,
-        )  # fmt: skip
-        self.bits.observe(guard(message)(lambda change: session.store.update(cost_bits=change["new"])), "value")
-        self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
+        self.bits = choice("Bits per weight", COST_BITS)
+        bind(self.bits, session.store, "cost_bits", message)
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
         self.bars, self.table = Plot(height=380), ipywidgets.HTML()
         self.plots = [self.bars]
         self.said = note()
@@ -56,7 +54,6 @@ class FormatsPart:
         """What is known of another model, rows or bits; nothing is measured before the button is pressed."""
         self.stream.work.cancel()
         self._asked, self._equal, self.evaluation = asked, equal, found
-        self.bits.value = "equal" if equal else "own"
         self._show_rows(found.rows if found is not None else ())
 
     def show(self, found: Evaluation) -> None:

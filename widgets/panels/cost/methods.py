@@ -12,8 +12,9 @@ from typing import Any
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -38,7 +39,7 @@ class MethodsPart:
         self._session, self._trained = session, trained
         self._of: TrainConfig | None = None
         self.comparison: MethodComparison | None = None
-        self.stream = Streamed(message, session.executor, self._begin, self._show, self._offer)
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self._show, ended=self._offer)
         self.said, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
         self.curves, self.memory = Plot(height=360), Plot(height=240)
         self.plots = [self.curves, self.memory]
@@ -109,7 +110,7 @@ class RepairsPart:
     def __init__(self, session: Session, message: Message) -> None:
         self._session = session
         self.repairs: Repairs | None = None
-        self.stream = Streamed(message, session.executor, self._begin, self._show, self._offer)
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self._show, ended=self._offer)
         self.run_dir = ipywidgets.Text(description="Folder of a QLoRA run", placeholder="runs/…", continuous_update=False)
         self.run_dir.add_class("wb-span")
         self.run_dir.observe(lambda _: self._offer(), "value")

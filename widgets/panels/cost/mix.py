@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.binding import Quiet
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, heading, note, row, set_note
 from widgets.drawing.plot import Plot
@@ -31,11 +32,11 @@ class MixPart:
     """``mix`` is the one for the memory that the state names; None before all modules are measured."""
 
     def __init__(self, session: Session, message: Message, sensitivity: Callable[[], Sensitivity | None]) -> None:
-        self._session, self._sensitivity, self._telling = session, sensitivity, False
+        self._session, self._sensitivity, self._quiet = session, sensitivity, Quiet()
         self.mix: Mix | None = None
         guarded = guard(message)
         self.stream = Streamed(
-            message, session.executor, self._begin, lambda mixes: self._show(mixes[0]), self._offer, style=""
+            message, session.executor, begin=self._begin, show=lambda mixes: self._show(mixes[0]), ended=self._offer, style=""
         )
         self.memory = ipywidgets.FloatSlider(
             description="All weights may take (MB)",
@@ -51,7 +52,7 @@ class MixPart:
             description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
         )
         for control, field in ((self.memory, "mix_megabytes"), (self.gpu, "mix_gpu")):
-            control.observe(guarded(lambda change, field=field: self._changed(field, change["new"])), "value")
+            self._quiet.on_change(control, guarded(lambda value, field=field: session.store.update(**{field: value})))
         self.curve = Plot(height=380)
         self.plots = [self.curve]
         self.hand = ipywidgets.Button(
@@ -124,20 +125,13 @@ class MixPart:
 
     def _show_state(self, whole: Mix) -> None:
         least, most = whole.all_4bit.nbytes / 1e6, whole.all_16bit.nbytes / 1e6
-        self._telling = True
-        try:
+        with self._quiet:
             self.memory.min = min(least, self.memory.max)
             self.memory.max, self.memory.min = most, least
             self.memory.step = (most - least) / 100
             self.memory.value = self._budget(whole) / 1e6
             self.gpu.value = self._session.store.value.mix_gpu
             self.memory.disabled = bool(self.gpu.value)
-        finally:
-            self._telling = False
-
-    def _changed(self, field: str, value: Any) -> None:
-        if not self._telling:
-            self._session.store.update(**{field: value})
 
     def _offer(self) -> None:
         done = self.mix is None or self.mix.measured_loss is not None

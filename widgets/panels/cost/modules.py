@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ipywidgets
-
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
+from widgets.controls.binding import Ranking, bind
+from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import column, fields, heading, note, set_note
+from widgets.controls.style import choice, column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
 from widgets.panels.cost.asked import Asked
@@ -29,23 +29,19 @@ class ModulesPart:
     """``sensitivity`` is what has been measured so far; ``on_change()`` is called when there is more of it."""
 
     def __init__(self, session: Session, message: Message, on_change: Callable[[], None]) -> None:
-        self._session, self._on_change, self._telling = session, on_change, False
+        self._session, self._on_change = session, on_change
         self.asked: Asked | None = None
         self.sensitivity: Sensitivity | None = None
         guarded = guard(message)
-        self.stream = Streamed(message, session.executor, self._begin, self.show, self._offer)
-        self.field = ipywidgets.Dropdown(
-            description="The map shows", options=[(title, name) for name, title in COST_FIELDS.items()],
-            value=session.store.value.cost_field,
-        )  # fmt: skip
-        self.field.observe(guarded(lambda change: session.store.update(cost_field=change["new"])), "value")
+        self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
+        self.field = choice("The map shows", COST_FIELDS)
+        bind(self.field, session.store, "cost_field", message)
         self.map, self.errors = Plot(height=400), Plot(height=340)
         self.plots = [self.map, self.errors]
         self.map.on_click(guarded(self._clicked_cell))
         self.errors.on_click(guarded(self._clicked_point))
-        self.list = ipywidgets.Select(description="Modules, the most sensitive first", rows=10)
+        self.list = Ranking("Modules, the most sensitive first", 10, guarded(self._choose))
         self.list.add_class("wb-span")
-        self.list.observe(guarded(self._listed), "value")
         self.said = note()
         self._drawn = column(fields(self.field, width=260), self.map, fields(self.list, width=300))
         self._outputs = column(
@@ -82,7 +78,6 @@ class ModulesPart:
         if analysis is None or self.asked is None:
             return
         field, chosen = state.cost_field, analysis.tensor.name.removesuffix(".weight")
-        self.field.value = field
         self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
         said = self._said(rows, field)
         if rows:
@@ -130,19 +125,8 @@ class ModulesPart:
     def _list(self, rows: Sequence[ModuleCost], field: str, chosen: str) -> None:
         """The list beside the map: the most of the field first."""
         ordered = sorted(rows, key=lambda row: _sortable(row, field), reverse=True)[:_LISTED]
-        options = [(f"{figures.cost_told(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
-        self._telling = True
-        try:
-            self.list.description = f"Modules, the most first ({COST_FIELDS[field].lower()})"
-            if self.list.options != tuple(options):
-                self.list.options = options
-            self.list.value = chosen if chosen in {name for _, name in options} else None
-        finally:
-            self._telling = False
-
-    def _listed(self, change: dict[str, Any]) -> None:
-        if not self._telling and change["new"]:
-            self._choose(change["new"])
+        lines = [(f"{figures.cost_told(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
+        self.list.show(f"Modules, the most first ({COST_FIELDS[field].lower()})", lines, chosen)
 
     def _clicked_cell(self, point: dict[str, Any]) -> None:
         if self.asked is None or point.get("x") is None or point.get("y") is None:

@@ -14,6 +14,7 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.background.work import Work
+from widgets.controls.binding import Quiet
 from widgets.controls.streamed import Streamed, one_at_a_time
 from widgets.controls.style import fields, note
 from widgets.drawing.plot import Plot
@@ -43,7 +44,7 @@ class CostView(View):
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._asked: Asked | None = None
-        self._equal = self._telling = False
+        self._equal, self._quiet = False, Quiet()
         super().__init__("What quantization costs the model", model, **options)
 
     def build(self) -> list[Any]:
@@ -51,10 +52,10 @@ class CostView(View):
         guarded, session = guard(self.message), self.session
         self.look = Work(session.executor, guarded(self._found), self.message.error)
         self.rows = ipywidgets.BoundedIntText(description="Held-out rows, at most", min=1, max=100_000)
-        self.rows.observe(guarded(lambda change: self._rows_changed(change["new"])), "value")
+        self._quiet.on_change(self.rows, guarded(self._rows_changed))
         self.folder = ipywidgets.Text(description="Kept in the folder", continuous_update=False)
         self.folder.add_class("wb-span")
-        self.folder.observe(guarded(lambda change: self._folder_changed(change["new"])), "value")
+        self._quiet.on_change(self.folder, guarded(lambda folder: self.update(cost_folder=folder.strip())))
         self.formats = FormatsPart(session, self.message)
         self.mix = MixPart(session, self.message, lambda: self.modules.sensitivity)
         self.modules = ModulesPart(session, self.message, self.mix.draw)
@@ -89,7 +90,8 @@ class CostView(View):
         asked, equal = Asked.of(analysis.source, state), state.cost_bits == "equal"
         new, other_bits = asked != self._asked, equal != self._equal
         self._asked, self._equal = asked, equal
-        self._show_state(asked)
+        with self._quiet:
+            self.rows.value, self.folder.value = asked.data.max_eval_rows, str(asked.folder)
         if new:
             self.look.cancel()
             self.modules.draw(asked, None)
@@ -113,22 +115,9 @@ class CostView(View):
         if not self.modules.stream.busy:
             self.modules.draw(asked, sensitivity)
 
-    def _show_state(self, asked: Asked) -> None:
-        self._telling = True
-        try:
-            self.rows.value = asked.data.max_eval_rows
-            self.folder.value = str(asked.folder)
-        finally:
-            self._telling = False
-
     def _rows_changed(self, rows: int) -> None:
-        if not self._telling:
-            state = self.session.store.value
-            self.update(**state.changes_to(dataclasses.replace(state.training, max_eval_rows=rows)))
-
-    def _folder_changed(self, folder: str) -> None:
-        if not self._telling:
-            self.update(cost_folder=folder.strip())
+        state = self.session.store.value
+        self.update(**state.changes_to(dataclasses.replace(state.training, max_eval_rows=rows)))
 
 
 def _known(asked: Asked, equal: bool) -> tuple[Asked, bool, Evaluation, Sensitivity]:

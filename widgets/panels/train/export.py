@@ -11,9 +11,10 @@ from concurrent.futures import Executor
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import Message, guard
+from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, fold, note, row, set_note
 from widgets.drawing.plot import Plot

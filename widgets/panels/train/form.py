@@ -13,6 +13,7 @@ from typing import Any
 import ipywidgets
 
 from widgets.background.tasks import UI
+from widgets.controls.binding import Quiet
 from widgets.controls.style import column, fields, fold, set_fold
 from widgets.panels.train.fields import FIELDS, GROUPS, Field, Group, config_of, faults_by_field, in_use, shown_values, told
 from workbench.errors import ConfigError
@@ -31,7 +32,7 @@ class RunForm:
         self, config: TrainConfig, changed: Callable[[TrainConfig | None], None], *, beside: Iterable[Any] = ()
     ) -> None:
         self._base, self._changed = config, changed
-        self._quiet = False
+        self._quiet = Quiet()
         self.controls: dict[str, Any] = {name: _control(field) for name, field in FIELDS.items()}
         self._cells = {name: _cell(control, FIELDS[name].wide) for name, control in self.controls.items()}
         self._folds = {group.title: self._fold(group) for group in GROUPS if group.title}
@@ -40,7 +41,7 @@ class RunForm:
         self.widget.add_class("wb-form")
         self.show(config)
         for control in self.controls.values():
-            control.observe(self._edited, "value")
+            self._quiet.on_change(control, self._edited)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -57,21 +58,16 @@ class RunForm:
         with UI:
             self._base = config
             known = shown_values(before) if before is not None else {}
-            self._quiet = True
-            try:
+            with self._quiet:
                 for name, value in shown_values(config).items():
                     if name not in known or known[name] != value:
                         self.controls[name].value = value
-            finally:
-                self._quiet = False
             self._tell()
 
     def _fold(self, group: Group) -> ipywidgets.Box:
         return fold(group.title, fields(*(self._cells[field.name] for field in group.fields), width=150))
 
     def _edited(self, _: Any) -> None:
-        if self._quiet:
-            return
         with UI:
             self._changed(self._tell())
 

@@ -22,7 +22,7 @@ from widgets.controls.style import column, fold, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures import run_memory
-from widgets.figures.run import Told
+from widgets.figures.layout import Told
 from widgets.panels.train import words
 from widgets.panels.train.paging import RunPaging
 from widgets.panels.train.receipt import RunReceipt
@@ -44,7 +44,7 @@ _HEIGHTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Glance:
     """Everything that one look at a run changes on the page, made off the page's thread."""
 
@@ -108,12 +108,17 @@ class Following:
         points = sum(len(trace["x"]) for figure, _ in figures.values() for trace in figure["data"])
         self._due = time.monotonic() + points / POINTS_A_SECOND
         self._number += 1
-        truth, receipt = self._paging.truth(), self._receipt.receipt()
-        headline = words.headline(run, self.config, status, history)
         return Glance(
-            self._number, status, figures, truth, receipt, headline,
-            words.paging(history), words.results(run, status, history), words.log(self._log, history),
-        )  # fmt: skip
+            number=self._number,
+            status=status,
+            figures=figures,
+            truth=self._paging.truth(),
+            receipt=self._receipt.receipt(),
+            headline=words.headline(run, self.config, status, history),
+            paging=words.paging(history),
+            results=words.results(run, status, history),
+            log=words.log(self._log, history),
+        )
 
 
 class RunView:

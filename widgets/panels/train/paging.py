@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets
 
 from widgets.background.work import Work
+from widgets.controls.binding import Quiet
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -47,7 +48,7 @@ class RunPaging:
         self._config: TrainConfig | None = None
         self._truth: PagingTruth | None = None
         self._found: Simulated | None = None
-        self._quiet = False
+        self._quiet = Quiet()
         self._told, self._table = note(), ipywidgets.HTML()
         self.truth = column(heading("What pages, and what does not"), self._told, self._table)
         self.budget = ipywidgets.SelectionSlider(
@@ -76,8 +77,8 @@ class RunPaging:
         )
         self.budget.add_class("wb-span")
         for control in (self.budget, self.page_size, self.bus):
-            control.observe(lambda _: self._simulate(self.budget.value), "value")
-        self.may_page.observe(lambda _: self._simulate(None), "value")
+            self._quiet.on_change(control, lambda _: self._simulate(self.budget.value))
+        self._quiet.on_change(self.may_page, lambda _: self._simulate(None))
 
     def follow(self, config: TrainConfig) -> None:
         """Another run: its paging from now on."""
@@ -101,7 +102,7 @@ class RunPaging:
         self._work.close()
 
     def _simulate(self, budget: int | None) -> None:
-        if self._config is None or self._quiet:
+        if self._config is None:
             return
         how = {"page_size": self.page_size.value, "bandwidth": self.bus.value, "managed": self.may_page.value}
         work = partial(_simulation, self._config, budget, how, self._truth.gpu if self._truth else None)
@@ -109,15 +110,12 @@ class RunPaging:
 
     def _show(self, found: Simulated) -> None:
         self._found = found
-        self._quiet = True
-        try:
-            own = self._truth.gpu if self._truth else None
-            options = tuple((amount(size) + ", own" * (size == own), size) for size in found.budgets)
+        own = self._truth.gpu if self._truth else None
+        options = tuple((amount(size) + ", own" * (size == own), size) for size in found.budgets)
+        with self._quiet:
             if self.budget.options != options:
                 self.budget.options = options
             self.budget.value = found.simulation.budget
-        finally:
-            self._quiet = False
         figure, summary = pager.simulated(found.simulation)
         self.plot.show(figure, summary=summary)
         nothing = found.simulation.least == found.simulation.enough and self.may_page.value == _MAY_PAGE[0][1]

@@ -9,17 +9,17 @@ import ipywidgets
 import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
-from widgets.figures.run import Figure, Told, axes, unit_for
+from widgets.figures.layout import Figure, Told, axes, unit_for
+from widgets.figures.palette import BLUE, GREY, OCHRE
+from widgets.figures.tables import table
 from workbench.text import NONE, amount, known_amount
 from workbench.training.results.receipts import HOW, UNEXPLAINED, Receipt, ReceiptRow
 
 _ROW = 34
 """Pixels of a bar's row."""
 _FRAME = 130
-_COLOURS = {"forecast": "#b07d00", "measured": "#0072b2"}
-_RESIDUAL = "#8c8c8c"
+_COLOURS = {"forecast": OCHRE, "measured": BLUE}
 _SAID = [how for how, told in HOW.items() if told.startswith("measured: ")]
 
 
@@ -64,7 +64,7 @@ def bars(receipt: Receipt) -> Told:
     traces: list[Figure] = []
     for field in ("measured", "forecast"):  # plotly draws the last one on top of its pair
         sizes = [getattr(row, field) for row in rows]
-        colours = [_RESIDUAL if row.category == UNEXPLAINED else _COLOURS[field] for row in rows]
+        colours = [GREY if row.category == UNEXPLAINED else _COLOURS[field] for row in rows]
         traces.append(
             {"type": "bar", "orientation": "h", "name": field, "y": names,
              "x": np.array([(size or 0) / scale for size in sizes], np.float32),

@@ -15,11 +15,12 @@ from typing import Any
 import ipywidgets
 
 from widgets.background.work import Work
+from widgets.controls.binding import Quiet
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, note, set_note
-from widgets.controls.tables import table
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
+from widgets.figures.tables import table
 from workbench.sources.base import Cancelled, Progress
 from workbench.text import NONE, counted
 from workbench.training.config import TrainConfig
@@ -57,7 +58,7 @@ class RunList:
         self._work = Work(executor, self._read, failed)
         self._look = Work(executor, self._list, failed)
         self._runs: dict[str, Run] = {}
-        self._quiet = False
+        self._quiet = Quiet()
         self.folder = ipywidgets.Text("runs", description="Folder of runs", continuous_update=False)
         self.list = ipywidgets.SelectMultiple(description="Earlier runs (with Ctrl several)", rows=6, options=[])
         self._told, self._table = note(), ipywidgets.HTML()
@@ -73,7 +74,7 @@ class RunList:
             self._table,
         )
         self.folder.observe(lambda _: self.renew(), "value")
-        self.list.observe(lambda _: None if self._quiet else self._choose(), "value")
+        self._quiet.on_change(self.list, lambda _: self._choose())
         self.renew()
 
     @property
@@ -94,12 +95,9 @@ class RunList:
     def _list(self, found: list[tuple[str, Run]]) -> None:
         self._runs = {run.dir.name: run for _, run in found}
         picked = tuple(name for name in self.list.value if name in self._runs)
-        self._quiet = True
-        try:
+        with self._quiet:
             self.list.options = [(line, run.dir.name) for line, run in found]
             self.list.value = picked
-        finally:
-            self._quiet = False
         where = Path(self.folder.value.strip() or ".").expanduser().absolute()
         set_note(self._told, "" if found else f"There are no runs in {where}.")
 

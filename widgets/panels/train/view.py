@@ -13,7 +13,7 @@ import html
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets
 
@@ -27,6 +27,7 @@ from widgets.panels.train.form import RunForm
 from widgets.panels.train.live import RunView
 from widgets.panels.train.preview import RunPreview
 from widgets.panels.train.runs import RunList
+from widgets.session import Session
 from widgets.state import State, Store
 from workbench.errors import ConfigError, RunError
 from workbench.training.config import TrainConfig
@@ -93,6 +94,11 @@ class TrainingCell(Panel):
         self._changed(None)
         if run is not None:
             self._attach_to(run if isinstance(run, Run) else attach(run))
+
+    @classmethod
+    def within(cls, session: Session) -> Self:
+        """The panel as a part of the app: it trains what the session's state says."""
+        return cls(store=session.store, executor=session.executor)
 
     def _build(self) -> None:
         self._launch = self._button("Launch", self._on_launch, "primary")

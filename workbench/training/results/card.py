@@ -6,6 +6,7 @@ which nobody measured, and names no path of this machine. Imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import replacing
-from workbench.errors import WorkbenchError
+from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
 from workbench.text import counted, printable
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
+from workbench.training.fingerprints import Fingerprints, read
 
 _OF_DATA = (
     "dataset_config", "dataset_split", "dataset_revision", "eval_split", "completion_only_loss", "max_length",
@@ -30,6 +32,7 @@ _OF_TRAINING = (
     "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
     "num_train_epochs", "gradient_checkpointing", "seed",
 )  # fmt: skip
+_FILES_SHOWN = 40
 _WHAT = {
     "adapter": ("LoRA adapter", "peft"),
     "model": ("Fine-tuned model", "transformers"),
@@ -52,13 +55,15 @@ def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) ->
     """
     config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
     with replacing(folder / "README.md") as draft:
-        draft.write_text(card(config, read_events(run), what, notes), "utf-8")
+        draft.write_text(card(config, read_events(run), what, notes, _begun_with(run)), "utf-8")
 
 
-def card(config: TrainConfig, events: Iterable[Event], what: str, notes: Sequence[str] = ()) -> str:
-    """The card's Markdown, from a run's configuration and its events."""
+def card(
+    config: TrainConfig, events: Iterable[Event], what: str, notes: Sequence[str] = (), begun_with: Fingerprints | None = None
+) -> str:
+    """The card's Markdown, from a run's configuration, its events and its fingerprints."""
     events = list(events)
-    base, revision, licence = base_of(config)
+    base, revision, licence = base_of(config, begun_with.commit if begun_with else None)
     title, library = _WHAT[what]
     front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if on_hub(config.model):
@@ -81,6 +86,8 @@ def card(config: TrainConfig, events: Iterable[Event], what: str, notes: Sequenc
         _table({"model": base, "revision": revision or None, "licence": licence or None, **quantized}),
         "## Data",
         _table({**data, **_rows(events)}),
+        "## Fingerprints",
+        _fingerprints(begun_with),
         "## Training",
         _table({**_fields(config, _OF_TRAINING), **tuned, "processes": config.nproc_per_node}),
         "## Losses",
@@ -104,11 +111,14 @@ def _use(config: TrainConfig, base: str, revision: str) -> str:
     return _USE_ADAPTER.format(names=names, base=named)
 
 
-def base_of(config: TrainConfig) -> tuple[str, str, str]:
-    """(name, commit, licence) of the base model; the commit is known for one from the Hub only, else it is empty."""
+def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, str]:
+    """(name, commit, licence) of the base model; the commit is known for one from the Hub only, else it is empty.
+
+    ``commit``: the one that the run was begun with, where that is recorded.
+    """
     name = shown_name(config.model)
     try:
-        source = open_model(config.model)
+        source = open_model(config.model, commit if on_hub(config.model) else None)
     except WorkbenchError:
         return name, "", ""
     path = source.path
@@ -140,6 +150,30 @@ def _rows(events: Iterable[Event]) -> dict[str, str]:
             )
             found["rows" if event["split"] == "train" else "held-out rows"] = told
     return found
+
+
+def _begun_with(run: Path) -> Fingerprints | None:
+    try:
+        return read(run)
+    except RunError:  # it cannot be read, and what was trained must be saved all the same
+        return None
+
+
+def _fingerprints(known: Fingerprints | None) -> str:
+    """SHA-256 of each file; of a part with many files, one of them all."""
+    if known is None:
+        return "Not recorded."
+    rows: dict[str, str] = {}
+    for part, files in known.parts.items():
+        if len(files) > _FILES_SHOWN:
+            together = hashlib.sha256("".join(file.sha256 or file.sampled for file in files).encode()).hexdigest()
+            rows[f"{part}, {len(files):,} files"] = f"{together} of their SHA-256, in their order"
+            continue
+        for file in files:
+            name = file.name if file.path else f"{file.name}, its values"
+            rows[f"{part}, {_code(name)}"] = file.sha256 or f"{file.sampled} of {file.pieces} samples"
+    changed = "".join(f"\n\nResumed all the same after a change: {_code(change)}" for change in known.accepted)
+    return f"SHA-256 of what the run was begun with.\n\n{_table(rows)}{changed}"
 
 
 def _losses(events: Sequence[Event]) -> str:

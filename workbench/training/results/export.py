@@ -20,13 +20,17 @@ from numpy.typing import NDArray
 
 from workbench.atomic import new_folder
 from workbench.errors import RunError
-from workbench.sources.base import Cancelled, Progress, TensorInfo, Watch
+from workbench.sources.base import Cancelled, Progress, Watch
 from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
+from workbench.sources.tensor_info import TensorInfo
 from workbench.text import amount, percent
+from workbench.training import fingerprints
+from workbench.training.origins import OF_MODEL, changes_of_base
 from workbench.training.results.card import write_card
 from workbench.training.results.merging import Merge, half, relative
 from workbench.training.results.shards import Planned, write_shards
+from workbench.training.runs import attach, path_of
 
 if TYPE_CHECKING:
     from workbench.training.runs import Run
@@ -57,26 +61,29 @@ class Exported:
 
 
 def export(
-    run: Run,
+    run: Run | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     base: str | None = None,
     dtype: str = "bfloat16",
     max_shard_size: int = MAX_SHARD_SIZE,
+    changed_ok: bool = False,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> Exported:
     """Merges the run's adapter and writes a 16-bit model, a tensor at a time, into ``folder``, which must be new or empty.
 
+    ``run``: a run or its folder.
     ``base``: ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of the checkpoint; None: the
     first where the run's base was in 4 bits. ``dtype``: ``"bfloat16"`` or ``"float16"``. ``progress(done, total)`` counts
     elements; once ``cancelled()`` says yes the call raises InterruptedError, and nothing is left behind. Raises ``RunError``
-    where there is no adapter, where it cannot be merged by parts, or where the disk does not take it.
+    where there is no adapter, where it cannot be merged by parts, or where the disk does not take it; as ``Changed`` if base,
+    tokenizer or chat template are no longer what the run was begun with, unless ``changed_ok``, which the card then says.
     """
-    target = Path(folder).expanduser().absolute()
+    run, target = attach(run), path_of(folder, "folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError("the folder is not empty.", where=str(target), remedy="Name a new folder.")
-    exporter = _Exporter(run, base, dtype, progress, cancelled)
+    exporter = _Exporter(run, base, dtype, changed_ok, progress, cancelled)
     try:
         with new_folder(target) as draft:
             exporter.write(draft, max_shard_size)
@@ -92,9 +99,13 @@ def export(
 class _Exporter:
     """One export: what is written, in which order, and what came of it."""
 
-    def __init__(self, run: Run, base: str | None, dtype: str, progress: Progress | None, cancelled: Cancelled | None) -> None:
+    def __init__(
+        self, run: Run, base: str | None, dtype: str, changed_ok: bool, progress: Progress | None, cancelled: Cancelled | None
+    ) -> None:
         self.run, self.dtype, self.rounded = run, dtype, half(dtype)
-        self.merge = Merge(run)
+        self.merge = Merge(run, parts=OF_MODEL, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
+        known = fingerprints.read(run.dir) if changed_ok else None
+        self.changes = changes_of_base(known, self.merge.source, OF_MODEL, progress, cancelled) if known else ()
         self.base = base or ("dequantized" if self.merge.on_four_bits else "original")
         if self.base not in ("dequantized", "original"):
             raise RunError(f"base is {base!r}.", where="export", remedy='Use "dequantized" or "original".')
@@ -130,7 +141,7 @@ class _Exporter:
         for path in sorted(self.folder.iterdir()):
             if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in _BESIDE):
                 shutil.copyfile(path, draft / path.name)
-        write_card(self.run.dir, draft, "merged", [self._note()])
+        write_card(self.run.dir, draft, "merged", [self._note(), *self._changed()])
 
     def _note(self) -> str:
         onto = "the dequantized 4-bit base it was trained on" if self.base == "dequantized" else "the base's own 16-bit weights"
@@ -139,6 +150,10 @@ class _Exporter:
             f"A LoRA adapter merged into {onto}, in {self.dtype}. Against what was trained, each adapted weight differs by at "
             f"most {percent(self.errors[worst])} (relative, Frobenius norm; most in `{worst}`)."
         )
+
+    def _changed(self) -> list[str]:
+        changed = "; ".join(map(str, self.changes)).replace("`", "'")
+        return [f"This is not what the run was begun with: `{changed}`."] if changed else []
 
     def _pieces(self, tensor: Planned) -> Iterator[NDArray[Any]]:
         """The tensor's data, as it is stored in the checkpoint but in 16 bits: merged, dequantized, or only cast."""

@@ -10,7 +10,9 @@ one module. Writing a merged model is ``export.py``'s part. Imports torch and pe
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ from workbench.sources.packed import as_loaded, weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
+from workbench.training.origins import BASE, check_base
+from workbench.training.runs import attach
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,15 +79,22 @@ class MergeErrors:
 
 
 def merge_errors(
-    run: Run, dtype: str = "bfloat16", *, progress: Progress | None = None, cancelled: Cancelled | None = None
+    run: Run | str | os.PathLike[str],
+    dtype: str = "bfloat16",
+    *,
+    changed_ok: bool = False,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
 ) -> MergeErrors:
     """The error that merging the run's adapter would add to each adapted weight; nothing is written.
 
+    ``run``: a run or its folder.
     ``dtype``: ``"bfloat16"`` or ``"float16"``. ``progress(done, total)`` counts weights' elements; once ``cancelled()``
     says yes the call raises InterruptedError. Raises ``RunError`` where there is no adapter, or one of a kind that is not
-    merged by parts.
+    merged by parts, and as ``Changed`` if the base is no longer what the run was begun with, unless ``changed_ok``. Large files
+    of the base that were touched since are read whole first, and ``progress`` counts their bytes.
     """
-    merge = Merge(run)
+    merge = Merge(attach(run), changed_ok=changed_ok, progress=progress, cancelled=cancelled)
     rounded = half(dtype)
     infos = [info for info in merge.tensors if info.name in merge.paths]
     watch = Watch(sum(info.numel for info in infos), progress, cancelled)
@@ -108,8 +119,17 @@ class Merge:
     Weights are float32 arrays (out, in), as bitsandbytes sees them; a few copies of one are in memory at a time.
     """
 
-    def __init__(self, run: Run, folder: Path | None = None) -> None:
-        """``folder``: an earlier adapter of the run, a checkpoint's; None: its newest."""
+    def __init__(
+        self,
+        run: Run,
+        folder: Path | None = None,
+        *,
+        parts: Sequence[str] = (BASE,),
+        changed_ok: bool = False,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> None:
+        """``folder``: an earlier adapter of the run, a checkpoint's; None: its newest. ``parts``: what must be as at launch."""
         self.config: TrainConfig = run.config
         self.where = str(run.dir)
         folder = folder or run.adapter_dir
@@ -122,6 +142,8 @@ class Merge:
         named = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         # The commit that was trained on: the Hub may have a newer one by now.
         self.source: Source = open_model(self.config.model, named.get("revision") if on_hub(self.config.model) else None)
+        if not changed_ok:
+            check_base(run.dir, self.config, self.source, parts, progress, cancelled)
         infos, packed_in = as_loaded(self.source)
         self.tensors: list[TensorInfo] = loaded(infos)
         """Those of the merged model, in the order of the checkpoint."""

@@ -97,12 +97,10 @@ def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
 
     Raises ``RunError`` if there is no run in the folder.
     """
-    if isinstance(run, str | os.PathLike):
-        from workbench.training.runs import attach
+    from workbench.training.runs import attach
 
-        run = attach(run)
     meter = ReceiptMeter()
-    meter.feed(run.events())
+    meter.feed(attach(run).events())
     return meter.receipt()
 
 

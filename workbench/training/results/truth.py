@@ -8,6 +8,7 @@ page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and 
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
@@ -15,8 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import RunError
+from workbench.given import described, is_several
+from workbench.sources import Source, open_model
 from workbench.text import amount
-from workbench.training.config import TrainConfig
+from workbench.training.config import TrainConfig, as_config
 from workbench.training.events import Event
 from workbench.training.paging import paging_facts, smallest_rank
 
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.memory.pager import PagerSimulation
-    from workbench.sources.base import Source
 
 MOVED = ("h2d", "d2h", "evicted")
 
@@ -265,13 +268,18 @@ def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
     return paging_facts(config, None, list(parameters.values()))
 
 
-def paging_truth(config: TrainConfig, events: Iterable[Event] = (), src: Source | None = None) -> PagingTruth:
+def paging_truth(
+    config: TrainConfig, events: Iterable[Event] = (), src: Source | str | os.PathLike[str] | None = None
+) -> PagingTruth:
     """The truth about a run's paging, from its configuration and its events; before a run, from ``src``'s shapes.
 
     >>> truth = paging_truth(TrainConfig(optim="adamw_8bit"))
     >>> truth.told
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
     """
-    meter = PagingMeter(config, src)
+    if not is_several(events):
+        remedy = "Give run.events(), and a model by its own name: src=…"
+        raise RunError(f"{described(events)} is no list of events.", where="paging_truth", remedy=remedy)
+    meter = PagingMeter(as_config(config, "paging_truth"), None if src is None else open_model(src))
     meter.feed(events)
     return meter.truth()

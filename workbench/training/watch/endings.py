@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.errors import ConfigError, DataError, ModelError, WorkbenchError
 from workbench.text import amount, counted
+from workbench.training.fingerprints import Changed
 from workbench.training.watch.shortage import Shortage, asked_bytes
 
 FINISHED, FAILED, STOPPED, PAUSED = 0, 1, 10, 11
@@ -43,7 +44,13 @@ class Ending:
 
 _STEPPING = (None, "train", "first_forward")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_KIND_OF_ERROR = ((Diverged, "nan_loss"), (DataError, "data"), (ModelError, "model"), (ConfigError, "config"))
+_KIND_OF_ERROR = (
+    (Diverged, "nan_loss"),
+    (DataError, "data"),
+    (ModelError, "model"),
+    (ConfigError, "config"),
+    (Changed, "changed"),
+)
 
 
 def code_of(ending: Ending) -> int:

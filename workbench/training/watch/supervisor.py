@@ -1,8 +1,8 @@
 """The process that watches over a run: ``python -m workbench.training.watch.supervisor RUN_DIR``. Imports no torch.
 
 Covers starting and reaping the worker, measuring its memory from outside, carrying out Stop and Pause with a bound on every
-wait, and writing the final status, so that how a run ended is known even when the notebook that launched it is gone; what that
-status says is ``postmortem``'s part. Does not train.
+wait, hashing whole files meanwhile, and writing the final status, so that how a run ended is known even when the notebook that
+launched it is gone; what that status says is ``postmortem``'s part. Does not train.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.training import fingerprints
 from workbench.training.environment import OFFLINE, PATIENT
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, create_time
@@ -32,6 +35,9 @@ TERM_PATIENCE = 20.0
 """Seconds between SIGTERM and SIGKILL, at most."""
 _TICK = 0.14
 """Seconds between two looks at the worker, each with a sample: seven a second."""
+_LEAST_PRIORITY = 19
+_HASHED_WITHIN = 5.0
+"""Seconds that reading one more piece of a file may take at the end."""
 _LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
 
 
@@ -70,7 +76,27 @@ class Supervisor:
             return
         self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
         outside = Outside(worker.pid)
-        self.end(**postmortem.status_of(self.folder, self.attempt, self._watch(worker, outside), outside))
+        with self._hashing():
+            code = self._watch(worker, outside)
+        self.end(**postmortem.status_of(self.folder, self.attempt, code, outside))
+
+    @contextlib.contextmanager
+    def _hashing(self) -> Iterator[None]:
+        """While open, a thread that gives way to all others hashes whole what the run was begun with."""
+        over = threading.Event()
+
+        def work() -> None:
+            if sys.platform == "linux":  # where a thread has a priority of its own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+            fingerprints.hash_whole(self.folder.root, over.is_set)
+
+        thread = threading.Thread(target=work, name="fingerprints", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_HASHED_WITHIN)
 
     def start(self) -> Ranks:
         """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
+from workbench.training import origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
@@ -107,6 +108,9 @@ class Worker:
         self.sampler.start()
         collector = None
         try:
+            if self.attempt > 1 and os.environ.get("RANK", "0") == "0":
+                with self.phase("check"):
+                    origins.check_resumed(self.folder.root, self.config)
             with self.phase("import"):
                 import torch
 
@@ -156,7 +160,7 @@ class Worker:
 
         config, phase = self.config, self.phase
         dtype = model.compute_dtype(config)
-        source = data.model_folder(config.model)
+        source = data.model_folder(config.model, origins.pinned(self.folder.root, config))
         plan = dataclasses.replace(Plan.of(config, "cuda" if cuda else "cpu"), compute_dtype=str(dtype).removeprefix("torch."))
         account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
