@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.memory.gpus import find
-from workbench.quant.quantize import as_spec, as_specs
+from workbench.quant.spec import as_spec, as_specs
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 SRC = wb.open_model("builtin")

@@ -56,6 +56,14 @@ def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
     assert f"Programming Language :: Python :: {named[1]}" in PROJECT["classifiers"]
 
 
+def test_environment_dev_yml_adds_what_the_tests_and_pytest_s_own_options_need() -> None:
+    """In the same environment, and by pyproject's own list: nothing that could differ from it."""
+    base, dev = (yaml.safe_load((ROOT / name).read_text("utf-8")) for name in ("environment.yml", "environment-dev.yml"))
+    assert (dev["name"], dev["channels"]) == (base["name"], base["channels"])
+    assert dev["dependencies"] == ["pip", {"pip": ["--editable .[dev]"]}]
+    assert {"pytest", "nbval", "pytest-xdist"} <= set(required("dev"))
+
+
 @pytest.mark.parametrize("name", sorted(required()))
 def test_colab_already_has_a_version_that_satisfies_us(name: str) -> None:
     colab, requirement = pinned("tests/colab.txt"), required()[name]

@@ -13,6 +13,8 @@ from typing import Any
 
 import lazy_loader
 
+import workbench as workbench  # before bitsandbytes, whose import it puts right (workbench/compat.py)
+
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

@@ -29,7 +29,8 @@ from workbench.quant.double_quant import NestedScales, double_quantize
 from workbench.quant.formats import BLOCK_SIZES, FORMATS, find_format
 from workbench.quant.inspect import BinErrors
 from workbench.quant.measure import ErrorStats, histogram, measure
-from workbench.quant.quantize import QuantSpec, as_weights, quantize
+from workbench.quant.quantize import as_weights, quantize
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import weights as weights_of
 from workbench.sources.weight_chunks import packings_of

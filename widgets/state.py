@@ -16,7 +16,7 @@ from widgets.views import TABS
 from workbench.errors import ConfigError
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.quant.formats import BLOCK_SIZES, find_format
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.training.config import TrainConfig
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}

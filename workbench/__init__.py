@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import lazy_loader
 
+from workbench import compat
 from workbench._version import __version__ as __version__
 
+compat.install()
 __getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

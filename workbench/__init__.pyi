@@ -62,8 +62,8 @@ from .quant.normality import quantiles as quantiles
 from .quant.outliers import Outliers as Outliers
 from .quant.outliers import outliers as outliers
 from .quant.quantize import Quantized as Quantized
-from .quant.quantize import QuantSpec as QuantSpec
 from .quant.quantize import quantize as quantize
+from .quant.spec import QuantSpec as QuantSpec
 from .report import write_report as write_report
 from .sources import Source as Source
 from .sources import TensorInfo as TensorInfo

@@ -344,28 +344,3 @@ def test_a_cache_folder_that_cannot_be_written_is_survived(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=source, timeout=240
     )
     assert done.stdout == "0.0\n", done.stderr
-
-
-def test_a_processor_without_a_permute_instruction_gets_the_same_numbers(tmp_path):
-    """The kernels' one special instruction left out, as on every processor without AVX2."""
-    code = """
-import sys, numpy as np
-from workbench import simd
-simd._HAS_PERMUTE = sys.argv[1] == "with" and simd._HAS_PERMUTE
-import workbench as wb
-x = np.random.default_rng(0).standard_t(4, 100_003).astype(np.float32)
-e = wb.measure(x, wb.QuantSpec("fp4", 32))
-print(e.rmse, e.mae, e.max, e.occupancy.tolist(), hash(e.block_rmse.tobytes()), hash(wb.quantize(x, e.spec).codes.tobytes()))
-"""
-    printed = {
-        how: subprocess.run(
-            [sys.executable, "-c", code, how],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / how), "PYTHONHASHSEED": "0"},
-        ).stdout
-        for how in ("with", "without")
-    }
-    assert printed["with"]
-    assert printed["with"] == printed["without"]

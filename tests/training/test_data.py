@@ -195,6 +195,13 @@ def test_a_dataset_that_the_hub_does_not_give(name: str, told: str, hub: HubServ
     assert caught.value.where == name
 
 
+def test_hugging_faces_cache_that_cannot_be_written_is_named(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/pairs", {"train.jsonl": b'{"text": "a"}'})
+    (tmp_path / "hf").write_text("a file in the place of a folder")
+    with pytest.raises(DataError, match=r"cannot be written .*HF_HOME"):
+        data.check(TrainConfig(dataset="org/pairs", text_column="text"))
+
+
 def test_a_dataset_too_large_to_fetch_unasked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/large", {"train.jsonl": b'{"text": "a"}'})
     monkeypatch.setattr(dataset_files, "LARGEST", 5)

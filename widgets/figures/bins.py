@@ -13,7 +13,7 @@ from widgets.figures.palette import FORMAT_COLOURS, QUIET, REFERENCE
 from workbench.quant.formats import Format
 from workbench.quant.inspect import BinErrors
 from workbench.quant.measure import ErrorStats, merge_equal_levels
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 
 
 def title_of(spec: QuantSpec) -> str:

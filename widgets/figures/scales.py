@@ -15,7 +15,7 @@ from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, V
 from workbench.memory.forecast import MemoryLedger
 from workbench.memory.gpus import Gpu
 from workbench.quant.double_quant import NestedScales, dynamic_levels
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.report.figures import stacked_memory
 
 

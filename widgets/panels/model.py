@@ -16,7 +16,7 @@ from widgets.figures.tables import facts, table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.errors import WholeFileOnly
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.rule import LeftOut, left_in_16_bits
 from workbench.text import amount, count

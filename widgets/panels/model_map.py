@@ -21,7 +21,7 @@ from widgets.figures.model import Places, badness, model_map, told, value_of
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.base import Cancelled, Progress
 from workbench.sources.kinds import layer_of

@@ -217,7 +217,7 @@ def _sensitivity(
     """The sensitivities, measured to their end."""
     from workbench.cost.sensitivities import sensitivity as sensitivities
     from workbench.quant.formats import find_format
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
 
     with usage():
         name = find_format(form).name

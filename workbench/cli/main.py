@@ -38,7 +38,7 @@ from workbench.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from workbench.memory.gpus import Gpu
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
     from workbench.sources import Source
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell tells a process that SIGINT or SIGPIPE ended

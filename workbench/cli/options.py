@@ -19,7 +19,7 @@ from workbench.text import printable
 
 if TYPE_CHECKING:
     from workbench.memory.gpus import Gpu
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
     from workbench.sources import Source
 
 
@@ -73,7 +73,7 @@ def opened(model: str, revision: str | None) -> Source:
 
 def specs_of(formats: list[str], block_sizes: list[int], scale_dtype: str | None, double_quant: str) -> list[QuantSpec]:
     """Every combination; with ``both``, double quantization where there is any."""
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
     from workbench.surveys.duel import configurations
 
     specs = [QuantSpec(name, size, scale_dtype, double_quant == "yes") for name in formats for size in block_sizes or [0]]

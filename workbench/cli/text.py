@@ -14,7 +14,7 @@ from typing import Any
 from workbench._version import __version__
 from workbench.memory.forecast import GROUPS, Fit, MemoryLedger
 from workbench.quant.formats import FORMATS
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.surveys.duel import of_survey
 from workbench.surveys.scores import Duel
 from workbench.surveys.survey import Survey

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 
 EIGHT = QuantSpec("int8")
 """What a module is in where a mix has it in 8 bits."""

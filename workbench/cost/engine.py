@@ -26,7 +26,8 @@ from transformers.pytorch_utils import Conv1D
 from workbench.cost.assignments import spec_key
 from workbench.cost.jobs import BATCH, Job
 from workbench.errors import DataError, ModelError
-from workbench.quant.quantize import QuantSpec, quantize
+from workbench.quant.quantize import quantize
+from workbench.quant.spec import QuantSpec
 from workbench.sources.packed import weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.sources.tensor_info import TensorInfo

@@ -19,7 +19,7 @@ from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUs
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_number
 from workbench.progress import Progress, telling
-from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
+from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of

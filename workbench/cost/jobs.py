@@ -24,7 +24,7 @@ import psutil
 from workbench.cost.assignments import Point
 from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.text import amount
 from workbench.training import data as rows_of

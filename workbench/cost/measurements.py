@@ -21,7 +21,7 @@ from workbench.cost.jobs import Job
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import WorkbenchError
 from workbench.progress import Progress
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.training.events import EventReader
 
 

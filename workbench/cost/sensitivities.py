@@ -20,7 +20,7 @@ from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
 from workbench.given import nearest, several
 from workbench.progress import Progress, telling
-from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
+from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of

@@ -17,7 +17,7 @@ from workbench.cost.assignments import Point, spec_key
 from workbench.cost.jobs import opened
 from workbench.cost.process import Teller, serve
 from workbench.quant.formats import FORMATS, register_format
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.training.events import read_events
 
 

@@ -1,7 +1,7 @@
 """Vectors of eight lanes as values in numba kernels: load, store, compute, compare and look up eight weights at once.
 
 Covers the few operations that the kernels need, in LLVM's portable vector types, so that a kernel reads as arithmetic and stays
-in registers. One operation, ``permute``, is a single instruction where the processor has AVX2 and a chain of selections
+in registers. One operation, ``permute``, is a single instruction where numba compiles for AVX2 and a chain of selections
 elsewhere. Does not cover any statistic (``kernels/rounding.py``).
 """
 
@@ -11,18 +11,18 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
+
+from workbench.kernels.bits import compiles_for, widen
 
 LANES = 8
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(_FLOAT, LANES)
 _STORED = {types.uint8: ir.IntType(8), types.uint16: ir.IntType(16), types.int16: ir.IntType(16), types.uint32: _INT,
            types.int32: _INT, types.float32: _FLOAT}  # fmt: skip
-_HAS_PERMUTE = bool(get_host_cpu_features().get("avx2"))
 
 
 class _Vector(types.Type):
@@ -53,13 +53,13 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> tup
 def load(context: Any, array: Any, index: Any) -> Any:
     """Eight floats: of a float32 array, or the values of weights given as bits (``bits.py``)."""
 
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        place, align = _place(context, builder, array, *args)
+    def build(target: Any, builder: Any, _: Any, args: Any) -> Any:
+        place, align = _place(target, builder, array, *args)
         value = builder.load(place, align=align)
         if array.dtype == types.uint16:
             return builder.bitcast(builder.shl(builder.zext(value, _INTS), _all(16)), _FLOATS)
         if array.dtype == types.int16:
-            return builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), LANES)), _FLOATS)
+            return widen(target, builder, value)
         return builder.bitcast(value, _FLOATS)
 
     return floats(array, types.intp), build
@@ -119,8 +119,8 @@ def choose(context: Any, mask: Any, yes: Any, no: Any) -> Any:
 def permute(context: Any, table: Any, index: Any) -> Any:
     """In each lane the element of ``table`` that the lane of ``index`` (0…7) names."""
 
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        if _HAS_PERMUTE:
+    def build(target: Any, builder: Any, __: Any, args: Any) -> Any:
+        if compiles_for(target, "avx2"):
             signature = ir.FunctionType(_FLOATS, [_FLOATS, _INTS])
             return builder.call(cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx2.permps"), args)
         found = builder.shuffle_vector(args[0], args[0], _all(0))

@@ -17,7 +17,7 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.given import described, is_a
 from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources.tensor_info import TensorInfo
 
 FULL, LORA, QLORA = "full", "lora", "qlora"

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from workbench.memory.footprint import NESTED_CODEBOOK, loaded
 from workbench.memory.shortlist import PublishedShapes
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
 

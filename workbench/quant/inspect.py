@@ -18,8 +18,9 @@ from workbench.given import described, is_a, is_whole
 from workbench.kernels.sampling import evenly_spaced
 from workbench.quant.double_quant import double_quantize, dynamic_levels
 from workbench.quant.measure import ErrorStats
-from workbench.quant.quantize import QuantSpec, as_weights, quantize
+from workbench.quant.quantize import as_weights, quantize
 from workbench.quant.scales import Overview, Scales, find_scales
+from workbench.quant.spec import QuantSpec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from workbench.errors import FormatError
 from workbench.given import several
 from workbench.quant.measure import Cancelled, ErrorStats, measure
-from workbench.quant.quantize import QuantSpec, SpecLike, as_spec, as_weights
+from workbench.quant.quantize import as_weights
 from workbench.quant.scales import needs_overview
+from workbench.quant.spec import QuantSpec, SpecLike, as_spec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,176 +1,30 @@
 """Quantizing an array: from a ``QuantSpec`` to codes, scales and packed bytes, bit for bit as bitsandbytes does on a CPU.
 
-Covers the specification, its storage arithmetic, ``quantize`` and ``Quantized``. Does not cover error statistics
+Covers ``quantize`` and ``Quantized``, to bitsandbytes' tensors and back too. Does not cover error statistics
 (``quant/measure.py``), which never materialise codes.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
-from workbench.given import described, is_a, is_whole, several, unknown_fields
-from workbench.quant.double_quant import NestedScales
-from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.given import described
+from workbench.quant.double_quant import NestedScales, dynamic_levels
+from workbench.quant.formats import FORMATS
 from workbench.quant.scales import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
+from workbench.quant.spec import QuantSpec, SpecLike, as_spec
 
 _DIRECT = ("float32", "float16", "bfloat16")
 _WIDENED = ("float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How an array is quantized. Raises FormatError on a format or block size that there is not."""
-
-    format: str = "nf4"
-    """A key of ``FORMATS``; other spellings and titles (``"NF4"``, ``"INT4 symmetric"``) become it."""
-    block_size: int = 0
-    """Consecutive weights that share a scale; 0 becomes the format's own: 64, or what its definition says."""
-    scale_dtype: str | None = None
-    """What a scale is stored in; None becomes the format's own."""
-    double_quant: bool = False
-    """Whether the scales are quantized again, to 8 bits (bitsandbytes' ``compress_statistics``)."""
-    nested_block_size: int = 256
-    """Consecutive scales that share a second-level scale; bitsandbytes has 256."""
-
-    def __new__(cls, /, *_: Any, **given: Any) -> Self:
-        """Refuses names that are no fields, with the nearest that are."""
-        names = [field.name for field in fields(cls)]
-        if faults := unknown_fields(given, names):
-            raise FormatError(" ".join(faults), where="QuantSpec", remedy=f"The fields: {', '.join(names)}.")
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        form = find_format(self.format)
-        object.__setattr__(self, "format", form.name)
-        if not is_whole(self.block_size, 0) or self.block_size not in (0, *form.block_sizes):
-            sizes = ", ".join(map(str, form.block_sizes))
-            raise FormatError(f"{form.title} has no blocks of {self.block_size!r} weights.", remedy=f"Choose one of: {sizes}.")
-        object.__setattr__(self, "block_size", int(self.block_size) or form.default_block_size)
-        scale_dtype = form.scale_dtype if self.scale_dtype is None else self.scale_dtype
-        if not is_a(scale_dtype, str, np.dtype) or scale_dtype not in form.scale_dtypes:
-            raise FormatError(
-                f"{form.title} does not store its scales as {self.scale_dtype!r}.",
-                remedy=f"Choose one of: {', '.join(form.scale_dtypes)}.",
-            )
-        object.__setattr__(self, "scale_dtype", str(scale_dtype))  # a NumPy dtype equals its name
-        if not isinstance(self.double_quant, bool | np.bool_):
-            raise FormatError(f"double_quant is {described(self.double_quant)}.", remedy="Give True or False.")
-        object.__setattr__(self, "double_quant", bool(self.double_quant))
-        if self.double_quant and (not form.double_quantizable or self.scale_dtype != "float32"):
-            raise FormatError(
-                f"{form.title} with {self.scale_dtype} scales cannot be double quantized: that takes absmax scales in float32.",
-                remedy="Leave double_quant out, or choose nf4 or another format with such scales.",
-            )
-        if not is_whole(size := self.nested_block_size, 1):
-            raise FormatError(f"A nested block size of {size!r} is not possible.", remedy="Give a whole number from 1 on.")
-        object.__setattr__(self, "nested_block_size", int(size))
-
-    @property
-    def definition(self) -> Format:
-        """The format's levels and rules."""
-        return find_format(self.format)
-
-    @property
-    def title(self) -> str:
-        """The specification in words: ``NF4, blocks of 64, double quantized``."""
-        form = self.definition
-        own = self.scale_dtype == form.scale_dtype
-        nested = "" if self.nested_block_size == 256 else f" in blocks of {self.nested_block_size}"
-        return (
-            f"{form.title}, blocks of {self.block_size}"
-            + ("" if own else f", {self.scale_dtype} scales")
-            + (f", double quantized{nested}" if self.double_quant else "")
-        )
-
-    def as_code(self) -> str:
-        """The specification as Python: what differs from the defaults."""
-        told = [repr(self.format), str(self.block_size)]
-        if self.scale_dtype != self.definition.scale_dtype:
-            told.append(f"scale_dtype={self.scale_dtype!r}")
-        if self.double_quant:
-            told.append("double_quant=True")
-            if self.nested_block_size != 256:
-                told.append(f"nested_block_size={self.nested_block_size}")
-        return f"wb.QuantSpec({', '.join(told)})"
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N)."""
-        form, block = self.definition, self.block_size
-        if self.double_quant:
-            return form.bits + 8 / block + 32 / (block * self.nested_block_size)
-        return form.bits + (SCALE_BITS[self.scale_dtype] + form.zero_point_bits) / block
-
-    def storage(self, numel: int) -> dict[str, int]:
-        """Bytes that a tensor of ``numel`` weights takes, by part; partial blocks count as whole ones.
-
-        Parts: "codes" (two a byte, or one), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
-        block), "nested absmax" (float32 a block of blocks), "offset" (one float32), "scales" (a scale a block that is not its
-        absmax), "zero points" (two a byte) and "tensor scale" (one float32).
-        """
-        form = self.definition
-        blocks = -(-numel // self.block_size)
-        parts = {"codes": -(-numel * form.bits // 8)}
-        if self.double_quant:
-            return parts | {"absmax codes": blocks, "nested absmax": 4 * -(-blocks // self.nested_block_size), "offset": 4}
-        parts["absmax" if form.rule == ABSMAX else "scales"] = blocks * SCALE_BITS[self.scale_dtype] // 8
-        if form.zero_point_bits:
-            parts["zero points"] = -(-blocks * form.zero_point_bits // 8)
-        if form.rule == TWO_LEVEL:
-            parts["tensor scale"] = 4
-        return parts
-
-    def nbytes(self, numel: int) -> int:
-        """The sum of ``storage(numel)``."""
-        return sum(self.storage(numel).values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
-        return asdict(self)
-
-
-SpecLike = QuantSpec | Format | str
-"""What stands for a specification, as ``as_spec`` takes it."""
-_TITLE = re.compile(
-    r"(?P<format>.+?),? \(?blocks of (?P<size>\d+)(, (?P<dtype>\w+) scales)?"
-    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?\)?",
-    re.IGNORECASE,
-)
-"""A specification's title, also with all but the format in brackets, as it stands in the middle of a sentence."""
-
-
-def as_spec(given: SpecLike, where: str = "spec") -> QuantSpec:
-    """The specification that is meant: itself, a format or its name as it usually is, or the title of a specification.
-
-    >>> as_spec("NF4") == as_spec("nf4, blocks of 64") == QuantSpec("nf4", 64)
-    True
-    """
-    if isinstance(given, QuantSpec):
-        return given
-    if isinstance(given, str) and (title := _TITLE.fullmatch(given.strip())):
-        dtype, nested = title["dtype"], int(title["nested"] or 256)
-        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), bool(title["double"]), nested)
-    if is_a(given, str, Format):
-        return QuantSpec(find_format(given).name)
-    remedy = "Give a QuantSpec, or the name of a format such as 'nf4'."
-    raise FormatError(f"{described(given)} is no specification of how to quantize.", where=where, remedy=remedy)
-
-
-def as_specs(given: SpecLike | Iterable[SpecLike], where: str = "specs") -> tuple[QuantSpec, ...]:
-    """``as_spec`` of one or of several; FormatError where there is none."""
-    found = tuple(as_spec(one, where) for one in several(given))
-    if not found:
-        raise FormatError("There is no format to measure.", where=where, remedy="Give a QuantSpec, or a name such as 'nf4'.")
-    return found
 
 
 @dataclass(frozen=True)
@@ -227,20 +81,68 @@ class Quantized:
         return values.astype(dtype, copy=False).reshape(self.shape)
 
     def to_bnb(self, device: str = "cpu") -> tuple[Any, Any]:
-        """(packed tensor, ``QuantState``) for ``bitsandbytes.functional.dequantize_4bit`` and ``Params4bit``.
+        """(packed uint8 tensor (⌈numel/2⌉, 1), ``QuantState``), as ``bitsandbytes.functional.quantize_4bit`` returns them.
 
         FormatError for formats that bitsandbytes does not hold.
         """
-        from workbench.quant.bnb import to_bnb
+        import torch
+        from bitsandbytes.functional import QuantState, get_4bit_type
 
-        return to_bnb(self, device)
+        if not self.spec.definition.trainable or self.spec.scale_dtype != "float32":
+            held = " and ".join(name for name, form in FORMATS.items() if form.trainable)
+            remedy = f"Quantize to one of {held} with float32 scales."
+            raise FormatError(f"bitsandbytes does not hold weights in {self.spec.title}.", remedy=remedy)
+        state2 = offset = None
+        absmax = torch.from_numpy(self.absmax.copy())
+        if self.nested is not None:
+            absmax, offset = torch.from_numpy(self.nested.codes.copy()), torch.tensor(float(self.nested.offset), device=device)
+            state2 = QuantState(
+                absmax=torch.from_numpy(self.nested.absmax.copy()).to(device), blocksize=self.nested.block_size,
+                code=torch.tensor(dynamic_levels(), device=device), dtype=torch.float32,
+            )  # fmt: skip
+        spec = self.spec
+        state = QuantState(
+            absmax=absmax.to(device), shape=torch.Size(self.shape), code=get_4bit_type(spec.format, device=device),
+            blocksize=spec.block_size, quant_type=spec.format, dtype=getattr(torch, self.dtype.name), offset=offset,
+            state2=state2,
+        )  # fmt: skip
+        return torch.from_numpy(self.packed).to(device), state
 
     @staticmethod
     def from_bnb(packed: Any, state: Any) -> Quantized:
-        """Reads a packed weight and its ``QuantState``, or a ``Params4bit`` and its ``quant_state``."""
-        from workbench.quant.bnb import from_bnb
+        """Reads a packed weight and its ``QuantState``: ``quantize_4bit``'s, or a ``Params4bit`` and its ``quant_state``.
 
-        return from_bnb(packed, state)
+        The absmax values of a double-quantized weight are those it is dequantized with: the true ones are not in it. Raises
+        FormatError on a state of another kind, and on one that does not fit the packed bytes.
+        """
+        if getattr(state, "quant_type", None) not in FORMATS or state.shape is None:
+            raise FormatError("This is not the state of a 4-bit weight.", remedy="Give a Params4bit and its quant_state.")
+        shape = tuple(state.shape)
+        raw = packed.detach().cpu().contiguous().view(-1).numpy().view(np.uint8)
+        codes = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[: prod(shape)]
+        blocks = -(-prod(shape) // state.blocksize)
+        if codes.size != prod(shape) or state.absmax.numel() != blocks:
+            raise FormatError(
+                f"{raw.size:,} bytes and {state.absmax.numel():,} scales do not make a weight of shape {shape}.",
+                remedy="Give a weight and a state that belong together.",
+            )
+        stored = state.absmax.detach().cpu().numpy()
+        nested = None
+        if state.state2 is not None:
+            nested = NestedScales(
+                stored.astype(np.uint8), state.state2.absmax.detach().cpu().float().numpy(),
+                np.float32(float(state.offset)), state.state2.blocksize,
+            )  # fmt: skip
+        scales = stored.astype(np.float32) if nested is None else nested.dequantize()
+        spec = QuantSpec(
+            state.quant_type,
+            state.blocksize,
+            double_quant=nested is not None,
+            nested_block_size=nested.block_size if nested else 256,
+        )
+        name = str(state.dtype).removeprefix("torch.")
+        dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+        return Quantized(spec, shape, dtype, codes, scales, scales, scales, nested=nested)
 
 
 def quantize(

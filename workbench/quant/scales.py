@@ -18,7 +18,7 @@ from workbench.quant.double_quant import NestedScales, double_quantize
 from workbench.quant.formats import ABSMAX, FITTED, POWER_OF_TWO, RANGE, TWO_LEVEL, Format
 
 if TYPE_CHECKING:
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
 
 Floats = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.memory.forecast import MemoryLedger, forecast_methods
 from workbench.memory.savings import DoubleQuantSavings, double_quant_savings
 from workbench.quant.outliers import Outliers, outliers
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources.base import Source
 from workbench.sources.packed import weights
 from workbench.surveys.duel import duel as fight

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.memory.forecast import GROUPS, MemoryLedger
 from workbench.quant.formats import FORMATS
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources.kinds import order_of
 from workbench.surveys.rows import Row, pooled
 from workbench.surveys.scores import Duel, winners

@@ -1,9 +1,9 @@
 """The workbench's own cache of what it read from the Hub: bounded, shared by processes, and never in the way of a read.
 
-Covers pieces of files under any key. They lie in ``$WORKBENCH_CACHE``, or in ``qlora-workbench`` where the platform keeps
-caches, and take at most ``$WORKBENCH_CACHE_GB`` gigabytes (10; 0 for none), the least recently used going first. A piece is
-written beside its place and moved there, so another process sees all of it or nothing, and ends with its checksum, so what a
-crash left half written is not taken for it. Where nothing can be written (a read-only or full disk) reads go on without.
+Covers pieces of files under any key. They lie in ``$WORKBENCH_CACHE``, or in the user's folder (``caches``), and take at most
+``$WORKBENCH_CACHE_GB`` gigabytes (10; 0 for none), the least recently used going first. A piece is written beside its place and
+moved there, so another process sees all of it or nothing, and ends with its checksum, so what a crash left half written is not
+taken for it. Where nothing can be written (a read-only or full disk) reads go on without.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import hashlib
 import os
 import secrets
 import shutil
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench import caches
 from workbench.errors import WorkbenchError
 from workbench.sources.header import shown
 
@@ -127,21 +127,12 @@ def default() -> Cache:
     if gigabytes < 0:
         raise WorkbenchError(f"{shown(text)} is not a size in gigabytes.", where=GIGABYTES, remedy="Set it to 0 or more.")
     named = os.environ.get(FOLDER)
-    return _shared(Path(named).expanduser() if named else _platforms() / "qlora-workbench", limit)
+    return _shared(Path(named).expanduser() if named else caches.user_folder(), limit)
 
 
 @functools.lru_cache(8)
 def _shared(folder: Path, limit: int) -> Cache:
     return Cache(folder, limit)
-
-
-def _platforms() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
 
 
 def _checksum(data: bytes | bytearray) -> bytes:

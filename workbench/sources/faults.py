@@ -57,6 +57,10 @@ def told(error: Exception, repo: str, where: str = "") -> ModelError:
         return _unanswered(error, place)
     if isinstance(error, ValueError):
         return no_hub(error, place)
+    if isinstance(error, OSError) and error.filename:  # no file is written but in its cache
+        what = f"Hugging Face's cache cannot be written ({error.strerror})."
+        remedy = "Set HF_HOME to a folder that can be written, or make room there, and restart Python."
+        return ModelError(what, where=shown(str(error.filename), 300), remedy=remedy)
     return ModelError(f"{type(error).__name__}: {shown(str(error), 200)}.", where=place, remedy="Try again.")
 
 

@@ -112,7 +112,8 @@ class PackedWeight:
 
         Its ``absmax`` is that of the weights as they are stored: what they were before is not in the checkpoint.
         """
-        from workbench.quant.quantize import Quantized, QuantSpec
+        from workbench.quant.quantize import Quantized
+        from workbench.quant.spec import QuantSpec
 
         if len(self.tile) != 1:
             raise ModelError(f"{self.title} is not a block-wise format of the workbench's.", where=shown(self.name))

@@ -87,7 +87,7 @@ class LeftOut:
 
 def left_in_16_bits(tensors: Iterable[TensorInfo]) -> list[LeftOut]:
     """What stays in 16 bits, by reason, the largest first; integers and what is packed already are no part of it."""
-    from workbench.quant.quantize import QuantSpec
+    from workbench.quant.spec import QuantSpec
 
     groups: dict[str, list[int]] = {}
     for t in tensors:

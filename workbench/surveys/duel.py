@@ -17,7 +17,8 @@ from workbench.errors import FormatError, ModelError
 from workbench.given import described, is_number, several
 from workbench.quant.formats import FORMATS, Format, find_format
 from workbench.quant.measure import measure
-from workbench.quant.quantize import QuantSpec, SpecLike, as_specs, as_weights
+from workbench.quant.quantize import as_weights
+from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.sources.base import Source
 from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row

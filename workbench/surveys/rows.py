@@ -14,7 +14,7 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.quant.measure import Totals
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources.tensor_info import TensorInfo
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError, WorkbenchError
 from workbench.quant.measure import Totals
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.surveys.rows import Row, pooled
 
 if TYPE_CHECKING:

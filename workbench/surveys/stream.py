@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError, WorkbenchError
 from workbench.quant.measure import Tally
-from workbench.quant.quantize import QuantSpec, as_weights
+from workbench.quant.quantize import as_weights
+from workbench.quant.spec import QuantSpec
 from workbench.sources.base import Source
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.sources.tensor_info import TensorInfo

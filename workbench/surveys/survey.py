@@ -16,7 +16,7 @@ from workbench.errors import ModelError, WorkbenchError
 from workbench.given import described, is_whole, nearest, several
 from workbench.progress import Progress, telling
 from workbench.quant.measure import Tally
-from workbench.quant.quantize import QuantSpec, SpecLike, as_specs
+from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.base import Cancelled

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from workbench.errors import WorkbenchError
 from workbench.quant.formats import FORMATS, Format, register_format
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import BUILTIN, Source, TensorInfo, open_model
 from workbench.sources.grouping import by_bytes
 from workbench.surveys.rows import Row

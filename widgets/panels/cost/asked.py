@@ -20,7 +20,7 @@ from workbench.cost.evaluation import Evaluation, evaluate
 from workbench.cost.jobs import OF_DATA, effort
 from workbench.cost.sensitivities import Sensitivity, sensitivity
 from workbench.errors import WorkbenchError
-from workbench.quant.quantize import QuantSpec
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.text import amount, counted
 from workbench.training.config import TrainConfig

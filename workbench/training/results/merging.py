@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from workbench.errors import RunError
 from workbench.memory.footprint import Plan, in_four_bits, loaded
-from workbench.quant.quantize import QuantSpec, quantize
+from workbench.quant.quantize import quantize
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.base import Cancelled, Progress, Watch
 from workbench.sources.local import LocalSource

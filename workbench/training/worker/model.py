@@ -116,7 +116,7 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
             )
         if linear.weight.device.type == "cpu":
             shape = linear.weight.quant_state.shape
-            backend = check_backend(shape, config.block_size, torch.backends.cpu.get_cpu_capability())
+            backend = check_backend(shape, config.block_size)
             if not backend.right:
                 raise ConfigError([f"{name}: {backend.why}"], where="block_size", remedy=backend.remedy)
         # Without gradients, on some CPUs, bitsandbytes repacks a weight for inference, and products with it then pass no
