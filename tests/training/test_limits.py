@@ -166,7 +166,7 @@ def test_a_dataset_that_is_gone_is_told_by_the_run_and_by_resume(forks: Forks, c
     with forks.ready(phase="load", remove=str(rows)):
         run = wb.launch(replace(config, max_steps=2, dataset=str(rows), **columns), tmp_path / "run")
     status = ended(run, "failed")
-    assert (status.kind, "path of the dataset" in status.remedy) == ("data", True)
+    assert (status.kind, "rows.jsonl.gone" in status.remedy) == ("data", True)
     assert not missing(status.message, str(rows), "no such file")
     with pytest.raises(wb.DataError, match="no such file"):
         run.resume()

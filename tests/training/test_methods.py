@@ -105,7 +105,8 @@ def test_an_adapter_learns_and_loads_in_plain_peft(train: Train, fields: dict[st
     loaded = PeftModel.from_pretrained(base(run.config), str(run.adapter_dir))
     assert loss_of(loaded, run.config) == pytest.approx(after, abs=1e-5)
     saved = safetensors.numpy.load_file(run.dir / "adapter" / "adapter_model.safetensors")
-    forecast = trained(wb.open_model(run.config.model).tensors(), Plan.of(run.config, "cpu"))
+    source = wb.open_model(run.config.model)
+    forecast = trained(source.tensors(), Plan.of(run.config, "cpu"), source.config)
     assert sorted(forecast.values()) == sorted(tensor.size for tensor in saved.values())
 
 
