@@ -336,6 +336,7 @@ survey = wb.survey({str(folder)!r}, SPECS, progress=False).run()
 assert len(survey.rows) == 4 and not survey.errors
 print(memory("VmHWM") - before)
 """
+    wb.survey(folder, SPECS, progress=False).run()  # here, so that no kernel is compiled there, which takes memory of its own
     root = Path(wb.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=240)
     assert float(done.stdout) < 64, done.stderr
