@@ -38,8 +38,8 @@ def no_home(tmp_path: Path) -> dict[str, str]:
 KERNELS = """
 import json, numpy as np, workbench as wb
 found = wb.measure(np.linspace(-1, 1, 256, dtype=np.float32), wb.QuantSpec()).max
-from workbench import kernels
-stats = [value.stats for value in vars(kernels).values() if hasattr(value, "stats")]
+from workbench.kernels import rounding
+stats = [value.stats for value in vars(rounding).values() if hasattr(value, "stats")]
 compiled, loaded = (sum(sum(getattr(s, name).values()) for s in stats) for name in ("cache_misses", "cache_hits"))
 print(json.dumps([found, compiled, loaded]))
 """
@@ -118,7 +118,7 @@ def test_compiled_kernels_lie_outside_the_package_and_go_with_its_sources(tmp_pa
     assert not left
     assert {path.suffix for path in kept.rglob("*.nb?")} == {".nbi", ".nbc"}
     # Another file's functions are part of a kernel, which numba takes no notice of: an upgrade must not go on with the old.
-    with (package / "workbench" / "simd.py").open("a", encoding="utf-8") as file:
+    with (package / "workbench" / "kernels" / "simd.py").open("a", encoding="utf-8") as file:
         file.write("# another version\n")
     (_, again, loaded), _ = run(KERNELS, package, XDG_CACHE_HOME=str(kept))
     assert (again, loaded) == (compiled, 0)

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -106,13 +107,25 @@ def test_the_loss_is_that_of_the_model_that_bitsandbytes_loads(evaluated: wb.Eva
     assert cost.loss == pytest.approx(dequantized, rel=2e-6)
 
 
-def test_so_is_that_of_a_model_with_transposed_weights(tmp_path: Path) -> None:
-    config = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "n_positions": 128}
-    folder = tiny.save(tmp_path / "gpt2", "gpt2", config)
+@pytest.mark.parametrize("name", ["gpt2", "ctrl", "olmo-tied"])
+def test_so_is_that_of_a_model_of_another_kind(name: str, tmp_path: Path) -> None:
+    """Transposed weights, an embedding of another name than usual, a last parameter that is a linear's."""
+    model_type, config, _ = tiny.ARCHITECTURES[name]
+    folder = tiny.save(tmp_path / name, model_type, {**config, "vocab_size": 512})
     tiny_tokenizer().save_pretrained(folder)
     of_data = wb.TrainConfig(max_eval_rows=4, max_length=48)
     rows = wb.evaluate(folder, [NF4], data=of_data).run().rows
     assert [row.loss for row in rows] == pytest.approx([reference_losses(folder, s, of_data)[1] for s in (None, NF4)], rel=2e-6)
+
+
+def test_a_process_without_torch_is_told_what_one_with_it_is_told(model: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from workbench.cost.jobs import job_of\n"
+        "print(*job_of(sys.argv[1], None, None, None).weights, 'torch' in sys.modules, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    exactly = [t.name.removesuffix(".weight") for t in wb.open_model(model).tensors(exact=True) if t.quantizable]
+    assert done.stdout.split() == [*exactly, "False"]
 
 
 def test_the_checkpoint_stays_as_it_was(evaluated: wb.Evaluation) -> None:

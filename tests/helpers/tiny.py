@@ -51,11 +51,38 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: (model ty
     "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}, ""),
     "stablelm": ("stablelm", {**LLAMA, "num_key_value_heads": 4}, ""),
     "mpt": ("mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 128}, ""),
+    "olmo-tied": ("olmo", {**LLAMA, "tie_word_embeddings": True}, ""),  # its norms are no parameters: the last is a linear's
+    "ctrl": ("ctrl", {"n_embd": 64, "dff": 128, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 64}, ""),
     "mamba": ("mamba", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "state_size": 8}, ""),
     "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 4}, ""),
     "qwen2-moe": ("qwen2_moe", {**LLAMA, **_MOE, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1}, ""),
     "gpt-oss": ("gpt_oss", {**LLAMA, "num_local_experts": 4, "head_dim": 16}, ""),
     "qwen3-moe": ("qwen3_moe", {**LLAMA, **_MOE, "head_dim": 16}, ""),
+    "hy-v3": ("hy_v3", {**LLAMA, **_MOE, "head_dim": 16, "num_experts_per_tok": 2}, ""),
+    "zamba2": (
+        "zamba2",
+        {
+            **_PLAIN, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_d_state": 16,
+            "mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "num_mem_blocks": 1, "adapter_rank": 8,
+        },
+        "",
+    ),
+    "bamba": (
+        "bamba",
+        {
+            **LLAMA, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
+            "attn_layer_indices": [1],
+        },
+        "",
+    ),
+    "nemotron-h": (
+        "nemotron_h",
+        {
+            **LLAMA, "num_hidden_layers": 3, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 8,
+            "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "head_dim": 16,
+        },
+        "",
+    ),
     "granite-moe": ("granitemoe", {**LLAMA, "num_local_experts": 4}, ""),
     "deepseek-v3": (
         "deepseek_v3",

@@ -21,10 +21,10 @@ from workbench.sources.packed_names import refuse, tile_of
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
-def checkpoint(folder: Path, tensors: dict[str, np.ndarray], quantization: Any = None, **config: Any) -> wb.Source:
+def checkpoint(folder: Path, tensors: dict[str, np.ndarray], method: Any = None, **config: Any) -> wb.Source:
     folder.mkdir()
     safetensors.numpy.save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, folder / "model.safetensors")
-    more = {} if quantization is None else {"quantization_config": quantization}
+    more = {} if method is None else {"quantization_config": method}
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **more, **config}))
     return wb.open_model(folder)
 
@@ -196,6 +196,8 @@ def test_whatever_the_shapes_a_tile_covers_the_weight_or_there_is_none(
         assert int(np.prod(across)) * int(np.prod(shape[:-2])) == int(np.prod(scales))
 
 
+U32, U8, ONE = np.zeros((8, 64), np.uint32), np.zeros((8, 64), np.uint8), np.ones(1, np.float32)
+F8 = np.zeros((8, 64), ml_dtypes.float8_e4m3fn)
 I32, F16 = np.zeros((8, 64), np.int32), np.zeros((1, 64), np.float16)
 FOREIGN: dict[str, tuple[dict[str, np.ndarray], Any, str]] = {
     "GPTQ by both": (
@@ -217,6 +219,36 @@ FOREIGN: dict[str, tuple[dict[str, np.ndarray], Any, str]] = {
     "HQQ": ({"a.W_q": I32}, {"quant_method": "hqq"}, "quantized with HQQ: "),
     "packed": ({"a.weight_packed": I32}, {"quant_method": "compressed-tensors"}, "quantized with compressed-tensors: "),
     "AQLM": ({"a.codes": I32, "a.codebooks": F16}, {"quant_method": "aqlm"}, "quantized with AQLM: "),
+    "MLX": ({"a.weight": U32, "a.scales": F16, "a.biases": F16}, None, "quantized with MLX: "),
+    "MLX in FP4": ({"a.weight": U32, "a.scales": U8}, None, "quantized with MLX: "),
+    "Metal": ({"a.weight": U32, "a.scales": F16, "a.qbiases": F16}, {"quant_method": "metal"}, "quantized with Metal: "),
+    "ModelOpt": (
+        {"a.weight": U8, "a.weight_scale": F8, "a.weight_scale_2": ONE, "a.input_scale": ONE}, None, "quantized with ModelOpt: "
+    ),
+    "ModelOpt in FP8": (
+        {"a.weight": F8, "a.weight_scale": ONE, "a.input_scale": ONE}, {"quant_method": "modelopt"}, "quantized with ModelOpt: "
+    ),
+    "packed in FP4": ({"a.weight_packed": U8, "a.weight_scale": F8, "a.weight_global_scale": ONE}, None, "compressed-tensors"),
+    "sparse": ({"a.compressed": F16, "a.bitmask": U8}, None, "quantized with compressed-tensors: "),
+    "HQQ by its names": ({"a.W_q": U8, "a.scale": F16, "a.zero": F16}, None, "quantized with HQQ: "),
+    "SINQ": ({"a.W_q": U8, "a.scale": F16}, {"quant_method": "sinq"}, "quantized with SINQ: "),
+    "Quanto": ({"a.weight._data": U8, "a.weight._scale": F16, "a.input_scale": ONE}, None, "quantized with Quanto: "),
+    "torchao": ({"a._weight_qdata": U8, "a._weight_scale": F16}, None, "quantized with torchao: "),
+    "torchao in FP8": ({"a._weight_qdata": F8, "a._weight_scale": ONE}, None, "quantized with torchao: "),
+    "AQLM by its names": ({"a.codes": U8, "a.codebooks": F16, "a.scales": F16}, None, "quantized with AQLM: "),
+    "VPTQ": ({"a.indices": I32, "a.centroids.weight": F16}, None, "quantized with VPTQ: "),
+    "EETQ": ({"a.weight": I32.astype(np.int8), "a.weight_scales": F16[0]}, None, "quantized with EETQ: "),
+    "HIGGS": ({"a.weight": I32.astype(np.int16), "a.scales": F16, "a.tables": F16, "a.tables2": F16}, None, "with HIGGS: "),
+    "FP-Quant": ({"a.qweight": U8, "a.scales": U8}, {"quant_method": "fp_quant"}, "quantized with FP-Quant: "),
+    "BitNet": ({"a.weight": U8, "a.weight_scale": ONE}, {"quant_method": "bitnet"}, "quantized with BitNet: "),
+    "Quark": ({"a.weight": U8, "a.weight_scale": U8}, {"quant_method": "quark"}, "quantized with Quark: "),
+    "AutoRound": ({"a.qweight": I32, "a.scales": F16}, {"quant_method": "auto-round", "bits": 2}, r"AutoRound \(2 bits\): "),
+    "SpQR": ({"a.dense_weights": I32.astype(np.int64), "a.row_offsets": I32[0], "a.col_vals": I32[0]}, None, "with SpQR: "),
+    "EXL2": ({"a.q_weight": I32, "a.q_scale": I32, "a.q_groups": I32[0]}, None, "quantized with EXL2: "),
+    "EXL3": ({"a.trellis": I32.astype(np.int16), "a.suh": F16, "a.svh": F16}, None, "quantized with EXL3: "),
+    "QuIP#": ({"a.Qidxs": I32, "a.SU": F16, "a.SV": F16}, None, "quantized with QuIP#: "),
+    "Marlin": ({"a.B": I32, "a.s": F16}, None, "quantized with Marlin: "),
+    "nobody's bytes": ({"a.weight": U8, "a.weight_scale": ONE}, None, "a method that config.json does not name: "),
     "nobody's": ({"a.qweight": I32}, {"quant_method": "x\x1b[2J", "bits": "4"}, r"quantized with 'x\\x1b\[2j': "),
     "nobody's at all": ({"a.qweight": I32}, ["gptq"], "a method that config.json does not name"),
 }  # fmt: skip
@@ -231,6 +263,21 @@ def test_what_cannot_be_decoded_is_named_and_refused_with_the_remedy(tmp_path: P
     assert "the model that it was made from" in caught.value.remedy
     assert caught.value.where == str(tmp_path / "m")
     assert str(caught.value).isprintable()
+
+
+def test_the_groups_that_mlx_names_in_its_own_place_are_told(tmp_path: Path) -> None:
+    with pytest.raises(wb.ModelError, match=r"MLX \(4 bits, groups of 64\)"):
+        checkpoint(tmp_path / "m", {"a.weight": U32, "a.scales": F16}, quantization={"group_size": 64, "bits": 4})
+
+
+@pytest.mark.parametrize("said", [{"quant_algo": "FP8", "kv_cache_quant_algo": None}, None])
+def test_a_quantization_that_modelopt_keeps_in_a_file_of_its_own_is_read(tmp_path: Path, said: Any) -> None:
+    tensors = {"a.weight": F8, "a.weight_scale": ONE}
+    assert "a.weight" in {t.name for t in checkpoint(tmp_path / "plain", tensors).tensors()}
+    folder = tmp_path / "plain"
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    with pytest.raises(wb.ModelError, match="quantized with ModelOpt"):
+        wb.open_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ from tests.helpers import in_process, tiny
 from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cli.main import cli
+from workbench.memory.footprint import Plan
 from workbench.training import data
+from workbench.training.folder import RunFolder
+from workbench.training.held import held_exactly
 from workbench.training.results.merging import relative
 
 Train = Callable[..., wb.Run]
@@ -38,6 +41,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in (gpt2, mixtral):
         tiny_tokenizer().save_pretrained(folder)
     return {"llama": llama, "gpt2": gpt2, "mixtral": mixtral}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models whose router, embedding or head is not in 4 bits although a name or the configuration may say so."""
+    folder = tmp_path_factory.mktemp("odd")
+    kinds = {name: (*tiny.ARCHITECTURES[name][:2], {}) for name in ("ctrl", "hy-v3")}
+    own_head = {"lm_head.weight": torch_normal(512, 64)}  # transformers ties only what is equal
+    kinds["llama-own-head"] = ("llama", {**tiny.LLAMA, "tie_word_embeddings": True}, own_head)
+    found = {}
+    for name, (model_type, config, more) in kinds.items():
+        found[name] = tiny.save(folder / f"tiny-{name}", model_type, {**config, "vocab_size": 512})
+        file = found[name] / "model.safetensors"
+        safetensors.torch.save_file(safetensors.torch.load_file(file) | more, file, {"format": "pt"})
+        tiny_tokenizer().save_pretrained(found[name])
+    return found
+
+
+def torch_normal(*shape: int) -> Any:
+    import torch
+
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +153,74 @@ def test_what_is_written_is_what_peft_merges_rounded_once(
 
 def models_of(run: wb.Run) -> Path:
     return Path(run.config.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("ctrl", {"target_modules": ("Wq", "Wv"), "gradient_checkpointing": False}),
+        ("hy-v3", {"target_modules": ("q_proj", "v_proj"), "llm_int8_skip_modules": ("down_proj",)}),
+        ("llama-own-head", {"target_modules": ("q_proj",)}),
+    ],
+)
+def test_what_was_not_adapted_is_written_as_the_run_held_it(
+    odd: dict[str, Path], name: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Against the base as transformers and bitsandbytes load it: dequantized where it is in 4 bits, and else as it is."""
+    import torch
+
+    (tmp_path / "run").mkdir()
+    run = in_process.train(in_process.config_of(odd[name], max_steps=1, max_eval_rows=0, **fields), tmp_path / "run")
+    exported = wb.export(run, tmp_path / "merged")
+    skipped = fields.get("llm_int8_skip_modules", ())
+    base = tiny.load_4bit(odd[name])
+    original, merged = loaded(odd[name]).state_dict(), loaded(tmp_path / "merged").state_dict()
+    four_bits = 0
+    for parameter, written in merged.items():
+        if parameter in exported.errors:
+            continue
+        path = parameter.removesuffix(".weight")
+        held = getattr(base.get_submodule(path), "weight", None) if path != parameter else None
+        if hasattr(held, "quant_state") and not path.endswith(tuple(skipped)):
+            from bitsandbytes.functional import dequantize_4bit
+
+            four_bits += 1
+            reference = dequantize_4bit(held.data, held.quant_state).bfloat16().float()
+        else:
+            reference = original[parameter]
+        torch.testing.assert_close(written, reference, rtol=0, atol=0, msg=parameter)
+    assert four_bits > 3
+    errors = wb.merge_errors(run)
+    RunFolder(run.dir).held.unlink()  # as runs of before it have none
+    again = wb.export(run, tmp_path / "again")
+    assert (again, wb.merge_errors(run)) == (dataclasses.replace(exported, folder=again.folder), errors)
+    assert (again.folder / "model.safetensors").read_bytes() == (exported.folder / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_in_4_bits_is_written_in_the_shape_that_its_class_stores(models: dict[str, Path], tmp_path: Path) -> None:
+    """bitsandbytes keeps a Conv1D's weight turned, (out, in), where the 16-bit model has (in, out)."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    base = tiny.load_4bit(models["gpt2"])
+    base.save_pretrained(tmp_path / "packed")
+    tiny_tokenizer().save_pretrained(tmp_path / "packed")
+    (tmp_path / "run").mkdir()
+    config = in_process.config_of(tmp_path / "packed", max_steps=1, max_eval_rows=0, target_modules=("c_fc",))
+    exported = wb.export(in_process.train(config, tmp_path / "run"), tmp_path / "merged")
+    assert max(exported.errors.values()) < HALF_A_STEP
+    for layer, merged in zip(base.transformer.h, loaded(tmp_path / "merged").transformer.h, strict=True):
+        held = layer.attn.c_attn.weight
+        reference = dequantize_4bit(held.data, held.quant_state).bfloat16().float().T
+        torch.testing.assert_close(merged.attn.c_attn.weight.detach(), reference, rtol=0, atol=0)
+
+
+def test_without_a_record_or_a_class_nothing_is_merged(plain: wb.Run) -> None:
+    source = wb.open_model(plain.config.model)
+    source.config = {**source.config, "model_type": "novel"}
+    with pytest.raises(wb.RunError, match="'novel'") as caught:
+        held_exactly(source, Plan.of(plain.config, "cpu"), str(plain.dir))
+    assert caught.value.remedy
 
 
 def test_errors_are_shown_first_and_are_those_of_what_is_written(plain: wb.Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of, layer_of, order_of
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, Pareto, Point
-from workbench.text import amount
+from workbench.text import amount, number, percent
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,10 @@ def duel(found: Duel) -> Figure:
     """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
     best = found.winners()
     names = [score.spec.definition.title for score in found.contenders]
-    text = [
-        f"{100 * score.relative_rmse:.2f} %" + (" · least" if score.spec.format in best else "") for score in found.contenders
-    ]
+    text = [percent(score.relative_rmse) + (" · least" if score.spec.format in best else "") for score in found.contenders]
     hover = [
-        f"{escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {100 * s.relative_rmse:.3f} %<br>"
-        f"SQNR {s.sqnr_db:.2f} dB"
+        f"{escaped(s.spec.title)}<br>{s.bits:.4f} bits per weight<br>relative RMSE {percent(s.relative_rmse, 3)}<br>"
+        f"SQNR {number(s.sqnr_db, '.2f')} dB"
         for s in found.contenders
     ]
     values = [score.relative_rmse for score in found.contenders]
@@ -242,7 +240,7 @@ def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
 def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
     hover = [
         f"{escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
-        f"relative RMSE {100 * p.score.relative_rmse:.3f} %, SQNR {p.score.sqnr_db:.2f} dB"
+        f"relative RMSE {percent(p.score.relative_rmse, 3)}, SQNR {number(p.score.sqnr_db, '.2f')} dB"
         + ("<br>on the front" if p.on_front else "")
         for p in points
     ]

@@ -21,6 +21,7 @@ from widgets.state import State
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.sources import Source
 from workbench.sources.rule import TRANSPOSED
+from workbench.surveys.rows import nonfinite_told
 
 _NONE = "none"
 
@@ -182,13 +183,7 @@ class Controls(ipywidgets.VBox):
             text += f" The checkpoint holds it in {analysis.packed}: shown is what that dequantizes to, quantized once more."
         elif analysis.tensor.layout == TRANSPOSED:
             text += " It is shown transposed, as bitsandbytes quantizes it."
-        e = analysis.stats[0]
-        if e.nans or e.infinities:
-            text += (
-                f" {e.nans:,} weights are NaN and {e.infinities:,} infinite; "
-                f"their {e.bad_blocks:,} blocks are left out of every average."
-            )
-        set_note(self.status, text)
+        set_note(self.status, " ".join(filter(None, [text, nonfinite_told(analysis.stats)])))
 
     def _changed(self, _: Any) -> None:
         formats = [self.lead.value, *(f for f in (self.second.value, self.third.value) if f != _NONE)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ipywidgets
@@ -97,11 +98,11 @@ class DistributionView(View):
             ["", *(bins.title_of(e.spec) for e in analysis.stats)],
             [
                 ["bits per weight", *(f"{e.spec.bits_per_weight:.3f}" for e in analysis.stats)],
-                ["relative RMSE", *(f"{100 * e.relative_rmse:.2f} %" for e in analysis.stats)],
-                ["SQNR", *(f"{e.sqnr_db:.2f} dB" for e in analysis.stats)],
-                ["RMSE", *(f"{e.rmse:.3e}" for e in analysis.stats)],
-                ["mean error", *(f"{e.mae:.3e}" for e in analysis.stats)],
-                ["largest error", *(f"{e.max:.3e}" for e in analysis.stats)],
+                ["relative RMSE", *(f"{number(100 * e.relative_rmse, '.2f')} %" for e in analysis.stats)],
+                ["SQNR", *(f"{number(e.sqnr_db, '.2f')} dB" for e in analysis.stats)],
+                ["RMSE", *(number(e.rmse, ".3e") for e in analysis.stats)],
+                ["mean error", *(number(e.mae, ".3e") for e in analysis.stats)],
+                ["largest error", *(number(e.max, ".3e") for e in analysis.stats)],
                 ["entropy of the codes", *(f"{e.entropy_bits:.2f} of {e.spec.definition.bits} bits" for e in analysis.stats)],
                 ["fullest bin", *(f"{share.max():.2f} %" for share in shares)],
                 ["emptiest bin", *(f"{share.min():.2f} %" for share in shares)],
@@ -122,6 +123,11 @@ class DistributionView(View):
         found = self.normal
         if found is None:
             self.quantiles.fail("No weight of this tensor is finite.")
+            set_note(self.told, "")
+            return
+        if math.isnan(found.correlation):
+            self.quantiles.fail("All finite weights are equal: they have no distribution.")
+            set_note(self.told, "")
             return
         self.quantiles.show(
             quantile_plot(found, QUANTILES_OF[of]),
@@ -177,6 +183,10 @@ class DistributionView(View):
 
     def _found_tails(self, found: Outliers) -> None:
         self.tails = found
+        if math.isnan(found.farthest):
+            self.tails_table.value = ""
+            set_note(self.tails_told, f"All finite weights are equal ({found.mean:.4g}): none lies far from the mean.")
+            return
         set_note(
             self.tails_told,
             f"Beyond k standard deviations of the mean (σ = {found.std:.4g}); kurtosis {found.kurtosis:.2f}, a normal "

@@ -16,7 +16,7 @@ from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.savings import double_quant_savings, savings_of_published
-from workbench.text import amount
+from workbench.text import amount, number
 
 NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 
@@ -104,8 +104,17 @@ class DoubleQuantView(View):
                 ["codes of this tensor", amount(before["codes"]), amount(after["codes"]), "none"],
                 _bytes("scales of this tensor", sum(before.values()) - before["codes"], sum(after.values()) - after["codes"]),
                 _bytes(f"scales of the model's {model.weights:,} quantized weights", model.absmax, model.nested),
-                ["RMSE of this tensor's weights", f"{plain.rmse:.5e}", f"{doubled.rmse:.5e}", f"{added:+.3f} %"],
-                ["largest error", f"{plain.max:.5e}", f"{doubled.max:.5e}", f"{doubled.max - plain.max:+.2e}"],
+                [
+                    "RMSE of this tensor's weights",
+                    number(plain.rmse, ".5e"),
+                    number(doubled.rmse, ".5e"),
+                    f"{number(added, '+.3f')} %",
+                ],
+                [
+                    "largest error",
+                    *(number(v, ".5e") for v in (plain.max, doubled.max)),
+                    number(doubled.max - plain.max, "+.2e"),
+                ],
             ],
             f"What double quantization saves and costs under {plain.spec.definition.title}",
         )

@@ -24,7 +24,7 @@ from workbench.sources import Source
 from workbench.sources.base import Cancelled, Progress
 from workbench.surveys.duel import duel, pareto
 from workbench.surveys.scores import Duel, Pareto
-from workbench.text import amount
+from workbench.text import amount, number, percent
 
 MOST = 1 << 20
 """Weights of a tensor that are compared; of larger ones a sample is, and said to be."""
@@ -178,7 +178,7 @@ class FormatsView(View):
             ["configuration", "bits per weight", "relative RMSE", "SQNR", ""],
             [
                 (
-                    s.spec.title, f"{s.bits:.4f}", f"{100 * s.relative_rmse:.3f} %", f"{s.sqnr_db:.2f} dB",
+                    s.spec.title, f"{s.bits:.4f}", percent(s.relative_rmse, 3), f"{number(s.sqnr_db, '.2f')} dB",
                     "least" if s.spec.format in best else "",
                 )
                 for s in fought.contenders

@@ -14,13 +14,18 @@ from typing import Any
 from workbench._version import __version__
 from workbench.memory.forecast import GROUPS, Fit, MemoryLedger
 from workbench.quant.formats import FORMATS
+from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
 from workbench.surveys.duel import of_survey
+from workbench.surveys.rows import Row, nonfinite_told
 from workbench.surveys.scores import Duel
 from workbench.surveys.survey import Survey
 from workbench.text import NONE, amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
 from workbench.training.config import TrainConfig
 from workbench.training.results.merging import MergeErrors
+
+_NAMED = 5
+"""Tensors that a sentence names."""
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -70,7 +75,17 @@ def survey_text(surveyed: Survey, worst: int) -> str:
     )  # fmt: skip
     weights = count(sum(row.tensor.numel for row in found.rows))
     intro = f"{short(found.name)}: {counted(len(found.rows), 'tensor')}, {weights} weights, measured whole"
+    if spoilt := nonfinite_text(found.rows, [s.totals for s in scores]):
+        intro += f"\n{spoilt}"
     return f"{intro}\n\n{totals}\n\nThe worst by relative RMSE, {min(worst, len(lines))} of {len(lines):,}\n{worst_lines}"
+
+
+def nonfinite_text(rows: Sequence[Row], totals: Sequence[Totals]) -> str:
+    """How many weights are NaN or infinite, what that leaves of the averages, and in which tensors; "" where all are finite."""
+    told = nonfinite_told(totals)
+    spoilt = [short(row.tensor.name) for row in rows if row.totals[0].nans or row.totals[0].infinities]
+    more = [f"{len(spoilt) - _NAMED:,} more"] if len(spoilt) > _NAMED else []
+    return f"{told} They are in {listed(spoilt[:_NAMED] + more)}." if told else ""
 
 
 def survey_json(surveyed: Survey) -> str:

@@ -60,9 +60,9 @@ class Engine:
         ordered = sorted(rows, key=lambda row: len(row.input_ids))
         self.batches = [collator.batch(ordered[at : at + BATCH]) for at in range(0, len(ordered), BATCH)]
         self._calibration = collator.batch(rows[:CALIBRATION])
+        self._class = _class_of(folder)
         self._dtype = _dtype(job)
         quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # the kernels are loaded, and no part of what the model takes
-        self._class = _class_of(folder)
         self.base = host_counters().get("rss") or 0
         """Resident memory with libraries and rows, before the model."""
         self.model = self._load(folder)

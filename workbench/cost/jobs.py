@@ -1,7 +1,7 @@
 """The model and the held-out rows that a cost is measured on: checked before any process is started.
 
-Covers what can be told from headers alone: which modules there are to quantize, what they take in 16 bits and in a format, and
-whether the model fits this machine. Imports no torch.
+Covers which modules there are to quantize, what they take in 16 bits and in a format, and whether the model fits this machine.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ import numpy as np
 import psutil
 
 from workbench.cost.assignments import Point
+from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.finite import not_finite
 from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
 from workbench.training.data import held_out_files
 from workbench.training.dataset_files import on_hub
+from workbench.training.model_checks import causal_fault
 from workbench.training.runs import absolute
 
 BATCH = 4
@@ -54,8 +57,12 @@ class Job:
 
     @cached_property
     def weights(self) -> dict[str, TensorInfo]:
-        """Every weight that a QLoRA load quantizes, by its module: the weight's name in the checkpoint without ``.weight``."""
-        return {t.name.removesuffix(".weight"): t for t in self.source.tensors() if t.quantizable}
+        """Every weight that a QLoRA load quantizes, by its module: the weight's name in the checkpoint without ``.weight``.
+
+        Transformers' own class is asked; ModelError where it has none.
+        """
+        found = tensors_exactly(self.source, self.config.model, self.identity["fingerprint"])
+        return {t.name.removesuffix(".weight"): t for t in found if t.quantizable}
 
     @property
     def nbytes_16bit(self) -> int:
@@ -109,6 +116,9 @@ def job_of(
     """
     source = open_model(src)
     folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
+    if fault := causal_fault(source.config):
+        remedy = "Choose a causal language model that transformers knows without code of its own."
+        raise ModelError(f"transformers cannot load it as a causal language model: {fault}.", where=source.name, remedy=remedy)
     if not any(t.quantizable for t in source.tensors()):
         packed = next((t.reason for t in source.tensors() if t.reason.startswith("already in")), "")
         what = f"Its weights are {packed}: there are none in 16 bits to compare with." if packed else "It has no linear layer."
@@ -137,6 +147,13 @@ def _fingerprint(source: Source) -> str:
         source.read_into(t.name, head)
         digest.update(head.tobytes())
     return digest.hexdigest()
+
+
+def check_finite(job: Job) -> None:
+    """Raises ModelError that names the tensor, where a weight is NaN or infinite: what is measured then says nothing."""
+    if found := next(not_finite(job.source), None):
+        what = f"Its held-out loss is no number in 16 bits, before anything is quantized: {found}."
+        raise ModelError(what, where=job.source.name, remedy="Fetch the checkpoint again, or choose another.")
 
 
 def opened(root: Path) -> Job:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import resource
 import sys
 import time
 from pathlib import Path
 
 from workbench.cost.assignments import Point, spec_key
-from workbench.cost.jobs import opened
+from workbench.cost.jobs import check_finite, opened
 from workbench.cost.process import Teller, serve
 from workbench.quant.formats import FORMATS, register_format
 from workbench.quant.spec import QuantSpec
@@ -60,6 +61,8 @@ class Worker:
             for loss in engine.losses():
                 sums.append(loss)
                 self.teller.progress(n * len(engine.batches) + len(sums), len(points) * len(engine.batches))
+            if point == Point() and not all(map(math.isfinite, sums)):
+                check_finite(job)
             self.teller.emit("memory", base=engine.base, peak=_peak(), model=job.nbytes_16bit)
             self.teller.emit("loss", point=point.key, sums=sums, seconds=time.perf_counter() - began)
             done.add(point.key)

@@ -82,7 +82,8 @@ def finish_span(
         for b in range(absmax.size):
             scale = np.float64(absmax[b])
             count = _F32(tail if tail and b == absmax.size - 1 else block_size)
-            if scale - scale != 0.0:
+            error = error_squares[f, b]
+            if scale - scale != 0.0 or error - error != _F32(0):  # it is not finite, or what its scale depends on is not
                 error_squares[f, b] = error_sums[f, b] = error_max[f, b] = np.nan
                 continue
             weights += float(count)

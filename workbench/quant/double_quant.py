@@ -91,7 +91,8 @@ def double_quantize(absmax: NDArray[np.float32], block_size: int = 256, offset: 
     absmax = absmax.astype(np.float32, copy=False).reshape(-1)
     if offset is None:
         offset = np.float32(absmax.mean(dtype=np.float64)) if absmax.size else np.float32(0)
-    centred = absmax - offset
+    with np.errstate(invalid="ignore"):  # ∞ − ∞: with an infinite weight the mean, and so every scale, is no number
+        centred = absmax - offset
     blocks = -(-centred.size // block_size)
     padded = np.zeros(blocks * block_size, np.float32)
     padded[: centred.size] = centred

@@ -9,6 +9,7 @@ dtype. Blocks that hold a NaN or an infinity have no error; they are counted, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,7 +52,8 @@ class Totals:
     infinities: int
     """Weights that are infinite."""
     bad_blocks: int
-    """Blocks left out of the averages because they hold a NaN or an infinity."""
+    """Blocks left out of the averages because they hold a NaN or an infinity, or a scale that depends on one: double
+    quantization's mean makes that every block of the tensor."""
 
     @property
     def relative_rmse(self) -> float:
@@ -68,7 +70,7 @@ class Totals:
         """Shannon entropy of the occupancy in bits per weight; equal levels (the two zeros of FP4) count as one bin."""
         counts = merge_equal_levels(self.spec.definition, self.occupancy)[1]
         share = counts[counts > 0] / self.numel
-        return float(-(share * np.log2(share)).sum())
+        return abs(float((share * np.log2(share)).sum()))
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,8 @@ class _Pass:
     """int64 (F, 256), by rank."""
     nans: int
     infinities: int
-    bad_blocks: int
+    bad_blocks: NDArray[np.int64]
+    """int64 (F,)."""
 
     def without_blocks(self) -> _Pass:
         nothing = np.empty((0, 0), np.float32)
@@ -297,7 +300,7 @@ class _Pass:
             occupancy=np.sum([p.occupancy for p in passes], axis=0),
             nans=sum(p.nans for p in passes),
             infinities=sum(p.infinities for p in passes),
-            bad_blocks=sum(p.bad_blocks for p in passes),
+            bad_blocks=np.sum([p.bad_blocks for p in passes], axis=0),
         )
 
     def fields(self, specs: list[QuantSpec], numel: int) -> list[dict[str, Any]]:
@@ -308,8 +311,9 @@ class _Pass:
         return [
             {
                 "spec": spec, "numel": numel, "occupancy": self.occupancy[f, : spec.definition.levels.size],
-                "rmse": float(rmse[f]), "mae": float(mae[f]), "max": float(self.totals[:, f, 4].max()), "rms": float(rms[f]),
-                "nans": self.nans, "infinities": self.infinities, "bad_blocks": self.bad_blocks,
+                "rmse": float(rmse[f]), "mae": float(mae[f]), "rms": float(rms[f]),
+                "max": float(self.totals[:, f, 4].max()) if weights[f] else math.nan,
+                "nans": self.nans, "infinities": self.infinities, "bad_blocks": int(self.bad_blocks[f]),
             }
             for f, spec in enumerate(specs)
         ]  # fmt: skip
@@ -365,8 +369,8 @@ def _measure(flat: NDArray[Any], specs: list[QuantSpec], overview: Overview | No
         )
 
     pool.run(work, bits.size, cancelled)
-    bad = int((~np.isfinite(absmax)).sum())
-    nans, infinities = block_kernels.nonfinite_span(bits) if bad else (0, 0)
+    nans, infinities = (0, 0) if np.isfinite(absmax).all() else block_kernels.nonfinite_span(bits)
+    bad = np.isnan(rmse).sum(axis=1)
     affine = any(form.zero_point_bits for form in forms)
     return _Pass(
         absmax, scales, zeros if affine else zeros[:, :0], rmse, mae, largest, totals, occupancy.sum(axis=0),

@@ -8,8 +8,11 @@ Does not import plotly.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from workbench.memory.forecast import GROUPS, MemoryLedger
 from workbench.quant.formats import FORMATS
@@ -17,7 +20,7 @@ from workbench.quant.spec import QuantSpec
 from workbench.sources.kinds import order_of
 from workbench.surveys.rows import Row, pooled
 from workbench.surveys.scores import Duel, winners
-from workbench.text import short
+from workbench.text import NONE, percent, short
 
 Figure = dict[str, Any]
 
@@ -77,7 +80,7 @@ def error_maps(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> Figure | None
 
 def kurtosis_map(rows: Sequence[Row]) -> Figure | None:
     """Layers × kinds of kurtosis, the largest where several tensors share a cell; None without layers."""
-    return _maps(rows, {"": lambda cell: max(row.kurtosis for row in cell)}, "kurtosis", "{:.2f}")
+    return _maps(rows, {"": lambda cell: float(np.fmax.reduce([row.kurtosis for row in cell]))}, "kurtosis", "{:.2f}")
 
 
 def _maps(rows: Sequence[Row], values: dict[str, Callable[[Sequence[Row]], float]], unit: str, shown: str) -> Figure | None:
@@ -96,7 +99,7 @@ def _maps(rows: Sequence[Row], values: dict[str, Callable[[Sequence[Row]], float
         z = [[value(cells[layer, kind]) if (layer, kind) in cells else None for layer in layers] for kind in kinds]
         told = [
             [
-                "" if v is None else f"layer {layer}, {text(kind)}: {shown.format(v)}"
+                "" if v is None else f"layer {layer}, {text(kind)}: {NONE if math.isnan(v) else shown.format(v)}"
                 for layer, v in zip(layers, line, strict=True)
             ]
             for kind, line in zip(kinds, z, strict=True)
@@ -146,10 +149,9 @@ def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, s
 def duel_bars(duel: Duel) -> Figure:
     """Each contender's relative RMSE, the least first."""
     names = [f"{text(s.spec.definition.title)}, {s.spec.bits_per_weight:.6g} bits" for s in duel.ranked]
-    errors = [_percent(s.relative_rmse) for s in duel.ranked]
     bars = error_bars(
-        names, errors, [f"{error:.2f} %" for error in errors], [text(s.spec.title) for s in duel.ranked],
-        marker={"color": [format_colour(s.spec.format) for s in duel.ranked]},
+        names, [_percent(s.relative_rmse) for s in duel.ranked], [percent(s.relative_rmse) for s in duel.ranked],
+        [text(s.spec.title) for s in duel.ranked], marker={"color": [format_colour(s.spec.format) for s in duel.ranked]},
         hovertemplate="%{hovertext}: %{x:.3f} %<extra></extra>",
     )  # fmt: skip
     layout = {

@@ -17,9 +17,9 @@ from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
 from workbench.sources.kinds import order_of
-from workbench.surveys.rows import Row, pooled
+from workbench.surveys.rows import Row, nonfinite_told, pooled
 from workbench.surveys.scores import MEASURES
-from workbench.text import amount, amount_or_none, bracketed, count, counted, listed, number, percent
+from workbench.text import NONE, amount, amount_or_none, bracketed, count, counted, listed, number, percent
 
 WORST = 15
 _MOST_NAMES = 4
@@ -245,7 +245,8 @@ def tails(c: Contents) -> Section:
             ),
             [
                 (
-                    code(row.tensor.name), number(found.kurtosis, ".2f"), f"{number(found.farthest, '.1f')} σ",
+                    code(row.tensor.name), number(found.kurtosis, ".2f"),
+                    f"{found.farthest:.1f} σ" if math.isfinite(found.farthest) else NONE,
                     f"{b.sigmas:g} σ", percent(b.share, 3), percent(b.block_share), number(b.rmse, ".5f"),
                     number(b.rmse_apart, ".5f"), number(b.rmse_others, ".5f"),
                 )
@@ -283,8 +284,8 @@ def method(c: Contents) -> Section:
             [(code(row.tensor.name), escaped(row.error)) for row in c.measured.failed],
             texts=2,
         )
-    if bad := sum(row.totals[0].nans + row.totals[0].infinities for row in c.measured.rows):
-        section.say(f"{bad:,} weights are NaN or infinite; their blocks are left out of every average.")
+    if told := nonfinite_told([c.measured.score(spec).totals for spec in c.specs]):
+        section.say(escaped(told))
     section.html += f"<h3>The same numbers in Python</h3>\n<pre><code>{_python(c)}</code></pre>\n"
     return section
 

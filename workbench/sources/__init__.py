@@ -77,7 +77,7 @@ def open_model(
     if not folder.is_dir():
         remedy = f"Pass its folder: {shown(str(folder.parent))}."
         raise ModelError("It is a file; a model is opened by its folder.", where=str(folder), remedy=remedy)
-    return _decodable(LocalSource(folder))
+    return _decodable(LocalSource(folder, adapter=False))
 
 
 def _decodable(source: Source) -> Source:

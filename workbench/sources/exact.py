@@ -1,14 +1,15 @@
 """Which tensors a QLoRA load holds in 4 bits, asked of transformers' own model class, built without weights.
 
-Covers every model type of the installed transformers: the class is built on the meta device, transformers' own functions say
-which modules stay as they are and which parameter a checkpoint's tensor becomes. Runs no code of the model's, and needs
-torch; imports it only when called.
+Covers every model type of the installed transformers: the class is built on the meta device, as a load builds it, and
+transformers' own functions say which modules stay as they are and which parameter a checkpoint's tensor becomes. Runs no code
+of the model's, and needs torch; imports it only when called.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.errors import ModelError
@@ -30,8 +31,6 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
     _check_counts(config, len(entries), where)
     try:
         import torch
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
         from transformers.pytorch_utils import Conv1D
         from transformers.quantizers.base import HfQuantizer
         from transformers.quantizers.quantizers_utils import should_convert_module
@@ -40,25 +39,14 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
         raise ModelError(f"The exact answer needs transformers' own loader: {error}.", where=where, remedy=remedy) from error
 
     model = _without_weights(config, where)
-    parameters = model.state_dict()
     skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    mapping = get_model_conversion_mapping(model)
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
     modules = dict(model.named_modules())
-    layouts = {p: SPLIT if len(c.target_patterns) > 1 else FUSED for c in converters for p in c.source_patterns}
-
-    def becomes(name: str) -> tuple[str, str]:
-        """The parameter that a tensor is loaded into (one of them, where it is split), and its layout."""
-        loaded, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
-        if loaded not in parameters and name in parameters:
-            loaded, pattern = rename_source_key(name, [], [], model.base_model_prefix, parameters)
-        return loaded, AS_STORED if pattern is None else layouts[pattern]
+    becomes = loaded_into(model, entries)
 
     def judge(entry: Entry, by_rule: TensorInfo) -> tuple[bool, str, str]:
-        loaded, layout = becomes(entry.name)
-        if loaded not in parameters:
-            return False, f"{type(model).__name__} has no such parameter", layout
+        if entry.name not in becomes:
+            return False, f"{type(model).__name__} has no such parameter", AS_STORED
+        loaded, layout = becomes[entry.name]
         path, _, leaf = loaded.rpartition(".")
         module = modules.get(path)
         linear = type(module) is torch.nn.Linear or isinstance(module, Conv1D)
@@ -77,9 +65,34 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
     ]
 
 
+def loaded_into(model: Any, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A checkpoint's tensor → the parameter that transformers loads it into (one of them, where it is split), and its layout.
+
+    Without those that the model has no parameter for. The layout is ``as stored``, ``fused`` or ``split``.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    layouts = {p: SPLIT if len(c.target_patterns) > 1 else FUSED for c in converters for p in c.source_patterns}
+    parts = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    there = {name: True for named in parts for name, _ in named}
+    found = {}
+    for name in names:
+        loaded, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, there)
+        if loaded not in there and name in there:
+            loaded, pattern = name, None
+        if loaded in there:
+            found[name] = loaded, AS_STORED if pattern is None else layouts[pattern]
+    return found
+
+
 def _without_weights(config: Mapping[str, Any], where: str) -> Any:
     import torch
     import transformers
+    from transformers import initialization
 
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
@@ -89,10 +102,13 @@ def _without_weights(config: Mapping[str, Any], where: str) -> Any:
     names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     first = names[0] if names else ""
     try:
-        values = transformers.CONFIG_MAPPING[kind].from_dict({**config, "architectures": names or None})
+        # JSON has no infinity, which is why transformers writes it as an object.
+        plain = json.loads(json.dumps({**config, "architectures": names or None}), object_hook=_float)
+        values = transformers.CONFIG_MAPPING[kind].from_dict(plain)
         auto = transformers.AutoModelForCausalLM
         cls: Any = getattr(transformers, first, None) if first.isidentifier() else None
-        with torch.device("meta"):
+        # What a load leaves in 16 bits it decides before weights are tied, when the last parameter may still be a tied head.
+        with torch.device("meta"), initialization.no_tie_weights():
             ours = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
             if ours and getattr(cls, "config_class", None) is type(values):
                 return cls(values)
@@ -103,6 +119,12 @@ def _without_weights(config: Mapping[str, Any], where: str) -> Any:
         raise ModelError(
             what, where=f"{where}: config.json", remedy="Leave exact out: the fast rule needs no class."
         ) from error
+
+
+def _float(value: dict[str, Any]) -> Any:
+    """The number that transformers 5 writes as ``{"__float__": "Infinity"}``, or else the object itself."""
+    tag = value.get("__float__") if len(value) == 1 else None
+    return float(tag) if tag in ("Infinity", "-Infinity", "NaN") else value
 
 
 def _check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:

@@ -12,9 +12,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from workbench.errors import ModelError
-from workbench.sources.header import MAX_TENSORS, Entry, Header, shown, unique
+from workbench.sources.header import MAX_TENSORS, Entry, Header, check_pointer, shown, unique
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's ModelOpt says how it quantized, in versions whose config.json does not."""
+_ADAPTER = "adapter_config.json"
 MAX_JSON = 64_000_000
 """Bytes; the index of a model with 1,000 billion parameters has about 20 million."""
 _MAX_CONTAINERS = 100_000
@@ -66,6 +69,34 @@ def weight_files(names: Collection[str], read: Callable[[str], dict[str, Any]], 
     raise ModelError(f"It holds no {SINGLE} and no {INDEX}.", where=place(""), remedy="Open a model as transformers saves one.")
 
 
+def refuse_adapter(names: Collection[str], read: Callable[[str], dict[str, Any]], place: Place) -> None:
+    """ModelError where the files are those of peft's adapter, and not of a model."""
+    if _ADAPTER not in names or SINGLE in names or INDEX in names:
+        return
+    config = read(_ADAPTER)
+    base, kind = config.get("base_model_name_or_path"), config.get("peft_type")
+    named = isinstance(base, str) and bool(base)
+    of = f" of {shown(str(base), 200)}" if named else ""
+    what = f"It is an adapter ({shown(str(kind or 'LoRA'), 40)}){of}, not a model: it holds what is added to a model's weights."
+    remedy = (
+        f"Open {'that model' if named else 'the model that it was trained on'}; or put both together (peft's merge_and_unload, "
+        "then save_pretrained; for a run of the workbench export) and open what comes of it."
+    )
+    raise ModelError(what, where=place(""), remedy=remedy)
+
+
+def configuration(names: Collection[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """config.json, ``{}`` where there is none, with what ModelOpt says of its quantization in a file of its own."""
+    config = read(CONFIG) if CONFIG in names else {}
+    if MODELOPT in names and "quantization_config" not in config:
+        config["quantization_config"] = {**_object(read(MODELOPT).get("quantization")), "quant_method": "modelopt"}
+    return config
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _from_index(index: Mapping[str, Any], place: Place) -> dict[str, str]:
     weights = index.get("weight_map")
     if not isinstance(weights, dict) or not weights or not all(isinstance(file, str) for file in weights.values()):
@@ -100,6 +131,7 @@ def join(files: Mapping[str, str], headers: Iterable[tuple[str, Header]], place:
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
     """A JSON object of bounded size; ModelError on anything else."""
+    check_pointer(raw, where)
     if len(raw) > MAX_JSON or raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS:
         raise ModelError("It is larger than such a file ever is.", where=where)
     try:

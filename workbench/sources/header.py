@@ -29,6 +29,7 @@ MAX_RANK = 32  # numpy's limit before 2.0
 MAX_NAME = 1_000  # characters
 _MAX_ENTRY = 4_096  # characters of one tensor's {"dtype": …, "shape": …, "data_offsets": …}
 _MAX_INT = 2**63 - 1
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\n\r]*")
 
@@ -103,6 +104,14 @@ def shown(name: str, limit: int = 80) -> str:
     return ascii(name if len(name) <= limit else f"{name[:limit]}…")
 
 
+def check_pointer(head: bytes, where: str) -> None:
+    """ModelError where a file that begins with ``head`` is what Git LFS leaves in its place until the file is fetched."""
+    if head.startswith(_POINTER):
+        what = "It is a pointer of Git LFS: a few lines that stand for the file, which was not fetched."
+        remedy = "In its folder run 'git lfs install' and 'git lfs pull', or fetch the model with 'hf download'."
+        raise ModelError(what, where=where, remedy=remedy)
+
+
 def read_header(fetch: Fetch, size: int, where: str) -> Header:
     """The checked header of a file of ``size`` bytes, from ``fetch(offset, count) -> bytes``; ModelError on any fault.
 
@@ -112,6 +121,7 @@ def read_header(fetch: Fetch, size: int, where: str) -> Header:
         _fail("not a safetensors file, or cut off: it is shorter than the eight bytes of its header's length", where)
     length = int.from_bytes(fetch(0, 8), "little")
     if length > MAX_HEADER:
+        check_pointer(fetch(0, min(size, len(_POINTER))), where)
         _fail(f"not a safetensors file: it claims a header of {length:,} bytes (the format allows {MAX_HEADER:,})", where)
     if length > size - 8:
         _fail(f"truncated or not a safetensors file: a header of {length:,} bytes does not fit its {size:,}", where)
@@ -145,7 +155,7 @@ class _Parser:
             if name == "__metadata__":
                 if metadata is not None:
                     self.fail("__metadata__ is given twice")
-                metadata = self.strings()
+                metadata = {} if self.null() else self.strings()
             elif name in entries:
                 self.fail(f"the tensor {shown(name)} is given twice")
             else:
@@ -203,6 +213,13 @@ class _Parser:
         except ValueError:
             self.fail(f"{what} is not a JSON string")
         return str(value)
+
+    def null(self) -> bool:
+        """Whether null stands here, which safetensors takes for no metadata."""
+        self.skip()
+        found = self.text.startswith("null", self.at)
+        self.at += 4 * found
+        return found
 
     def skip(self) -> None:
         match = _BLANK.match(self.text, self.at)

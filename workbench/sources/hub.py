@@ -23,7 +23,17 @@ from workbench.sources.base import Cancelled, Progress, Reader, Source, Watch
 from workbench.sources.cache import Cache
 from workbench.sources.crew import Crew, crew, reading_ahead
 from workbench.sources.faults import HTTP_ERROR, told
-from workbench.sources.files import CONFIG, INDEX, MAX_JSON, SINGLE, join, parse_json, weight_files
+from workbench.sources.files import (
+    CONFIG,
+    INDEX,
+    MAX_JSON,
+    SINGLE,
+    configuration,
+    join,
+    parse_json,
+    refuse_adapter,
+    weight_files,
+)
 from workbench.sources.header import Entry, Header, read_header
 from workbench.sources.listing import Listing
 from workbench.sources.local import LocalSource, fetching, fill, opened
@@ -104,8 +114,14 @@ class HubSource(Source):
         ``download``: take whole files where the server gives no parts. ``progress`` counts headers, or bytes of whole files.
         """
         quiet = Watch(0, cancelled=cancelled)
-        files = weight_files(self._listing.files.keys(), lambda file: self._json(file, team, quiet), self._place)
-        self.config = self._json(CONFIG, team, quiet) if CONFIG in self._listing.files else {}
+        listed = self._listing.files.keys()
+
+        def read(file: str) -> dict[str, Any]:
+            return self._json(file, team, quiet)
+
+        refuse_adapter(listed, read, self._place)
+        files = weight_files(listed, read, self._place)
+        self.config = configuration(listed, read)
         names = list(dict.fromkeys(files.values()))
         self._locate(names, team, quiet)
         guesses = _guesses(files)

@@ -16,7 +16,7 @@ from typing import Any
 from workbench.errors import ModelError
 from workbench.sources import listing
 from workbench.sources.base import Reader, Source, Watch
-from workbench.sources.files import CONFIG, MAX_JSON, check_name, join, parse_json, weight_files
+from workbench.sources.files import CONFIG, MAX_JSON, check_name, configuration, join, parse_json, refuse_adapter, weight_files
 from workbench.sources.header import Entry, Fetch, Header, read_header, shown
 
 _STEP = 1 << 25
@@ -26,14 +26,17 @@ _STEP = 1 << 25
 class LocalSource(Source):
     """A folder as transformers saves one. Headers are read and checked when it is opened, tensors when they are asked for."""
 
-    def __init__(self, folder: Path, name: str | None = None, licence: str | None = None) -> None:
+    def __init__(self, folder: Path, name: str | None = None, licence: str | None = None, *, adapter: bool = True) -> None:
+        """``adapter``: whether the folder may be an adapter's, as peft saves one; else that is refused for being no model."""
         self.path: Path = folder.resolve()
         self.name = name or self.path.name
         names = _listing(self.path)
+        if not adapter:
+            refuse_adapter(names, self._json, self._place)
         files = weight_files(names, self._json, self._place)
         for file in dict.fromkeys(files.values()):
             inside(self.path, file)
-        self.config = self._json(CONFIG) if CONFIG in names else {}
+        self.config = configuration(names, self._json)
         self.licence = licence or listing.of_folder(names, lambda file: _head(self.path, file, listing.ENOUGH))
         self._sizes: dict[str, int] = {}
         self._where = join(files, ((file, self._header(file)) for file in dict.fromkeys(files.values())), self._place)

@@ -2,7 +2,7 @@
 
 Covers the layouts that ``packed.py`` can decode: bitsandbytes' NF4 and FP4 (with a state beside each weight) and LLM.int8,
 MXFP4 blocks and scales as gpt-oss has them, and FP8 or INT8 with scales as DeepSeek, compressed-tensors and FBGEMM have them.
-And the methods that can be named and no more (GPTQ, AWQ and others), which ``refuse`` refuses. Reads no tensor's bytes and
+And the methods that can be named and no more (GPTQ, MLX and others), which ``refuse`` refuses. Reads no tensor's bytes and
 trusts nothing: what a name promises is checked when the weight is read.
 
 Sources: ``QuantState.as_dict`` and ``Linear8bitLt._save_to_state_dict`` in bitsandbytes; ``integrations/mxfp4.py`` and
@@ -133,9 +133,23 @@ def _tile_title(tile: tuple[int, int] | None, shape: tuple[int, ...]) -> str:
 _METHODS = {
     "gptq": "GPTQ", "awq": "AWQ", "aqlm": "AQLM", "vptq": "VPTQ", "quanto": "Quanto", "eetq": "EETQ", "higgs": "HIGGS",
     "hqq": "HQQ", "torchao": "torchao", "bitnet": "BitNet", "spqr": "SpQR", "quark": "Quark", "fp_quant": "FP-Quant",
-    "auto-round": "AutoRound", "modelopt": "ModelOpt", "exl2": "EXL2", "marlin": "Marlin",
+    "auto-round": "AutoRound", "modelopt": "ModelOpt", "exl2": "EXL2", "exl3": "EXL3", "marlin": "Marlin", "sinq": "SINQ",
+    "fouroversix": "FourOverSix", "metal": "Metal", "nvfp4": "NVFP4", "quip": "QuIP#", "mlx": "MLX",
 }  # fmt: skip
-_QWEIGHT = (".qweight", ".weight_packed", ".W_q")
+_UNNAMED = "a method that config.json does not name"
+# The ending of the codes' name, that of a tensor beside them, and the method that both together belong to where config.json
+# names none. Of endings that others share the most telling pair comes first.
+_CODES = (
+    (".qweight", "", ""), (".weight_packed", "", "compressed-tensors"), (".bitmask", ".compressed", "compressed-tensors"),
+    (".W_q", "", "HQQ"), (".codes", ".codebooks", "AQLM"), (".indices", ".centroids.weight", "VPTQ"),
+    ("._data", "._scale", "Quanto"), ("_weight_qdata", "_weight_scale", "torchao"),
+    ("_weight_qdata", "_weight_scale_and_zero", "torchao"),
+    (".dense_weights", ".row_offsets", "SpQR"), (".q_weight", ".q_scale", "EXL2"), (".trellis", ".suh", "EXL3"),
+    (".Qidxs", "", "QuIP#"), (".B", ".s", "Marlin"), (".weight", ".weight_scale_2", "ModelOpt"),
+    (".weight", ".weight_scales", "EETQ"), (".weight", ".tables2", "HIGGS"), (".weight", ".qbiases", "Metal"),
+    (".weight", ".biases", "MLX"), (".weight", ".scales", "MLX"), (".weight", ".weight_scale", _UNNAMED),
+    (".weight", ".weight_scale_inv", _UNNAMED),
+)  # fmt: skip
 
 
 def refuse(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) -> None:
@@ -143,13 +157,17 @@ def refuse(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) 
 
     What config.json says is believed only of a checkpoint that holds something else than floating-point numbers.
     """
-    packed = next((name for name in entries if name.endswith(_QWEIGHT)), None)
-    method = config.get("quantization_config")
+    packed, by_names = _codes(entries, config)
+    method = config.get("quantization_config") or config.get("quantization")  # the latter is MLX's
     named = method.get("quant_method") if isinstance(method, dict) else None
     key = named.lower() if isinstance(named, str) and len(named) < 40 else ""
-    title = _METHODS.get(key) or (None if packed is None else _by_names(packed, entries, key))
-    if title is None or (packed is None and all(entry.dtype.floating for entry in entries.values())):
+    title = _METHODS.get(key) or by_names
+    # FP8 is decoded here whoever made it, but for ModelOpt's, which transformers would load without its scales.
+    narrow = 8 if key == "modelopt" else 0
+    if not title or (packed is None and all(e.dtype.floating and e.dtype.bits > narrow for e in entries.values())):
         return
+    if title == _UNNAMED and key:
+        title = shown(key)
     bits, group = (_small(method, field) for field in ("bits", "group_size"))
     how = ", ".join([*([f"{bits} bits"] if bits else []), *([f"groups of {group}"] if group else [])])
     what = (
@@ -160,18 +178,24 @@ def refuse(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) 
     raise ModelError(what, where=where, remedy=remedy)
 
 
-def _by_names(packed: str, entries: Mapping[str, Entry], method: str) -> str:
-    """The method that goes with the names beside the packed weight."""
-    if packed.endswith(".weight_packed"):
-        return "compressed-tensors"
-    if packed.endswith(".W_q"):
-        return "HQQ"
+def _codes(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> tuple[str | None, str]:
+    """A tensor of codes that are not decoded here, and the method that goes with the names; None and nothing without any."""
+    coded = [name for name, entry in entries.items() if not entry.dtype.floating or entry.dtype.bits <= 8]
+    for ending, beside, title in _CODES:
+        for name in coded:
+            there = name.endswith(ending) and (not beside or f"{name.removesuffix(ending)}{beside}" in entries)
+            if there and (title == "ModelOpt" or find_packing(name, entries, config) is None):
+                return name, title or _gptq_or_awq(name, entries)
+    return None, ""
+
+
+def _gptq_or_awq(packed: str, entries: Mapping[str, Entry]) -> str:
     stem = packed.removesuffix("qweight")
-    if {f"{stem}qzeros", f"{stem}scales"} <= entries.keys():
-        codes, scales = entries[packed].shape, entries[f"{stem}scales"].shape
-        # GPTQ packs along the input, so that codes and scales have the same columns; AWQ packs eight columns into one.
-        return "AWQ" if f"{stem}g_idx" not in entries and codes[-1:] != scales[-1:] else "GPTQ"
-    return shown(method) if method else "a method that config.json does not name"
+    if not {f"{stem}qzeros", f"{stem}scales"} <= entries.keys():
+        return _UNNAMED
+    codes, scales = entries[packed].shape, entries[f"{stem}scales"].shape
+    # GPTQ packs along the input, so that codes and scales have the same columns; AWQ packs eight columns into one.
+    return "AWQ" if f"{stem}g_idx" not in entries and codes[-1:] != scales[-1:] else "GPTQ"
 
 
 def _small(method: Any, field: str) -> int | None:

@@ -31,23 +31,32 @@ def _words(text: str) -> frozenset[str]:
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
-_OWN_LINEAR = {"falcon": "FalconLinear"}
-_KEPT_FP32 = {
-    **dict.fromkeys(_words("t5 mt5 umt5 udop pop2piano"), "wo"),
-    **dict.fromkeys(_words("deepseek_v32 glm_moe_dsa mistral_large4 mistral_large4_text axk2"), "weights_proj"),
+# Model type → endings of the weights that this is so for.
+_OWN_LINEAR = {"falcon": (".weight",), "deepseek_v4": (".wo_a.weight",)}
+_KEPT_FP32: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_words("t5 mt5 umt5 udop pop2piano"), (".wo.weight",)),
+    **dict.fromkeys(_words("deepseek_v32 glm_moe_dsa mistral_large4 mistral_large4_text axk2"), (".weights_proj.weight",)),
+    "deepseek_v4": (".compressor.wgate.weight", ".compressor.wkv.weight", ".weights_proj.weight"),
 }
+# Model type → the block that layers share, unless the configuration ties no weights at all.
+_SHARED = {"zamba": ".shared_transf.", "zamba2": ".shared_transformer."}
 # The input embedding, to which an output head may be tied; and other tables: pos_embed, query_embeddings, input_embeds_layer …
 _INPUTS = _words(
     "embed_tokens wte embed_in word_embeddings embeddings embedding embed shared tok_embeddings tokens_embed token_embedding "
     "word_embedding"
 )
-_TABLES = _words("wpe relative_attention_bias embed_tokens_per_layer embed_positions embed_text_tokens audio_bos_eos_token")
+_TABLES = _words(
+    "wpe relative_attention_bias bias_values embed_tokens_per_layer embed_positions embed_text_tokens audio_bos_eos_token"
+)
+_LINEAR_TABLE = "relative_pos_embeddings"  # ProphetNet's, a linear layer
 _TABLE = re.compile(r"(?:^|(?<!patch|inear)_)(?:emb|embed|embeds|embedding|embeddings|embedder)(?:_layers?|_table)?$")
-_HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head")
+_HEADS = _words("lm_head embed_out vocab_projector score output_projection lm_prediction_head generator_lm_head unembed")
+_OUTER_HEADS = _words("output output_layer ff_out")  # heads outside of layers; inside they are linear layers like others
 _HEAD_PATHS = (["lm_head", "decoder"], ["head"])
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.\d+\.(?P<part>\w+)\.weight$")
 _EXPERTS = re.compile(r"^(?P<block>.+)\.experts\.")
 _ROUTERS = frozenset({"gate", "router"})
+_ROUTER_OF = {"hy_v3": ".mlp.router.gate.weight"}
 _CLIP = _words("clip chinese_clip altclip clipseg metaclip_2 owlvit owlv2 blip aimv2")
 _IN_PROJ = ".in_proj_weight"
 # Reasons that begin so are told of weights that are multiplied like a linear layer's and stay in 16 bits all the same.
@@ -61,13 +70,28 @@ def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[Te
     blocks = frozenset(m["block"] for name in entries if (m := _EXPERTS.match(name)))
     packings = find_packings(entries, config)
     attentions = frozenset(name.removesuffix(_IN_PROJ) for name in entries if name.endswith(_IN_PROJ))
-    rule = _Rule(str(config.get("model_type", "")), tied, blocks, attentions, packings)
+    configs = (config, text if isinstance(text, dict) else {})
+    sizes = (part.get(size) for part in configs for size in ("vocab_size", "padded_vocab_size"))
+    vocabulary = frozenset(size for size in sizes if isinstance(size, int))
+    model_type = str(config.get("model_type", ""))
+    shared = None if config.get("tie_word_embeddings") is False else _SHARED.get(model_type)
+    rule = _Rule(model_type, tied, blocks, attentions, packings, vocabulary, shared)
     return [info(entry, *rule.judge(entry)) for entry in entries.values()]
 
 
 def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
     """Whether the tensor ``name`` is the weight of a Conv1D, which is transposed before it is quantized."""
     return str(config.get("model_type")) in _CONV1D_MODELS and _CONV1D.search(name) is not None
+
+
+def is_input_embedding(name: str) -> bool:
+    """Whether the tensor ``name`` is, by the names that models give, the table that token ids are looked up in."""
+    return name.endswith(".weight") and name.split(".")[-2] in _INPUTS
+
+
+def is_output_head(module: str) -> bool:
+    """Whether a module is, by the names that models give, the output head; where it is tied, no file holds it."""
+    return module.rpartition(".")[2] in _HEADS
 
 
 @dataclass(frozen=True)
@@ -116,10 +140,10 @@ def already_in(bits: int, title: str) -> str:
 class _Rule:
     def __init__(
         self, model_type: str, tied: bool, expert_blocks: frozenset[str], attentions: frozenset[str],
-        packings: Mapping[str, Packing],
+        packings: Mapping[str, Packing], vocabulary: frozenset[int], shared: str | None,
     ) -> None:  # fmt: skip
         self.model_type, self.tied, self.packings = model_type, tied, packings
-        self.expert_blocks, self.attentions = expert_blocks, attentions
+        self.expert_blocks, self.attentions, self.vocabulary, self.shared = expert_blocks, attentions, vocabulary, shared
         self.parts = {part: codes for codes, packing in packings.items() for part in packing.parts.values()}
 
     def judge(self, entry: Entry) -> tuple[bool, str, str]:
@@ -159,25 +183,39 @@ class _Rule:
             return "an expert: fused with the others into one 3-D parameter on loading, which stays in 16 bits"
         if parts[-1] != "weight":
             return "a parameter of its own, not a linear layer's weight"
-        return self._special_linear(parts, module)
+        return self._special_linear(entry, parts, module)
 
     def _high_rank(self, name: str) -> str:
         if _EXPERTS.match(name):
             return "fused experts: one 3-D parameter, which bitsandbytes leaves in 16 bits"
         return "a convolution or other parameter of more than two dimensions"
 
-    def _special_linear(self, parts: list[str], module: str) -> str | None:
-        if module in _HEADS or parts[-4:-1] == ["cls", "predictions", "decoder"] or parts[:-1] in _HEAD_PATHS:
+    def _special_linear(self, entry: Entry, parts: list[str], module: str) -> str | None:
+        name, outside = entry.name, not any(part.isdigit() for part in parts)
+        if (
+            module in _HEADS
+            or parts[-4:-1] == ["cls", "predictions", "decoder"]
+            or parts[:-1] in _HEAD_PATHS
+            or (outside and module in _OUTER_HEADS)
+        ):
             return "the output head, tied to the embedding" if self.tied else "the output head: transformers skips it"
+        if outside and len(parts) < 5 and entry.shape[0] in self.vocabulary:
+            return "an embedding or output head, by its shape: a row for every token"
         block = ".".join(parts[:-2])
-        if (module in _ROUTERS and block in self.expert_blocks) or block.endswith(".block_sparse_moe.router"):
+        if (
+            (module in _ROUTERS and block in self.expert_blocks)
+            or block.endswith(".block_sparse_moe.router")
+            or name.endswith(_ROUTER_OF.get(self.model_type, ()))
+        ):
             return "an expert router: a parameter of its own, not a linear layer"
         if "norm" in module.lower():
             return "a norm"
-        if own := _OWN_LINEAR.get(self.model_type):
-            return f"a linear layer of the model's own class ({own}), which transformers does not replace"
-        if _KEPT_FP32.get(self.model_type) == module:
+        if name.endswith(_OWN_LINEAR.get(self.model_type, ())):
+            return "a linear layer of the model's own class, which transformers does not replace"
+        if name.endswith(_KEPT_FP32.get(self.model_type, ())):
             return "a linear layer that the model keeps in fp32"
+        if self.shared and self.shared in name:
+            return "a linear layer that several layers share, and that transformers skips for being tied"
         if module == "out_proj" and block in self.attentions:
             return "a linear layer of torch's own attention, which transformers does not replace"
         if self.model_type in _CLIP and parts == ["text_projection", "weight"]:
@@ -188,4 +226,4 @@ class _Rule:
 def _is_table(parts: list[str]) -> bool:
     """Whether the names belong to an embedding; in a list of them the name stands before the number."""
     named = next((part for part in reversed(parts[:-1]) if not part.isdigit()), "")
-    return parts[-1] == "weight" and (named in _TABLES or _TABLE.search(named) is not None)
+    return parts[-1] == "weight" and named != _LINEAR_TABLE and (named in _TABLES or _TABLE.search(named) is not None)

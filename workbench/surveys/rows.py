@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
 from workbench.sources.tensor_info import TensorInfo
+from workbench.text import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +56,8 @@ def pooled(totals: Sequence[Totals]) -> Totals:
     counts = np.array([max(t.numel - t.bad_blocks * t.spec.block_size, 0) for t in totals], np.float64)
 
     def mean(values: Iterable[float]) -> float:
-        kept = [(c, v) for c, v in zip(counts, values, strict=True) if c]
-        return float(sum(c * v for c, v in kept) / counts.sum()) if kept else math.nan
+        kept = [(c, v) for c, v in zip(counts, values, strict=True) if c and not math.isnan(v)]  # a last block may be partial
+        return float(sum(c * v for c, v in kept) / sum(c for c, _ in kept)) if kept else math.nan
 
     return Totals(
         spec=totals[0].spec,
@@ -64,12 +65,31 @@ def pooled(totals: Sequence[Totals]) -> Totals:
         occupancy=np.sum([t.occupancy for t in totals], axis=0),
         rmse=math.sqrt(mean(t.rmse**2 for t in totals)),
         mae=mean(t.mae for t in totals),
-        max=max(t.max for t in totals),
+        max=max((t.max for t in totals if not math.isnan(t.max)), default=math.nan),
         rms=math.sqrt(mean(t.rms**2 for t in totals)),
         nans=sum(t.nans for t in totals),
         infinities=sum(t.infinities for t in totals),
         bad_blocks=sum(t.bad_blocks for t in totals),
     )
+
+
+def nonfinite_told(stats: Sequence[Totals]) -> str:
+    """How many of the same weights are NaN or infinite, and what that leaves of the averages under each specification.
+
+    A sentence; "" where all weights are finite.
+    """
+    nans, infinities = stats[0].nans, stats[0].infinities
+    if not nans and not infinities:
+        return ""
+    told = [f"{nans:,} weights are NaN and {infinities:,} infinite"]
+    kept = [e for e in stats if not math.isnan(e.rmse)]
+    if len({e.bad_blocks for e in kept}) == 1:
+        told.append(f"their {kept[0].bad_blocks:,} blocks are left out of every average")
+    elif kept:
+        told.append(f"left out of every average are {listed([f'{e.bad_blocks:,} blocks under {e.spec.title}' for e in kept])}")
+    if lost := [e.spec.title for e in stats if math.isnan(e.rmse)]:
+        told.append(f"under {listed(lost)} no block is left to average")
+    return "; ".join(told) + "."
 
 
 def frame(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> pd.DataFrame:

@@ -59,6 +59,19 @@ def faults_of(config: TrainConfig) -> list[str]:
     return [*_field_faults(config), *_data_faults(config), *_method_faults(config), *_sharding_faults(config)]
 
 
+def schedule_faults(config: TrainConfig) -> list[str]:
+    """A warm-up that is longer than the run, once its steps are known; told by the form, by launch and by the worker.
+
+    Not among ``faults_of``: a run that was launched so can still be looked at.
+    """
+    if config.num_train_epochs is None and config.warmup > config.max_steps:
+        return [
+            f"warmup_steps is {config.warmup_steps:g}, and the run has {config.max_steps:,} steps: its learning rate would "
+            "never be reached. Give fewer, or a share below 1."
+        ]
+    return []
+
+
 def _field_faults(config: TrainConfig) -> list[str]:
     faults = []
 

@@ -20,11 +20,14 @@ from workbench.errors import DataError, ModelError
 from workbench.given import described, is_whole
 from workbench.sources import open_model
 from workbench.sources.base import Cancelled, Progress, Watch
+from workbench.sources.header import check_pointer
 from workbench.training.chats import Refused, Span, Template
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import Files, check_columns, locate, read_chats, read_texts
 
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
+_POINTERS = 1_024
+"""Bytes; a pointer of Git LFS has less than 200."""
 _TOGETHER = 256
 """Rows that are tokenized at a time."""
 _LONGEST_TOKEN = 64
@@ -288,6 +291,9 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     path = source.path.absolute()
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError("the model folder has no tokenizer.", where=str(path), remedy="Save its tokenizer there.")
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".model", ".txt", ".jinja") and file.is_file() and file.stat().st_size < _POINTERS:
+            check_pointer(file.read_bytes(), str(file))
     return path
 
 

@@ -86,6 +86,11 @@ class RunFolder:
         return self.root / "status.json"
 
     @property
+    def held(self) -> Path:
+        """Which weights are in 4 bits, written by the worker once the model is loaded."""
+        return self.root / "held.json"
+
+    @property
     def log(self) -> Path:
         """Both processes' output."""
         return self.root / "log.txt"

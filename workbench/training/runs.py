@@ -28,6 +28,7 @@ from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
 from workbench.training.events import Event, EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, RunStatus, alive, steps_of, write_json
+from workbench.training.model_checks import check_model
 from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.watch.supervisor import STOP_PATIENCE
 
@@ -213,14 +214,15 @@ class Run:
 def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
-    The model's folder and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
-    ``DataError``, ``ConfigError`` (4-bit kernels that are wrong on this CPU), or ``RunError`` if the folder (default:
-    ``runs/<time>-<model>`` here) already holds something.
+    The model's files and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
+    ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong on this CPU), or
+    ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
     """
     files = data.check(as_config(config, "launch"))
     model = data.model_folder(config.model)
     check_extras(config)
     source = open_model(model)
+    check_model(config, source)
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
     root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)

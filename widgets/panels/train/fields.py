@@ -24,6 +24,7 @@ from workbench.training.checks import (
     QUANT_TYPES,
     REPORTS,
     SCHEDULES,
+    schedule_faults,
 )
 from workbench.training.config import TrainConfig
 
@@ -219,6 +220,7 @@ def config_of(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         config = TrainConfig.from_dict(base.to_dict() | said)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults], where=error.where, remedy=error.remedy) from None
+    faults += schedule_faults(config)
     if faults:
         raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
     return config

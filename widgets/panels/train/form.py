@@ -71,9 +71,14 @@ class RunForm:
         with UI:
             self._changed(self._tell())
 
-    def _tell(self) -> TrainConfig | None:
+    def show_faults(self, found: Iterable[str]) -> None:
+        """Show faults that were found elsewhere, as by a launch, beside their fields until the next edit."""
+        with UI:
+            self._tell(found)
+
+    def _tell(self, found: Iterable[str] = ()) -> TrainConfig | None:
         """Show what is in use, what the folds hold and every fault; the configuration where there is none."""
-        values, faults, config = self.values, dict[str, list[str]](), None
+        values, faults, config = self.values, faults_by_field(found), None
         try:
             config = config_of(self._base, values)
         except ConfigError as error:

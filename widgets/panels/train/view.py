@@ -165,7 +165,12 @@ class TrainingCell(Panel):
 
     def _on_launch(self) -> None:
         config = self.config
-        self._follow(launch(config, self._run_dir.value.strip() or None))
+        try:
+            run = launch(config, self._run_dir.value.strip() or None)
+        except ConfigError as error:
+            self.form.show_faults(error.faults)
+            raise
+        self._follow(run)
         self._seen(config)
         self.earlier.renew()
 

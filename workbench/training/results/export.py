@@ -126,7 +126,8 @@ class _Exporter:
     def _plan(self, info: TensorInfo) -> Planned:
         _, entry = self.merge.source._find(info.name)
         if entry.dtype.floating or info.quantizable or "already in" in info.reason:  # codes of weights are integers too
-            return Planned(info.name, info.shape, _NAMES[self.dtype], 2)
+            shape = info.shape[::-1] if info.layout == TRANSPOSED and not entry.dtype.floating else info.shape
+            return Planned(info.name, shape, _NAMES[self.dtype], 2)
         return Planned(info.name, info.shape, entry.dtype.name, entry.dtype.bits // 8)
 
     def write(self, draft: Path, max_shard_size: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import RunError
-from workbench.memory.footprint import Plan, in_four_bits, loaded
+from workbench.memory.footprint import Plan
 from workbench.quant.quantize import quantize
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
@@ -31,6 +31,8 @@ from workbench.sources.packed import as_loaded, weights
 from workbench.sources.rule import TRANSPOSED
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
+from workbench.training.folder import RunFolder
+from workbench.training.held import held_exactly, read_held
 from workbench.training.origins import BASE, check_base
 from workbench.training.runs import attach
 
@@ -146,12 +148,16 @@ class Merge:
         if not changed_ok:
             check_base(run.dir, self.config, self.source, parts, progress, cancelled)
         infos, packed_in = as_loaded(self.source)
-        self.tensors: list[TensorInfo] = loaded(infos)
-        """Those of the merged model, in the order of the checkpoint."""
         self.packed = packed_in is not None
         """Whether the checkpoint itself holds 4 bits."""
-        self.plan = Plan.of(self.config, "cpu")
-        self.spec: QuantSpec = packed_in or self.plan.spec
+        plan = Plan.of(self.config, "cpu")
+        held = read_held(RunFolder(run.dir))
+        if held is None and not self.packed:
+            held = held_exactly(self.source, plan, self.where)
+        self._four_bits = frozenset(t.name for t in infos if t.quantizable) if held is None else held.four_bits
+        self.tensors: list[TensorInfo] = [t for t in (infos if held is None else held.described(infos)) if t.numel]
+        """Those of the merged model, in the order of the checkpoint."""
+        self.spec: QuantSpec = packed_in or plan.spec
         self._adapter: Source = LocalSource(folder)
         self.paths = self._placed()
         """Checkpoint tensor → the module path that the adapter knows it by."""
@@ -162,11 +168,11 @@ class Merge:
     @property
     def on_four_bits(self) -> bool:
         """Whether the run's base was in 4 bits."""
-        return self.config.method == "qlora"
+        return bool(self._four_bits)
 
     def in_four_bits(self, info: TensorInfo) -> bool:
         """Whether the run held this tensor in 4 bits."""
-        return in_four_bits(info, self.plan)
+        return info.name in self._four_bits
 
     def _placed(self) -> dict[str, str]:
         known = {info.name for info in self.tensors}

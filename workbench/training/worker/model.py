@@ -18,6 +18,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.quant.bnb import check_backend
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
+from workbench.training.loaded_checks import check_complete, check_targets, linear_names
 from workbench.training.worker.distributed import local_rank
 
 
@@ -45,13 +46,17 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
 
     ``prepared`` is called between building the model and reading its weights; transformers quantizes each weight as it is read.
     """
-    arguments: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    arguments: dict[str, Any] = {
+        "dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True,
+    }  # fmt: skip
     if torch.cuda.is_available():
         arguments["device_map"] = {"": local_rank()}
     try:
         if config.method != "qlora":
             prepared()
-            return AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+            model, told = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+            check_complete(told["missing_keys"], folder)
+            return model
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.quant_type,
@@ -59,12 +64,13 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
             bnb_4bit_compute_dtype=dtype,
         )
         with _as_asked(config, prepared):
-            model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            model, told = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, AttributeError, ImportError, TypeError) as error:
         if "out of memory" in str(error) or "allocate memory" in str(error):
             raise
         remedy = "Check the model's files."
         raise ModelError(f"the model cannot be loaded ({error}).", where=str(folder), remedy=remedy) from error
+    check_complete(told["missing_keys"], folder)
     _check_quantized(model, config)
     return model
 
@@ -136,6 +142,7 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     set_seed(config.seed)
+    check_targets(model, config)
     targets = config.target_modules
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -150,7 +157,8 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     try:
         adapted = get_peft_model(model, lora)
     except ValueError as error:
-        raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig") from error
+        remedy = f"Name modules of a kind that peft adapts: {linear_names(model)}."
+        raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
         snapshot = Path(model.config._name_or_path)
         lora.base_model_name_or_path = config.model

@@ -21,8 +21,8 @@ from workbench.training.config import TrainConfig
 from workbench.training.data import Row
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
+from workbench.training.loaded_checks import diverged
 from workbench.training.results.card import write_card
-from workbench.training.watch.endings import Diverged
 from workbench.training.worker import distributed
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
@@ -165,11 +165,7 @@ class Steering(TrainerCallback):
         if distributed.rank() == 0:
             print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
         if not math.isfinite(loss):
-            raise Diverged(
-                f"The loss is no longer a number ({loss}) at step {n}.",
-                remedy=f"Lower learning_rate (it is {self.config.learning_rate:g}) or raise warmup_steps; "
-                "checkpoints from before are intact.",
-            )
+            raise diverged(self.trainer.model, self.config, n, loss)
         if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
             self.evaluate(n)
 

@@ -155,7 +155,8 @@ class Worker:
         return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
-        from workbench.training import data
+        from workbench.training import data, held
+        from workbench.training.loaded_checks import check_ids, check_length
         from workbench.training.worker import accounting, batches, distributed, model, optimizers, tensorboard, trainer
 
         config, phase = self.config, self.phase
@@ -175,6 +176,8 @@ class Worker:
 
             base = model.load_base(config, source, dtype, prepared)
             account.moment("load", base)
+            if distributed.rank() == 0:
+                held.held_by(base, [t.name for t in open_model(source).tensors()]).write(self.folder)
         with phase("attach"):
             net = model.attach_adapters(base, config)
             account.moment("attach", net)
@@ -194,7 +197,9 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             prompts = data.sample_prompts(config)
-        collator = batches.Collator.of(tokenizer)
+            collator = batches.Collator.of(tokenizer)
+            check_length(net, config, first=self.attempt == 1)
+            check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
 
         def evaluate(n: int) -> None:
             if not held_out or distributed.rank() != 0:
