@@ -25,10 +25,10 @@ function toggle(event) {
   if (!fold || event.defaultPrevented) return; // a panel inside a panel has been asked before
   event.preventDefault();
   fold.classList.toggle("wb-open");
-  tellFolds(fold.parentElement);
+  markFolds(fold.parentElement);
 }
 
-function tellFolds(within) {
+function markFolds(within) {
   for (const title of within.querySelectorAll(".wb-fold-title")) {
     const open = String(title.closest(".wb-fold")?.matches(".wb-open, .wb-faulty") ?? false);
     if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
@@ -44,7 +44,7 @@ export default {
   render({ el }) {
     el.classList.add("wb-manners");
     let frame, panel;
-    const observer = new MutationObserver(() => (nameHandles(panel), tellFolds(panel)));
+    const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
       if (!panel) return void (frame = requestAnimationFrame(settle)); // the view is not in its panel yet

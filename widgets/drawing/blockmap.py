@@ -85,7 +85,7 @@ class _Values:
         values = self.blocks[places]
         return int(places[np.argmax(np.where(np.isfinite(values), values, np.inf))])
 
-    def told(self, block: int, among: int = 1) -> str:
+    def describe(self, block: int, among: int = 1) -> str:
         """A block's place and value in words."""
         row, column = divmod(block, self.per_row)
         place = f"{self.rows.split()[0]} {row:,}, {self.columns.split()[0]} {column:,}"
@@ -173,7 +173,7 @@ class BlockMap(Drawing):
 
     def _receive(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
         kind, values = message.get("type"), self._values
-        if kind not in ("view", "tell", "pick"):
+        if kind not in ("view", "describe", "pick"):
             super()._receive(widget, message, buffers)
         elif values is not None and message.get("number") == self._number:  # else about a map that is gone
             rows, columns = (_clip(message[axis], end) for axis, end in zip(("rows", "columns"), values.shape, strict=True))
@@ -181,9 +181,9 @@ class BlockMap(Drawing):
                 self._refine(values, rows, columns, message)
             elif (block := values.worst(rows, columns)) is None:
                 return
-            elif kind == "tell":
+            elif kind == "describe":
                 among = (rows[1] - rows[0]) * (columns[1] - columns[0])
-                self.send({"type": "told", "id": message["id"], "text": values.told(block, among)})
+                self.send({"type": "described", "id": message["id"], "text": values.describe(block, among)})
             else:
                 self.select(block)
                 self._choose(block)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told
+from widgets.figures.layout import Described, Figure
 from widgets.figures.palette import FORMAT_COLOURS, VERMILION
 from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
@@ -30,7 +30,7 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
-class Part:
+class Box:
     """A box of the diagram."""
 
     name: str
@@ -46,7 +46,7 @@ class Part:
     """``frozen``, ``trained``, or how long it lives."""
 
 
-def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
+def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
     """The boxes for ``ledger``, a forecast for ``src``; their bytes are its total without the casts and the CUDA context."""
     plan = ledger.plan
     auto = "float32" if plan.device == "cpu" else "bfloat16"
@@ -67,27 +67,27 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     row, learnt = (84, c) if full else (16, "fp32")
     adam = ledger["optimizer state"] + ledger["optimizer state, paged"]
     found = [
-        Part("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
-        Part("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
-        Part("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
-        Part("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
-        Part("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
-        Part("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
-        Part("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
+        Box("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
+        Box("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
+        Box("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
+        Box("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
+        Box("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
+        Box("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
+        Box("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
     ]  # fmt: skip
     if four_bit:
         scales = ledger["absmax scales"] + ledger["second-level scales"] + ledger["codebooks"]
         how = "8 bits and fp32" if plan.double_quant else "fp32"
-        found.append(Part("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
-        found.append(Part("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
+        found.append(Box("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
+        found.append(Box("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
     if not full:
-        found.append(Part(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
+        found.append(Box(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
     return found
 
 
-def flow(src: Source, ledger: MemoryLedger) -> Told:
+def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
     """The diagram."""
-    boxes = parts(src, ledger)
+    boxes = boxes_of(src, ledger)
     method = ledger.plan.method
     where = {part.name: part.at for part in boxes}
     where["y"] = (50, 50)
@@ -110,8 +110,8 @@ def flow(src: Source, ledger: MemoryLedger) -> Told:
         "xaxis": hidden | {"range": [0, 100]}, "yaxis": hidden | {"range": [2, 98]}, "shapes": shapes, "annotations": notes,
         "margin": {"l": 4, "r": 4, "t": 40, "b": 4}, "showlegend": True, "hovermode": "closest",
     }  # fmt: skip
-    told = "; ".join(f"{p.name}: stored in {p.stored}, computed in {p.computes}, {amount(p.bytes)}, {p.role}" for p in boxes)
-    return {"data": data, "layout": layout}, f"Data flow of {method}, forecast. {told}."
+    listing = "; ".join(f"{p.name}: stored in {p.stored}, computed in {p.computes}, {amount(p.bytes)}, {p.role}" for p in boxes)
+    return {"data": data, "layout": layout}, f"Data flow of {method}, forecast. {listing}."
 
 
 _UNDONE = {FULL: "W", LORA: "(W + α/r · B A)", QLORA: "(Ŵ + α/r · B A)"}
@@ -123,7 +123,7 @@ def _sum(method: str) -> list[str]:
     return ["y = x Wᵀ"] if method == FULL else [f"y = x {'Ŵ' if method == QLORA else 'W'}ᵀ", "+ α/r · x Aᵀ Bᵀ"]
 
 
-def _lines(part: Part) -> list[str]:
+def _lines(part: Box) -> list[str]:
     return [f"in {part.stored}", f"computes in {part.computes}", amount(part.bytes), part.role]
 
 
@@ -161,7 +161,7 @@ def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: flo
     }
 
 
-def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
+def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
     """From, to, kind, and how far an arrow is shifted aside."""
     names = {part.name for part in boxes}
     w, x, head, loss, adam = (

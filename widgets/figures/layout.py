@@ -11,7 +11,7 @@ import html
 from typing import Any
 
 Figure = dict[str, Any]
-Told = tuple[Figure, str]
+Described = tuple[Figure, str]
 """A figure, and the sentence that says the same to a screen reader."""
 
 escaped = functools.partial(html.escape, quote=False)

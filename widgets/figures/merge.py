@@ -6,7 +6,7 @@ import html
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told, axes
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.tables import table
 from workbench.text import NONE, percent
 from workbench.training.results.merging import MergeError, MergeErrors
@@ -26,7 +26,7 @@ def ways_of(errors: MergeErrors) -> dict[str, str]:
     return {way: said for way, said in WAYS.items() if any(getattr(row, way) is not None for row in errors.rows)}
 
 
-def merge_figure(errors: MergeErrors) -> Told:
+def merge_figure(errors: MergeErrors) -> Described:
     """Each adapted weight's relative errors in the order of the checkpoint, on a logarithmic scale."""
     names = [html.escape(row.tensor) for row in errors.rows]
     traces: list[Figure] = []
@@ -45,17 +45,17 @@ def merge_figure(errors: MergeErrors) -> Told:
 
 def summary(errors: MergeErrors) -> str:
     """The most that each way changes in any weight."""
-    told = []
+    most = []
     for way, said in ways_of(errors).items():
-        most = np.nanmax([_value(row, way) for row in errors.rows])
-        told.append(f"{said} {percent(float(most))}")
-    return f"‖merged − trained‖ / ‖trained‖ in {errors.dtype}, at most: {'; '.join(told)}."
+        largest = np.nanmax([_value(row, way) for row in errors.rows])
+        most.append(f"{said} {percent(float(largest))}")
+    return f"‖merged − trained‖ / ‖trained‖ in {errors.dtype}, at most: {'; '.join(most)}."
 
 
 def merge_table(errors: MergeErrors) -> str:
     """A line an adapted weight, a column a way."""
     ways = ways_of(errors)
-    rows = [(row.tensor, *(_told(row, way) for way in ways)) for row in errors.rows]
+    rows = [(row.tensor, *(_percent(row, way) for way in ways)) for row in errors.rows]
     return table(["weight", *ways.values()], rows, "What merging changes, weight by weight")
 
 
@@ -64,6 +64,6 @@ def _value(row: MergeError, way: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _told(row: MergeError, way: str) -> str:
+def _percent(row: MergeError, way: str) -> str:
     value = getattr(row, way)
     return NONE if value is None else percent(value, 3)

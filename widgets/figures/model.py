@@ -64,7 +64,7 @@ def badness(row: Row, field: str) -> float:
     return -value if field == "sqnr_db" else value
 
 
-def told(value: float, field: str) -> str:
+def format_value(value: float, field: str) -> str:
     """A value of the map as text."""
     if math.isnan(value):
         return "not known"
@@ -90,7 +90,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
     """Layers × kinds, coloured by a field of the rows that there are. SQNR's colours run backwards: bright is worse."""
     name = MAP_FIELDS[field]
     shown = [
-        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {told(value, field)}")
+        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {format_value(value, field)}")
         for r in rows
     ]
     ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
@@ -169,7 +169,7 @@ def cell_map(
     return {"data": data, "layout": layout}
 
 
-def duel(found: Duel) -> Figure:
+def duel_figure(found: Duel) -> Figure:
     """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
     best = found.winners()
     names = [score.spec.definition.title for score in found.contenders]
@@ -193,7 +193,7 @@ def duel(found: Duel) -> Figure:
     return {"data": [bars], "layout": layout}
 
 
-def pareto(found: Pareto, bits: float | None = None) -> Figure:
+def pareto_figure(found: Pareto, bits: float | None = None) -> Figure:
     """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
 
     Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.

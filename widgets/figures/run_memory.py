@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.layout import Figure, Told, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level, unit_for
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
 from workbench.memory.forecast import GROUPS
@@ -22,7 +22,7 @@ _FAR = 2.0
 """A line this many times as high as everything else is told instead of drawn."""
 
 
-def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
+def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -> Described:
     """Memory over time, stacked by what holds it, with the phases shaded; lines for the forecast and for the limit.
 
     ``host``: the bytes of this machine's memory, the limit of a run without a GPU.
@@ -48,7 +48,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
             {"type": "scatter", "mode": "lines", "name": name, "x": at, "y": (beside / scale).astype(np.float32),
              "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"dash": "dot", "width": 1.5}}
         )  # fmt: skip
-    lines, told = _lines(history, host, on_gpu, top, scale)
+    lines, summary = _lines(history, host, on_gpu, top, scale)
     above = f" above interpreter and libraries ({amount(base)})" if base else ""
     title = "GPU memory" if on_gpu else f"Memory of the training process{above}, resident, CPU"
     layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
@@ -56,7 +56,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]
     now = f"{amount(total[-1])} now, {amount(top)} at most{above}" if len(index) else "no sample yet"
     what = "GPU memory" if on_gpu else "Memory of the training process (RSS)"
-    return {"data": traces, "layout": layout}, f"{what}: {now}. {told}".strip()
+    return {"data": traces, "layout": layout}, f"{what}: {now}. {summary}".strip()
 
 
 Bytes = NDArray[np.float64]
@@ -111,11 +111,11 @@ def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scal
         said.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
         if near:
             drawn.append(level(at / scale, f"{name}: {amount(at)}", colour))
-    told = "; ".join(said)
-    return drawn, f"{told[0].upper()}{told[1:]}." if told else ""
+    summary = "; ".join(said)
+    return drawn, f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
 
-def batches(history: RunHistory, key: str = "") -> Told:
+def batches_figure(history: RunHistory, key: str = "") -> Described:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))

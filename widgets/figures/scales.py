@@ -100,7 +100,7 @@ MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
 """Of the groups in ``workbench.memory.GROUPS``, in their order."""
 
 
-def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
+def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
 
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.

@@ -67,7 +67,7 @@ class FormatsView(View):
         self.start.on_click(guarded(lambda _: self._begin()))
         self.bars, self.front = Plot(height=360), Plot(height=480)
         self.plots = [self.bars, self.front]
-        self.told, self.table = note(), ipywidgets.HTML()
+        self.summary, self.table = note(), ipywidgets.HTML()
         return [
             note(
                 "Formats differ in bits per weight, so each enters with the configuration that uses most of the bits allowed: "
@@ -75,7 +75,7 @@ class FormatsView(View):
                 "these weights take."
             ),
             fields(self.scope, self.bits, width=220),
-            self.told,
+            self.summary,
             row(self.start),
             ProgressRow(self.work),
             heading("The duel"),
@@ -106,7 +106,7 @@ class FormatsView(View):
             self._begin()
         else:
             self.work.cancel()
-            set_note(self.told, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
+            set_note(self.summary, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
             self._offer()
 
     def _ask(self, analysis: Analysis) -> _Asked:
@@ -156,20 +156,20 @@ class FormatsView(View):
         names = {s.spec.format: s.spec.definition.title for s in fought.contenders}
         least = " and ".join(names[name] for name in best) or "none"
         sampled = fought.measured.sampled
-        told = "measured whole" if sampled is None else f"measured on a sample of {100 * sampled:.1f} %"
+        measured = "measured whole" if sampled is None else f"measured on a sample of {100 * sampled:.1f} %"
         if fought.measured.failed:
-            told += f"; {len(fought.measured.failed)} tensors could not be read and are in no number"
+            measured += f"; {len(fought.measured.failed)} tensors could not be read and are in no number"
         out = "".join(
             f" {find_format(name).title} takes {bits:.4g} bits at least and is left out."
             for name, bits in fought.left_out.items()
         )
-        set_note(self.told, f"{on}, {told}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
+        set_note(self.summary, f"{on}, {measured}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
         self.bars.show(
-            model_figures.duel(fought),
+            model_figures.duel_figure(fought),
             f"Relative RMSE of {len(fought.contenders)} formats at {asked.bits:g} bits per weight or fewer; least: {least}.",
         )
         self.front.show(
-            model_figures.pareto(front, asked.bits),
+            model_figures.pareto_figure(front, asked.bits),
             f"Relative RMSE against stored bits per weight for {len(front.points)} configurations; on the front: "
             + ", ".join(score.spec.title for score in front.front)
             + ".",

@@ -42,7 +42,7 @@ class ModulesPart:
         self.errors.on_click(guarded(self._clicked_point))
         self.list = Ranking("Modules, the most sensitive first", 10, guarded(self._choose))
         self.list.add_class("wb-span")
-        self.said = note()
+        self.summary = note()
         self._drawn = column(fields(self.field, width=260), self.map, fields(self.list, width=300))
         self._outputs = column(
             heading("Errors of outputs and of weights"),
@@ -59,7 +59,7 @@ class ModulesPart:
                 "list, and every view shows that tensor."
             ),
             self.stream.widget,
-            self.said,
+            self.summary,
             self._drawn,
             self._outputs,
         )
@@ -81,12 +81,12 @@ class ModulesPart:
         self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
         said = self._said(rows, field)
         if rows:
-            self.map.show(figures.sensitivity(self.asked.places, rows, field, chosen, state.layer), f"Map of {said}")
+            self.map.show(figures.sensitivity_figure(self.asked.places, rows, field, chosen, state.layer), f"Map of {said}")
             self.errors.show(
-                figures.output_errors(rows, chosen),
+                figures.output_errors_figure(rows, chosen),
                 f"Output error of {len(rows)} modules over the layers, a line a kind, beside the weights' relative RMSE.",
             )
-        set_note(self.said, said if rows else "")
+        set_note(self.summary, said if rows else "")
         self._list(rows, field, chosen)
         self._offer()
 
@@ -97,7 +97,7 @@ class ModulesPart:
         return (
             f"{self.asked.source.name} under {self.asked.spec.title}: {COST_FIELDS[field].lower()} of {len(rows)} of "
             f"{len(self.asked.modules)} modules, layers by kinds; the most has {most.name} with "
-            f"{figures.cost_told(figures.cost_of(most, field), field)}."
+            f"{figures.format_cost(figures.cost_of(most, field), field)}."
         )
 
     def _begin(self) -> None:
@@ -125,7 +125,7 @@ class ModulesPart:
     def _list(self, rows: Sequence[ModuleCost], field: str, chosen: str) -> None:
         """The list beside the map: the most of the field first."""
         ordered = sorted(rows, key=lambda row: _sortable(row, field), reverse=True)[:_LISTED]
-        lines = [(f"{figures.cost_told(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
+        lines = [(f"{figures.format_cost(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
         self.list.show(f"Modules, the most first ({COST_FIELDS[field].lower()})", lines, chosen)
 
     def _clicked_cell(self, point: dict[str, Any]) -> None:

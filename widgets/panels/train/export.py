@@ -47,7 +47,7 @@ class RunExport:
         self.write = ipywidgets.Button(description="Export", button_style="primary", disabled=True)
         self.show.on_click(guard(self.message)(lambda _: self._measure()))
         self.write.on_click(guard(self.message)(lambda _: self._export()))
-        self.said, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
+        self.summary, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
         self.plot = Plot({}, summary="Nothing measured yet.", height=320)
         self._drawn = column(self.plot, fold("Weight by weight", self.table))
         self._drawn.layout.display = "none"
@@ -63,10 +63,10 @@ class RunExport:
             ProgressRow(self._measuring),
             ProgressRow(self._writing),
             self.message,
-            self.said,
+            self.summary,
             self._drawn,
             self.copy,
-            said="the adapter merged into its base, and what that changes",
+            subtitle="the adapter merged into its base, and what that changes",
         )
         self.widget.layout.display = "none"
         for control in (self.base, self.dtype, self.folder):
@@ -78,13 +78,13 @@ class RunExport:
         self._writing.cancel()
         self._run, self._shown = run, None
         self.message.clear()
-        set_note(self.said, "")
+        set_note(self.summary, "")
         self._drawn.layout.display = self.widget.layout.display = "none"
         bases = _BASES if run.config.method == "qlora" else {"original": _BASES["original"]}
         self.base.options = [(said, name) for name, said in bases.items()]
         self.folder.value = f"{run.dir}-merged"
 
-    def tell(self, status: RunStatus) -> None:
+    def update(self, status: RunStatus) -> None:
         """How the run stands."""
         there = self._run is not None and status.state in ENDED and self._run.adapter_dir is not None
         self.widget.layout.display = "" if there else "none"
@@ -118,7 +118,7 @@ class RunExport:
         self._drawn.layout.display = ""
         self.plot.show(figure, summary=said)
         self.table.value = merge.merge_table(errors)
-        set_note(self.said, f"Measured. {said}")
+        set_note(self.summary, f"Measured. {said}")
         self._ready()
 
     def _export(self) -> None:

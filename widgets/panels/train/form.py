@@ -62,21 +62,21 @@ class RunForm:
                 for name, value in shown_values(config).items():
                     if name not in known or known[name] != value:
                         self.controls[name].value = value
-            self._tell()
+            self._refresh()
 
     def _fold(self, group: Group) -> ipywidgets.Box:
         return fold(group.title, fields(*(self._cells[field.name] for field in group.fields), width=150))
 
     def _edited(self, _: Any) -> None:
         with UI:
-            self._changed(self._tell())
+            self._changed(self._refresh())
 
     def show_faults(self, found: Iterable[str]) -> None:
         """Show faults that were found elsewhere, as by a launch, beside their fields until the next edit."""
         with UI:
-            self._tell(found)
+            self._refresh(found)
 
-    def _tell(self, found: Iterable[str] = ()) -> TrainConfig | None:
+    def _refresh(self, found: Iterable[str] = ()) -> TrainConfig | None:
         """Show what is in use, what the folds hold and every fault; the configuration where there is none."""
         values, faults, config = self.values, faults_by_field(found), None
         try:

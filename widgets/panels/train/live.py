@@ -22,7 +22,7 @@ from widgets.controls.style import column, fold, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures import run_memory
-from widgets.figures.layout import Told
+from widgets.figures.layout import Described
 from widgets.panels.train import words
 from widgets.panels.train.paging import RunPaging
 from widgets.panels.train.receipt import RunReceipt
@@ -50,7 +50,7 @@ class Glance:
 
     number: int
     status: RunStatus
-    figures: Mapping[str, Told]
+    figures: Mapping[str, Described]
     truth: PagingTruth
     receipt: Receipt
     headline: str
@@ -98,11 +98,11 @@ class Following:
         history, run, status = self.history, self.run, self.status or self.run.status
         key = str(run.dir)
         figures = {
-            "loss": run_figures.loss(history, key, self.beside),
-            "memory": run_memory.memory(history, key, psutil.virtual_memory().total),
-            "batches": run_memory.batches(history, key),
+            "loss": run_figures.loss_figure(history, key, self.beside),
+            "memory": run_memory.memory_figure(history, key, psutil.virtual_memory().total),
+            "batches": run_memory.batches_figure(history, key),
         } | {
-            name: getattr(run_figures, name)(history, key)
+            name: getattr(run_figures, f"{name}_figure")(history, key)
             for name in ("gradient_norm", "learning_rate", "speed", "paging", "phases")
         }  # fmt: skip
         points = sum(len(trace["x"]) for figure, _ in figures.values() for trace in figure["data"])
@@ -218,8 +218,8 @@ class RunView:
             self.plots[name].show(figure, summary=summary)
         self._headline.value, self._results.value, self._log.value = seen.headline, seen.results, seen.log
         set_note(self._paging_note, seen.paging)
-        self.paging.tell(seen.truth)
-        self.receipt.tell(seen.receipt)
+        self.paging.update(seen.truth)
+        self.receipt.update(seen.receipt)
         self._changed(seen.status)
         if seen.status.state in ENDED:
             self._end()

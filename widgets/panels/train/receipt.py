@@ -10,7 +10,7 @@ import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
 from widgets.drawing.plot import Plot
-from widgets.figures.layout import Figure, Told, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes, unit_for
 from widgets.figures.palette import BLUE, GREY, OCHRE
 from widgets.figures.tables import table
 from workbench.text import NONE, amount, known_amount
@@ -20,7 +20,7 @@ _ROW = 34
 """Pixels of a bar's row."""
 _FRAME = 130
 _COLOURS = {"forecast": OCHRE, "measured": BLUE}
-_SAID = [how for how, told in HOW.items() if told.startswith("measured: ")]
+_SAID = [how for how, text in HOW.items() if text.startswith("measured: ")]
 
 
 class RunReceipt:
@@ -33,7 +33,7 @@ class RunReceipt:
         self.widget.layout.display = "none"
         self._shown: Receipt | None = None
 
-    def tell(self, receipt: Receipt) -> None:
+    def update(self, receipt: Receipt) -> None:
         """Show it, if it is another one."""
         if receipt == self._shown:
             return
@@ -52,7 +52,7 @@ def shown(receipt: Receipt) -> list[ReceiptRow]:
     return [row for row in receipt.rows if row.forecast or row.measured]
 
 
-def bars(receipt: Receipt) -> Told:
+def bars(receipt: Receipt) -> Described:
     """Two bars a category, on a common scale; what no category explains has one of its own.
 
     Interpreter and libraries are in the table only: on a CPU they would dwarf a small model.

@@ -120,9 +120,12 @@ class TrainingCell(Panel):
             self.message,
             self.preview.widget,
             fold(
-                "Earlier runs", self.earlier.widget, row(self._choose, self._renew), said="listed, compared, laid over this one"
+                "Earlier runs",
+                self.earlier.widget,
+                row(self._choose, self._renew),
+                subtitle="listed, compared, laid over this one",
             ),
-            fold("The same in a cell", self._lines, said="the lines of the workbench that launch this run"),
+            fold("The same in a cell", self._lines, subtitle="the lines of the workbench that launch this run"),
             self.copy,
             self.export.widget,
             self.view.widget,
@@ -218,7 +221,7 @@ class TrainingCell(Panel):
         self._resume.disabled = status is None or going or state == "finished"
         if status is None:
             return
-        self.export.tell(status)
+        self.export.update(status)
         if going:
             return
         if state in ("failed", "killed"):
