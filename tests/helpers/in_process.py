@@ -19,7 +19,7 @@ USUAL: dict[str, Any] = {
 
 
 def config_of(model: Path, **fields: Any) -> wb.TrainConfig:
-    """Four steps, unless told otherwise."""
+    """Four steps by default."""
     steps = {} if "num_train_epochs" in fields else {"max_steps": 4}
     return wb.TrainConfig(**{"model": str(model), **USUAL, **steps, **fields})
 

@@ -2,7 +2,7 @@
 
 ``launch`` and ``resume`` are the product's own; only where they start ``python -m workbench.training.watch.supervisor``, and
 that ``python -m workbench.training.worker.worker``, a process is forked instead. What only a program started anew can show, as
-a kill while it imports, is ``test_training_runs``' and ``test_training_kills``' part.
+a kill while it imports, is for ``test_runs`` and ``test_kills``.
 
 ``python -m tests.helpers.preloaded`` is the process that forks: a line of JSON in (the run's folder, its environment, what is
 to happen in the worker), a line with the supervisor's pid out.
@@ -107,7 +107,7 @@ class _Supervisor(supervisor.Supervisor):
 
 
 def _arrange(folder: RunFolder, phase: str = "", ask: str = "", hang: bool = False, remove: str = "") -> None:
-    """Lets something happen as soon as this worker has told that it enters ``phase``."""
+    """Lets something happen as soon as this worker has recorded that it enters ``phase``."""
     emit = EventWriter.emit
 
     def watching(self: EventWriter, k: str, /, **fields: Any) -> None:
@@ -127,7 +127,7 @@ def _main() -> None:
     from workbench.training.worker import model, optimizers, trainer  # noqa: F401  (what a worker imports)
 
     supervisor.Supervisor = _Supervisor  # type: ignore[misc]
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the supervisors
     for line in sys.stdin:
         root, environment, _Supervisor.happening = json.loads(line)
         if pid := os.fork():

@@ -1,6 +1,6 @@
 """The figures of what quantization costs: loss beside weight error, output errors, sensitivities, the memory curve of a mix.
 
-Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``disagreements`` says in words what the
+Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``costs_summary`` says in words what the
 first figure shows. Methods and repairs are in figures/methods.py.
 """
 
@@ -99,7 +99,7 @@ def format_costs_figure(costs: Iterable[Cost]) -> Figure:
 
 
 def _label(name: str) -> str:
-    """A specification at an axis: its format, and what else it says smaller below."""
+    """A specification as an axis label: its format, and the rest smaller below."""
     title, _, rest = escaped(name).partition(", ")
     return f'{title}<br><span style="font-size:10px">{rest}</span>' if rest else title
 
@@ -164,12 +164,12 @@ def sensitivity_figure(
 
 
 def cost_of(row: ModuleCost, field: str) -> float:
-    """A field of ``COST_FIELDS``."""
+    """A module's value of a field of ``COST_FIELDS``."""
     return float(getattr(row, field))
 
 
 def format_cost(value: float, field: str) -> str:
-    """The same as text."""
+    """Such a value as text."""
     if field in ("output_error", "relative_rmse"):
         return percent(value)
     return amount(value) if field == "saved_bytes" else nats(value)

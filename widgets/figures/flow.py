@@ -1,8 +1,8 @@
 """A model under training as a data-flow diagram: what each part is stored in, computes in and takes, and how data flows.
 
 Covers full fine-tuning, LoRA and QLoRA of one model, from its forecast (``workbench.memory.forecast``): bytes are those of the
-whole model, and one linear layer stands for all of them. Plain functions, no widgets; draws no timeline (``pager_figures``
-does).
+whole model, and one linear layer stands for all of them. Plain functions, no widgets; draws no timeline
+(``figures/pager.py`` does).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
 
 
 def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
-    """The diagram."""
+    """The diagram of ``ledger``, a forecast for ``src``, and a sentence that lists its boxes."""
     boxes = boxes_of(src, ledger)
     method = ledger.plan.method
     where = {part.name: part.at for part in boxes}
@@ -144,7 +144,7 @@ def _text(at: tuple[float, float], title: str, lines: list[str]) -> Figure:
 
 
 def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: float) -> Figure:
-    """From the border of the box at ``a`` to that of the box at ``b``, ``shift`` to the left of the way."""
+    """From the border of the box at ``a`` to that of the box at ``b``, ``shift`` to the left of its direction."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     part = min(_WIDTH / 2 / abs(dx) if dx else 1.0, _HEIGHT / 2 / abs(dy) if dy else 1.0)
     length = float(np.hypot(dx, dy))

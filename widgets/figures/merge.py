@@ -17,7 +17,7 @@ WAYS = {
     "original": "merged into the original 16-bit base",
     "requantized": "merged, and quantized to 4 bits again",
 }
-"""Fields of ``MergeError`` and what they say."""
+"""Fields of ``MergeError`` and their titles."""
 _SYMBOLS = ("circle-open", "square", "diamond", "triangle-up")
 
 

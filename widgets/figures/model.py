@@ -59,7 +59,7 @@ def value_of(row: Row, field: str) -> float:
 
 
 def badness(row: Row, field: str) -> float:
-    """The same, so that more is worse: a small SQNR is bad."""
+    """The same value, with SQNR negated, so that more is always worse."""
     value = value_of(row, field)
     return -value if field == "sqnr_db" else value
 
@@ -81,9 +81,9 @@ class Shown:
     value: float
     """NaN where it is not known."""
     bad: float
-    """The same so that more is worse: of several tensors in a cell the worst is shown."""
+    """The same value so that more is worse: of several tensors in a cell the worst is shown."""
     text: str
-    """What hovering over it tells below its name."""
+    """What hovering over it shows below its name."""
 
 
 def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "", layer: int | None = None) -> Figure:

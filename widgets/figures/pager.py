@@ -27,7 +27,7 @@ _COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": CRI
 def simulation_figure(simulation: PagerSimulation) -> Described:
     """What lies on the device at each moment of the last simulated step, and what moves at it.
 
-    What the budget goes to before anything else, and never moves, is left out of the picture and told in its title.
+    Scratch and context, which take their part of the budget first and never move, are named in the title alone.
     """
     last = simulation.step == simulation.step.max(initial=0)
     fixed = simulation.categories.index(_FIXED)
@@ -73,7 +73,7 @@ def _phase_ticks(simulation: PagerSimulation, last: Any) -> Figure:
 
 
 def comparison_table(simulation: PagerSimulation, truth: PagingTruth) -> str:
-    """Bytes, pages and seconds a step: simulated, and measured where anybody could see them."""
+    """Bytes, pages and seconds a step: simulated, and measured where pages could be observed."""
     steps = simulation.per_step
     h2d, d2h = steps[-1].tolist() if len(steps) else (0, 0)
     evictions = int(simulation.evictions[-1]) if len(steps) else 0
@@ -89,7 +89,7 @@ def comparison_table(simulation: PagerSimulation, truth: PagingTruth) -> str:
 def steps_figure(simulation: PagerSimulation, truth: PagingTruth) -> Described | None:
     """What was brought and evicted in each step, measured, as bars, and what the simulation has each step move, as lines.
 
-    None where nobody could see pages move. A move that was measured has any cause, the driver's own prefetches too.
+    None where no page could be seen to move. A measured move may have any cause, the driver's own prefetches included.
     """
     seen = [step for step in truth.steps if step.h2d is not None]
     if not seen:

@@ -1,7 +1,7 @@
 """A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
 
 Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
-GPU paging, a prefetch request is never called a migration. Memory is in ``run_memory_figures``.
+GPU paging, a prefetch request is never called a migration. Memory is in ``figures/run_memory.py``.
 """
 
 from __future__ import annotations

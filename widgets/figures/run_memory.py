@@ -19,7 +19,7 @@ from workbench.training.results.history import RunHistory, kept
 
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
 _FAR = 2.0
-"""A line this many times as high as everything else is told instead of drawn."""
+"""A line more than this many times as high as everything else is named in the summary instead of drawn."""
 
 
 def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -> Described:
@@ -98,7 +98,7 @@ def _held(history: RunHistory, x: Bytes, within: Bytes) -> dict[str, Bytes]:
 
 
 def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scale: float) -> tuple[list[Figure], str]:
-    """The lines that fit the picture, and a sentence that tells all of them."""
+    """The lines that fit the picture, and a sentence that names all of them."""
     lines: list[tuple[str, float, str]] = []
     if history.forecast is not None and (on_gpu or history.libraries):
         lines.append(("forecast", history.forecast, OCHRE))

@@ -97,7 +97,7 @@ def nested_codes(nested: NestedScales) -> Figure:
 
 
 MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
-"""Of the groups in ``workbench.memory.GROUPS``, in their order."""
+"""Of the groups in ``workbench.memory.forecast.GROUPS``, in their order."""
 
 
 def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:

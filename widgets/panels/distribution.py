@@ -176,7 +176,7 @@ class DistributionView(View):
             self._ask_for_tails(self.session.analysis)
 
     def _offer(self) -> None:
-        """The button, where nothing was counted and nobody counts: it was cancelled, or went wrong."""
+        """Shows the button where nothing was counted and no count is under way: it was cancelled, or failed."""
         if self.tails is None and self._tails_of and not self.work.busy:
             self.count.layout.display = ""
             set_note(self.tails_summary, "The outliers have not been counted.")

@@ -27,13 +27,13 @@ from workbench.surveys.scores import Duel, Pareto
 from workbench.text import amount, number, percent
 
 MOST = 1 << 20
-"""Weights of a tensor that are compared; of larger ones a sample is, and said to be."""
+"""Weights of a tensor that are compared whole; of a larger one a sample is compared, and the view says so."""
 OF_ITSELF = 500_000_000
-"""Bytes up to which a model on this machine is compared without being asked: some fifty specifications, in two passes."""
+"""Bytes up to which a model on this machine is compared without the button: some fifty specifications, in two passes."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Comparison:
     """What is compared."""
 
     source: Source
@@ -47,7 +47,7 @@ class FormatsView(View):
     """Every format at the same bits per weight, and what each of its block sizes costs and gives. No winner is assumed."""
 
     def __init__(self, model: Any = None, **options: Any) -> None:
-        self._asked: _Asked | None = None
+        self._asked: _Comparison | None = None
         self._fronts: dict[tuple[Any, ...], Pareto] = {}
         self.duel: Duel | None = None
         self.pareto: Pareto | None = None
@@ -109,11 +109,11 @@ class FormatsView(View):
             set_note(self.summary, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
             self._offer()
 
-    def _ask(self, analysis: Analysis) -> _Asked:
+    def _ask(self, analysis: Analysis) -> _Comparison:
         state = self.session.store.value
         numel = analysis.weights.size
         sample = None if numel <= MOST or state.scope == "model" else 1 / -(-numel // MOST)
-        return _Asked(analysis.source, analysis.tensor.name if state.scope == "tensor" else "", state.duel_bits, sample)
+        return _Comparison(analysis.source, analysis.tensor.name if state.scope == "tensor" else "", state.duel_bits, sample)
 
     def _begin(self) -> None:
         asked, analysis = self._asked, self.session.analysis
@@ -123,7 +123,7 @@ class FormatsView(View):
         on: Any = analysis.measured.tensor if asked.tensor else asked.source
         names = None if asked.tensor else [t.name for t in choosable(asked.source)]
 
-        def compare(progress: Progress, cancelled: Cancelled) -> tuple[_Asked, Duel, Pareto]:
+        def compare(progress: Progress, cancelled: Cancelled) -> tuple[_Comparison, Duel, Pareto]:
             how: dict[str, Any] = {"sample": asked.sample, "tensors": names, "cancelled": cancelled}
             passes = 1 if known else 2
             first = 0
@@ -142,7 +142,7 @@ class FormatsView(View):
         self.work.submit(f"Comparing formats on {asked.tensor or asked.source.name}", "bytes", compare)
         self._offer()
 
-    def _finished(self, found: tuple[_Asked, Duel, Pareto]) -> None:
+    def _finished(self, found: tuple[_Comparison, Duel, Pareto]) -> None:
         asked, self.duel, self.pareto = found
         self._fronts = {(asked.source, asked.tensor, asked.sample): self.pareto}
         self._show(asked, self.duel, self.pareto)
@@ -150,7 +150,7 @@ class FormatsView(View):
     def _offer(self) -> None:
         self.start.layout.display = "none" if self.work.busy or self.duel is not None else ""
 
-    def _show(self, asked: _Asked, fought: Duel, front: Pareto) -> None:
+    def _show(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
         on = asked.tensor or f"{asked.source.name}, {len(fought.measured.rows)} tensors"
         best = fought.winners()
         names = {s.spec.format: s.spec.definition.title for s in fought.contenders}

@@ -1,6 +1,6 @@
-"""One block under the glass: its weights, codes and errors, and the arithmetic of one weight written out.
+"""One block in detail: its weights, codes and errors, and the arithmetic of one weight written out.
 
-Shows what ``workbench.quant.inspect`` says; which block and which weight is the state's, and ``BlockErrorView``'s to pass on.
+Shows what ``workbench.quant.inspect`` finds; the state says which block and weight, and ``BlockErrorView`` passes them on.
 """
 
 from __future__ import annotations

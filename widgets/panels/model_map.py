@@ -30,7 +30,7 @@ from workbench.surveys.survey import survey
 from workbench.text import amount
 
 OF_ITSELF = 4_000_000_000
-"""Bytes up to which a model on this machine is surveyed without being asked."""
+"""Bytes up to which a model on this machine is surveyed without the button."""
 _EVERY = 0.25
 """Seconds between two drawings while rows come in."""
 _LISTED = 200
@@ -48,7 +48,7 @@ class ModelMapView(View):
         super().__init__("Map of the model", model, executor=executor, **options)
 
     def build(self) -> list[Any]:
-        """What is shown, the progress, the map, the list for those who do not point."""
+        """What is shown, the progress, the map, the list for use without a pointer."""
         guarded = guard(self.message)
         self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.3)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
@@ -161,7 +161,7 @@ class ModelMapView(View):
         self._list(good)
 
     def _offer(self) -> None:
-        """The button, where there is something left to survey and nobody does."""
+        """Shows the button where something is left to survey and no survey is under way."""
         known = {found.tensor.name for found in self._rows}
         left = [t for t in self._tensors if t.name not in known]
         self.start.layout.display = "" if left and not self.work.busy else "none"

@@ -1,7 +1,7 @@
 """Two parts of the cost view: full fine-tuning, LoRA and QLoRA trained side by side, and what a run's adapter repairs.
 
 Covers the buttons, what a press will cost, and showing results as they come. What is trained and measured is
-``wb.compare_methods``' and ``wb.repairs``'; the figures are ``methods_figures``'.
+``wb.compare_methods``' and ``wb.repairs``'; the figures are ``figures/methods.py``'s.
 """
 
 from __future__ import annotations

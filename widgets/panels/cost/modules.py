@@ -1,6 +1,6 @@
 """A part of the cost view: which modules the loss is sensitive to, and the error of their outputs beside that of their weights.
 
-Covers the button, the map that fills in, the list for those who do not point, the lines over the layers. The measuring is
+Covers the button, the map that fills in, the list for use without a pointer, the lines over the layers. The measuring is
 ``wb.sensitivity``'s.
 """
 

@@ -30,7 +30,7 @@ _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "origi
 
 
 class RunExport:
-    """``widget`` is there once the run on show has ended and left an adapter; ``follow`` and ``tell`` say which and when."""
+    """``widget`` shows once the run on show has ended and left an adapter: ``follow`` sets the run, ``update`` its status."""
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._run: Run | None = None
@@ -85,7 +85,7 @@ class RunExport:
         self.folder.value = f"{run.dir}-merged"
 
     def update(self, status: RunStatus) -> None:
-        """How the run stands."""
+        """The run's present status."""
         there = self._run is not None and status.state in ENDED and self._run.adapter_dir is not None
         self.widget.layout.display = "" if there else "none"
         self._ready()
@@ -142,5 +142,5 @@ class RunExport:
         )
 
     def _going(self) -> tuple[Run, str]:
-        assert self._run is not None  # the controls are away until there is one
+        assert self._run is not None  # the controls are hidden until there is one
         return self._run, self.dtype.value

@@ -2,7 +2,7 @@
 
 Reads a run through ``workbench.training`` and shows what changed, at most four times a second, from a thread; so it keeps
 moving while a cell is busy, where the kernel allows that, and elsewhere through ``run.watch()``. Steering the run is
-``widgets.panels.train.view``'s part; what is drawn is ``run_figures``', ``run_memory_figures``' and ``run_words``'.
+``panels/train/view.py``'s part; figures and words come from ``figures/run.py``, ``figures/run_memory.py`` and ``words.py``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Glance:
 
 
 class Following:
-    """A run under observation, and all that was heard of it. May be looked at from any thread."""
+    """A run under observation, and all that was read of it so far. Safe to use from any thread."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
@@ -122,9 +122,7 @@ class Following:
 
 
 class RunView:
-    """``widget`` holds the view; ``follow(run)`` fills it, ``close()`` ends its threads (closing the widgets is the panel's
-    part).
-    """
+    """``widget`` holds the view; ``follow(run)`` fills it, ``close()`` ends its threads, and the panel closes the widgets."""
 
     def __init__(
         self, changed: Callable[[RunStatus], None], failed: Callable[[Exception], None], executor: Executor | None = None
@@ -212,7 +210,7 @@ class RunView:
 
     def _apply(self, seen: Glance) -> None:
         if seen.number <= self._shown:
-            return  # a look that waited for the page while a later one went by
+            return  # a later look was applied before this one
         self._shown = seen.number
         for name, (figure, summary) in seen.figures.items():
             self.plots[name].show(figure, summary=summary)

@@ -1,4 +1,4 @@
-"""What a run pages, in truth, and what it would page on a smaller GPU, simulated.
+"""What a run really pages, and what it would page on a smaller GPU, simulated.
 
 Covers the truth meter's table and reasons, and the pager's simulation with the GPU's memory as a control; beside it what was
 measured, where anything was. Both are ``workbench``'s; nothing is computed here.
@@ -41,7 +41,7 @@ class Simulated:
 
 
 class RunPaging:
-    """``truth`` and ``simulation`` hold the two parts; ``follow`` begins, ``tell`` brings the present truth."""
+    """``truth`` and ``simulation`` hold the two parts; ``follow`` begins, ``update`` brings the present truth."""
 
     def __init__(self, failed: Callable[[Exception], None], executor: Executor | None = None) -> None:
         self._work = Work(executor, self._show, failed, debounce=0.1)

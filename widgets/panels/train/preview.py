@@ -28,7 +28,7 @@ Tokens = tuple[tuple[str, bool], ...]
 
 
 class RunPreview:
-    """``widget`` holds what ``ask`` brings; ``config()`` is asked for what to look at, and may raise."""
+    """``widget`` holds the rows that ``ask`` reads; ``config()`` gives the configuration to read them by, and may raise."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ _SAID = [how for how, text in HOW.items() if text.startswith("measured: ")]
 
 
 class RunReceipt:
-    """``widget`` holds bars and table; ``tell`` brings the present receipt. Before anything is measured it takes no room."""
+    """``widget`` holds bars and table; ``update`` brings the present receipt. Before anything is measured it takes no room."""
 
     def __init__(self) -> None:
         self.plot = Plot({}, summary="No receipt yet.", height=_FRAME)
@@ -48,7 +48,7 @@ class RunReceipt:
 
 
 def shown(receipt: Receipt) -> list[ReceiptRow]:
-    """The rows that say anything."""
+    """The rows with a forecast or a measurement."""
     return [row for row in receipt.rows if row.forecast or row.measured]
 
 

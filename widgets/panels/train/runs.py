@@ -42,10 +42,10 @@ class Earlier:
 
 
 class RunList:
-    """``widget`` holds the list, ``chosen`` tells the runs picked in it.
+    """``widget`` holds the list, ``chosen`` the runs picked in it.
 
-    Once they are read ``overlay(histories by name)`` is called; it says whether there is a run on show that they lie over.
-    Else they have a picture of their own.
+    Once they are read ``overlay(histories by name)`` is called; it returns whether there is a run on show to lay them over. If
+    there is none, they have a picture of their own.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def _read(picked: list[Run], progress: Progress, cancelled: Cancelled) -> list[E
     found = []
     for i, run in enumerate(picked):
         if cancelled():
-            raise InterruptedError("Nobody waits for these runs any longer.")
+            raise InterruptedError("These runs are no longer wanted.")
         progress(i, len(picked))
         history = RunHistory()
         history.feed(run.events())

@@ -143,7 +143,7 @@ class TrainingCell(Panel):
         return f"import workbench as wb\n\nrun = wb.launch({code.config(self.config)}{folder})"
 
     def _put(self, config: TrainConfig) -> None:
-        """Have the state say this; a shared state keeps its model."""
+        """Write the configuration into the state; a shared state keeps its model."""
         changes = self.store.value.changes_to(config)
         self.store.update(**changes if self._shared else changes | {"model": config.model})
 
@@ -270,7 +270,7 @@ def _name_of(model: Any) -> str:
 
 
 def _suggested(config: TrainConfig) -> TrainConfig:
-    """The same with what suits the embedded model, or with the usual again for others, unless somebody has chosen otherwise."""
+    """The same with what suits the embedded model, or with the usual again for others, unless these fields were changed."""
     usual = {name: getattr(TrainConfig(), name) for name in FIRST_RUN}
     now, better = (usual, FIRST_RUN) if config.model == "builtin" else (FIRST_RUN, usual)
     untouched = config.num_train_epochs is None and all(getattr(config, name) == value for name, value in now.items())

@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def paging(history: RunHistory) -> str:
-    """What the bars of the paging picture are, and who sees none."""
+    """What the bars of the paging picture count, and why no page of a GPU is among them."""
     if page_view(history) == "gpu":
         other = {lane[1]: count for lane, count in history.counts.items() if lane[0] == "cupti" and "fault" in lane[1]}
         said = " ".join(f"{name.capitalize()}s counted by CUPTI: {count:,}." for name, count in sorted(other.items()))
