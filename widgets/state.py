@@ -64,7 +64,12 @@ Observer = Callable[["State", frozenset[str]], None]
 
 @dataclass(frozen=True)
 class State:
-    """Everything that decides what is on screen. ``wb.measure(x, state.specs)`` gives the numbers that the views show."""
+    """Everything that decides what is on screen. ``wb.measure(x, state.specs)`` gives the numbers that the views show.
+
+    >>> import widgets
+    >>> [spec.title for spec in widgets.State(formats=("nf4", "fp4"), block_size=128).specs]
+    ['NF4, blocks of 128', 'FP4, blocks of 128']
+    """
 
     model: str = "builtin"
     """What ``wb.open_model`` takes."""

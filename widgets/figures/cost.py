@@ -220,7 +220,12 @@ def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str) -> d
 
 
 def costs_summary(costs: Iterable[Cost]) -> str:
-    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree."""
+    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree.
+
+    >>> import widgets
+    >>> widgets.costs_summary([])
+    'No format has been measured yet.'
+    """
     ordered = sorted(quantized(costs), key=lambda cost: cost.increase)
     if not ordered:
         return "No format has been measured yet."

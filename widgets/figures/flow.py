@@ -86,7 +86,14 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
 
 
 def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
-    """The diagram of ``ledger``, a forecast for ``src``, and a sentence that lists its boxes."""
+    """The diagram of ``ledger``, a forecast for ``src``, and a sentence that lists its boxes.
+
+    >>> import widgets
+    >>> src = wb.open_model("builtin")
+    >>> figure, summary = widgets.flow_figure(src, wb.forecast(src, wb.TrainConfig(method="lora")))
+    >>> summary[:28]
+    'Data flow of lora, forecast.'
+    """
     boxes = boxes_of(src, ledger)
     method = ledger.plan.method
     where = {part.name: part.at for part in boxes}

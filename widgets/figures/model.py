@@ -23,7 +23,13 @@ from workbench.text import amount, number, percent
 
 @dataclass(frozen=True)
 class Places:
-    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last."""
+    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last.
+
+    >>> import widgets
+    >>> places = widgets.Places.named(["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"])
+    >>> places.kinds, places.layers, places.in_cell(0, 1)
+    (('up', 'lm_head'), (0, 1, None), ['model.layers.1.mlp.up_proj'])
+    """
 
     kinds: tuple[str, ...]
     layers: tuple[int | None, ...]
@@ -170,7 +176,13 @@ def cell_map(
 
 
 def duel_figure(found: Duel) -> Figure:
-    """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
+    """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in.
+
+    >>> import widgets
+    >>> found = wb.duel(np.linspace(-1, 1, 4096, dtype=np.float32), 4.5)
+    >>> widgets.duel_figure(found)["data"][0]["y"][:4]
+    ['NF4', 'FP4', 'AF4', 'INT4']
+    """
     best = found.winners()
     names = [score.spec.definition.title for score in found.contenders]
     text = [percent(score.relative_rmse) + (" · least" if score.spec.format in best else "") for score in found.contenders]

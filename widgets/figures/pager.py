@@ -28,6 +28,12 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     """What lies on the device at each moment of the last simulated step, and what moves at it.
 
     Scratch and context, which take their part of the budget first and never move, are named in the title alone.
+
+    >>> import widgets
+    >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 10**9)
+    >>> figure, summary = widgets.simulation_figure(simulation)
+    >>> summary[:24]
+    'Simulated, with 1.00 GB:'
     """
     last = simulation.step == simulation.step.max(initial=0)
     fixed = simulation.categories.index(_FIXED)

@@ -92,7 +92,13 @@ def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: A
 
 
 def paging_figure(history: RunHistory, key: str = "") -> Described:
-    """Paging events over time, named by their source."""
+    """Paging events over time, named by their source.
+
+    >>> import widgets
+    >>> figure, summary = widgets.paging_figure(wb.RunHistory())
+    >>> summary
+    'Paging events: none yet.'
+    """
     view, width = page_view(history), history.bar_width()
     every = f"each {width:g} s"
     if view == "gpu":
