@@ -162,7 +162,7 @@ def _train_switched(config: wb.TrainConfig, root: Path, length: int) -> Any:
                 super().on_step_begin(args, progress, control, **kwargs)
 
     class Quiet(trainer.TracedTrainer):
-        """Off, it is transformers' own."""
+        """While off, it does what transformers' own trainer does."""
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             return (super() if state["on"] else super(trainer.TracedTrainer, self)).training_step(*args, **kwargs)

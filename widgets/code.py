@@ -173,7 +173,7 @@ def _head(analysis: Analysis, specs: Iterable[QuantSpec] = ()) -> list[str]:
 
 
 def _weights(analysis: Analysis, specs: Iterable[QuantSpec]) -> list[str]:
-    """And reading the tensor, as bitsandbytes sees it."""
+    """Opening the model and reading the tensor, as bitsandbytes sees it."""
     name, lines = analysis.tensor.name, _head(analysis, specs)
     if analysis.packed or analysis.tensor.layout != AS_STORED:
         return [*lines, f"x = wb.weights(src, {name!r})"]

@@ -112,7 +112,7 @@ class HubServer:
         return sum(request.sent for request in self.requests)
 
     def add(self, repo: str, folder: Path | dict[str, bytes], **about: Any) -> Repo:
-        """A repository with the files of a folder, or with these."""
+        """Add a repository with the files of a folder, or with these files."""
         files = folder if isinstance(folder, dict) else {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
         made = self.repos[repo] = Repo(files, **about)
         return made

@@ -1,4 +1,4 @@
-"""Training inside the test's own process: the worker's code from start to end, without its life as a process."""
+"""Training inside the test's own process: the worker's code from start to end, without a process of its own."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def complete(run: wb.Run) -> list[str]:
 
 
 def sequence_gaps(run: wb.Run) -> list[str]:
-    """Writers and attempts of which an event other than the last is missing: what was flushed, and is lost."""
+    """Writers and attempts with an event missing before their last: it was flushed, and is lost."""
     gaps = []
     for path in sorted(run.dir.glob("events-*.jsonl")):
         numbers: dict[int, list[int]] = {}

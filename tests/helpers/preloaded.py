@@ -32,7 +32,7 @@ from workbench.training.watch import supervisor
 from workbench.training.worker import worker
 
 ENDLESS = 100_000
-"""Steps that no test waits for."""
+"""More steps than any test waits for."""
 
 
 class Process:
@@ -53,7 +53,7 @@ class Process:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """As ``Popen`` does: nothing once it has ended."""
+        """Like ``Popen``, does nothing once the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -72,7 +72,7 @@ class Forks:
         self._happening: dict[str, Any] = {}
 
     def popen(self, arguments: list[str], **how: Any) -> Process:
-        """In the place of ``subprocess.Popen``."""
+        """Stands in for ``subprocess.Popen``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([arguments[-1], how["env"], self._happening]), file=self._process.stdin, flush=True)

@@ -32,7 +32,7 @@ def nats(value: float) -> str:
 
 
 def quantized(costs: Iterable[Cost]) -> list[Cost]:
-    """Those of 4-bit formats, the least weight error first."""
+    """The costs of 4-bit formats, the least weight error first."""
     return sorted((cost for cost in costs if cost.spec is not None), key=lambda cost: cost.relative_rmse)
 
 

@@ -43,7 +43,7 @@ class Places:
 
     @classmethod
     def named(cls, names: Iterable[str]) -> Places:
-        """The same from the names of tensors, or of modules."""
+        """A cell for each layer and kind, from the names of tensors or of modules."""
         found = {name: (layer_of(name), kind_of(name)) for name in names}
         kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
         layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
@@ -65,7 +65,7 @@ def value_of(row: Row, field: str) -> float:
 
 
 def badness(row: Row, field: str) -> float:
-    """The same value, with SQNR negated, so that more is always worse."""
+    """``value_of``, with SQNR negated, so that more is always worse."""
     value = value_of(row, field)
     return -value if field == "sqnr_db" else value
 

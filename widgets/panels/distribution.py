@@ -80,7 +80,7 @@ class DistributionView(View):
         return code.distribution(analysis, self.session.store.value.quantiles_of == "blocks")
 
     def draw(self, analysis: Analysis) -> None:
-        """All of it; the outliers follow when they have been measured."""
+        """Draws everything but the outliers, which follow once they have been counted."""
         log = self.session.store.value.log_counts
         names = " and ".join(e.spec.definition.title for e in analysis.stats)
         shares = [100 * merge_equal_levels(e.spec.definition, e.occupancy)[1] / e.numel for e in analysis.stats]

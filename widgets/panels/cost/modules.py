@@ -72,7 +72,7 @@ class ModulesPart:
         self._on_change()
 
     def redraw(self) -> None:
-        """The same under another state: the field, the chosen tensor, the listed layer."""
+        """Draws the same results for another state: its field, chosen tensor and listed layer."""
         rows = self.sensitivity.rows if self.sensitivity is not None else ()
         state, analysis = self._session.store.value, self._session.analysis
         if analysis is None or self.asked is None:

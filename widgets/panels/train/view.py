@@ -270,7 +270,7 @@ def _name_of(model: Any) -> str:
 
 
 def _suggested(config: TrainConfig) -> TrainConfig:
-    """The same with what suits the embedded model, or with the usual again for others, unless these fields were changed."""
+    """The configuration with what suits the embedded model, or for others with the usual again; changed fields stay."""
     usual = {name: getattr(TrainConfig(), name) for name in FIRST_RUN}
     now, better = (usual, FIRST_RUN) if config.model == "builtin" else (FIRST_RUN, usual)
     untouched = config.num_train_epochs is None and all(getattr(config, name) == value for name, value in now.items())
