@@ -96,10 +96,10 @@ def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
     """
     boxes = boxes_of(src, ledger)
     method = ledger.plan.method
-    where = {part.name: part.at for part in boxes}
+    where = {box.name: box.at for box in boxes}
     where["y"] = (50, 50)
-    shapes = [_box(part.at, part.role == "trained") for part in boxes] + [_box(where["y"], False, dashed=True)]
-    notes = [_text(part.at, part.name, _lines(part)) for part in boxes]
+    shapes = [_box(box.at, box.role == "trained") for box in boxes] + [_box(where["y"], False, dashed=True)]
+    notes = [_text(box.at, box.name, _lines(box)) for box in boxes]
     notes.append(_text(where["y"], "every linear layer", [*_sum(method), "backward: dL/dx =", f"dL/dy · {_UNDONE[method]}"]))
     notes += [_arrow(where[a], where[b], kind, shift) for a, b, kind, shift in _edges(boxes)]
     marks = {"size": 42, "opacity": 0}
@@ -130,8 +130,8 @@ def _sum(method: str) -> list[str]:
     return ["y = x Wᵀ"] if method == FULL else [f"y = x {'Ŵ' if method == QLORA else 'W'}ᵀ", "+ α/r · x Aᵀ Bᵀ"]
 
 
-def _lines(part: Box) -> list[str]:
-    return [f"in {part.stored}", f"computes in {part.computes}", amount(part.bytes), part.role]
+def _lines(box: Box) -> list[str]:
+    return [f"in {box.stored}", f"computes in {box.computes}", amount(box.bytes), box.role]
 
 
 def _box(at: tuple[float, float], trained: bool, dashed: bool = False) -> Figure:
@@ -153,10 +153,10 @@ def _text(at: tuple[float, float], title: str, lines: list[str]) -> Figure:
 def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: float) -> Figure:
     """From the border of the box at ``a`` to that of the box at ``b``, ``shift`` to the left of its direction."""
     dx, dy = b[0] - a[0], b[1] - a[1]
-    part = min(_WIDTH / 2 / abs(dx) if dx else 1.0, _HEIGHT / 2 / abs(dy) if dy else 1.0)
+    border = min(_WIDTH / 2 / abs(dx) if dx else 1.0, _HEIGHT / 2 / abs(dy) if dy else 1.0)
     length = float(np.hypot(dx, dy))
     aside = (-dy / length * shift, dx / length * shift)
-    (x0, y0), (x1, y1) = ((a[0] + t * dx + aside[0], a[1] + t * dy + aside[1]) for t in (part, 1 - part))
+    (x0, y0), (x1, y1) = ((a[0] + t * dx + aside[0], a[1] + t * dy + aside[1]) for t in (border, 1 - border))
     ends = {"x": x1, "y": y1, "ax": x0, "ay": y0, "xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
     return ends | {
         "text": "",
@@ -170,7 +170,7 @@ def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: flo
 
 def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
     """From, to, kind, and how far an arrow is shifted aside."""
-    names = {part.name for part in boxes}
+    names = {box.name for box in boxes}
     w, x, head, loss, adam = (
         "linear weights W",
         "x, kept for backward",

@@ -23,17 +23,17 @@ _SYMBOLS = ("circle-open", "square", "diamond", "triangle-up")
 
 def ways_of(errors: MergeErrors) -> dict[str, str]:
     """The ways of merging that this run has."""
-    return {way: said for way, said in WAYS.items() if any(getattr(row, way) is not None for row in errors.rows)}
+    return {way: title for way, title in WAYS.items() if any(getattr(row, way) is not None for row in errors.rows)}
 
 
 def merge_figure(errors: MergeErrors) -> Described:
     """Each adapted weight's relative errors in the order of the checkpoint, on a logarithmic scale."""
     names = [html.escape(row.tensor) for row in errors.rows]
     traces: list[Figure] = []
-    for (way, said), symbol in zip(ways_of(errors).items(), _SYMBOLS, strict=False):
+    for (way, title), symbol in zip(ways_of(errors).items(), _SYMBOLS, strict=False):
         y = np.array([_value(row, way) for row in errors.rows], np.float32)
         traces.append(
-            {"type": "scatter", "mode": "markers", "name": said, "x": np.arange(len(y), dtype=np.float32), "y": y,
+            {"type": "scatter", "mode": "markers", "name": title, "x": np.arange(len(y), dtype=np.float32), "y": y,
              "text": names, "marker": {"symbol": symbol, "size": 8}, "hovertemplate": "%{text}<br>%{y:.3%}"}
         )  # fmt: skip
     layout = axes("What merging changes", "adapted weight, in the checkpoint's order", "relative error", "", showlegend=True)
@@ -46,9 +46,9 @@ def merge_figure(errors: MergeErrors) -> Described:
 def summary(errors: MergeErrors) -> str:
     """The most that each way changes in any weight."""
     most = []
-    for way, said in ways_of(errors).items():
+    for way, title in ways_of(errors).items():
         largest = np.nanmax([_value(row, way) for row in errors.rows])
-        most.append(f"{said} {percent(float(largest))}")
+        most.append(f"{title} {percent(float(largest))}")
     return f"‖merged − trained‖ / ‖trained‖ in {errors.dtype}, at most: {'; '.join(most)}."
 
 

@@ -48,13 +48,13 @@ def loss_figure(history: RunHistory, key: str = "", beside: Mapping[str, RunHist
         if other.evals:
             held_out = _held_out(other, f"{html.escape(name)}, held out", line | {"dash": "dot"})
             traces.append(held_out | {"showlegend": False, "marker": {"size": 6, "symbol": "diamond", "color": colour}})
-    said = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
+    summary = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
     if len(history.evals) > 1:
         first, last = history.evals[min(history.evals)], history.evals[max(history.evals)]
-        said += f" Held-out loss {first:.3f}, then {last:.3f}."
+        summary += f" Held-out loss {first:.3f}, then {last:.3f}."
     if beside:
-        said += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
-    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, said
+        summary += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
+    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, summary
 
 
 def _held_out(history: RunHistory, name: str, line: Figure) -> Figure:
@@ -153,8 +153,8 @@ def phases_figure(history: RunHistory, key: str = "") -> Described:
         "categoryarray": ["phase", "inside it"],
         "fixedrange": True,
     }
-    said = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
-    return {"data": [trace], "layout": layout}, f"Phases: {said}." if said else "No phase yet."
+    summary = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
+    return {"data": [trace], "layout": layout}, f"Phases: {summary}." if summary else "No phase yet."
 
 
 def over_time(layout: Figure, history: RunHistory) -> Figure:

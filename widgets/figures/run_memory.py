@@ -105,13 +105,13 @@ def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scal
     limit = history.device_total if on_gpu else host and host - (history.libraries or 0)
     if limit:
         lines.append((f"limit, {'the GPU' if on_gpu else 'this machine'}", limit, VERMILION))
-    drawn, said = [], []
+    drawn, named = [], []
     for name, at, colour in lines:
         near = at <= _FAR * max(top, 1.0)
-        said.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
+        named.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
         if near:
             drawn.append(level(at / scale, f"{name}: {amount(at)}", colour))
-    summary = "; ".join(said)
+    summary = "; ".join(named)
     return drawn, f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
 
@@ -138,7 +138,7 @@ def batches_figure(history: RunHistory, key: str = "") -> Described:
     if not len(longest[0]):
         return {"data": traces, "layout": layout}, "Each step's memory peak, and its batch: no step yet."
     at = int(np.nanargmax(longest[1]))
-    said = f"Longest row {longest[1].max():,.0f} tokens, at step {longest[0][at]:,.0f}"
+    summary = f"Longest row {longest[1].max():,.0f} tokens, at step {longest[0][at]:,.0f}"
     if len(n):
-        said += f"; highest memory {top / scale:,.2f} {unit}, at step {n[int(np.nanargmax(peak))]:,.0f}"
-    return {"data": traces, "layout": layout}, f"{said}."
+        summary += f"; highest memory {top / scale:,.2f} {unit}, at step {n[int(np.nanargmax(peak))]:,.0f}"
+    return {"data": traces, "layout": layout}, f"{summary}."

@@ -79,12 +79,14 @@ class FormatsPart:
 
     def _show_rows(self, rows: Sequence[Cost]) -> None:
         self._drawn.layout.display = "" if len(rows) > 1 else "none"
-        said = figures.costs_summary(rows)
+        summary = figures.costs_summary(rows)
         if len(rows) > 1:
-            self.bars.show(figures.format_costs_figure(rows), f"Loss that each format adds, beside its weights' error. {said}")
+            self.bars.show(
+                figures.format_costs_figure(rows), f"Loss that each format adds, beside its weights' error. {summary}"
+            )
             self.table.value = _table(rows)
         base = f"In 16 bits the loss is {rows[0].loss:.4f} nats a token. " if rows else ""
-        set_note(self.summary, f"{base}{said}" if rows else "")
+        set_note(self.summary, f"{base}{summary}" if rows else "")
         self._offer()
 
 

@@ -79,18 +79,18 @@ class ModulesPart:
             return
         field, chosen = state.cost_field, analysis.tensor.name.removesuffix(".weight")
         self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
-        said = self._said(rows, field)
+        summary = self._summary(rows, field)
         if rows:
-            self.map.show(figures.sensitivity_figure(self.asked.places, rows, field, chosen, state.layer), f"Map of {said}")
+            self.map.show(figures.sensitivity_figure(self.asked.places, rows, field, chosen, state.layer), f"Map of {summary}")
             self.errors.show(
                 figures.output_errors_figure(rows, chosen),
                 f"Output error of {len(rows)} modules over the layers, a line a kind, beside the weights' relative RMSE.",
             )
-        set_note(self.summary, said if rows else "")
+        set_note(self.summary, summary if rows else "")
         self._list(rows, field, chosen)
         self._offer()
 
-    def _said(self, rows: Sequence[ModuleCost], field: str) -> str:
+    def _summary(self, rows: Sequence[ModuleCost], field: str) -> str:
         if not rows or self.asked is None:
             return ""
         most = max(rows, key=lambda row: _sortable(row, field))

@@ -38,7 +38,7 @@ class RunExport:
         self.message = Message()
         self._measuring = Work(executor, self._measured, self.message.error)
         self._writing = Work(executor, self._written, self.message.error)
-        self.base = ipywidgets.Dropdown(description="Merge into", options=[(said, name) for name, said in _BASES.items()])
+        self.base = ipywidgets.Dropdown(description="Merge into", options=[(title, name) for name, title in _BASES.items()])
         self.dtype = ipywidgets.Dropdown(description="Dtype", options=["bfloat16", "float16"])
         self.folder = ipywidgets.Text(description="Folder of the merged model", continuous_update=False)
         for control in (self.base, self.folder):
@@ -81,7 +81,7 @@ class RunExport:
         set_note(self.summary, "")
         self._drawn.layout.display = self.widget.layout.display = "none"
         bases = _BASES if run.config.method == "qlora" else {"original": _BASES["original"]}
-        self.base.options = [(said, name) for name, said in bases.items()]
+        self.base.options = [(title, name) for name, title in bases.items()]
         self.folder.value = f"{run.dir}-merged"
 
     def update(self, status: RunStatus) -> None:
@@ -114,11 +114,11 @@ class RunExport:
     def _measured(self, found: tuple[Run, MergeErrors]) -> None:
         run, errors = found
         self._shown = (run, errors.dtype)
-        figure, said = merge.merge_figure(errors)
+        figure, summary = merge.merge_figure(errors)
         self._drawn.layout.display = ""
-        self.plot.show(figure, summary=said)
+        self.plot.show(figure, summary=summary)
         self.table.value = merge.merge_table(errors)
-        set_note(self.summary, f"Measured. {said}")
+        set_note(self.summary, f"Measured. {summary}")
         self._ready()
 
     def _export(self) -> None:

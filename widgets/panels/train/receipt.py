@@ -20,7 +20,7 @@ _ROW = 34
 """Pixels of a bar's row."""
 _FRAME = 130
 _COLOURS = {"forecast": OCHRE, "measured": BLUE}
-_SAID = [how for how, text in HOW.items() if text.startswith("measured: ")]
+_EXPLAINED_BELOW = [how for how, text in HOW.items() if text.startswith("measured: ")]
 
 
 class RunReceipt:
@@ -80,8 +80,8 @@ def bars(receipt: Receipt) -> Described:
     if receipt.total is None:
         return {"data": traces, "layout": layout}, "No receipt yet."
     total = receipt.totals[0]
-    said = f"Of {amount(total.bytes)} ({total.name}) the categories explain {amount(total.explained)}"
-    return {"data": traces, "layout": layout}, f"{said}; {amount(total.unexplained)} are not explained."
+    summary = f"Of {amount(total.bytes)} ({total.name}) the categories explain {amount(total.explained)}"
+    return {"data": traces, "layout": layout}, f"{summary}; {amount(total.unexplained)} are not explained."
 
 
 def receipt_table(receipt: Receipt) -> str:
@@ -99,13 +99,13 @@ def receipt_table(receipt: Receipt) -> str:
 
 def _known(how: str) -> str:
     """In a word or two; ``hows`` says the rest."""
-    return HOW[how].partition(":")[0].partition(" from")[0] + (f" ({how})" if how in _SAID else "")
+    return HOW[how].partition(":")[0].partition(" from")[0] + (f" ({how})" if how in _EXPLAINED_BELOW else "")
 
 
 def hows(receipt: Receipt) -> str:
     """What the words in brackets stand for, of those that the table has."""
     used = dict.fromkeys([row.how for row in shown(receipt)] + [total.how for total in receipt.totals])
-    return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _SAID)
+    return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _EXPLAINED_BELOW)
 
 
 def _difference(row: ReceiptRow) -> str:
