@@ -1,7 +1,7 @@
 """The app in JupyterLab and Chromium against its budgets, beside a FigureWidget version: ``python benchmarks/app.py``.
 
 Measured on the page: from an action there (the Run command, a key on the slider) to the last drawing that follows. What is one
-choice away is measured ahead while the reader looks; rows that say otherwise follow a kernel that has forgotten all of it. The
+choice away is measured ahead while the reader looks; rows marked otherwise follow a kernel that has forgotten all of it. The
 second column shows the Distribution view alone, the third the same view with each plot a plotly FigureWidget, in the same run.
 Times drift with what else the machine does; ratios between the columns are what to quote. First comes a training cell that
 picks up a run in a fresh kernel and a fresh page.
@@ -131,7 +131,7 @@ print(psutil.Process().memory_info().rss / 1e6, len(ipywidgets.Widget.get_manage
 
 @dataclass(frozen=True)
 class Figures:
-    """What one version of a view did."""
+    """The measurements of one version of a view."""
 
     opened_mb: float
     first_plot: float
@@ -185,7 +185,7 @@ def open_view(lab: Lab) -> tuple[float, float]:
 
 
 def wait(lab: Lab, condition: str, argument: Any = None) -> Any:
-    """What a condition of the page gives once it holds; asked now and then, not in every frame."""
+    """The value of a condition on the page once it holds; polled now and then, not in every frame."""
     return lab.page.wait_for_function(condition, arg=argument, timeout=120_000, polling=20).json_value()
 
 
@@ -196,7 +196,7 @@ def change(lab: Lab, *keys: str, gap: int = 0) -> float:
 
 
 def forget(lab: Lab) -> None:
-    """Has the kernel know nothing of the matrix but its weights."""
+    """Make the kernel forget all it has measured of the matrix, but not the weights."""
     lab.kernel("measured = view.session.analysis.measured; measured.__init__(measured.tensor)")
     lab.page.evaluate(_AT_REST)
 
@@ -208,7 +208,7 @@ def look_ahead(lab: Lab) -> None:
 
 
 def choose(lab: Lab, format: str) -> float:
-    """The same from the choice of a second format."""
+    """Milliseconds from the choice of a second format to the last drawing after it."""
     lab.page.evaluate(_CHOOSE, ["Compare with", FORMATS[format].title])
     return drawn(lab)
 

@@ -1,6 +1,6 @@
 """A survey of a synthetic Llama checkpoint beside safetensors + bitsandbytes: ``python benchmarks/survey.py [--size GiB]``.
 
-The checkpoint (4 GiB of bfloat16 unless told otherwise) is made in a temporary folder from one block of random weights written
+The checkpoint (4 GiB of bfloat16 by default) is made in a temporary folder from one block of random weights written
 again and again, and deleted at the end. Everything runs with the page cache warm, in turns; times are medians, and ratios are
 what to quote. The peer reads each tensor with safe_open and does what a user would write today: bitsandbytes' round trip and
 the same statistics in torch, kurtosis included. It is given one layer only, and compared by the byte.
@@ -118,7 +118,7 @@ def compare(folder: Path, layer: list[str], repeat: int) -> None:
         f"the survey's last run: reading {survey.seconds_reading:.2f} s on a thread of its own, beside computing "
         f"{survey.seconds_computing:.2f} s"
     )
-    if Path("/proc/self/clear_refs").exists():  # Linux tells and resets a process's peak memory
+    if Path("/proc/self/clear_refs").exists():  # Linux reports and resets a process's peak memory
         fresh = [sys.executable, "-c", MEMORY, folder, layer[1]]
         base, more = map(float, subprocess.run(fresh, capture_output=True, text=True, check=True).stdout.split())
         print(f"memory at its peak {more:.0f} MB over the {base:.0f} MB of a process with its libraries and kernels loaded")

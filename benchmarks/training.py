@@ -150,19 +150,19 @@ def _train_switched(config: wb.TrainConfig, root: Path, length: int) -> Any:
     state = {"on": True}
 
     class Switched(trainer.Steering):
-        """Flips the switch where a stretch ends; off, it tells nothing and looks for nothing."""
+        """Flips the switch where a stretch ends; off, it writes no events and watches nothing."""
 
-        def on_step_begin(self, args: Any, told: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_begin(self, args: Any, progress: Any, control: Any, **kwargs: Any) -> None:
             begun.append((time.perf_counter(), float(state["on"])))
-            stretch, within = divmod(max(told.global_step - WARM_UP, 0), length)
+            stretch, within = divmod(max(progress.global_step - WARM_UP, 0), length)
             if within == 0:
                 state["on"] = stretch % 4 in (0, 3)  # on off, off on
                 begun[-1] = begun[-1][0], float(state["on"])
             if state["on"]:
-                super().on_step_begin(args, told, control, **kwargs)
+                super().on_step_begin(args, progress, control, **kwargs)
 
     class Quiet(trainer.TracedTrainer):
-        """Off, it is transformers' own."""
+        """While off, it does what transformers' own trainer does."""
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             return (super() if state["on"] else super(trainer.TracedTrainer, self)).training_step(*args, **kwargs)

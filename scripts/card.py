@@ -108,7 +108,7 @@ def kurtoses(weights: Mapping[str, NDArray[Any]]) -> list[tuple[str, list[float]
 
 @dataclass(frozen=True)
 class Language:
-    """How well the next token is foretold on the held-out documents."""
+    """How well the next token is predicted on the held-out documents."""
 
     documents: int
     predictions: int

@@ -1,7 +1,7 @@
 """The workbench on screen: ``Workbench``, its views, each of which also stands alone in a cell, and what they are made of.
 
 The public names stand in ``__init__.pyi``, and nowhere else: the views, ``State``, ``View`` and ``Plot`` for views of your own,
-and functions that make a figure for ``Plot`` of a result (``duel``, ``flow``, ``memory_methods`` …). Each is loaded when it is
+and functions that make a figure for ``Plot`` of a result (``duel_figure``, ``flow_figure`` …). Each is loaded when it is
 first used, as in ``workbench``. Asking for the first one starts compressing plotly.js in the background, and making a view
 starts compiling the kernels, so that neither the first plot nor a slider waits.
 """

@@ -2,17 +2,17 @@
 
 from .app import Workbench as Workbench
 from .drawing.plot import Plot as Plot
-from .figures.cost import format_costs as format_costs
-from .figures.cost import memory_curve as memory_curve
-from .figures.cost import output_errors as output_errors
-from .figures.cost import said_of as said_of
-from .figures.cost import sensitivity as sensitivity
-from .figures.flow import flow as flow
+from .figures.cost import costs_summary as costs_summary
+from .figures.cost import format_costs_figure as format_costs_figure
+from .figures.cost import memory_curve_figure as memory_curve_figure
+from .figures.cost import output_errors_figure as output_errors_figure
+from .figures.cost import sensitivity_figure as sensitivity_figure
+from .figures.flow import flow_figure as flow_figure
 from .figures.model import Places as Places
-from .figures.model import duel as duel
-from .figures.pager import simulated as simulated
-from .figures.run import paging as paging
-from .figures.scales import memory_methods as memory_methods
+from .figures.model import duel_figure as duel_figure
+from .figures.pager import simulation_figure as simulation_figure
+from .figures.run import paging_figure as paging_figure
+from .figures.scales import memory_methods_figure as memory_methods_figure
 from .panels.base import View as View
 from .panels.cost.view import CostView as CostView
 from .panels.distribution import DistributionView as DistributionView

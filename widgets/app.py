@@ -83,7 +83,7 @@ class Workbench(Panel):
         return tuple(view for name in _ENTRIES if isinstance(view := self.__dict__.get(name), View))
 
     def _close_views(self) -> None:
-        """Those too that were asked for and never shown; the panel closes what is inside it."""
+        """Close every view that was built, also those never shown: the panel closes only what is inside it."""
         for view in self.views:
             view.close()
 

@@ -161,8 +161,8 @@ def export(run_dir: Path, folder: str, base: str, dtype: str) -> str:
 
 def config(training: TrainConfig) -> str:
     """A configuration as Python: what differs from the defaults."""
-    told = [f"{f.name}={value!r}" for f in dataclasses.fields(training) if (value := getattr(training, f.name)) != f.default]
-    return f"wb.TrainConfig({', '.join(told)})"
+    given = [f"{f.name}={value!r}" for f in dataclasses.fields(training) if (value := getattr(training, f.name)) != f.default]
+    return f"wb.TrainConfig({', '.join(given)})"
 
 
 def _head(analysis: Analysis, specs: Iterable[QuantSpec] = ()) -> list[str]:
@@ -173,7 +173,7 @@ def _head(analysis: Analysis, specs: Iterable[QuantSpec] = ()) -> list[str]:
 
 
 def _weights(analysis: Analysis, specs: Iterable[QuantSpec]) -> list[str]:
-    """And reading the tensor, as bitsandbytes sees it."""
+    """Opening the model and reading the tensor, as bitsandbytes sees it."""
     name, lines = analysis.tensor.name, _head(analysis, specs)
     if analysis.packed or analysis.tensor.layout != AS_STORED:
         return [*lines, f"x = wb.weights(src, {name!r})"]

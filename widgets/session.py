@@ -1,7 +1,7 @@
 """One model and tensor under analysis, shared by linked views: opened, read and measured off the kernel's thread.
 
-Covers what the views have in common, so that one pass over the weights feeds all of them, and telling how far reading from
-afar is. Computes nothing itself: the numbers are ``workbench``'s. Draws nothing.
+Covers what the views have in common, so that one pass over the weights feeds all of them, and the progress of opening and
+reading. Computes nothing itself: the numbers are ``workbench``'s. Draws nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from widgets.background import recents
 from widgets.background.listeners import Listeners
-from widgets.background.measured import Measured
+from widgets.background.measurements import Measurements
 from widgets.background.pace import Pace, Step
 from widgets.background.tasks import Latest
 from widgets.state import State, Store
@@ -56,7 +56,7 @@ class Analysis:
     """The state it was made for."""
     source: Source
     tensor: TensorInfo
-    measured: Measured
+    measured: Measurements
     """What is known of its weights; gives more when asked."""
     stats: tuple[ErrorStats, ...]
     """One for each of the state's formats."""
@@ -111,7 +111,7 @@ class Session:
         self._wanted: frozenset[str] = frozenset()
         self._refused: Callable[[Exception], None] | None = None
         self._source: Source | None = None
-        self._held: tuple[Source, str, Measured] | None = None
+        self._held: tuple[Source, str, Measurements] | None = None
         self._reads, self._opens = (Pace(self._progress) for _ in range(2))
         self._work = Latest(
             executor,
@@ -201,7 +201,7 @@ class Session:
             self.start()
 
     def on_analysis(self, listener: Callable[[Analysis], None]) -> Callable[[], None]:
-        """Calls ``listener(analysis)`` after each measurement; returns what ends that."""
+        """Calls ``listener(analysis)`` after each measurement; returns a function that ends that."""
         return self._listeners.add(listener)
 
     def on_failure(self, listener: Callable[[Exception], None]) -> Callable[[], None]:
@@ -252,7 +252,7 @@ class Session:
             self._reads.begin(f"Reading {tensor.name}", "bytes", stale)
             moved, look = self._reads.moved, self._reads.look
             read = weights_of(source, tensor.name, tensor.layout, progress=moved, cancelled=look)
-            held = self._held = (source, tensor.name, Measured(as_weights(read)))
+            held = self._held = (source, tensor.name, Measurements(as_weights(read)))
         measured = held[2]
         formats, pair = len(state.formats), self._pair(state)
         self._reads.begin(f"Measuring {tensor.name}", "", stale)
@@ -302,8 +302,8 @@ class Session:
 def _spare_time() -> Executor:
     """The thread on which all sessions look ahead.
 
-    It stays: each thread that comes and goes takes another arena of the C library's allocator, which would keep the most that
-    a session ever had measured ahead, until there are eight arenas a core.
+    It is never ended: each new thread takes another arena of the C library's allocator, up to eight a core, and each arena
+    would keep the most that a session ever measured ahead.
     """
     return ThreadPoolExecutor(1, thread_name_prefix="workbench-ahead")
 

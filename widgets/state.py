@@ -1,6 +1,6 @@
 """What the app shows, as one small value: printable, JSON, and replayable in plain Python.
 
-Covers the value and the store that tells views of its changes. Holds no view code and no arrays.
+Covers the value, and the store that notifies views of changes. Holds no view code and no arrays.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FORGETS: dict[str, dict[str, Any]] = {
     "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
     "tensor": {"block": None, "weight": None}, "block_size": {"block": None, "weight": None}, "block": {"weight": None},
 }  # fmt: skip
-"""What is no longer meant once a field changes."""
+"""The fields that are reset once a field changes, and to what."""
 
 _IN_BLOCKS_OF_64 = (("init_lora_weights", "olora"),)
 """What training cannot do at any other block size: it gives way to a block size chosen in another view."""
@@ -64,7 +64,12 @@ Observer = Callable[["State", frozenset[str]], None]
 
 @dataclass(frozen=True)
 class State:
-    """Everything that decides what is on screen. ``wb.measure(x, state.specs)`` gives the numbers that the views show."""
+    """Everything that decides what is on screen. ``wb.measure(x, state.specs)`` gives the numbers that the views show.
+
+    >>> import widgets
+    >>> [spec.title for spec in widgets.State(formats=("nf4", "fp4"), block_size=128).specs]
+    ['NF4, blocks of 128', 'FP4, blocks of 128']
+    """
 
     model: str = "builtin"
     """What ``wb.open_model`` takes."""
@@ -118,7 +123,7 @@ class State:
     optim: str = "paged_adamw_32bit"
     gradient_checkpointing: bool = True
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The other fields of ``TrainConfig``, those that differ from how they come."""
+    """The other fields of ``TrainConfig``, where they differ from their defaults."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", tuple(self.formats))
@@ -208,14 +213,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _others(config: TrainConfig) -> dict[str, Any]:
-    """What a configuration says of the fields that the state has no name for, where it is not how they come."""
+    """A configuration's fields that the state has no field for, where they differ from their defaults."""
     default = TrainConfig()
     fields = (f.name for f in dataclasses.fields(config) if f.name not in _ELSEWHERE)
     return {name: value for name in fields if (value := getattr(config, name)) != getattr(default, name)}
 
 
 class Store:
-    """The one place that holds the current ``State``; observers are told what changed, after it has."""
+    """The one place that holds the current ``State``; observers are called with what changed, after it has."""
 
     def __init__(self, state: State | None = None) -> None:
         self.value = state or State()
@@ -238,5 +243,5 @@ class Store:
             self._observers(after, changed)
 
     def observe(self, observer: Observer) -> Callable[[], None]:
-        """Has ``observer(state, changed field names)`` called after every change; returns what ends that."""
+        """Calls ``observer(state, changed field names)`` after every change; returns a function that ends that."""
         return self._observers.add(observer)

@@ -28,7 +28,7 @@ PACKAGES = frozenset({
     "transformers",
 })  # fmt: skip
 WATCHING = frozenset({"tests.helpers.live_runs", "tests.helpers.preloaded"})
-"""What tests of live processes are written with."""
+"""The helpers that tests of live processes use."""
 TOOLS = ("hatchling", "hypothesis", "nbval", "pytest", "pytest-xdist", "PyYAML", "tensorboard")
 """What the tests need besides, in the versions of constraints.txt."""
 

@@ -112,7 +112,7 @@ class HubServer:
         return sum(request.sent for request in self.requests)
 
     def add(self, repo: str, folder: Path | dict[str, bytes], **about: Any) -> Repo:
-        """A repository with the files of a folder, or with these."""
+        """Add a repository with the files of a folder, or with these files."""
         files = folder if isinstance(folder, dict) else {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
         made = self.repos[repo] = Repo(files, **about)
         return made
@@ -310,8 +310,8 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= len(data):
             self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
-        told = fault.lie or f"bytes {first}-{last}/{len(data)}"
-        self._answer(206, data[first : last + 1], about | {"Content-Range": told, "Accept-Ranges": "bytes"})
+        content_range = fault.lie or f"bytes {first}-{last}/{len(data)}"
+        self._answer(206, data[first : last + 1], about | {"Content-Range": content_range, "Accept-Ranges": "bytes"})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self._request.status = status

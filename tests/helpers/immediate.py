@@ -1,4 +1,4 @@
-"""``Immediate``: an executor that waits for nothing, so that a test sees what background work came to."""
+"""``Immediate``: an executor that runs work at once, so that a test sees what background work led to."""
 
 from __future__ import annotations
 

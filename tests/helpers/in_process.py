@@ -1,4 +1,4 @@
-"""Training inside the test's own process: the worker's code from start to end, without its life as a process."""
+"""Training inside the test's own process: the worker's code from start to end, without a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL: dict[str, Any] = {
 
 
 def config_of(model: Path, **fields: Any) -> wb.TrainConfig:
-    """Four steps, unless told otherwise."""
+    """Four steps by default."""
     steps = {} if "num_train_epochs" in fields else {"max_steps": 4}
     return wb.TrainConfig(**{"model": str(model), **USUAL, **steps, **fields})
 

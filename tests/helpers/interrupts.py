@@ -8,7 +8,7 @@ import sys
 
 
 def printed_after_interrupt(code: str) -> str:
-    """What the program prints once it was interrupted, which it is after it has printed "ready"."""
+    """What the program prints after the Ctrl-C that it is sent once it has printed "ready"."""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -21,7 +21,7 @@ def first(run: wb.Run, wanted: Callable[[Event], bool], seconds: float = 300) ->
             return event
         if time.monotonic() > until:
             break
-    raise AssertionError(told(run))
+    raise AssertionError(report_of(run))
 
 
 def is_step(n: int, attempt: int = 1) -> Callable[[Event], bool]:
@@ -32,7 +32,7 @@ def until(run: wb.Run, wanted: Callable[[wb.Run], bool], seconds: float = 300) -
     """Waits for a condition on the run, with a bound."""
     end = time.monotonic() + seconds
     while not wanted(run):
-        assert time.monotonic() < end, told(run)
+        assert time.monotonic() < end, report_of(run)
         run.wait(0.02)  # for its end, if that comes sooner
 
 
@@ -45,11 +45,11 @@ def until_gone(run: wb.Run, pid: int | None, seconds: float = 300) -> None:
 def ended(run: wb.Run, state: str, seconds: float = 300) -> wb.RunStatus:
     """The final status; fails with the run's log if it is another one."""
     status = run.wait(seconds)
-    assert status.state == state, told(run)
+    assert status.state == state, report_of(run)
     return status
 
 
-def told(run: wb.Run) -> str:
+def report_of(run: wb.Run) -> str:
     log = run.log.read_text("utf-8") if run.log.exists() else ""
     errors = [event for event in run.events() if event["k"] == "error"]
     return f"{run.status}\n{errors}\n{log}"
@@ -70,7 +70,7 @@ def complete(run: wb.Run) -> list[str]:
 
 
 def sequence_gaps(run: wb.Run) -> list[str]:
-    """Writers and attempts of which an event other than the last is missing: what was flushed, and is lost."""
+    """Writers and attempts with an event missing before their last: it was flushed, and is lost."""
     gaps = []
     for path in sorted(run.dir.glob("events-*.jsonl")):
         numbers: dict[int, list[int]] = {}

@@ -2,7 +2,7 @@
 
 ``launch`` and ``resume`` are the product's own; only where they start ``python -m workbench.training.watch.supervisor``, and
 that ``python -m workbench.training.worker.worker``, a process is forked instead. What only a program started anew can show, as
-a kill while it imports, is ``test_training_runs``' and ``test_training_kills``' part.
+a kill while it imports, is for ``test_runs`` and ``test_kills``.
 
 ``python -m tests.helpers.preloaded`` is the process that forks: a line of JSON in (the run's folder, its environment, what is
 to happen in the worker), a line with the supervisor's pid out.
@@ -32,7 +32,7 @@ from workbench.training.watch import supervisor
 from workbench.training.worker import worker
 
 ENDLESS = 100_000
-"""Steps that no test waits for."""
+"""More steps than any test waits for."""
 PATIENCE = 600.0
 """Seconds that a worker has after it was asked for something: none is needed."""
 
@@ -55,7 +55,7 @@ class Process:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """As ``Popen`` does: nothing once it has ended."""
+        """Like ``Popen``, does nothing once the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -74,7 +74,7 @@ class Forks:
         self._happening: dict[str, Any] = {}
 
     def popen(self, arguments: list[str], **how: Any) -> Process:
-        """In the place of ``subprocess.Popen``."""
+        """Stands in for ``subprocess.Popen``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([arguments[-1], how["env"], self._happening]), file=self._process.stdin, flush=True)
@@ -109,7 +109,7 @@ class _Supervisor(supervisor.Supervisor):
 
 
 def _arrange(folder: RunFolder, phase: str = "", ask: str = "", hang: bool = False, remove: str = "") -> None:
-    """Lets something happen as soon as this worker has told that it enters ``phase``."""
+    """Lets something happen as soon as this worker has recorded that it enters ``phase``."""
     emit = EventWriter.emit
 
     def watching(self: EventWriter, k: str, /, **fields: Any) -> None:
@@ -129,7 +129,7 @@ def _main() -> None:
     from workbench.training.worker import model, optimizers, trainer  # noqa: F401  (what a worker imports)
 
     supervisor.Supervisor = _Supervisor  # type: ignore[misc]
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the supervisors
     for line in sys.stdin:
         root, environment, _Supervisor.happening = json.loads(line)
         if pid := os.fork():

@@ -1,4 +1,4 @@
-"""Where the public names of a package are kept, as its stub says."""
+"""The modules that define a package's public names, read from its stub."""
 
 from __future__ import annotations
 

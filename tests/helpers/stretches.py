@@ -1,4 +1,4 @@
-"""Step times of two ways taken in turns, stretch by stretch, and the ratio between them."""
+"""Step times of two ways of training, taken in alternating stretches, and the ratio between them."""
 
 from __future__ import annotations
 

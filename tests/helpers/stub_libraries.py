@@ -16,8 +16,8 @@ def compile_stub(name: str, target: Path) -> Path:
     """Compiles ``stubs/<name>.c`` into the shared library ``target``; without a compiler a test skips, in CI it fails."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        told = "no C compiler for the stub libraries. Debian and Ubuntu: apt-get install gcc libc6-dev"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(told)
+        message = "no C compiler for the stub libraries. Debian and Ubuntu: apt-get install gcc libc6-dev"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-pthread"]
     done = subprocess.run(
         [*command, "-o", str(target), str(SOURCES / f"{name}.c")], capture_output=True, text=True, check=False

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
-from widgets.panels.train.preview import counts_told
+from widgets.panels.train.preview import counts_summary
 from workbench import DataError, TrainConfig
 from workbench.training import data
 
@@ -194,7 +194,7 @@ def test_a_preview_says_what_the_template_refuses(tmp_path: Path) -> None:
     chats = [chat("one?", "two"), [{"role": "assistant", "content": "welcome"}]]
     path.write_text("".join(json.dumps({"chat": messages}) + "\n" for messages in chats), "utf-8")
     config = TrainConfig(model=str(model), dataset=str(path), messages_column="chat")
-    shown = counts_told(data.preview(config), config)
+    shown = counts_summary(data.preview(config), config)
     assert "1 refused by the chat template" in shown
     assert "row 2" in shown
     assert "roles must alternate" in shown

@@ -19,7 +19,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
-from tests.helpers.live_runs import adapter_bytes, complete, ended, first, is_step, sequence_gaps, told, until, until_gone
+from tests.helpers.live_runs import adapter_bytes, complete, ended, first, is_step, report_of, sequence_gaps, until, until_gone
 from tests.helpers.tiny_model import ROWS, write_tiny_model
 from workbench.training.events import latest_steps
 from workbench.training.folder import steps_of
@@ -70,7 +70,7 @@ def kill_somewhere(run: wb.Run, attempt: int, chance: random.Random) -> str:
         moment = chance.uniform(0, 0.1)  # within a step, or while a checkpoint is written
     run.wait(moment)
     status = run.status
-    assert status.state == "running", told(run)
+    assert status.state == "running", report_of(run)
     assert status.pid is not None
     assert status.worker_pid is not None
     for pid in {"worker": [status.worker_pid], "supervisor": [status.pid], "both": [status.pid, status.worker_pid]}[victim]:

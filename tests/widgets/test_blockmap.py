@@ -76,7 +76,7 @@ def test_the_pointer_is_told_the_worst_block_and_a_click_chooses_it(
     end = block_map.on_select(chosen.append)
     part = values.reshape(ROWS, COLUMNS)[36:48, 7]
     worst = (36 + int(part.argmax())) * COLUMNS + 7
-    ask(block_map, "tell", rows=[36, 48], columns=[7, 8])
+    ask(block_map, "describe", rows=[36, 48], columns=[7, 8])
     row = worst // COLUMNS
     assert not missing(sent[-1][0]["text"], f"row {row}, block 7", f"RMSE {part.max():.4g}", "12 blocks")
     ask(block_map, "pick", rows=[36, 48], columns=[7, 8])
@@ -112,7 +112,7 @@ def test_what_is_not_finite_is_not_hidden_by_its_neighbours() -> None:
     assert cells[-1, -1] == NO_BLOCK, "the last row is short"
     sent: list[Any] = []
     block_map.send = lambda message, buffers=None: sent.append(message)  # type: ignore[method-assign]
-    ask(block_map, "tell", rows=[0, 1], columns=[3, 6])
+    ask(block_map, "describe", rows=[0, 1], columns=[3, 6])
     assert not missing(sent[-1]["text"], "line 0, block 5", "no finite value", "3 blocks")
     block_map.close()
 
@@ -136,7 +136,7 @@ def test_a_question_about_an_earlier_map_is_not_answered(shown: tuple[BlockMap, 
     block_map, sent = shown
     block_map.show(values[:100], 10, name="RMSE", summary="A smaller one.")
     sent.clear()
-    for kind in ("view", "tell", "pick"):
+    for kind in ("view", "describe", "pick"):
         message = {"type": kind, "id": "1", "number": 1, "rows": [4000, 4001], "columns": [0, 1], "height": 9, "width": 9}
         block_map._handle_custom_msg(message, [])
     assert not sent

@@ -71,12 +71,12 @@ def test_each_format_has_a_bar_with_its_interval_beside_its_weight_error(measure
     assert len(rows) == 9
     added, errors = drawn(measured.formats.bars)
     ordered = sorted(rows[1:], key=lambda row: row.relative_rmse)
-    figure = cost.format_costs(rows)["data"]
+    figure = cost.format_costs_figure(rows)["data"]
     np.testing.assert_array_equal(figure[0]["x"], [row.increase for row in ordered])
     np.testing.assert_allclose(figure[0]["x"] - figure[0]["error_x"]["arrayminus"], [r.increase_interval[0] for r in ordered])
     np.testing.assert_array_equal(figure[1]["x"], [row.relative_rmse for row in ordered])
     assert added["y"] == errors["y"]
-    assert f"{rows[0].loss:.4f}" in measured.formats.said.value
+    assert f"{rows[0].loss:.4f}" in measured.formats.summary.value
     assert measured.formats.stream.button.layout.display == "none"
 
 
@@ -86,7 +86,7 @@ def test_the_map_shows_every_module_under_every_field(measured):
     for field, title in COST_FIELDS.items():
         measured.modules.field.value = field
         assert measured.session.store.value.cost_field == field
-        figure = cost.sensitivity(measured.modules.asked.places, rows, field)
+        figure = cost.sensitivity_figure(measured.modules.asked.places, rows, field)
         for row in rows:
             at = measured.modules.asked.places.of[row.name]
             assert figure["data"][1]["z"][at] == pytest.approx(getattr(row, field), rel=1e-6)
@@ -98,7 +98,7 @@ def test_the_map_shows_every_module_under_every_field(measured):
 
 def test_the_output_errors_lie_beside_those_of_the_weights(measured):
     rows = measured.modules.sensitivity.rows
-    figure = cost.output_errors(rows, rows[3].name)
+    figure = cost.output_errors_figure(rows, rows[3].name)
     band, lines = figure["data"][:2], figure["data"][2:]
     assert {line["name"] for line in lines} == {row.kind for row in rows}
     found = {name: y for line in lines for name, y in zip(line["customdata"], line["y"], strict=True)}
@@ -118,7 +118,7 @@ def test_another_view_finds_what_was_measured_and_a_state_brings_it_back(measure
     again = Workbench(state=json.loads(json.dumps(app.state)), executor=Immediate())
     assert again.state == app.state
     assert again.cost.modules.field.value == "output_error"
-    assert again.cost.mix.said.value == app.cost.mix.said.value
+    assert again.cost.mix.summary.value == app.cost.mix.summary.value
     again.close()
 
 
@@ -165,8 +165,8 @@ def test_the_predicted_loss_stands_beside_the_measured_one(measured):
     chosen = measured.mix.mix
     base = measured.modules.sensitivity.loss_16bit
     assert chosen.modules_left_out
-    assert cost.nats(chosen.predicted_loss - base) in measured.mix.said.value
-    assert f"measured to add {cost.nats(chosen.measured_loss - base)}" in measured.mix.said.value
+    assert cost.nats(chosen.predicted_loss - base) in measured.mix.summary.value
+    assert f"measured to add {cost.nats(chosen.measured_loss - base)}" in measured.mix.summary.value
     assert measured.mix.stream.button.layout.display == "none"
     assert [trace["name"] for trace in drawn(measured.mix.curve)][-1] == "this mix, measured"
 

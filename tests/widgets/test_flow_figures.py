@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import workbench as wb
-from widgets.figures.flow import flow, parts
+from widgets.figures.flow import boxes_of, flow_figure
 from workbench.memory.forecast import MemoryLedger
 from workbench.memory.shortlist import PublishedShapes
 from workbench.sources.base import Source
@@ -27,12 +27,12 @@ def ledger(src: Source, **fields: object) -> MemoryLedger:
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_boxes_hold_all_bytes_of_the_forecast_but_casts_and_context(src: Source, method: str) -> None:
     led = ledger(src, method=method)
-    assert sum(part.bytes for part in parts(src, led)) == led.total - led["16-bit casts"] - led["CUDA context"]
+    assert sum(part.bytes for part in boxes_of(src, led)) == led.total - led["16-bit casts"] - led["CUDA context"]
 
 
 def test_what_is_stored_in_what(src: Source) -> None:
     def stored(method: str) -> dict[str, tuple[str, str, str]]:
-        return {part.name: (part.stored, part.computes, part.role) for part in parts(src, ledger(src, method=method))}
+        return {part.name: (part.stored, part.computes, part.role) for part in boxes_of(src, ledger(src, method=method))}
 
     full, lora, qlora = stored("full"), stored("lora"), stored("qlora")
     assert full["linear weights W"] == ("bf16", "bf16", "trained")
@@ -48,7 +48,7 @@ def test_what_is_stored_in_what(src: Source) -> None:
 
 @pytest.mark.parametrize(("method", "ways"), [("full", (5, 5, 2)), ("lora", (6, 6, 2)), ("qlora", (8, 6, 2))])
 def test_arrows_run_between_boxes_forward_backward_and_to_what_is_trained(method: str, ways: tuple[int, int, int]) -> None:
-    figure, told = flow(src := PublishedShapes(MODELS["tied"]), ledger(src, method=method))
+    figure, told = flow_figure(src := PublishedShapes(MODELS["tied"]), ledger(src, method=method))
     colours = [note["arrowcolor"] for note in figure["layout"]["annotations"] if note["showarrow"]]
     lines = {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace.get("name")}
     assert tuple(colours.count(lines[kind]) for kind in ("forward", "backward", "update")) == ways

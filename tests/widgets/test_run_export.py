@@ -49,9 +49,9 @@ def there(part: RunExport) -> bool:
 def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport, run: wb.Run) -> None:
     assert not there(part)
     part.follow(run)
-    part.tell(dataclasses.replace(FINISHED, state="running"))
+    part.update(dataclasses.replace(FINISHED, state="running"))
     assert not there(part)
-    part.tell(FINISHED)
+    part.update(FINISHED)
     assert there(part)
     assert part.folder.value == f"{run.dir}-merged"
     assert [control.description for control in (part.base, part.dtype, part.folder)] == [
@@ -61,7 +61,7 @@ def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport,
 
 def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
     part.follow(run)
-    part.tell(FINISHED)
+    part.update(FINISHED)
     part.folder.value = str(tmp_path / "merged")
     assert part.write.disabled
     part.show.click()
@@ -70,7 +70,7 @@ def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: w
     assert not (tmp_path / "merged").exists()
     errors = wb.merge_errors(run)
     assert part.plot.summary == merge_figure(errors)[1]
-    assert "‖merged − trained‖ / ‖trained‖ in bfloat16, at most" in html.unescape(part.said.value)
+    assert "‖merged − trained‖ / ‖trained‖ in bfloat16, at most" in html.unescape(part.summary.value)
     table = html.unescape(part.table.value)
     assert table.count("<tr>") == 1 + len(errors.rows)
     assert f"<td class=wb-number>{100 * errors.rows[0].requantized:.3f} %</td>" in table
@@ -91,7 +91,7 @@ def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: w
 
 def test_copy_as_code_does_the_same(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
     part.follow(run)
-    part.tell(FINISHED)
+    part.update(FINISHED)
     part.folder.value = str(tmp_path / "copied")
     part.base.value = "original"
     assert "base='original'" in part.copy.code
@@ -102,14 +102,14 @@ def test_copy_as_code_does_the_same(part: RunExport, run: wb.Run, tmp_path: Path
 
 def test_another_run_begins_anew(part: RunExport, run: wb.Run, model: Path, tmp_path: Path) -> None:
     part.follow(run)
-    part.tell(FINISHED)
+    part.update(FINISHED)
     part.show.click()
     config = in_process.config_of(model, method="lora", max_steps=1, max_eval_rows=0)
     lora = in_process.train(config, tmp_path / "lora")
     part.follow(lora)
-    part.tell(FINISHED)
+    part.update(FINISHED)
     assert part.write.disabled
-    assert part.said.value == ""
+    assert part.summary.value == ""
     assert part.base.options == (("the original 16-bit base", "original"),)
     part.show.click()
     part.write.click()

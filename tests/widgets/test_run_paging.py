@@ -14,7 +14,7 @@ from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import TrainingCell
 from widgets.drawing.wire import encode_figure
-from widgets.figures.pager import step_by_step
+from widgets.figures.pager import steps_figure
 from widgets.panels.train.paging import RunPaging
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder, write_json
@@ -72,13 +72,13 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
 ) -> None:
     run = left_by(tmp_path, tight)
     part.follow(run.config)
-    part.tell(wb.paging_truth(run.config, run.events()))
+    part.update(wb.paging_truth(run.config, run.events()))
     assert part.budget.value == tight
     assert part.budget.label.endswith("MB, own")
     simulation = wb.simulate_paging(wb.open_model("builtin"), PAGES, tight)
     to_device, to_host = simulation.per_step[-1].tolist()
     assert to_host > 0
-    drawn = step_by_step(simulation, wb.paging_truth(run.config, run.events()))
+    drawn = steps_figure(simulation, wb.paging_truth(run.config, run.events()))
     assert drawn is not None
     figure, said = drawn
     drawn_as = {t["name"]: (t["type"], t["y"].tolist()) for t in figure["data"]}
@@ -98,7 +98,7 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
 def test_the_budget_can_be_another_and_what_was_measured_stays(part: RunPaging, tight: int, tmp_path: Path) -> None:
     run = left_by(tmp_path, tight)
     part.follow(run.config)
-    part.tell(wb.paging_truth(run.config, run.events()))
+    part.update(wb.paging_truth(run.config, run.events()))
     part.budget.value = part.budget.options[-1][1]
     assert part.measured.summary.endswith("Simulated: 0 B and 0 B.")
     assert "4.00 MB brought" in part.measured.summary
@@ -107,7 +107,7 @@ def test_the_budget_can_be_another_and_what_was_measured_stays(part: RunPaging, 
 def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_path: Path) -> None:
     run = left_by(tmp_path, 80 * 10**9)
     part.follow(run.config)
-    part.tell(wb.paging_truth(run.config, run.events()))
+    part.update(wb.paging_truth(run.config, run.events()))
     assert part.budget.options[-1] == ("80.00 GB, own", 80 * 10**9)
     assert part.budget.value == 80 * 10**9
 
@@ -122,12 +122,12 @@ def test_a_run_that_is_picked_up_shows_it_in_the_training_panel(tight: int, tmp_
 def test_where_nobody_could_see_pages_move_nothing_is_drawn(part: RunPaging, tight: int, tmp_path: Path) -> None:
     run = left_by(tmp_path, tight, cupti=False)
     part.follow(run.config)
-    part.tell(wb.paging_truth(run.config, run.events()))
+    part.update(wb.paging_truth(run.config, run.events()))
     assert part.measured.layout.display == "none"
     assert "insufficient privileges" in html.unescape(part._table.value)
     seen = left_by(tmp_path / "another", tight)
     part.follow(seen.config)
-    part.tell(wb.paging_truth(seen.config, seen.events()))
+    part.update(wb.paging_truth(seen.config, seen.events()))
     assert part.measured.layout.display == ""
     part.follow(run.config)
     assert part.measured.layout.display == "none", "that was another run's"

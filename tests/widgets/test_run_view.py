@@ -13,7 +13,7 @@ import workbench as wb
 from tests.helpers.texts import missing, quantities
 from widgets.drawing.wire import encode_figure
 from widgets.figures import run, run_memory
-from widgets.figures.pager import beside, simulated, truth_table
+from widgets.figures.pager import comparison_table, simulation_figure, truth_table
 from widgets.panels.train.receipt import bars, hows, receipt_table
 from widgets.panels.train.words import duration, from_here, log, tail
 from workbench.training.results.history import BARS, POINTS, RunHistory, page_view, thin, why_no_gpu_paging
@@ -65,7 +65,7 @@ def test_a_step_taken_again_after_a_resume_counts_as_it_was_the_last_time() -> N
 def test_a_loss_that_is_not_a_number_is_a_gap() -> None:
     _, loss = fed(step(1, 1), step(2, 2, loss=None)).step_curve("loss")
     assert np.isnan(loss[1])
-    assert "Training loss" in run.loss(fed(step(1, 1), step(2, 2, loss=None)))[1]
+    assert "Training loss" in run.loss_figure(fed(step(1, 1), step(2, 2, loss=None)))[1]
 
 
 @pytest.mark.parametrize("n", [0, 1, POINTS, POINTS + 1, 3 * POINTS + 7, 200_001])
@@ -99,7 +99,7 @@ def test_host_faults_are_counted_over_time_and_never_called_gpu_paging() -> None
     x, sums = history.bars(("host faults", "minor"))
     assert len(x) <= BARS + 1
     assert sums.sum() == 50_000
-    figure, said = run.paging(history)
+    figure, said = run.paging_figure(history)
     assert figure["layout"]["title"]["text"] == "Host page faults (OS), not GPU paging"
     assert "50,000 minor faults" in said
     assert page_view(history) == "host"
@@ -116,7 +116,7 @@ def test_on_a_gpu_migrations_and_requests_are_told_apart() -> None:
         event("prefetch_req", 1, name="optimizer", bytes=5_000_000, count=2),
         event("page", 1, source="host faults", direction="fault", bytes=None, count=9, cause="minor", start=0, end=SECOND),
     )
-    figure, _ = run.paging(history)
+    figure, _ = run.paging_figure(history)
     named = {trace["name"]: float(trace["y"].sum()) for trace in figure["data"]}
     assert named == {"migrated host → GPU (CUPTI)": 3.0, "requested by prefetch, not a migration": 5.0}
     assert figure["layout"]["title"]["text"] == "GPU paging"
@@ -133,7 +133,7 @@ def test_memory_of_a_cpu_run_is_stacked_by_category_on_what_the_libraries_take_w
     outside = event("sample", 4, source="supervisor", rss=501e6)
     forecast = event("forecast", 2, rows=[{"category": "4-bit weights", "bytes": 100_000_000}, {"bytes": 20_000_000}])
     history = fed(*sorted([LIBRARIES, forecast, load, attach, *samples, outside], key=lambda e: e["t"]))
-    figure, said = run_memory.memory(history, host=16_000_000_000)
+    figure, said = run_memory.memory_figure(history, host=16_000_000_000)
     stacked = {trace["name"]: trace["y"].tolist() for trace in figure["data"] if "stackgroup" in trace}
     assert stacked == {
         "base model": [0, 0, 30, 30], "scales of the 4-bit weights": [0, 0, 1, 0], "adapters": [0, 0, 0, 5],
@@ -150,7 +150,7 @@ def test_memory_of_a_gpu_adds_up_to_what_nvml_tells() -> None:
     history = fed(
         event("sample", 1, source="worker", rss=5e8, allocated=2e9, reserved=3e9, nvml_used=4.5e9, nvml_total=16e9, managed=1e9)
     )
-    figure, said = run_memory.memory(history)
+    figure, said = run_memory.memory_figure(history)
     assert [float(trace["y"][0]) for trace in figure["data"]] == [2.0, 1.0, 1.5, 1.0]
     assert [trace.get("stackgroup") for trace in figure["data"]] == ["held", "held", "held", None], "managed: wherever it lies"
     assert not missing(said, "the GPU: 16.00 GB", "above the picture")
@@ -161,7 +161,7 @@ def test_a_long_stack_is_thinned_as_one() -> None:
     n = 4 * POINTS
     history = fed(LIBRARIES, *(event("sample", 3 + i / 8, source="worker", rss=5e8 + i % 7) for i in range(n)))
     history.feed([event("memory", 9, moment="load", held={"4-bit weights": 5e7})])
-    base, rest = run_memory.memory(history)[0]["data"]
+    base, rest = run_memory.memory_figure(history)[0]["data"]
     assert len(base["x"]) == len(rest["y"]) <= POINTS
     assert (base["x"] == rest["x"]).all()
 
@@ -174,7 +174,7 @@ def test_each_steps_batch_stands_beside_its_memory_peak() -> None:
         event("sample", 3, source="worker", rss=400e6), event("sample", 5, source="worker", rss=300e6), batch(1, 40, 6),
         event("sample", 15, source="worker", rss=700e6), batch(2, 120, 90), batch(3, 30, 0),
     )  # fmt: skip
-    figure, said = run_memory.batches(history)
+    figure, said = run_memory.batches_figure(history)
     peak, padded, longest = figure["data"]
     assert (peak["x"].tolist(), peak["y"].tolist()) == ([1, 2], [400, 700]), "a step without a sample of its own has no peak"
     assert (longest["y"].tolist(), padded["y"].tolist()) == ([40, 120, 30], [6, 90, 0])
@@ -193,13 +193,13 @@ def test_speed_and_the_time_left_follow_the_last_steps() -> None:
 
 def test_paging_bars_have_a_mark_for_every_step() -> None:
     steps = [step(n, n) for n in range(1, 1001)]
-    figure, _ = run.paging(fed(CPU_HELLO, *steps))
+    figure, _ = run.paging_figure(fed(CPU_HELLO, *steps))
     marks = figure["data"][-1]
     assert (marks["name"], len(marks["x"])) == ("end of a step, every 3 steps", 333)
 
 
 def test_earlier_runs_lie_over_the_loss_with_names_that_cannot_be_markup() -> None:
-    figure, said = run.loss(fed(step(1, 1)), beside={"<b>old</b>": fed(step(1, 1, loss=3.0), step(2, 2, loss=2.5))})
+    figure, said = run.loss_figure(fed(step(1, 1)), beside={"<b>old</b>": fed(step(1, 1, loss=3.0), step(2, 2, loss=2.5))})
     assert [trace["name"] for trace in figure["data"]] == ["training", "&lt;b&gt;old&lt;/b&gt;"]
     assert figure["data"][1]["y"].tolist() == [3.0, 2.5]
     assert "Beside it 1 earlier run" in said
@@ -215,14 +215,14 @@ def test_phases_nest_and_an_open_one_tells_where_the_run_is() -> None:
     assert [(phase.name, phase.depth, phase.end) for phase in history.phases] == [
         ("train", 0, None), ("save", 1, 2.0), ("<i>odd</i>", 1, None),
     ]  # fmt: skip
-    figure, _ = run.phases(history)
+    figure, _ = run.phases_figure(history)
     assert "<i>" not in json.dumps([figure["data"][0]["text"], figure["data"][0]["customdata"]])
 
 
 def test_every_figure_of_an_empty_run_can_be_drawn() -> None:
     drawings = (
-        run.loss, run.gradient_norm, run.learning_rate, run.speed, run.paging,
-        run.phases, run_memory.memory, run_memory.batches,
+        run.loss_figure, run.gradient_norm_figure, run.learning_rate_figure, run.speed_figure, run.paging_figure,
+        run.phases_figure, run_memory.memory_figure, run_memory.batches_figure,
     )  # fmt: skip
     for drawing in drawings:
         figure, said = drawing(RunHistory())
@@ -288,7 +288,7 @@ def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() 
     source, config = wb.open_model("builtin"), wb.TrainConfig(per_device_train_batch_size=2, max_length=128)
     enough = wb.simulate_paging(source, config, "T4 16 GB", managed="everything").enough
     simulation = wb.simulate_paging(source, config, enough - 20_000_000, managed="everything")
-    figure, said = simulated(simulation)
+    figure, said = simulation_figure(simulation)
     assert figure["layout"]["title"]["text"].startswith("Simulated")
     assert said == simulation.told
     [line] = figure["layout"]["shapes"]
@@ -305,8 +305,8 @@ def test_measured_steps_stand_beside_the_simulation_where_anybody_saw_them() -> 
     hello = event("hello", 0, device="a GPU", capabilities={"cupti": {"works": True, "why": ""}})
     page = event("page", 1, source="cupti", direction="h2d", bytes=3_000_000, count=1, cause="", start=SECOND, end=SECOND)
     seen = wb.paging_truth(wb.TrainConfig(), [hello, page, step(1, 2)])
-    assert "3.00 MB" in beside(simulation, seen)
+    assert "3.00 MB" in comparison_table(simulation, seen)
     assert "3.00 MB" in truth_table(seen)
     unseen = wb.paging_truth(wb.TrainConfig(), [CPU_HELLO, step(1, 2)])
     assert "not known" in truth_table(unseen)
-    assert "3.00 MB" not in beside(simulation, unseen)
+    assert "3.00 MB" not in comparison_table(simulation, unseen)

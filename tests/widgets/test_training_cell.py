@@ -269,7 +269,7 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert "Receipt of the run's memory" in html.unescape(again.view.receipt._table.value)
     assert "are not explained" in again.view.receipt.plot.summary
     assert "evicted" in again.view.paging._table.value
-    assert "There is no CUDA device" in again.view.paging._told.value
+    assert "There is no CUDA device" in again.view.paging._summary.value
 
     # Chosen in the list it is compared, has a picture of its own where no run is on show, and can be attached to.
     other = cell(executor=Immediate())

@@ -138,7 +138,7 @@ def test_every_figure_is_one_that_plotly_accepts(session):
         scale_figures.scale_overhead(scales.doubled.spec),
         scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
         scale_figures.nested_codes(scales.nested),
-        scale_figures.memory_methods(ledgers, GPUS["T4 16 GB"]),
+        scale_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
         blocks.block_distribution(analysis.stats, "block_max"),
         blocks.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
     ):
@@ -156,10 +156,10 @@ def test_a_block_chosen_on_the_map_is_inspected(session):
     size = lead.spec.block_size
     weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
     assert f"{weights[0]:.6g}" in view.inspector.table.value
-    assert f"absmax {np.abs(weights).max():.6g}" in view.inspector.told.value
+    assert f"absmax {np.abs(weights).max():.6g}" in view.inspector.summary.value
     error = weights - wb.quantize(weights, lead.spec).dequantize()
     assert f"{error[5]:+.3e}" in view.inspector.table.value
-    assert f"largest error {np.abs(error).max():.3e}" in view.inspector.told.value
+    assert f"largest error {np.abs(error).max():.3e}" in view.inspector.summary.value
     view.inspector.worst.click()
     assert view.inspector.number.value == int(np.argmax(lead.block_rmse)) == view.list.options[0][1] == view.list.value
     view.list.index = 3

@@ -82,7 +82,7 @@ def test_the_map_has_a_cell_for_each_tensor_with_what_the_survey_says(app):
         figure = model.model_map(places, app.map.rows, field)
         for name, (row, column) in places.of.items():
             assert figure["data"][1]["z"][row, column] == pytest.approx(table[field][name], rel=1e-6)
-    assert "42 of 42 tensors" in app.map.told.value
+    assert "42 of 42 tensors" in app.map.summary.value
     assert app.map.start.layout.display == "none"
 
 
@@ -183,7 +183,7 @@ def test_rows_appear_while_the_survey_goes_on_and_it_can_be_cancelled_and_gone_o
         if "3 of 12" in change["new"]:
             view.work.cancel()
 
-    view.told.observe(watch, "value")
+    view.summary.observe(watch, "value")
     later.run()
     assert "1 of 12" in seen[0]
     assert "3 of 12" in seen[-1]
@@ -224,7 +224,7 @@ class Broken(LocalSource):
 
 def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path):
     view = ModelMapView(Broken(Path(folder(tmp_path / "m", layers(1)))), executor=Immediate())
-    assert "1 could not be measured" in view.told.value
+    assert "1 could not be measured" in view.summary.value
     text = view.map._state["content"]["data"][1]["text"]
     assert any("The &lt;disk&gt; is gone." in cell for cell in text[0])
     assert len(view.list.options) == 3
@@ -244,7 +244,7 @@ def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_p
     view = FormatsView(path, executor=Immediate())
     view.scope.value = "model"
     assert view.duel is None
-    assert "press Compare" in view.told.value
+    assert "press Compare" in view.summary.value
     view.start.click()
     assert len(view.duel.measured.rows) == 8
     assert view.start.layout.display == "none"
@@ -282,7 +282,7 @@ def test_a_large_tensor_is_compared_on_a_sample_that_is_said(monkeypatch):
     monkeypatch.setattr(formats_panel, "MOST", 1 << 16)
     view = FormatsView("builtin", executor=Immediate())
     assert view.duel.measured.sampled == pytest.approx(1 / 3, rel=0.1)
-    assert "measured on a sample of 3" in view.told.value
+    assert "measured on a sample of 3" in view.summary.value
     assert "sample=0.333" in view.copy.code
     view.close()
 
@@ -292,7 +292,7 @@ def test_outliers_are_counted_later_and_again_on_request(later):
     view = DistributionView(session=session)
     session.start()
     later.run()
-    assert "NF4, blocks of 64…" in view.tails_told.value
+    assert "NF4, blocks of 64…" in view.tails_summary.value
     view.work.cancel()
     assert view.count.layout.display == ""
     later.run()
@@ -333,7 +333,7 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     view.targets.value = ("q_proj", "v_proj")
     assert view.session.store.value.target_modules == ("q_proj", "v_proj")
     assert 0 < wb.forecast(view.session.source, view.config)["adapters"] < every
-    assert not missing(view.stays_told.value, "14 tensors", "4.21 MB")
+    assert not missing(view.stays_summary.value, "14 tensors", "4.21 MB")
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing

@@ -1,1 +1,1 @@
-"""Work off the page's thread: tasks, progress, and what is known from before, measurements and models opened last."""
+"""Work off the kernel's thread: tasks and their progress, measurements that are kept, and the models opened last."""

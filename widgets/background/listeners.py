@@ -1,4 +1,4 @@
-"""Who is told of a change: the one way in which views and state hear of each other."""
+"""Listeners: the one way in which views and state hear of each other's changes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 class Listeners:
-    """Functions that are called, in the order in which they came, with whatever this is called with."""
+    """Calling this calls each function that was added, in order and with the same arguments."""
 
     def __init__(self) -> None:
         self._all: list[Callable[..., None]] = []
 
     def add(self, listener: Callable[..., None]) -> Callable[[], None]:
-        """Has ``listener`` called from now on; returns what ends that, which may be called twice."""
+        """Calls ``listener`` from now on; returns a function that ends that, and may be called twice."""
         self._all.append(listener)
 
         def end() -> None:
@@ -27,6 +27,6 @@ class Listeners:
         self._all.clear()
 
     def __call__(self, *values: Any) -> None:
-        """Tells all who listened when this began."""
+        """Calls every listener that was there when the call began."""
         for listener in tuple(self._all):
             listener(*values)

@@ -1,4 +1,4 @@
-"""How far work is: from the thread that does it to the UI, not too early and not too often. Shows nothing itself."""
+"""Progress on its way from the working thread to the UI, not too early and not too often. Shows nothing itself."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Pace:
         self._next = 0.0
 
     def begin(self, what: str, unit: str, stale: Callable[[], bool]) -> None:
-        """Another piece of work begins; ``stale`` says when nobody wants it any longer."""
+        """Another piece of work begins; ``stale()`` turns true once its result is no longer wanted."""
         self._step, self._stale = Step(what, 0, 0, unit), stale
         self._next = time.monotonic() + self._patience
 
     def moved(self, done: int, total: int) -> None:
-        """What ``Source.read`` and ``open_model`` call ``progress``."""
+        """To be passed as ``progress`` to ``Source.read`` and ``open_model``."""
         self._step = Step(self._step.what, done, total, self._step.unit)
         self.look()
 
     def look(self) -> bool:
-        """What they call ``cancelled``: shows the last step if it is time, and says whether the work is stale."""
+        """To be passed to them as ``cancelled``: shows the last step if it is time; returns whether the work is stale."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _EVERY

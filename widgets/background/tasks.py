@@ -60,10 +60,10 @@ def _event_loop() -> Any:
 
 
 def at_once(*widgets: Any) -> None:
-    """Have what the page sends to these widgets handled even while a cell is busy, where the front end has subshells.
+    """Handle what the page sends to these widgets even while a cell is busy, where the front end has subshells.
 
-    Callbacks then run on another thread, under ``UI`` if they are guarded. Only for controls that mean the same whatever others
-    say at the time: theirs may still be waiting for the cell.
+    Callbacks then run on another thread, under ``UI`` if they are guarded. Only for controls whose meaning does not depend on
+    other controls: what those sent may still be waiting for the cell.
     """
     for widget in widgets:
         if widget.comm is not None:
@@ -71,10 +71,10 @@ def at_once(*widgets: Any) -> None:
 
 
 def under_ui(change: Callable[[], None], wanted: Callable[[], bool], *, patient: bool = True) -> bool:
-    """Call ``change()`` under ``UI`` if it is ``wanted()`` then; whether it was called.
+    """Call ``change()`` under ``UI`` if it is ``wanted()`` then; returns whether it was called.
 
-    The lock is waited for only as long as there is a reason to: what ends the work may hold it and wait for the thread. If it
-    is not ``patient``, it waits for a moment at most.
+    It waits for the lock only while the change is wanted: what ends the work may hold the lock and wait for this thread. If not
+    ``patient``, it waits for a moment at most.
     """
     while wanted():
         if UI.acquire(timeout=0.05):
@@ -155,7 +155,7 @@ class Latest:
         return lambda: self._overtaken(generation)
 
     def rest(self, seconds: float) -> bool:
-        """From within a request: wait so long for a newer one; whether this one still counts."""
+        """From within a request: wait this long for a newer one; returns whether this one still counts."""
         generation = getattr(self._running, "generation", self._newest)
         with self._changed:
             return not self._changed.wait_for(lambda: self._overtaken(generation), seconds)
@@ -177,7 +177,7 @@ class Latest:
             futures = set(self._futures)
         if self._own is not None:
             self._own.shutdown(wait=False, cancel_futures=True)
-        going = [future for future in futures if not future.cancel()]  # what waits in a shared queue does not come to its turn
+        going = [future for future in futures if not future.cancel()]  # one still waiting in a shared queue need not run
         if not hasattr(self._running, "generation"):  # else the request under way is what closes us
             wait(going, timeout)
 
@@ -292,7 +292,7 @@ class Ticker:
         self._deliver(apply)
 
 
-class Place(Protocol):
+class ErrorDisplay(Protocol):
     """Where a panel shows what went wrong: ``controls.message.Message``."""
 
     def clear(self) -> None:
@@ -302,7 +302,7 @@ class Place(Protocol):
         """Show what was wrong."""
 
 
-def guard(message: Place, controls: Iterable[Any] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def guard(message: ErrorDisplay, controls: Iterable[Any] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """A decorator for widget callbacks: an exception shows in ``message`` and every one of ``controls`` is enabled again.
 
     The callback runs under ``UI``. A message from before is cleared when the callback starts.

@@ -1,6 +1,6 @@
 """Long work of one view: the newest request wins, progress shows after half a second, and it can be cancelled.
 
-Joins ``tasks.Latest`` with ``progress.Pace``, for what a view computes besides the session's analysis. Does no work itself.
+Joins ``tasks.Latest`` with ``pace.Pace``, for what a view computes besides the session's analysis. Does no work itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Work:
     """``submit`` runs a function of (progress, cancelled) off the kernel's thread and hands its result to ``apply``.
 
     ``apply``, ``failed`` and the listeners of ``on_progress`` are called under ``UI``; ``failed`` also gets what ``apply``
-    raises. What a request that is still running has found so far goes through ``partly``.
+    raises. A request that is still running hands over what it has so far through ``partly``.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Work:
         self._latest.submit(self._run, what, unit, work)
 
     def partly(self, apply: Callable[[], None]) -> None:
-        """From within a request: have ``apply()`` called under ``UI`` unless the request has become stale."""
+        """From within a request: call ``apply()`` under ``UI``, unless the request has become stale."""
         stale = self._latest.staleness()
         self._deliver(lambda: under_ui(apply, lambda: not stale()))
 

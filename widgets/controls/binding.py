@@ -1,4 +1,4 @@
-"""Controls that the program writes as well as the reader: bound to the state both ways, or written without a callback."""
+"""Controls that both the reader and the program set: bound to the state both ways, or set without a callback."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import UI, Place, guard
+from widgets.background.tasks import UI, ErrorDisplay, guard
 from widgets.state import State, Store
 
 
 class Quiet:
-    """``with quiet:`` what is written into controls is no choice of the reader's, and calls nothing."""
+    """Inside ``with quiet:`` the program sets controls without calling the callbacks of ``on_change``."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -24,12 +24,12 @@ class Quiet:
         self._depth -= 1
 
     def on_change(self, control: Any, callback: Callable[[Any], object]) -> None:
-        """Have ``callback(value)`` called for every other value that ``control`` takes."""
+        """Call ``callback(value)`` whenever ``control`` takes another value, except inside ``with quiet:``."""
         control.observe(lambda change: None if self._depth else callback(change["new"]), "value")
 
 
-def bind(control: Any, store: Store, field: str, message: Place) -> None:
-    """``control`` and a field of the state say the same, whichever of them changes, until the control is closed.
+def bind(control: Any, store: Store, field: str, message: ErrorDisplay) -> None:
+    """Keep ``control`` and a field of the state equal, whichever of them changes, until the control is closed.
 
     Where the state refuses what the reader chose, ``message`` says why.
     """
@@ -47,7 +47,7 @@ def bind(control: Any, store: Store, field: str, message: Place) -> None:
 
 
 class Ranking(ipywidgets.Select):
-    """A list beside a map, for those who do not point; ``chosen(value)`` is called for the line that the reader chooses."""
+    """A list beside a map, for use without a pointer; ``chosen(value)`` is called for the line that the reader chooses."""
 
     def __init__(self, description: str, rows: int, chosen: Callable[[Any], object]) -> None:
         super().__init__(description=description, rows=rows)

@@ -17,7 +17,7 @@ _CUT = 48
 
 
 class Breadcrumb(ipywidgets.HBox):
-    """The way down that a session's state describes. A level that the state leaves open is called the worst."""
+    """The path that a session's state describes; a level that the state leaves open is labelled the worst."""
 
     def __init__(self, session: Session, message: Message) -> None:
         self._session = session
@@ -38,7 +38,7 @@ class Breadcrumb(ipywidgets.HBox):
         self._show(session.store.value)
 
     def close(self) -> None:
-        """Follow the session no longer; the panel around it frees the widgets."""
+        """Stop following the session; the panel around it frees the widgets."""
         while self._endings:
             self._endings.pop()()
         super().close()
@@ -78,6 +78,6 @@ class Breadcrumb(ipywidgets.HBox):
 
 
 def _label(button: Any, text: str, tooltip: str) -> None:
-    """The end of a long name tells more than its beginning."""
+    """Label a button; of a long name the end is kept, since beginnings are often alike."""
     button.description = text if len(text) <= _CUT else f"…{text[-_CUT:]}"
     button.tooltip = f"{tooltip}: {text}"

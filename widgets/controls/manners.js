@@ -1,6 +1,6 @@
 // @ts-check
-// What every panel does the same way: plain keys stay in the panel, folds open and close, and what ipywidgets leaves out of the
-// accessible names is put there: slider handles, wrong fields.
+// What every panel does alike: plain keys stay in the panel, folds open and close, and accessible names that ipywidgets leaves
+// out are added: slider handles, wrong fields.
 
 /** Keys pressed in a panel are not the notebook's shortcuts; Escape still leaves to the notebook, and Tab keeps its default. */
 function keepKeys(event) {
@@ -22,13 +22,13 @@ function nameHandles(panel) {
 function toggle(event) {
   const title = event.target.closest(".wb-fold-title");
   const fold = title?.closest(".wb-fold");
-  if (!fold || event.defaultPrevented) return; // a panel inside a panel has been asked before
+  if (!fold || event.defaultPrevented) return; // a panel inside this one has handled it
   event.preventDefault();
   fold.classList.toggle("wb-open");
-  tellFolds(fold.parentElement);
+  markFolds(fold.parentElement);
 }
 
-function tellFolds(within) {
+function markFolds(within) {
   for (const title of within.querySelectorAll(".wb-fold-title")) {
     const open = String(title.closest(".wb-fold")?.matches(".wb-open, .wb-faulty") ?? false);
     if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);
@@ -44,7 +44,7 @@ export default {
   render({ el }) {
     el.classList.add("wb-manners");
     let frame, panel;
-    const observer = new MutationObserver(() => (nameHandles(panel), tellFolds(panel)));
+    const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
       if (!panel) return void (frame = requestAnimationFrame(settle)); // the view is not in its panel yet

@@ -1,4 +1,4 @@
-"""What takes longer than half a second shows how far it is, and can be cancelled: ``ProgressRow``. Does no work itself."""
+"""``ProgressRow``: how far long work is, shown after half a second, with a button to cancel it. Does no work itself."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from workbench.text import amount
 
 
 class Awaited(Protocol):
-    """What takes long: a session, or the work of one view."""
+    """Work that may take long: a session's, or that of one view."""
 
     def on_progress(self, listener: Callable[[Step | None], None]) -> Callable[[], None]:
-        """Has ``listener`` told each step, and None at the end."""
+        """Calls ``listener`` with each step, and with None at the end."""
 
     def cancel(self) -> None:
-        """Gives it up."""
+        """Gives the work up."""
 
 
 class ProgressRow(ipywidgets.HBox):
-    """A sentence, a bar and a Cancel button for what is waited for; takes no room while that is nothing."""
+    """A sentence, a bar and a Cancel button for work under way; takes no room while there is none."""
 
     def __init__(self, awaited: Awaited) -> None:
         self.bar = ipywidgets.HTML()
@@ -47,7 +47,7 @@ class ProgressRow(ipywidgets.HBox):
         self.bar.value = f'{note}<progress aria-label="{what}"{share}></progress>'
 
     def close(self) -> None:
-        """Follow the session no longer; the panel around it frees the widgets."""
+        """Stop following the work; the panel around it frees the widgets."""
         self._end()
         super().close()
 

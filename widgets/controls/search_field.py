@@ -21,11 +21,11 @@ class Suggestion:
     """One line of the list."""
 
     value: str
-    """What the field says when it is chosen."""
+    """What the field contains once it is chosen."""
     note: str = ""
     """What it is, in a few words."""
     group: str = ""
-    """The heading that it stands under, with the others before and after it that name the same."""
+    """The heading that it stands under, together with its neighbours of the same group."""
     final: bool = True
     """Whether choosing it is the end: False for a folder on the way to others."""
 
@@ -33,7 +33,7 @@ class Suggestion:
 class SearchField(anywidget.AnyWidget):
     """The field. ``value`` follows what is typed, letter by letter; ``offer`` puts suggestions below it.
 
-    Enter, or choosing a suggestion that is final, calls what ``on_chosen`` was given.
+    Enter, or choosing a suggestion that is final, calls the callbacks of ``on_chosen``.
     """
 
     _esm = script("drawing/element.js", "controls/search_field.js")
@@ -59,11 +59,11 @@ class SearchField(anywidget.AnyWidget):
             self.status = status
 
     def on_chosen(self, callback: Callable[[], None]) -> None:
-        """Have ``callback()`` called when ``value`` is what the reader wants."""
+        """Call ``callback()`` once the reader has settled on ``value``."""
         self._chosen.append(callback)
 
     def close(self) -> None:
-        """Forget who listens, and free the field: anywidget keeps hold of its widgets, and must not keep the panel too."""
+        """Forget the callbacks and free the field: anywidget keeps its widgets alive, which must not keep the panel alive."""
         self._chosen.clear()
         self.unobserve_all()
         super().close()

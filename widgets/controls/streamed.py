@@ -1,7 +1,7 @@
-"""Long work of a part of a view that begins with a button: shown as it comes, cancelled, and gone on with.
+"""Long work that a button starts in a part of a view: shown as results come, it can be cancelled and continued.
 
-Covers the button, what it says that a press will cost, progress, and handing results over while there are more to come. What
-is computed and how it is shown is the part's own.
+Covers the button, what a press of it will cost, progress, and showing results while there are more to come. What is computed
+and how it is shown is the part's own.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EVERY = 0.25
 """Seconds between two drawings while results come in."""
 
 Made = Callable[[Progress, Cancelled], Iterable[Any]]
-"""From (progress, cancelled) to results as they finish, in the way of ``wb.survey``."""
+"""Called with (progress, cancelled); iterating what it returns gives results as they finish, as with ``wb.survey``."""
 
 
 class Streamed:
-    """A button that has ``begin`` called; ``follow``, called there, iterates what is made off the kernel's thread.
+    """A button that calls ``begin``, which calls ``follow``, which iterates the results off the kernel's thread.
 
-    ``show(results)`` gets them so far, under ``UI``, now and then and at the end; ``ended()`` is called once nothing runs any
-    longer, however that came. ``widget`` holds the button, what it will cost, and the progress.
+    ``show(results)`` is called under ``UI`` with the results so far, now and then and at the end; ``ended()`` once nothing runs
+    any longer, for whatever reason. ``widget`` holds the button, what a press will cost, and the progress.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Streamed:
         self.work = Work(executor, self._show, message.error)
         self._ended = ended
         self.rivals: tuple[Streamed, ...] = ()
-        """Whose buttons are out of reach while this is under way."""
+        """Their buttons are disabled while this work is under way."""
         self.work.on_progress(lambda step: self._end() if step is None else None)
         self.button, self.cost = ipywidgets.Button(button_style=style), note()
         self.button.on_click(guard(message)(lambda _: begin()))
@@ -61,7 +61,7 @@ class Streamed:
         return self.work.busy
 
     def offer(self, label: str, cost: str) -> None:
-        """What the button says and what a press will cost; an empty label where there is nothing to begin."""
+        """Label the button and say what a press will cost; an empty label hides both."""
         self.button.description = label or self.button.description
         self.button.layout.display = "" if label and not self.busy else "none"
         set_note(self.cost, cost if label and not self.busy else "")

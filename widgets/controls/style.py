@@ -43,7 +43,7 @@ class Panel(notebook.Noted, ipywidgets.VBox):
         self.add_class("wb-panel")
 
     def when_closed(self, ending: Callable[[], None]) -> None:
-        """Have ``ending()`` called once when the panel closes: stop a thread, drop an observer."""
+        """Call ``ending()`` once when the panel closes: stop a thread, drop an observer."""
         self._endings.append(ending)
 
     def close(self) -> None:
@@ -104,23 +104,23 @@ def grid(*children: Any) -> ipywidgets.Box:
 
 
 def choice(description: str, titles: Mapping[str, str]) -> ipywidgets.Dropdown:
-    """A choice among the keys of ``titles``, by what these say."""
+    """A choice among the keys of ``titles``, each shown by its title."""
     return ipywidgets.Dropdown(description=description, options=[(title, name) for name, title in titles.items()])
 
 
-def fold(title: str, *children: Any, said: str = "") -> ipywidgets.Box:
-    """What a reader opens on demand: a button, and ``children`` below it; ``set_fold`` changes what the title line says."""
+def fold(title: str, *children: Any, subtitle: str = "") -> ipywidgets.Box:
+    """What a reader opens on demand: a button, and ``children`` below it; ``set_fold`` changes the title line."""
     inner = children[0] if len(children) == 1 else column(*children)
     box = _box("wb-fold", (ipywidgets.HTML(), inner))
-    set_fold(box, title, said)
+    set_fold(box, title, subtitle)
     return box
 
 
-def set_fold(box: ipywidgets.Box, title: str, said: str = "", *, wrong: bool = False) -> None:
-    """The title line of a fold, what it quietly says beside it, and whether it has to stay open."""
+def set_fold(box: ipywidgets.Box, title: str, subtitle: str = "", *, wrong: bool = False) -> None:
+    """Set a fold's title, the quieter subtitle beside it, and whether it stays open because something in it is wrong."""
     box.children[0].value = (
         f'<button type="button" class="wb-fold-title" aria-expanded="false"><span>{html.escape(title)}</span>'
-        f"<small>{html.escape(said)}</small></button>"
+        f"<small>{html.escape(subtitle)}</small></button>"
     )
     (box.add_class if wrong else box.remove_class)("wb-faulty")
 

@@ -25,7 +25,7 @@ _FITS = f"Forecast to fit a free GPU ({GPU}; QLoRA, {ROWS} row of {TOKENS} token
 
 
 class Suggestions:
-    """Keeps a field's suggestions current. ``present`` says which model is open: its name in the field is no search."""
+    """Keeps a field's suggestions current. ``present()`` is the open model's name, which is not searched for."""
 
     def __init__(self, field: SearchField, present: Callable[[], str], executor: Executor | None = None) -> None:
         self._field, self._present = field, present

@@ -136,7 +136,7 @@ function received(state, message, buffers) {
       Object.assign(view, { asked: null, answered: key });
       if (message.view) view.detail = { ...message.view, number, cells: bytesAt(buffers[0]) };
       schedule(view);
-    } else if (message.type === "told" && message.id === view.telling) {
+    } else if (message.type === "described" && message.id === view.describing) {
       if (view.hovering) showTip(view, message.text);
       else say(view, message.text);
     }
@@ -145,19 +145,19 @@ function received(state, message, buffers) {
 
 const bytesAt = ({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength);
 
-/** Have Python tell of the worst block in a cell; the answer goes to the tip at the pointer or to the screen reader. */
+/** Ask Python for the worst block in a cell, in words; the answer goes to the tip at the pointer or to the screen reader. */
 function askAbout(view, cell) {
   askNoMore(view);
   view.resting = setTimeout(() => {
-    view.telling = `${view.name}-${performance.now()}`;
-    view.model.send({ type: "tell", id: view.telling, number: view.state.content.map.number, ...cell });
+    view.describing = `${view.name}-${performance.now()}`;
+    view.model.send({ type: "describe", id: view.describing, number: view.state.content.map.number, ...cell });
   }, REST);
 }
 
-/** What was asked about a cell is not told any more: something else is said. */
+/** Drop the answer that is still to come: something else is said now. */
 function askNoMore(view) {
   clearTimeout(view.resting);
-  view.telling = null;
+  view.describing = null;
 }
 
 function pick(view, { rows, columns }) {

@@ -2,7 +2,7 @@
 
 The page gets what its screen can show: Python pools the visible part of the whole map at that resolution, each cell the
 largest of its blocks, in 8 bits. Zooming in asks for the part anew, until a cell is a block. The exact values stay in Python,
-which tells them of the block under the pointer or the cursor. It does not compute the values; curves and bars are
+which gives that of the block under the pointer or the cursor. It does not compute the values; curves and bars are
 widgets/drawing/plot.py's.
 
 ::
@@ -13,7 +13,7 @@ widgets/drawing/plot.py's.
         summary="RMSE of each of 704,512 blocks as a map of the matrix; choose one.",
     )
     map.on_select(lambda block: ...)    # the number of the block that the reader chose: its index in the values
-    map.select(17)                      # marks a block, and calls nobody
+    map.select(17)                      # marks a block, without a callback
     map.selected; map.fail(error); map.picture(); map.close()
 
 The mouse: a click chooses the worst block under it, dragging zooms to a box, Shift and dragging moves the part, Ctrl and the
@@ -45,7 +45,7 @@ _START = (320, 480)
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
-    """What a map shows, unchanging: requests of the page may come on any thread."""
+    """What a map shows; immutable, since the page's requests may come on any thread."""
 
     blocks: NDArray[np.float32]
     """float32 (blocks,)."""
@@ -85,7 +85,7 @@ class _Values:
         values = self.blocks[places]
         return int(places[np.argmax(np.where(np.isfinite(values), values, np.inf))])
 
-    def told(self, block: int, among: int = 1) -> str:
+    def describe(self, block: int, among: int = 1) -> str:
         """A block's place and value in words."""
         row, column = divmod(block, self.per_row)
         place = f"{self.rows.split()[0]} {row:,}, {self.columns.split()[0]} {column:,}"
@@ -161,7 +161,7 @@ class BlockMap(Drawing):
                 self._become(self._state["content"] | {"map": shown | {"selected": self._within(block)}})
 
     def on_select(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback(block)`` when the reader chooses a block, which is marked by then; returns what ends that."""
+        """Call ``callback(block)`` when the reader has chosen a block, which is marked; returns a function that ends that."""
         return self._chosen.add(callback)
 
     def _within(self, block: int | None) -> int | None:
@@ -173,7 +173,7 @@ class BlockMap(Drawing):
 
     def _receive(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
         kind, values = message.get("type"), self._values
-        if kind not in ("view", "tell", "pick"):
+        if kind not in ("view", "describe", "pick"):
             super()._receive(widget, message, buffers)
         elif values is not None and message.get("number") == self._number:  # else about a map that is gone
             rows, columns = (_clip(message[axis], end) for axis, end in zip(("rows", "columns"), values.shape, strict=True))
@@ -181,9 +181,9 @@ class BlockMap(Drawing):
                 self._refine(values, rows, columns, message)
             elif (block := values.worst(rows, columns)) is None:
                 return
-            elif kind == "tell":
+            elif kind == "describe":
                 among = (rows[1] - rows[0]) * (columns[1] - columns[0])
-                self.send({"type": "told", "id": message["id"], "text": values.told(block, among)})
+                self.send({"type": "described", "id": message["id"], "text": values.describe(block, among)})
             else:
                 self.select(block)
                 self._choose(block)
@@ -210,7 +210,7 @@ def _clip(ends: Any, count: int) -> tuple[int, int]:
 
 
 def _bounded(height: int, width: int) -> tuple[int, int]:
-    """The page's wish in numbers that are at least 1 and at most ``MAX_CELLS`` cells."""
+    """The size that the page asks for, at least 1 × 1 and at most ``MAX_CELLS`` cells."""
     height, width = max(height, 1), max(width, 1)
     shrink = min(1.0, (MAX_CELLS / (height * width)) ** 0.5)
     return max(1, int(height * shrink)), max(1, int(width * shrink))

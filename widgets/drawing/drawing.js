@@ -18,7 +18,7 @@ function drawWaiting() {
   const end = performance.now() + TASK;
   try {
     while (shared.waiting.length && performance.now() < end) void shared.waiting.shift()();
-  } finally { // one that fails keeps no other waiting
+  } finally { // one that fails must not hold up the others
     if (shared.waiting.length) setTimeout(drawWaiting);
   }
 }

@@ -112,7 +112,7 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
             layout.close()
 
     def _become(self, content: dict[str, Any]) -> None:
-        """Make ``content`` the current state and tell the pages; the caller holds the lock."""
+        """Make ``content`` the current state and send the pages what changed; the caller holds the lock."""
         operations = diff(self._state["content"], content)
         if not operations:
             return
@@ -123,10 +123,10 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
         self.send({"type": "patch", "from": before, "to": before + 1, "operations": patch}, buffers)
 
     def _choose(self, detail: Any) -> None:
-        """Call those who listen for what the reader chooses."""
+        """Call the callbacks with what the reader chose."""
         try:
             self._chosen(detail)
-        except Exception as error:  # nobody else would show it: a callback's exception reaches no cell
+        except Exception as error:  # shown here, because a callback's exception reaches no cell
             self.fail(error)
 
     def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:

@@ -1,8 +1,8 @@
 // @ts-check
-// The one way in which scripts here make elements; it comes before all others.
+// How every script here makes elements; this file comes before all others.
 
 /**
- * An element with its attributes and children, of which texts stay texts.
+ * An element with its attributes and children; texts stay text, never HTML.
  * @template {keyof HTMLElementTagNameMap} Kind
  * @param {Kind} kind
  * @param {Record<string, string>} [attributes]

@@ -1,6 +1,6 @@
 """Which cell of the notebook shows a widget, and how a picture gets into that cell's outputs after it has run.
 
-A widget's view is nothing without its kernel, and a picture inside an ``Output`` widget is widget state again. So a picture
+A widget shows nothing without its kernel, and a picture inside an ``Output`` widget is widget state again. So a picture
 is published as an ordinary ``display_data`` message whose parent is the execution that showed the view: the front end adds it
 to that cell's outputs, and the notebook keeps it as an image/png that GitHub, nbviewer and nbconvert show. A page that was
 reloaded since the cell ran no longer listens for that execution. Nothing here draws.
@@ -39,14 +39,14 @@ def cell_of(widget: Any) -> dict[str, Any]:
 
 
 class Noted:
-    """What a widget inherits first, to have each cell that shows it remembered."""
+    """The first base class of a widget, so that each cell that shows it is remembered."""
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         shown(self)
         return super()._repr_mimebundle_(**options)  # type: ignore[misc]
 
     def _handle_displayed(self, **options: Any) -> None:
-        """In the place of the bundle in ipywidgets 7, which Colab has."""
+        """What ipywidgets 7, which Colab has, calls in place of ``_repr_mimebundle_``."""
         shown(self)
         super()._handle_displayed(**options)  # type: ignore[misc]
 

@@ -151,7 +151,7 @@ function pressed(view, event) {
   const from = curve === view.picked?.curve ? view.picked.index : turn ? view.picked?.index ?? 0 : -1;
   const index = Math.min(Math.max(from + (step ?? 0), 0), lengths[curve] - 1);
   view.picked = pointAt(plot, curve, index);
-  say(view, spoken(view.picked)); // plotly shows the label, but tells nobody: its events are the pointer's
+  say(view, spoken(view.picked)); // plotly shows the label without an event: its events are the pointer's
   plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: index }], Object.keys(plot._fullLayout._plots)[0]);
 }
 

@@ -73,7 +73,7 @@ class PlotlyLibrary(anywidget.AnyWidget):
 
     @classmethod
     def shared(cls) -> PlotlyLibrary:
-        """The living instance; a new one where there is none or where somebody closed it."""
+        """The open instance; a new one where there is none or where it was closed."""
         with cls._making:
             if cls._shared is None or cls._shared.comm is None:
                 gzipped, version = plotly_js.gzipped()

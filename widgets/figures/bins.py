@@ -93,7 +93,7 @@ def distribution(
 
 
 def bin_texts(e: ErrorStats, errors: BinErrors | None = None) -> list[str]:
-    """What hovering over each bin tells: its level, edges, count and share, and the error of what falls into it."""
+    """What hovering over each bin shows: its level, edges, count and share, and the error of what falls into it."""
     form = e.spec.definition
     levels, lower, upper = bins(e)
     count = merge_equal_levels(form, e.occupancy)[1]

@@ -1,6 +1,6 @@
 """The figures of what quantization costs: loss beside weight error, output errors, sensitivities, the memory curve of a mix.
 
-Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``disagreements`` says in words what the
+Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``costs_summary`` says in words what the
 first figure shows. Methods and repairs are in figures/methods.py.
 """
 
@@ -32,7 +32,7 @@ def nats(value: float) -> str:
 
 
 def quantized(costs: Iterable[Cost]) -> list[Cost]:
-    """Those of 4-bit formats, the least weight error first."""
+    """The costs of 4-bit formats, the least weight error first."""
     return sorted((cost for cost in costs if cost.spec is not None), key=lambda cost: cost.relative_rmse)
 
 
@@ -47,7 +47,7 @@ def disagreements(costs: Iterable[Cost]) -> list[tuple[Cost, Cost]]:
     ]
 
 
-def format_costs(costs: Iterable[Cost]) -> Figure:
+def format_costs_figure(costs: Iterable[Cost]) -> Figure:
     """On the left what each format adds to the loss, with its 95 % interval; on the right the weights' own relative RMSE.
 
     The least weight error stands at the top: where the bars on the left do not grow downwards too, the two disagree. A format
@@ -99,12 +99,12 @@ def format_costs(costs: Iterable[Cost]) -> Figure:
 
 
 def _label(name: str) -> str:
-    """A specification at an axis: its format, and what else it says smaller below."""
+    """A specification as an axis label: its format, and the rest smaller below."""
     title, _, rest = escaped(name).partition(", ")
     return f'{title}<br><span style="font-size:10px">{rest}</span>' if rest else title
 
 
-def output_errors(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
+def output_errors_figure(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
     """‖(W − Ŵ)x‖ / ‖Wx‖ over the layers, a line a kind, above a band: the weights' own relative RMSE, from least to most.
 
     Each point carries its module as ``customdata``; the chosen tensor's is ringed. Modules outside the layers are left out.
@@ -154,7 +154,9 @@ def _band(rows: Sequence[ModuleCost]) -> list[dict[str, Any]]:
     ]
 
 
-def sensitivity(places: Places, rows: Iterable[ModuleCost], field: str, selected: str = "", layer: int | None = None) -> Figure:
+def sensitivity_figure(
+    places: Places, rows: Iterable[ModuleCost], field: str, selected: str = "", layer: int | None = None
+) -> Figure:
     """Layers × kinds, coloured by a field of ``COST_FIELDS``; ``selected`` is a module's name."""
     shown = [Shown(row.name, cost_of(row, field), cost_of(row, field), _all_of(row)) for row in rows]
     ticks = ".0%" if field in ("output_error", "relative_rmse") else "~s" if field == "saved_bytes" else "~g"
@@ -162,12 +164,12 @@ def sensitivity(places: Places, rows: Iterable[ModuleCost], field: str, selected
 
 
 def cost_of(row: ModuleCost, field: str) -> float:
-    """A field of ``COST_FIELDS``."""
+    """A module's value of a field of ``COST_FIELDS``."""
     return float(getattr(row, field))
 
 
-def cost_told(value: float, field: str) -> str:
-    """The same as text."""
+def format_cost(value: float, field: str) -> str:
+    """Such a value as text."""
     if field in ("output_error", "relative_rmse"):
         return percent(value)
     return amount(value) if field == "saved_bytes" else nats(value)
@@ -175,10 +177,10 @@ def cost_told(value: float, field: str) -> str:
 
 def _all_of(row: ModuleCost) -> str:
     """What is known of a module, for hovering over it."""
-    return "; ".join(f"{title}: {cost_told(cost_of(row, field), field)}" for field, title in COST_FIELDS.items())
+    return "; ".join(f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items())
 
 
-def memory_curve(mix: Mix) -> Figure:
+def memory_curve_figure(mix: Mix) -> Figure:
     """Added loss against the weights' megabytes: the predicted curve from all in 4 bits to all in 16, and the mix on it.
 
     The loss in 16 bits, from which losses count, and that of all in 4 bits are measured; between them the curve is predicted.
@@ -217,8 +219,13 @@ def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str) -> d
     }  # fmt: skip
 
 
-def said_of(costs: Iterable[Cost]) -> str:
-    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree."""
+def costs_summary(costs: Iterable[Cost]) -> str:
+    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree.
+
+    >>> import widgets
+    >>> widgets.costs_summary([])
+    'No format has been measured yet.'
+    """
     ordered = sorted(quantized(costs), key=lambda cost: cost.increase)
     if not ordered:
         return "No format has been measured yet."

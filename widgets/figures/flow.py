@@ -1,8 +1,8 @@
 """A model under training as a data-flow diagram: what each part is stored in, computes in and takes, and how data flows.
 
 Covers full fine-tuning, LoRA and QLoRA of one model, from its forecast (``workbench.memory.forecast``): bytes are those of the
-whole model, and one linear layer stands for all of them. Plain functions, no widgets; draws no timeline (``pager_figures``
-does).
+whole model, and one linear layer stands for all of them. Plain functions, no widgets; draws no timeline
+(``figures/pager.py`` does).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told
+from widgets.figures.layout import Described, Figure
 from widgets.figures.palette import FORMAT_COLOURS, VERMILION
 from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
@@ -30,7 +30,7 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
-class Part:
+class Box:
     """A box of the diagram."""
 
     name: str
@@ -46,7 +46,7 @@ class Part:
     """``frozen``, ``trained``, or how long it lives."""
 
 
-def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
+def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
     """The boxes for ``ledger``, a forecast for ``src``; their bytes are its total without the casts and the CUDA context."""
     plan = ledger.plan
     auto = "float32" if plan.device == "cpu" else "bfloat16"
@@ -67,32 +67,39 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     row, learnt = (84, c) if full else (16, "fp32")
     adam = ledger["optimizer state"] + ledger["optimizer state, paged"]
     found = [
-        Part("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
-        Part("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
-        Part("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
-        Part("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
-        Part("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
-        Part("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
-        Part("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
+        Box("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
+        Box("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
+        Box("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
+        Box("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
+        Box("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
+        Box("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
+        Box("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
     ]  # fmt: skip
     if four_bit:
         scales = ledger["absmax scales"] + ledger["second-level scales"] + ledger["codebooks"]
         how = "8 bits and fp32" if plan.double_quant else "fp32"
-        found.append(Part("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
-        found.append(Part("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
+        found.append(Box("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
+        found.append(Box("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
     if not full:
-        found.append(Part(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
+        found.append(Box(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
     return found
 
 
-def flow(src: Source, ledger: MemoryLedger) -> Told:
-    """The diagram."""
-    boxes = parts(src, ledger)
+def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
+    """The diagram of ``ledger``, a forecast for ``src``, and a sentence that lists its boxes.
+
+    >>> import widgets
+    >>> src = wb.open_model("builtin")
+    >>> figure, summary = widgets.flow_figure(src, wb.forecast(src, wb.TrainConfig(method="lora")))
+    >>> summary[:28]
+    'Data flow of lora, forecast.'
+    """
+    boxes = boxes_of(src, ledger)
     method = ledger.plan.method
-    where = {part.name: part.at for part in boxes}
+    where = {box.name: box.at for box in boxes}
     where["y"] = (50, 50)
-    shapes = [_box(part.at, part.role == "trained") for part in boxes] + [_box(where["y"], False, dashed=True)]
-    notes = [_text(part.at, part.name, _lines(part)) for part in boxes]
+    shapes = [_box(box.at, box.role == "trained") for box in boxes] + [_box(where["y"], False, dashed=True)]
+    notes = [_text(box.at, box.name, _lines(box)) for box in boxes]
     notes.append(_text(where["y"], "every linear layer", [*_sum(method), "backward: dL/dx =", f"dL/dy · {_UNDONE[method]}"]))
     notes += [_arrow(where[a], where[b], kind, shift) for a, b, kind, shift in _edges(boxes)]
     marks = {"size": 42, "opacity": 0}
@@ -110,8 +117,8 @@ def flow(src: Source, ledger: MemoryLedger) -> Told:
         "xaxis": hidden | {"range": [0, 100]}, "yaxis": hidden | {"range": [2, 98]}, "shapes": shapes, "annotations": notes,
         "margin": {"l": 4, "r": 4, "t": 40, "b": 4}, "showlegend": True, "hovermode": "closest",
     }  # fmt: skip
-    told = "; ".join(f"{p.name}: stored in {p.stored}, computed in {p.computes}, {amount(p.bytes)}, {p.role}" for p in boxes)
-    return {"data": data, "layout": layout}, f"Data flow of {method}, forecast. {told}."
+    listing = "; ".join(f"{p.name}: stored in {p.stored}, computed in {p.computes}, {amount(p.bytes)}, {p.role}" for p in boxes)
+    return {"data": data, "layout": layout}, f"Data flow of {method}, forecast. {listing}."
 
 
 _UNDONE = {FULL: "W", LORA: "(W + α/r · B A)", QLORA: "(Ŵ + α/r · B A)"}
@@ -123,8 +130,8 @@ def _sum(method: str) -> list[str]:
     return ["y = x Wᵀ"] if method == FULL else [f"y = x {'Ŵ' if method == QLORA else 'W'}ᵀ", "+ α/r · x Aᵀ Bᵀ"]
 
 
-def _lines(part: Part) -> list[str]:
-    return [f"in {part.stored}", f"computes in {part.computes}", amount(part.bytes), part.role]
+def _lines(box: Box) -> list[str]:
+    return [f"in {box.stored}", f"computes in {box.computes}", amount(box.bytes), box.role]
 
 
 def _box(at: tuple[float, float], trained: bool, dashed: bool = False) -> Figure:
@@ -144,12 +151,12 @@ def _text(at: tuple[float, float], title: str, lines: list[str]) -> Figure:
 
 
 def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: float) -> Figure:
-    """From the border of the box at ``a`` to that of the box at ``b``, ``shift`` to the left of the way."""
+    """From the border of the box at ``a`` to that of the box at ``b``, ``shift`` to the left of its direction."""
     dx, dy = b[0] - a[0], b[1] - a[1]
-    part = min(_WIDTH / 2 / abs(dx) if dx else 1.0, _HEIGHT / 2 / abs(dy) if dy else 1.0)
+    border = min(_WIDTH / 2 / abs(dx) if dx else 1.0, _HEIGHT / 2 / abs(dy) if dy else 1.0)
     length = float(np.hypot(dx, dy))
     aside = (-dy / length * shift, dx / length * shift)
-    (x0, y0), (x1, y1) = ((a[0] + t * dx + aside[0], a[1] + t * dy + aside[1]) for t in (part, 1 - part))
+    (x0, y0), (x1, y1) = ((a[0] + t * dx + aside[0], a[1] + t * dy + aside[1]) for t in (border, 1 - border))
     ends = {"x": x1, "y": y1, "ax": x0, "ay": y0, "xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
     return ends | {
         "text": "",
@@ -161,9 +168,9 @@ def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: flo
     }
 
 
-def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
+def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
     """From, to, kind, and how far an arrow is shifted aside."""
-    names = {part.name for part in boxes}
+    names = {box.name for box in boxes}
     w, x, head, loss, adam = (
         "linear weights W",
         "x, kept for backward",

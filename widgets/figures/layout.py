@@ -11,11 +11,11 @@ import html
 from typing import Any
 
 Figure = dict[str, Any]
-Told = tuple[Figure, str]
+Described = tuple[Figure, str]
 """A figure, and the sentence that says the same to a screen reader."""
 
 escaped = functools.partial(html.escape, quote=False)
-"""Text for a label, in every one of which plotly reads some tags."""
+"""Text for a label: plotly reads some tags in every label."""
 
 
 def unit_for(top: float) -> tuple[str, float]:

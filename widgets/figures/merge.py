@@ -6,7 +6,7 @@ import html
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told, axes
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.tables import table
 from workbench.text import NONE, percent
 from workbench.training.results.merging import MergeError, MergeErrors
@@ -17,23 +17,23 @@ WAYS = {
     "original": "merged into the original 16-bit base",
     "requantized": "merged, and quantized to 4 bits again",
 }
-"""Fields of ``MergeError`` and what they say."""
+"""Fields of ``MergeError`` and their titles."""
 _SYMBOLS = ("circle-open", "square", "diamond", "triangle-up")
 
 
 def ways_of(errors: MergeErrors) -> dict[str, str]:
     """The ways of merging that this run has."""
-    return {way: said for way, said in WAYS.items() if any(getattr(row, way) is not None for row in errors.rows)}
+    return {way: title for way, title in WAYS.items() if any(getattr(row, way) is not None for row in errors.rows)}
 
 
-def merge_figure(errors: MergeErrors) -> Told:
+def merge_figure(errors: MergeErrors) -> Described:
     """Each adapted weight's relative errors in the order of the checkpoint, on a logarithmic scale."""
     names = [html.escape(row.tensor) for row in errors.rows]
     traces: list[Figure] = []
-    for (way, said), symbol in zip(ways_of(errors).items(), _SYMBOLS, strict=False):
+    for (way, title), symbol in zip(ways_of(errors).items(), _SYMBOLS, strict=False):
         y = np.array([_value(row, way) for row in errors.rows], np.float32)
         traces.append(
-            {"type": "scatter", "mode": "markers", "name": said, "x": np.arange(len(y), dtype=np.float32), "y": y,
+            {"type": "scatter", "mode": "markers", "name": title, "x": np.arange(len(y), dtype=np.float32), "y": y,
              "text": names, "marker": {"symbol": symbol, "size": 8}, "hovertemplate": "%{text}<br>%{y:.3%}"}
         )  # fmt: skip
     layout = axes("What merging changes", "adapted weight, in the checkpoint's order", "relative error", "", showlegend=True)
@@ -45,17 +45,17 @@ def merge_figure(errors: MergeErrors) -> Told:
 
 def summary(errors: MergeErrors) -> str:
     """The most that each way changes in any weight."""
-    told = []
-    for way, said in ways_of(errors).items():
-        most = np.nanmax([_value(row, way) for row in errors.rows])
-        told.append(f"{said} {percent(float(most))}")
-    return f"‖merged − trained‖ / ‖trained‖ in {errors.dtype}, at most: {'; '.join(told)}."
+    most = []
+    for way, title in ways_of(errors).items():
+        largest = np.nanmax([_value(row, way) for row in errors.rows])
+        most.append(f"{title} {percent(float(largest))}")
+    return f"‖merged − trained‖ / ‖trained‖ in {errors.dtype}, at most: {'; '.join(most)}."
 
 
 def merge_table(errors: MergeErrors) -> str:
     """A line an adapted weight, a column a way."""
     ways = ways_of(errors)
-    rows = [(row.tensor, *(_told(row, way) for way in ways)) for row in errors.rows]
+    rows = [(row.tensor, *(_percent(row, way) for way in ways)) for row in errors.rows]
     return table(["weight", *ways.values()], rows, "What merging changes, weight by weight")
 
 
@@ -64,6 +64,6 @@ def _value(row: MergeError, way: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _told(row: MergeError, way: str) -> str:
+def _percent(row: MergeError, way: str) -> str:
     value = getattr(row, way)
     return NONE if value is None else percent(value, 3)

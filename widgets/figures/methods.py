@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes, unit_for
 from widgets.figures.model import Places, Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
@@ -48,7 +48,7 @@ def _line(result: MethodResult) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Told:
+def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Described:
     """Held-out loss, drawn through its marks, and thinner the training loss of each step, a colour a method."""
     traces: list[Figure] = []
     for result in results:
@@ -71,7 +71,7 @@ def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Tol
     return {"data": traces, "layout": layout}, f"Held-out loss: {listed(said)}." if said else "No method has finished yet."
 
 
-def methods_memory(results: Sequence[MethodResult], key: str = "methods memory") -> Told:
+def methods_memory(results: Sequence[MethodResult], key: str = "methods memory") -> Described:
     """A bar a method: the measured bytes of its tensors by groups of the receipt's categories, stacked.
 
     Interpreter and libraries, which are the same for each, are left out; on a CPU they would dwarf a small model.
@@ -109,7 +109,7 @@ REPAIR_FIELDS = {
 
 def repairs_map(
     rows: Iterable[Repair], step: int | None = None, selected: str = "", layer: int | None = None, field: str = "taken_back"
-) -> Told:
+) -> Described:
     """Layers × kinds, coloured by a field of ``REPAIR_FIELDS`` at one checkpoint (``step``; None: the last).
 
     Blue is taken back, red is added: an adapter learns the task. ``selected`` is a module's path.
@@ -139,7 +139,7 @@ def _repaired(row: Repair) -> str:
     )
 
 
-def repairs_curves(rows: Iterable[Repair], key: str = "repairs", field: str = "taken_back") -> Told:
+def repairs_curves(rows: Iterable[Repair], key: str = "repairs", field: str = "taken_back") -> Described:
     """A field of ``REPAIR_FIELDS`` over the run's checkpoints, a line a kind: its modules' median. Before training it is 0."""
     by_kind: dict[str, dict[int, list[float]]] = {}
     for row in rows:

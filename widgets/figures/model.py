@@ -23,7 +23,13 @@ from workbench.text import amount, number, percent
 
 @dataclass(frozen=True)
 class Places:
-    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last."""
+    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last.
+
+    >>> import widgets
+    >>> places = widgets.Places.named(["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"])
+    >>> places.kinds, places.layers, places.in_cell(0, 1)
+    (('up', 'lm_head'), (0, 1, None), ['model.layers.1.mlp.up_proj'])
+    """
 
     kinds: tuple[str, ...]
     layers: tuple[int | None, ...]
@@ -37,7 +43,7 @@ class Places:
 
     @classmethod
     def named(cls, names: Iterable[str]) -> Places:
-        """The same from the names of tensors, or of modules."""
+        """A cell for each layer and kind, from the names of tensors or of modules."""
         found = {name: (layer_of(name), kind_of(name)) for name in names}
         kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
         layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
@@ -59,12 +65,12 @@ def value_of(row: Row, field: str) -> float:
 
 
 def badness(row: Row, field: str) -> float:
-    """The same, so that more is worse: a small SQNR is bad."""
+    """``value_of``, with SQNR negated, so that more is always worse."""
     value = value_of(row, field)
     return -value if field == "sqnr_db" else value
 
 
-def told(value: float, field: str) -> str:
+def format_value(value: float, field: str) -> str:
     """A value of the map as text."""
     if math.isnan(value):
         return "not known"
@@ -81,16 +87,16 @@ class Shown:
     value: float
     """NaN where it is not known."""
     bad: float
-    """The same so that more is worse: of several tensors in a cell the worst is shown."""
+    """The same value so that more is worse: of several tensors in a cell the worst is shown."""
     text: str
-    """What hovering over it tells below its name."""
+    """What hovering over it shows below its name."""
 
 
 def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "", layer: int | None = None) -> Figure:
     """Layers × kinds, coloured by a field of the rows that there are. SQNR's colours run backwards: bright is worse."""
     name = MAP_FIELDS[field]
     shown = [
-        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {told(value, field)}")
+        Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {format_value(value, field)}")
         for r in rows
     ]
     ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
@@ -169,8 +175,14 @@ def cell_map(
     return {"data": data, "layout": layout}
 
 
-def duel(found: Duel) -> Figure:
-    """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in."""
+def duel_figure(found: Duel) -> Figure:
+    """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in.
+
+    >>> import widgets
+    >>> found = wb.duel(np.linspace(-1, 1, 4096, dtype=np.float32), 4.5)
+    >>> widgets.duel_figure(found)["data"][0]["y"][:4]
+    ['NF4', 'FP4', 'AF4', 'INT4']
+    """
     best = found.winners()
     names = [score.spec.definition.title for score in found.contenders]
     text = [percent(score.relative_rmse) + (" · least" if score.spec.format in best else "") for score in found.contenders]
@@ -193,7 +205,7 @@ def duel(found: Duel) -> Figure:
     return {"data": [bars], "layout": layout}
 
 
-def pareto(found: Pareto, bits: float | None = None) -> Figure:
+def pareto_figure(found: Pareto, bits: float | None = None) -> Figure:
     """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
 
     Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level, unit_for
 from widgets.figures.palette import CRIMSON, GREY, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.pager import KEPT, PagerSimulation
@@ -24,10 +24,16 @@ _COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": CRI
 """Memory that holds nothing is grey, and what may leave is as its evictions are; the others take the page's eight colours."""
 
 
-def simulated(simulation: PagerSimulation) -> Told:
+def simulation_figure(simulation: PagerSimulation) -> Described:
     """What lies on the device at each moment of the last simulated step, and what moves at it.
 
-    What the budget goes to before anything else, and never moves, is left out of the picture and told in its title.
+    Scratch and context, which take their part of the budget first and never move, are named in the title alone.
+
+    >>> import widgets
+    >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 10**9)
+    >>> figure, summary = widgets.simulation_figure(simulation)
+    >>> summary[:24]
+    'Simulated, with 1.00 GB:'
     """
     last = simulation.step == simulation.step.max(initial=0)
     fixed = simulation.categories.index(_FIXED)
@@ -72,8 +78,8 @@ def _phase_ticks(simulation: PagerSimulation, last: Any) -> Figure:
     return {"tickmode": "array", "tickvals": begins, "ticktext": [phases[i] for i in begins]}
 
 
-def beside(simulation: PagerSimulation, truth: PagingTruth) -> str:
-    """Bytes, pages and seconds a step: simulated, and measured where anybody could see them."""
+def comparison_table(simulation: PagerSimulation, truth: PagingTruth) -> str:
+    """Bytes, pages and seconds a step: simulated, and measured where pages could be observed."""
     steps = simulation.per_step
     h2d, d2h = steps[-1].tolist() if len(steps) else (0, 0)
     evictions = int(simulation.evictions[-1]) if len(steps) else 0
@@ -86,10 +92,10 @@ def beside(simulation: PagerSimulation, truth: PagingTruth) -> str:
     return table(["each step", "simulated", "measured (median)"], rows, "A step's paging, simulated and measured")
 
 
-def step_by_step(simulation: PagerSimulation, truth: PagingTruth) -> Told | None:
+def steps_figure(simulation: PagerSimulation, truth: PagingTruth) -> Described | None:
     """What was brought and evicted in each step, measured, as bars, and what the simulation has each step move, as lines.
 
-    None where nobody could see pages move. A move that was measured has any cause, the driver's own prefetches too.
+    None where no page could be seen to move. A measured move may have any cause, the driver's own prefetches included.
     """
     seen = [step for step in truth.steps if step.h2d is not None]
     if not seen:

@@ -22,4 +22,4 @@ CRIMSON = "#c2185b"
 SYMBOLS = (
     "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagram", "pentagon", "bowtie",
 )  # fmt: skip
-"""One a line, where there are more lines than colours to tell apart."""
+"""One a line, where there are more lines than distinguishable colours."""

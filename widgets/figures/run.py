@@ -1,7 +1,7 @@
 """A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
 
 Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
-GPU paging, a prefetch request is never called a migration. Memory is in ``run_memory_figures``.
+GPU paging, a prefetch request is never called a migration. Memory is in ``figures/run_memory.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Figure, Told, axes
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.palette import BLUE, CHARCOAL, GREEN, GREY, OCHRE, PURPLE, SKY, VERMILION
 from workbench.text import counted
 from workbench.training.results.history import Curve, Lane, RunHistory, page_view
@@ -35,7 +35,7 @@ _PAGE_NAMES: dict[Lane, str] = {
 }
 
 
-def loss(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = MappingProxyType({})) -> Told:
+def loss_figure(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = MappingProxyType({})) -> Described:
     """Training loss per step and held-out loss where it was measured, in nats a token; other runs' ``beside``, thinner."""
     x, y = history.step_curve("loss")
     traces: list[Figure] = [{**_line(x, y, "%{y:.4f}"), "name": "training"}] if len(x) or not beside else []
@@ -48,13 +48,13 @@ def loss(history: RunHistory, key: str = "", beside: Mapping[str, RunHistory] = 
         if other.evals:
             held_out = _held_out(other, f"{html.escape(name)}, held out", line | {"dash": "dot"})
             traces.append(held_out | {"showlegend": False, "marker": {"size": 6, "symbol": "diamond", "color": colour}})
-    said = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
+    summary = f"Training loss {y[-1]:.3f} after {int(x[-1])} steps, from {y[0]:.3f}." if len(x) else "No step yet."
     if len(history.evals) > 1:
         first, last = history.evals[min(history.evals)], history.evals[max(history.evals)]
-        said += f" Held-out loss {first:.3f}, then {last:.3f}."
+        summary += f" Held-out loss {first:.3f}, then {last:.3f}."
     if beside:
-        said += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
-    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, said
+        summary += f" Beside it {counted(len(beside), 'earlier run')}: {', '.join(beside)}."
+    return {"data": traces, "layout": axes("Loss", "step", "nats a token", key, showlegend=True)}, summary
 
 
 def _held_out(history: RunHistory, name: str, line: Figure) -> Figure:
@@ -68,31 +68,37 @@ def _line(x: Any, y: Any, hover: str) -> Figure:
     return {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": hover}
 
 
-def learning_rate(history: RunHistory, key: str = "") -> Told:
+def learning_rate_figure(history: RunHistory, key: str = "") -> Described:
     """Learning rate per step."""
     return _one("Learning rate", "", history.step_curve("lr"), key, ".3g", exponentformat="power")
 
 
-def gradient_norm(history: RunHistory, key: str = "") -> Told:
+def gradient_norm_figure(history: RunHistory, key: str = "") -> Described:
     """Norm of the gradients per step, before they are clipped."""
     return _one("Gradient norm, before clipping", "", history.step_curve("grad_norm"), key, ".3g")
 
 
-def speed(history: RunHistory, key: str = "") -> Told:
+def speed_figure(history: RunHistory, key: str = "") -> Described:
     """Tokens a second per step, padding left out."""
     return _one("Speed", "tokens a second", history.speed(), key, ",.0f")
 
 
-def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: Any) -> Told:
+def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: Any) -> Described:
     x, y = curve
     layout = axes(title, "step", y_title, key)
     layout["yaxis"] |= {"rangemode": "tozero", **yaxis}
-    told = f"{title} {y[-1]:{form}} {y_title}".rstrip() + "." if len(x) else f"{title}: no step yet."
-    return {"data": [_line(x, y, f"%{{y:{form}}}<extra></extra>")], "layout": layout}, told
+    summary = f"{title} {y[-1]:{form}} {y_title}".rstrip() + "." if len(x) else f"{title}: no step yet."
+    return {"data": [_line(x, y, f"%{{y:{form}}}<extra></extra>")], "layout": layout}, summary
 
 
-def paging(history: RunHistory, key: str = "") -> Told:
-    """Paging events over time, named by their source."""
+def paging_figure(history: RunHistory, key: str = "") -> Described:
+    """Paging events over time, named by their source.
+
+    >>> import widgets
+    >>> figure, summary = widgets.paging_figure(wb.RunHistory())
+    >>> summary
+    'Paging events: none yet.'
+    """
     view, width = page_view(history), history.bar_width()
     every = f"each {width:g} s"
     if view == "gpu":
@@ -123,7 +129,7 @@ def paging(history: RunHistory, key: str = "") -> Told:
     return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
 
 
-def phases(history: RunHistory, key: str = "") -> Told:
+def phases_figure(history: RunHistory, key: str = "") -> Described:
     """A strip of the run's phases over time; the second row holds those that lie within another."""
     drawn = history.phases[-_PHASES_DRAWN:]
     ends = [history.now if phase.end is None else phase.end for phase in drawn]
@@ -147,8 +153,8 @@ def phases(history: RunHistory, key: str = "") -> Told:
         "categoryarray": ["phase", "inside it"],
         "fixedrange": True,
     }
-    said = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
-    return {"data": [trace], "layout": layout}, f"Phases: {said}." if said else "No phase yet."
+    summary = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
+    return {"data": [trace], "layout": layout}, f"Phases: {summary}." if summary else "No phase yet."
 
 
 def over_time(layout: Figure, history: RunHistory) -> Figure:

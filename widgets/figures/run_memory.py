@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.layout import Figure, Told, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level, unit_for
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
 from workbench.memory.forecast import GROUPS
@@ -19,10 +19,10 @@ from workbench.training.results.history import RunHistory, kept
 
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
 _FAR = 2.0
-"""A line this many times as high as everything else is told instead of drawn."""
+"""A line more than this many times as high as everything else is named in the summary instead of drawn."""
 
 
-def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
+def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -> Described:
     """Memory over time, stacked by what holds it, with the phases shaded; lines for the forecast and for the limit.
 
     ``host``: the bytes of this machine's memory, the limit of a run without a GPU.
@@ -48,7 +48,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
             {"type": "scatter", "mode": "lines", "name": name, "x": at, "y": (beside / scale).astype(np.float32),
              "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"dash": "dot", "width": 1.5}}
         )  # fmt: skip
-    lines, told = _lines(history, host, on_gpu, top, scale)
+    lines, summary = _lines(history, host, on_gpu, top, scale)
     above = f" above interpreter and libraries ({amount(base)})" if base else ""
     title = "GPU memory" if on_gpu else f"Memory of the training process{above}, resident, CPU"
     layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
@@ -56,7 +56,7 @@ def memory(history: RunHistory, key: str = "", host: int | None = None) -> Told:
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]
     now = f"{amount(total[-1])} now, {amount(top)} at most{above}" if len(index) else "no sample yet"
     what = "GPU memory" if on_gpu else "Memory of the training process (RSS)"
-    return {"data": traces, "layout": layout}, f"{what}: {now}. {told}".strip()
+    return {"data": traces, "layout": layout}, f"{what}: {now}. {summary}".strip()
 
 
 Bytes = NDArray[np.float64]
@@ -98,24 +98,24 @@ def _held(history: RunHistory, x: Bytes, within: Bytes) -> dict[str, Bytes]:
 
 
 def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scale: float) -> tuple[list[Figure], str]:
-    """The lines that fit the picture, and a sentence that tells all of them."""
+    """The lines that fit the picture, and a sentence that names all of them."""
     lines: list[tuple[str, float, str]] = []
     if history.forecast is not None and (on_gpu or history.libraries):
         lines.append(("forecast", history.forecast, OCHRE))
     limit = history.device_total if on_gpu else host and host - (history.libraries or 0)
     if limit:
         lines.append((f"limit, {'the GPU' if on_gpu else 'this machine'}", limit, VERMILION))
-    drawn, said = [], []
+    drawn, named = [], []
     for name, at, colour in lines:
         near = at <= _FAR * max(top, 1.0)
-        said.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
+        named.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
         if near:
             drawn.append(level(at / scale, f"{name}: {amount(at)}", colour))
-    told = "; ".join(said)
-    return drawn, f"{told[0].upper()}{told[1:]}." if told else ""
+    summary = "; ".join(named)
+    return drawn, f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
 
-def batches(history: RunHistory, key: str = "") -> Told:
+def batches_figure(history: RunHistory, key: str = "") -> Described:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))
@@ -138,7 +138,7 @@ def batches(history: RunHistory, key: str = "") -> Told:
     if not len(longest[0]):
         return {"data": traces, "layout": layout}, "Each step's memory peak, and its batch: no step yet."
     at = int(np.nanargmax(longest[1]))
-    said = f"Longest row {longest[1].max():,.0f} tokens, at step {longest[0][at]:,.0f}"
+    summary = f"Longest row {longest[1].max():,.0f} tokens, at step {longest[0][at]:,.0f}"
     if len(n):
-        said += f"; highest memory {top / scale:,.2f} {unit}, at step {n[int(np.nanargmax(peak))]:,.0f}"
-    return {"data": traces, "layout": layout}, f"{said}."
+        summary += f"; highest memory {top / scale:,.2f} {unit}, at step {n[int(np.nanargmax(peak))]:,.0f}"
+    return {"data": traces, "layout": layout}, f"{summary}."

@@ -97,13 +97,19 @@ def nested_codes(nested: NestedScales) -> Figure:
 
 
 MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
-"""Of the groups in ``workbench.memory.GROUPS``, in their order."""
+"""Of the groups in ``workbench.memory.forecast.GROUPS``, in their order."""
 
 
-def memory_methods(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
+def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
 
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
+
+    >>> import widgets
+    >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
+    >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
+    >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
+    'GB, forecast; T4 16 GB has 15.8'
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
     data = stacked_memory(names, ledgers, MEMORY_COLOURS)

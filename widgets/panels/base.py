@@ -148,7 +148,7 @@ class Controls(ipywidgets.VBox):
             self._quiet.on_change(control, self._changed)
         self._endings: list[Callable[[], None]] = [
             session.store.observe(lambda after, _: self._show(after)),
-            session.on_analysis(self._tell),
+            session.on_analysis(self._show_tensor),
         ]
         self._show(state)
 
@@ -167,7 +167,7 @@ class Controls(ipywidgets.VBox):
             if state.tensor in {value for _, value in self.tensor.options}:
                 self.tensor.value = state.tensor
 
-    def _tell(self, analysis: Analysis) -> None:
+    def _show_tensor(self, analysis: Analysis) -> None:
         if self._listed is not analysis.source:
             self._listed = analysis.source
             self._names = tuple((t.name, t.name) for t in choosable(analysis.source))

@@ -56,7 +56,7 @@ class DistributionView(View):
         for control, field in ((self.log_counts, "log_counts"), (self.of, "quantiles_of")):
             bind(control, self.session.store, field, self.message)
         self.table, self.tails_table = ipywidgets.HTML(), ipywidgets.HTML()
-        self.told, self.tails_told = note(), note()
+        self.summary, self.tails_summary = note(), note()
         return [
             note(
                 "Each weight is divided by the largest magnitude of its block. Solid lines are the levels it may become, "
@@ -67,7 +67,7 @@ class DistributionView(View):
             grid(self.occupancy, self.table),
             heading("How normal the weights are, and how many are outliers"),
             fields(self.of, width=220),
-            grid(self.quantiles, column(self.told, self.tails_told, self.count, ProgressRow(self.work))),
+            grid(self.quantiles, column(self.summary, self.tails_summary, self.count, ProgressRow(self.work))),
             self.tails_table,
         ]
 
@@ -80,7 +80,7 @@ class DistributionView(View):
         return code.distribution(analysis, self.session.store.value.quantiles_of == "blocks")
 
     def draw(self, analysis: Analysis) -> None:
-        """All of it; the outliers follow when they have been measured."""
+        """Draws everything but the outliers, which follow once they have been counted."""
         log = self.session.store.value.log_counts
         names = " and ".join(e.spec.definition.title for e in analysis.stats)
         shares = [100 * merge_equal_levels(e.spec.definition, e.occupancy)[1] / e.numel for e in analysis.stats]
@@ -123,11 +123,11 @@ class DistributionView(View):
         found = self.normal
         if found is None:
             self.quantiles.fail("No weight of this tensor is finite.")
-            set_note(self.told, "")
+            set_note(self.summary, "")
             return
         if math.isnan(found.correlation):
             self.quantiles.fail("All finite weights are equal: they have no distribution.")
-            set_note(self.told, "")
+            set_note(self.summary, "")
             return
         self.quantiles.show(
             quantile_plot(found, QUANTILES_OF[of]),
@@ -135,7 +135,7 @@ class DistributionView(View):
         )
         how = "all finite weights" if found.sampled is None else f"a sample of {found.weights:,} weights"
         set_note(
-            self.told,
+            self.summary,
             f"Quantiles of {how}: correlation with the normal {found.correlation:.5f}. NF4's levels are quantiles of a normal "
             "distribution; where the curve is steeper than the line the tails are heavier than that.",
         )
@@ -149,7 +149,7 @@ class DistributionView(View):
         if not np.isfinite(analysis.stats[0].block_absmax).any():
             self.work.cancel()
             self.count.layout.display, self.tails_table.value = "none", ""
-            set_note(self.tails_told, "No weight of this tensor is finite: there are no outliers to count.")
+            set_note(self.tails_summary, "No weight of this tensor is finite: there are no outliers to count.")
             return
         self._count()
 
@@ -160,7 +160,7 @@ class DistributionView(View):
         self.count.layout.display = "none"
         measured, stats = analysis.measured, analysis.stats[0]
         before = "The table is still the one before. " if self.tails_table.value else ""
-        set_note(self.tails_told, f"{before}Counting the outliers under {stats.spec.title}…")
+        set_note(self.tails_summary, f"{before}Counting the outliers under {stats.spec.title}…")
         self.work.submit(
             f"Counting the outliers of {analysis.tensor.name}",
             "",
@@ -176,19 +176,19 @@ class DistributionView(View):
             self._ask_for_tails(self.session.analysis)
 
     def _offer(self) -> None:
-        """The button, where nothing was counted and nobody counts: it was cancelled, or went wrong."""
+        """Shows the button where nothing was counted and no count is under way: it was cancelled, or failed."""
         if self.tails is None and self._tails_of and not self.work.busy:
             self.count.layout.display = ""
-            set_note(self.tails_told, "The outliers have not been counted.")
+            set_note(self.tails_summary, "The outliers have not been counted.")
 
     def _found_tails(self, found: Outliers) -> None:
         self.tails = found
         if math.isnan(found.farthest):
             self.tails_table.value = ""
-            set_note(self.tails_told, f"All finite weights are equal ({found.mean:.4g}): none lies far from the mean.")
+            set_note(self.tails_summary, f"All finite weights are equal ({found.mean:.4g}): none lies far from the mean.")
             return
         set_note(
-            self.tails_told,
+            self.tails_summary,
             f"Beyond k standard deviations of the mean (σ = {found.std:.4g}); kurtosis {found.kurtosis:.2f}, a normal "
             f"distribution has 3; the farthest weight lies at {found.farthest:.1f} σ. A block with an outlier has a larger "
             f"scale, and all its weights larger errors. {found.spec.title}.",

@@ -64,7 +64,7 @@ class DoubleQuantView(View):
         return code.double_quant(analysis, analysis.scales) if analysis.scales else ""
 
     def draw(self, analysis: Analysis) -> None:
-        """All of it."""
+        """Draws the plots and the tables."""
         if analysis.scales is None:  # made before this view was on screen; the next one comes
             return
         plain, doubled, scales = analysis.scales.plain, analysis.scales.doubled, analysis.scales.nested

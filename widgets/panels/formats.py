@@ -27,13 +27,13 @@ from workbench.surveys.scores import Duel, Pareto
 from workbench.text import amount, number, percent
 
 MOST = 1 << 20
-"""Weights of a tensor that are compared; of larger ones a sample is, and said to be."""
+"""Weights of a tensor that are compared whole; of a larger one a sample is compared, and the view says so."""
 OF_ITSELF = 500_000_000
-"""Bytes up to which a model on this machine is compared without being asked: some fifty specifications, in two passes."""
+"""Bytes up to which a model on this machine is compared without the button: some fifty specifications, in two passes."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Comparison:
     """What is compared."""
 
     source: Source
@@ -47,7 +47,7 @@ class FormatsView(View):
     """Every format at the same bits per weight, and what each of its block sizes costs and gives. No winner is assumed."""
 
     def __init__(self, model: Any = None, **options: Any) -> None:
-        self._asked: _Asked | None = None
+        self._asked: _Comparison | None = None
         self._fronts: dict[tuple[Any, ...], Pareto] = {}
         self.duel: Duel | None = None
         self.pareto: Pareto | None = None
@@ -67,7 +67,7 @@ class FormatsView(View):
         self.start.on_click(guarded(lambda _: self._begin()))
         self.bars, self.front = Plot(height=360), Plot(height=480)
         self.plots = [self.bars, self.front]
-        self.told, self.table = note(), ipywidgets.HTML()
+        self.summary, self.table = note(), ipywidgets.HTML()
         return [
             note(
                 "Formats differ in bits per weight, so each enters with the configuration that uses most of the bits allowed: "
@@ -75,7 +75,7 @@ class FormatsView(View):
                 "these weights take."
             ),
             fields(self.scope, self.bits, width=220),
-            self.told,
+            self.summary,
             row(self.start),
             ProgressRow(self.work),
             heading("The duel"),
@@ -106,14 +106,14 @@ class FormatsView(View):
             self._begin()
         else:
             self.work.cancel()
-            set_note(self.told, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
+            set_note(self.summary, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
             self._offer()
 
-    def _ask(self, analysis: Analysis) -> _Asked:
+    def _ask(self, analysis: Analysis) -> _Comparison:
         state = self.session.store.value
         numel = analysis.weights.size
         sample = None if numel <= MOST or state.scope == "model" else 1 / -(-numel // MOST)
-        return _Asked(analysis.source, analysis.tensor.name if state.scope == "tensor" else "", state.duel_bits, sample)
+        return _Comparison(analysis.source, analysis.tensor.name if state.scope == "tensor" else "", state.duel_bits, sample)
 
     def _begin(self) -> None:
         asked, analysis = self._asked, self.session.analysis
@@ -123,7 +123,7 @@ class FormatsView(View):
         on: Any = analysis.measured.tensor if asked.tensor else asked.source
         names = None if asked.tensor else [t.name for t in choosable(asked.source)]
 
-        def compare(progress: Progress, cancelled: Cancelled) -> tuple[_Asked, Duel, Pareto]:
+        def compare(progress: Progress, cancelled: Cancelled) -> tuple[_Comparison, Duel, Pareto]:
             how: dict[str, Any] = {"sample": asked.sample, "tensors": names, "cancelled": cancelled}
             passes = 1 if known else 2
             first = 0
@@ -142,7 +142,7 @@ class FormatsView(View):
         self.work.submit(f"Comparing formats on {asked.tensor or asked.source.name}", "bytes", compare)
         self._offer()
 
-    def _finished(self, found: tuple[_Asked, Duel, Pareto]) -> None:
+    def _finished(self, found: tuple[_Comparison, Duel, Pareto]) -> None:
         asked, self.duel, self.pareto = found
         self._fronts = {(asked.source, asked.tensor, asked.sample): self.pareto}
         self._show(asked, self.duel, self.pareto)
@@ -150,26 +150,26 @@ class FormatsView(View):
     def _offer(self) -> None:
         self.start.layout.display = "none" if self.work.busy or self.duel is not None else ""
 
-    def _show(self, asked: _Asked, fought: Duel, front: Pareto) -> None:
+    def _show(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
         on = asked.tensor or f"{asked.source.name}, {len(fought.measured.rows)} tensors"
         best = fought.winners()
         names = {s.spec.format: s.spec.definition.title for s in fought.contenders}
         least = " and ".join(names[name] for name in best) or "none"
         sampled = fought.measured.sampled
-        told = "measured whole" if sampled is None else f"measured on a sample of {100 * sampled:.1f} %"
+        measured = "measured whole" if sampled is None else f"measured on a sample of {100 * sampled:.1f} %"
         if fought.measured.failed:
-            told += f"; {len(fought.measured.failed)} tensors could not be read and are in no number"
+            measured += f"; {len(fought.measured.failed)} tensors could not be read and are in no number"
         out = "".join(
             f" {find_format(name).title} takes {bits:.4g} bits at least and is left out."
             for name, bits in fought.left_out.items()
         )
-        set_note(self.told, f"{on}, {told}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
+        set_note(self.summary, f"{on}, {measured}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
         self.bars.show(
-            model_figures.duel(fought),
+            model_figures.duel_figure(fought),
             f"Relative RMSE of {len(fought.contenders)} formats at {asked.bits:g} bits per weight or fewer; least: {least}.",
         )
         self.front.show(
-            model_figures.pareto(front, asked.bits),
+            model_figures.pareto_figure(front, asked.bits),
             f"Relative RMSE against stored bits per weight for {len(front.points)} configurations; on the front: "
             + ", ".join(score.spec.title for score in front.front)
             + ".",

@@ -1,6 +1,6 @@
-"""One block under the glass: its weights, codes and errors, and the arithmetic of one weight written out.
+"""One block in detail: its weights, codes and errors, and the arithmetic of one weight written out.
 
-Shows what ``workbench.quant.inspect`` says; which block and which weight is the state's, and ``BlockErrorView``'s to pass on.
+Shows what ``workbench.quant.inspect`` finds; the state says which block and weight, and ``BlockErrorView`` passes them on.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Inspector:
         self._quiet.on_change(self.place, guarded(lambda place: update(weight=place)))
         self.largest = ipywidgets.Button(description="Largest error", tooltip="Follow the weight with the largest error")
         self.largest.on_click(guarded(lambda _: update(weight=None)))
-        self.told, self.table, self.sum = note(), ipywidgets.HTML(), ipywidgets.HTML()
+        self.summary, self.table, self.sum = note(), ipywidgets.HTML(), ipywidgets.HTML()
         self.plot = Plot(height=340)
         self.plot.on_click(guarded(self._clicked))
         self.weight = 0
         self.parts = [
             row(fields(self.number), self.worst, fields(self.place), self.largest),
-            self.told,
+            self.summary,
             self.plot,
             self.sum,
             self.table,
@@ -61,7 +61,7 @@ class Inspector:
             self.number.max, self.number.value = e.block_rmse.size - 1, index
             self.place.max, self.place.value = b.weights.size - 1, self.weight
         set_note(
-            self.told,
+            self.summary,
             f"Block {index:,} ({figures.place_of(e, index)}): {b.weights.size} weights, {_scale(b)}, "
             f"RMSE {e.block_rmse[index]:.3e}, largest error {e.block_max[index]:.3e}.",
         )

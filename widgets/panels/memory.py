@@ -74,7 +74,7 @@ class MemoryView(View):
         for control in self.controls.values():
             self._quiet.on_change(control, changed)
         self.verdict, self.table = Message(), ipywidgets.HTML()
-        self.stays_told, self.stays = note(), ipywidgets.HTML()
+        self.stays_summary, self.stays = note(), ipywidgets.HTML()
         return [
             note(
                 "A forecast, made before anything is loaded: bytes of weights, scales, adapters and optimizer state are "
@@ -85,7 +85,7 @@ class MemoryView(View):
             self.methods,
             self.table,
             heading("What is not quantized"),
-            self.stays_told,
+            self.stays_summary,
             self.stays,
         ]
 
@@ -112,7 +112,7 @@ class MemoryView(View):
         methods = forecast_methods(source, config)
         smallest = min(methods, key=lambda ledger: ledger.total)
         self.methods.show(
-            figures.memory_methods([*methods, chosen], gpu),
+            figures.memory_methods_figure([*methods, chosen], gpu),
             f"Forecast memory of {source.name} under five methods, from {amount(methods[0].total)} for full fine-tuning "
             f"to {amount(smallest.total)}; {gpu.name} has {amount(gpu.usable)}.",
         )
@@ -139,7 +139,7 @@ class MemoryView(View):
         whole = sum(piece.bytes for piece in pieces)
         share = 100 * whole / chosen.total if chosen.total else 0.0
         set_note(
-            self.stays_told,
+            self.stays_summary,
             f"{len(pieces)} tensors stay out of 4 bits and take {amount(whole)} once loaded, {share:.0f} % of the forecast: "
             "prepare_model_for_kbit_training makes them float32. In the checkpoint they take "
             f"{amount(sum(reasons[piece.tensor][1] for piece in pieces))}.",

@@ -17,7 +17,7 @@ from widgets.controls.binding import Ranking, bind
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import choice, fields, note, row, set_note
 from widgets.drawing.plot import Plot
-from widgets.figures.model import Places, badness, model_map, told, value_of
+from widgets.figures.model import Places, badness, format_value, model_map, value_of
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
@@ -30,7 +30,7 @@ from workbench.surveys.survey import survey
 from workbench.text import amount
 
 OF_ITSELF = 4_000_000_000
-"""Bytes up to which a model on this machine is surveyed without being asked."""
+"""Bytes up to which a model on this machine is surveyed without the button."""
 _EVERY = 0.25
 """Seconds between two drawings while rows come in."""
 _LISTED = 200
@@ -48,7 +48,7 @@ class ModelMapView(View):
         super().__init__("Map of the model", model, executor=executor, **options)
 
     def build(self) -> list[Any]:
-        """What is shown, the progress, the map, the list for those who do not point."""
+        """What is shown, the progress, the map, the list for use without a pointer."""
         guarded = guard(self.message)
         self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.3)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
@@ -62,14 +62,14 @@ class ModelMapView(View):
         self.map.on_click(guarded(self._clicked))
         self.list = Ranking("Tensors, the worst first", 12, guarded(lambda name: self.update(tensor=name)))
         self.list.add_class("wb-span")
-        self.told = note()
+        self.summary = note()
         return [
             note(
                 "Each cell is a tensor under the leading format; where a layer has several of a kind, the worst of them. "
                 "Click one, or choose it from the list, and every view shows it."
             ),
             fields(self.field, width=180),
-            self.told,
+            self.summary,
             row(self.start),
             ProgressRow(self.work),
             self.map,
@@ -146,20 +146,22 @@ class ModelMapView(View):
         so_far = f"{len(self._rows)} of {len(self._tensors)} tensors"
         summary = f"Map of {source.name} under {spec.title}: {name} of {so_far}, layers by kinds"
         if worst is not None:
-            summary += f"; the worst is {worst.tensor.name} with {told(value_of(worst, state.map_field), state.map_field)}"
+            summary += (
+                f"; the worst is {worst.tensor.name} with {format_value(value_of(worst, state.map_field), state.map_field)}"
+            )
         self.map.show(
             model_map(places, self._rows, state.map_field, self.session.analysis.tensor.name, state.layer), summary + "."
         )
         self._offer()
         broken = sum(r.error is not None for r in self._rows)
         set_note(
-            self.told,
+            self.summary,
             f"{spec.title}: {so_far}" + (f", {broken} could not be measured" if broken else "") + ", each measured whole.",
         )
         self._list(good)
 
     def _offer(self) -> None:
-        """The button, where there is something left to survey and nobody does."""
+        """Shows the button where something is left to survey and no survey is under way."""
         known = {found.tensor.name for found in self._rows}
         left = [t for t in self._tensors if t.name not in known]
         self.start.layout.display = "" if left and not self.work.busy else "none"
@@ -172,7 +174,7 @@ class ModelMapView(View):
         field = state.map_field
         shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
         shown.sort(key=lambda r: badness(r, field), reverse=True)
-        lines = [(f"{told(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
+        lines = [(f"{format_value(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
         where = "of the model" if state.layer is None else f"of layer {state.layer}"
         chosen = self.session.analysis.tensor.name if self.session.analysis else ""
         self.list.show(f"Tensors {where}, the worst first ({MAP_FIELDS[field]})", lines, chosen)

@@ -34,7 +34,7 @@ class Asked:
     model: str
     """As ``wb.open_model`` takes it."""
     data: TrainConfig
-    """Only its fields about data differ from how they come."""
+    """Only its fields about data differ from their defaults."""
     spec: QuantSpec
     """What modules are quantized to: what training holds them in."""
     folder: Path

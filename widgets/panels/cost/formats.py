@@ -35,7 +35,7 @@ class FormatsPart:
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
         self.bars, self.table = Plot(height=380), ipywidgets.HTML()
         self.plots = [self.bars]
-        self.said = note()
+        self.summary = note()
         self._drawn = column(self.bars, self.table)
         self.widget = column(
             heading("Loss, format by format"),
@@ -46,7 +46,7 @@ class FormatsPart:
             ),
             fields(self.bits, width=220),
             self.stream.widget,
-            self.said,
+            self.summary,
             self._drawn,
         )
 
@@ -79,12 +79,14 @@ class FormatsPart:
 
     def _show_rows(self, rows: Sequence[Cost]) -> None:
         self._drawn.layout.display = "" if len(rows) > 1 else "none"
-        said = figures.said_of(rows)
+        summary = figures.costs_summary(rows)
         if len(rows) > 1:
-            self.bars.show(figures.format_costs(rows), f"Loss that each format adds, beside its weights' error. {said}")
+            self.bars.show(
+                figures.format_costs_figure(rows), f"Loss that each format adds, beside its weights' error. {summary}"
+            )
             self.table.value = _table(rows)
         base = f"In 16 bits the loss is {rows[0].loss:.4f} nats a token. " if rows else ""
-        set_note(self.said, f"{base}{said}" if rows else "")
+        set_note(self.summary, f"{base}{summary}" if rows else "")
         self._offer()
 
 

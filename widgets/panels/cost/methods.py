@@ -1,7 +1,7 @@
 """Two parts of the cost view: full fine-tuning, LoRA and QLoRA trained side by side, and what a run's adapter repairs.
 
 Covers the buttons, what a press will cost, and showing results as they come. What is trained and measured is
-``wb.compare_methods``' and ``wb.repairs``'; the figures are ``methods_figures``'.
+``wb.compare_methods``' and ``wb.repairs``'; the figures are ``figures/methods.py``'s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workbench.training.config import TrainConfig
 class MethodsPart:
     """The same model, rows and seed under three methods, one run after another, as the training form has them set.
 
-    ``trained(folder)`` is told the QLoRA run's folder once that has finished.
+    ``trained(folder)`` is called with the QLoRA run's folder once that run has finished.
     """
 
     def __init__(self, session: Session, message: Message, trained: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class MethodsPart:
         self._of: TrainConfig | None = None
         self.comparison: MethodComparison | None = None
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self._show, ended=self._offer)
-        self.said, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
+        self.summary, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
         self.curves, self.memory = Plot(height=360), Plot(height=240)
         self.plots = [self.curves, self.memory]
         self._drawn = grid(*self.plots)
@@ -51,7 +51,7 @@ class MethodsPart:
                 "one draw: differences no larger than those between seeds say nothing."
             ),
             self.stream.widget,
-            self.said,
+            self.summary,
             self.table,
             self._drawn,
             self.copy,
@@ -97,7 +97,7 @@ class MethodsPart:
         self.curves.show(curves, said)
         self.memory.show(memory, held)
         self.table.value = methods.methods_table(results)
-        set_note(self.said, f"Measured on this machine. {said} {held} The runs lie in {found.folder}.")
+        set_note(self.summary, f"Measured on this machine. {said} {held} The runs lie in {found.folder}.")
         for result in results:
             if result.method == "qlora" and result.state == "finished":
                 self._trained(str(result.run_dir))
@@ -114,7 +114,7 @@ class RepairsPart:
         self.run_dir = ipywidgets.Text(description="Folder of a QLoRA run", placeholder="runs/…", continuous_update=False)
         self.run_dir.add_class("wb-span")
         self.run_dir.observe(lambda _: self._offer(), "value")
-        self.said, self.copy = note(), CopyCode()
+        self.summary, self.copy = note(), CopyCode()
         self.map, self.curves = Plot(height=320), Plot(height=320)
         self.plots = [self.map, self.curves]
         self.map.on_click(guard(message)(self._clicked))
@@ -128,7 +128,7 @@ class RepairsPart:
             ),
             fields(self.run_dir, width=300),
             self.stream.widget,
-            self.said,
+            self.summary,
             self._drawn,
             self.copy,
         )
@@ -169,9 +169,9 @@ class RepairsPart:
         self.repairs, state = found, self._session.store.value
         chosen = self._session.analysis.tensor.name if self._session.analysis is not None else ""
         figure, said = methods.repairs_map(found.rows, selected=chosen.removesuffix(".weight"), layer=state.layer)
-        curves, told = methods.repairs_curves(found.rows)
+        curves, described = methods.repairs_curves(found.rows)
         self._drawn.layout.display = ""
         self.map.show(figure, said)
-        self.curves.show(curves, told)
-        set_note(self.said, f"Measured at {counted(len(found.steps), 'checkpoint')}. {said}")
+        self.curves.show(curves, described)
+        set_note(self.summary, f"Measured at {counted(len(found.steps), 'checkpoint')}. {said}")
         self._offer()

@@ -59,10 +59,10 @@ class MixPart:
             description="Train with this mix", tooltip="Hand the modules left out to the training form"
         )
         self.hand.on_click(guarded(lambda _: self._hand_over()))
-        self.said, self.modules, self.copy = note(), note(), CopyCode()
+        self.summary, self.modules, self.copy = note(), note(), CopyCode()
         self._drawn = column(
             fields(self.memory, self.gpu, width=240),
-            self.said,
+            self.summary,
             self.curve,
             self.modules,
             self.stream.widget,
@@ -101,15 +101,15 @@ class MixPart:
     def _show(self, chosen: Mix) -> None:
         self.mix, base = chosen, chosen.all_16bit.predicted_loss
         left, of = chosen.modules_left_out, len(chosen.sensitivity.modules)
-        told = (
+        summary = (
             f"{counted(len(left), 'module')} of {of} in 16 bits: all weights take {amount(chosen.nbytes)}. Predicted to add "
             f"{figures.nats(chosen.predicted_loss - base)} nats a token to the {base:.4f} in 16 bits"
         )
         if chosen.measured_loss is not None:
-            told += f", measured to add {figures.nats(chosen.measured_loss - base)}"
-        told += f". All in 4 bits adds {figures.nats(chosen.all_4bit.predicted_loss - base)}, measured."
-        set_note(self.said, told)
-        self.curve.show(figures.memory_curve(chosen), f"Added loss against what all weights take. {told}")
+            summary += f", measured to add {figures.nats(chosen.measured_loss - base)}"
+        summary += f". All in 4 bits adds {figures.nats(chosen.all_4bit.predicted_loss - base)}, measured."
+        set_note(self.summary, summary)
+        self.curve.show(figures.memory_curve_figure(chosen), f"Added loss against what all weights take. {summary}")
         set_note(self.modules, f"Left in 16 bits: {listed(left)}." if left else "No module is left in 16 bits.")
         try:
             self.copy.code = chosen.as_code()

@@ -1,6 +1,6 @@
 """A part of the cost view: which modules the loss is sensitive to, and the error of their outputs beside that of their weights.
 
-Covers the button, the map that fills in, the list for those who do not point, the lines over the layers. The measuring is
+Covers the button, the map that fills in, the list for use without a pointer, the lines over the layers. The measuring is
 ``wb.sensitivity``'s.
 """
 
@@ -42,7 +42,7 @@ class ModulesPart:
         self.errors.on_click(guarded(self._clicked_point))
         self.list = Ranking("Modules, the most sensitive first", 10, guarded(self._choose))
         self.list.add_class("wb-span")
-        self.said = note()
+        self.summary = note()
         self._drawn = column(fields(self.field, width=260), self.map, fields(self.list, width=300))
         self._outputs = column(
             heading("Errors of outputs and of weights"),
@@ -59,7 +59,7 @@ class ModulesPart:
                 "list, and every view shows that tensor."
             ),
             self.stream.widget,
-            self.said,
+            self.summary,
             self._drawn,
             self._outputs,
         )
@@ -72,32 +72,32 @@ class ModulesPart:
         self._on_change()
 
     def redraw(self) -> None:
-        """The same under another state: the field, the chosen tensor, the listed layer."""
+        """Draws the same results for another state: its field, chosen tensor and listed layer."""
         rows = self.sensitivity.rows if self.sensitivity is not None else ()
         state, analysis = self._session.store.value, self._session.analysis
         if analysis is None or self.asked is None:
             return
         field, chosen = state.cost_field, analysis.tensor.name.removesuffix(".weight")
         self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
-        said = self._said(rows, field)
+        summary = self._summary(rows, field)
         if rows:
-            self.map.show(figures.sensitivity(self.asked.places, rows, field, chosen, state.layer), f"Map of {said}")
+            self.map.show(figures.sensitivity_figure(self.asked.places, rows, field, chosen, state.layer), f"Map of {summary}")
             self.errors.show(
-                figures.output_errors(rows, chosen),
+                figures.output_errors_figure(rows, chosen),
                 f"Output error of {len(rows)} modules over the layers, a line a kind, beside the weights' relative RMSE.",
             )
-        set_note(self.said, said if rows else "")
+        set_note(self.summary, summary if rows else "")
         self._list(rows, field, chosen)
         self._offer()
 
-    def _said(self, rows: Sequence[ModuleCost], field: str) -> str:
+    def _summary(self, rows: Sequence[ModuleCost], field: str) -> str:
         if not rows or self.asked is None:
             return ""
         most = max(rows, key=lambda row: _sortable(row, field))
         return (
             f"{self.asked.source.name} under {self.asked.spec.title}: {COST_FIELDS[field].lower()} of {len(rows)} of "
             f"{len(self.asked.modules)} modules, layers by kinds; the most has {most.name} with "
-            f"{figures.cost_told(figures.cost_of(most, field), field)}."
+            f"{figures.format_cost(figures.cost_of(most, field), field)}."
         )
 
     def _begin(self) -> None:
@@ -125,7 +125,7 @@ class ModulesPart:
     def _list(self, rows: Sequence[ModuleCost], field: str, chosen: str) -> None:
         """The list beside the map: the most of the field first."""
         ordered = sorted(rows, key=lambda row: _sortable(row, field), reverse=True)[:_LISTED]
-        lines = [(f"{figures.cost_told(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
+        lines = [(f"{figures.format_cost(figures.cost_of(row, field), field):>9}   {row.name}", row.name) for row in ordered]
         self.list.show(f"Modules, the most first ({COST_FIELDS[field].lower()})", lines, chosen)
 
     def _clicked_cell(self, point: dict[str, Any]) -> None:

@@ -121,6 +121,6 @@ class CostView(View):
 
 
 def _known(asked: Asked, equal: bool) -> tuple[Asked, bool, Evaluation, Sensitivity]:
-    """What the folder holds: iterated by somebody who starts no process, since it is cancelled from the first."""
+    """What the folder holds. Cancelled from the start, both read what was measured before and start no process."""
     how = {"cancelled": lambda: True}
     return asked, equal, asked.evaluation(equal, **how).run(), asked.sensitivity(**how).run()

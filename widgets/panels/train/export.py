@@ -30,7 +30,7 @@ _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "origi
 
 
 class RunExport:
-    """``widget`` is there once the run on show has ended and left an adapter; ``follow`` and ``tell`` say which and when."""
+    """``widget`` shows once the run on show has ended and left an adapter: ``follow`` sets the run, ``update`` its status."""
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._run: Run | None = None
@@ -38,7 +38,7 @@ class RunExport:
         self.message = Message()
         self._measuring = Work(executor, self._measured, self.message.error)
         self._writing = Work(executor, self._written, self.message.error)
-        self.base = ipywidgets.Dropdown(description="Merge into", options=[(said, name) for name, said in _BASES.items()])
+        self.base = ipywidgets.Dropdown(description="Merge into", options=[(title, name) for name, title in _BASES.items()])
         self.dtype = ipywidgets.Dropdown(description="Dtype", options=["bfloat16", "float16"])
         self.folder = ipywidgets.Text(description="Folder of the merged model", continuous_update=False)
         for control in (self.base, self.folder):
@@ -47,7 +47,7 @@ class RunExport:
         self.write = ipywidgets.Button(description="Export", button_style="primary", disabled=True)
         self.show.on_click(guard(self.message)(lambda _: self._measure()))
         self.write.on_click(guard(self.message)(lambda _: self._export()))
-        self.said, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
+        self.summary, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
         self.plot = Plot({}, summary="Nothing measured yet.", height=320)
         self._drawn = column(self.plot, fold("Weight by weight", self.table))
         self._drawn.layout.display = "none"
@@ -63,10 +63,10 @@ class RunExport:
             ProgressRow(self._measuring),
             ProgressRow(self._writing),
             self.message,
-            self.said,
+            self.summary,
             self._drawn,
             self.copy,
-            said="the adapter merged into its base, and what that changes",
+            subtitle="the adapter merged into its base, and what that changes",
         )
         self.widget.layout.display = "none"
         for control in (self.base, self.dtype, self.folder):
@@ -78,14 +78,14 @@ class RunExport:
         self._writing.cancel()
         self._run, self._shown = run, None
         self.message.clear()
-        set_note(self.said, "")
+        set_note(self.summary, "")
         self._drawn.layout.display = self.widget.layout.display = "none"
         bases = _BASES if run.config.method == "qlora" else {"original": _BASES["original"]}
-        self.base.options = [(said, name) for name, said in bases.items()]
+        self.base.options = [(title, name) for name, title in bases.items()]
         self.folder.value = f"{run.dir}-merged"
 
-    def tell(self, status: RunStatus) -> None:
-        """How the run stands."""
+    def update(self, status: RunStatus) -> None:
+        """The run's present status."""
         there = self._run is not None and status.state in ENDED and self._run.adapter_dir is not None
         self.widget.layout.display = "" if there else "none"
         self._ready()
@@ -114,11 +114,11 @@ class RunExport:
     def _measured(self, found: tuple[Run, MergeErrors]) -> None:
         run, errors = found
         self._shown = (run, errors.dtype)
-        figure, said = merge.merge_figure(errors)
+        figure, summary = merge.merge_figure(errors)
         self._drawn.layout.display = ""
-        self.plot.show(figure, summary=said)
+        self.plot.show(figure, summary=summary)
         self.table.value = merge.merge_table(errors)
-        set_note(self.said, f"Measured. {said}")
+        set_note(self.summary, f"Measured. {summary}")
         self._ready()
 
     def _export(self) -> None:
@@ -142,5 +142,5 @@ class RunExport:
         )
 
     def _going(self) -> tuple[Run, str]:
-        assert self._run is not None  # the controls are away until there is one
+        assert self._run is not None  # the controls are hidden until there is one
         return self._run, self.dtype.value

@@ -1,7 +1,7 @@
 """The form of a training run: every field of a ``TrainConfig``, the usual ones in sight and the rest in folds.
 
-Covers controls, which of them mean something as the others stand, and the faults beside their fields, all at once. What the
-fields are is ``run_fields``; which values are right is ``workbench.training.checks``. Launches nothing.
+Covers the controls, which of them apply given the others, and the faults beside their fields, all at once. The fields are
+``panels/train/fields.py``'s; which values are right is for ``workbench.training.checks``. Launches nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunForm:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the controls say, by name."""
+        """The controls' values, by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     @property
@@ -54,7 +54,7 @@ class RunForm:
         return config_of(self._base, self.values)
 
     def show(self, config: TrainConfig, before: TrainConfig | None = None) -> None:
-        """Have the controls say ``config``; with ``before`` only where that differs from it."""
+        """Set the controls to ``config``; with ``before``, only those for which the two differ."""
         with UI:
             self._base = config
             known = shown_values(before) if before is not None else {}
@@ -62,21 +62,21 @@ class RunForm:
                 for name, value in shown_values(config).items():
                     if name not in known or known[name] != value:
                         self.controls[name].value = value
-            self._tell()
+            self._refresh()
 
     def _fold(self, group: Group) -> ipywidgets.Box:
         return fold(group.title, fields(*(self._cells[field.name] for field in group.fields), width=150))
 
     def _edited(self, _: Any) -> None:
         with UI:
-            self._changed(self._tell())
+            self._changed(self._refresh())
 
     def show_faults(self, found: Iterable[str]) -> None:
         """Show faults that were found elsewhere, as by a launch, beside their fields until the next edit."""
         with UI:
-            self._tell(found)
+            self._refresh(found)
 
-    def _tell(self, found: Iterable[str] = ()) -> TrainConfig | None:
+    def _refresh(self, found: Iterable[str] = ()) -> TrainConfig | None:
         """Show what is in use, what the folds hold and every fault; the configuration where there is none."""
         values, faults, config = self.values, faults_by_field(found), None
         try:

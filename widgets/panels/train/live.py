@@ -2,7 +2,7 @@
 
 Reads a run through ``workbench.training`` and shows what changed, at most four times a second, from a thread; so it keeps
 moving while a cell is busy, where the kernel allows that, and elsewhere through ``run.watch()``. Steering the run is
-``widgets.panels.train.view``'s part; what is drawn is ``run_figures``', ``run_memory_figures``' and ``run_words``'.
+``panels/train/view.py``'s part; figures and words come from ``figures/run.py``, ``figures/run_memory.py`` and ``words.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from widgets.controls.style import column, fold, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures import run_memory
-from widgets.figures.layout import Told
+from widgets.figures.layout import Described
 from widgets.panels.train import words
 from widgets.panels.train.paging import RunPaging
 from widgets.panels.train.receipt import RunReceipt
@@ -50,7 +50,7 @@ class Glance:
 
     number: int
     status: RunStatus
-    figures: Mapping[str, Told]
+    figures: Mapping[str, Described]
     truth: PagingTruth
     receipt: Receipt
     headline: str
@@ -60,7 +60,7 @@ class Glance:
 
 
 class Following:
-    """A run under observation, and all that was heard of it. May be looked at from any thread."""
+    """A run under observation, and all that was read of it so far. Safe to use from any thread."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
@@ -98,11 +98,11 @@ class Following:
         history, run, status = self.history, self.run, self.status or self.run.status
         key = str(run.dir)
         figures = {
-            "loss": run_figures.loss(history, key, self.beside),
-            "memory": run_memory.memory(history, key, psutil.virtual_memory().total),
-            "batches": run_memory.batches(history, key),
+            "loss": run_figures.loss_figure(history, key, self.beside),
+            "memory": run_memory.memory_figure(history, key, psutil.virtual_memory().total),
+            "batches": run_memory.batches_figure(history, key),
         } | {
-            name: getattr(run_figures, name)(history, key)
+            name: getattr(run_figures, f"{name}_figure")(history, key)
             for name in ("gradient_norm", "learning_rate", "speed", "paging", "phases")
         }  # fmt: skip
         points = sum(len(trace["x"]) for figure, _ in figures.values() for trace in figure["data"])
@@ -122,9 +122,7 @@ class Following:
 
 
 class RunView:
-    """``widget`` holds the view; ``follow(run)`` fills it, ``close()`` ends its threads (closing the widgets is the panel's
-    part).
-    """
+    """``widget`` holds the view; ``follow(run)`` fills it, ``close()`` ends its threads, and the panel closes the widgets."""
 
     def __init__(
         self, changed: Callable[[RunStatus], None], failed: Callable[[Exception], None], executor: Executor | None = None
@@ -212,14 +210,14 @@ class RunView:
 
     def _apply(self, seen: Glance) -> None:
         if seen.number <= self._shown:
-            return  # a look that waited for the page while a later one went by
+            return  # a later look was applied before this one
         self._shown = seen.number
         for name, (figure, summary) in seen.figures.items():
             self.plots[name].show(figure, summary=summary)
         self._headline.value, self._results.value, self._log.value = seen.headline, seen.results, seen.log
         set_note(self._paging_note, seen.paging)
-        self.paging.tell(seen.truth)
-        self.receipt.tell(seen.receipt)
+        self.paging.update(seen.truth)
+        self.receipt.update(seen.receipt)
         self._changed(seen.status)
         if seen.status.state in ENDED:
             self._end()

@@ -1,4 +1,4 @@
-"""What a run pages, in truth, and what it would page on a smaller GPU, simulated.
+"""What a run really pages, and what it would page on a smaller GPU, simulated.
 
 Covers the truth meter's table and reasons, and the pager's simulation with the GPU's memory as a control; beside it what was
 measured, where anything was. Both are ``workbench``'s; nothing is computed here.
@@ -41,7 +41,7 @@ class Simulated:
 
 
 class RunPaging:
-    """``truth`` and ``simulation`` hold the two parts; ``follow`` begins, ``tell`` brings the present truth."""
+    """``truth`` and ``simulation`` hold the two parts; ``follow`` begins, ``update`` brings the present truth."""
 
     def __init__(self, failed: Callable[[Exception], None], executor: Executor | None = None) -> None:
         self._work = Work(executor, self._show, failed, debounce=0.1)
@@ -49,8 +49,8 @@ class RunPaging:
         self._truth: PagingTruth | None = None
         self._found: Simulated | None = None
         self._quiet = Quiet()
-        self._told, self._table = note(), ipywidgets.HTML()
-        self.truth = column(heading("What pages, and what does not"), self._told, self._table)
+        self._summary, self._table = note(), ipywidgets.HTML()
+        self.truth = column(heading("What pages, and what does not"), self._summary, self._table)
         self.budget = ipywidgets.SelectionSlider(
             description="GPU memory (simulated)", options=[("0 B", 0)], continuous_update=False
         )
@@ -86,12 +86,12 @@ class RunPaging:
         self.measured.layout.display = "none"
         self._simulate(None)
 
-    def tell(self, truth: PagingTruth) -> None:
+    def update(self, truth: PagingTruth) -> None:
         """What is known now."""
         if truth == self._truth:
             return
         before, self._truth = self._truth, truth
-        set_note(self._told, truth.told)
+        set_note(self._summary, truth.told)
         self._table.value = pager.truth_table(truth)
         if truth.gpu is not None and (before is None or before.gpu is None):
             self._simulate(truth.gpu)  # what was measured was measured there
@@ -116,7 +116,7 @@ class RunPaging:
             if self.budget.options != options:
                 self.budget.options = options
             self.budget.value = found.simulation.budget
-        figure, summary = pager.simulated(found.simulation)
+        figure, summary = pager.simulation_figure(found.simulation)
         self.plot.show(figure, summary=summary)
         nothing = found.simulation.least == found.simulation.enough and self.may_page.value == _MAY_PAGE[0][1]
         more = " Nothing of this run may page, for the reasons above; choose everything to see what would." if nothing else ""
@@ -127,8 +127,8 @@ class RunPaging:
         """What was measured, beside the simulation on show."""
         if self._found is None or self._truth is None:
             return
-        self._beside.value = pager.beside(self._found.simulation, self._truth)
-        drawn = pager.step_by_step(self._found.simulation, self._truth)
+        self._beside.value = pager.comparison_table(self._found.simulation, self._truth)
+        drawn = pager.steps_figure(self._found.simulation, self._truth)
         self.measured.layout.display = "none" if drawn is None else ""
         if drawn is not None:
             self.measured.show(drawn[0], summary=drawn[1])

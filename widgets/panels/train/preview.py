@@ -28,7 +28,7 @@ Tokens = tuple[tuple[str, bool], ...]
 
 
 class RunPreview:
-    """``widget`` holds what ``ask`` brings; ``config()`` is asked for what to look at, and may raise."""
+    """``widget`` holds the rows that ``ask`` reads; ``config()`` gives the configuration to read them by, and may raise."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class RunPreview:
 
     def _apply(self, found: tuple[TrainConfig, Preview]) -> None:
         config, rows = found
-        set_note(self.counts, counts_told(rows, config))
+        set_note(self.counts, counts_summary(rows, config))
         self.rows.value = rows_html(rows)
         self._seen(config)
 
 
-def counts_told(seen: Preview, config: TrainConfig) -> str:
+def counts_summary(seen: Preview, config: TrainConfig) -> str:
     """What became of the rows that were looked at."""
     n = seen.counts
     looked = f"All {counted(n['total'], 'row')}" if seen.whole else f"The first {n['total']:,} rows"

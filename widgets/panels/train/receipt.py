@@ -10,7 +10,7 @@ import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
 from widgets.drawing.plot import Plot
-from widgets.figures.layout import Figure, Told, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes, unit_for
 from widgets.figures.palette import BLUE, GREY, OCHRE
 from widgets.figures.tables import table
 from workbench.text import NONE, amount, known_amount
@@ -20,11 +20,11 @@ _ROW = 34
 """Pixels of a bar's row."""
 _FRAME = 130
 _COLOURS = {"forecast": OCHRE, "measured": BLUE}
-_SAID = [how for how, told in HOW.items() if told.startswith("measured: ")]
+_EXPLAINED_BELOW = [how for how, text in HOW.items() if text.startswith("measured: ")]
 
 
 class RunReceipt:
-    """``widget`` holds bars and table; ``tell`` brings the present receipt. Before anything is measured it takes no room."""
+    """``widget`` holds bars and table; ``update`` brings the present receipt. Before anything is measured it takes no room."""
 
     def __init__(self) -> None:
         self.plot = Plot({}, summary="No receipt yet.", height=_FRAME)
@@ -33,7 +33,7 @@ class RunReceipt:
         self.widget.layout.display = "none"
         self._shown: Receipt | None = None
 
-    def tell(self, receipt: Receipt) -> None:
+    def update(self, receipt: Receipt) -> None:
         """Show it, if it is another one."""
         if receipt == self._shown:
             return
@@ -48,11 +48,11 @@ class RunReceipt:
 
 
 def shown(receipt: Receipt) -> list[ReceiptRow]:
-    """The rows that say anything."""
+    """The rows with a forecast or a measurement."""
     return [row for row in receipt.rows if row.forecast or row.measured]
 
 
-def bars(receipt: Receipt) -> Told:
+def bars(receipt: Receipt) -> Described:
     """Two bars a category, on a common scale; what no category explains has one of its own.
 
     Interpreter and libraries are in the table only: on a CPU they would dwarf a small model.
@@ -80,8 +80,8 @@ def bars(receipt: Receipt) -> Told:
     if receipt.total is None:
         return {"data": traces, "layout": layout}, "No receipt yet."
     total = receipt.totals[0]
-    said = f"Of {amount(total.bytes)} ({total.name}) the categories explain {amount(total.explained)}"
-    return {"data": traces, "layout": layout}, f"{said}; {amount(total.unexplained)} are not explained."
+    summary = f"Of {amount(total.bytes)} ({total.name}) the categories explain {amount(total.explained)}"
+    return {"data": traces, "layout": layout}, f"{summary}; {amount(total.unexplained)} are not explained."
 
 
 def receipt_table(receipt: Receipt) -> str:
@@ -99,13 +99,13 @@ def receipt_table(receipt: Receipt) -> str:
 
 def _known(how: str) -> str:
     """In a word or two; ``hows`` says the rest."""
-    return HOW[how].partition(":")[0].partition(" from")[0] + (f" ({how})" if how in _SAID else "")
+    return HOW[how].partition(":")[0].partition(" from")[0] + (f" ({how})" if how in _EXPLAINED_BELOW else "")
 
 
 def hows(receipt: Receipt) -> str:
     """What the words in brackets stand for, of those that the table has."""
     used = dict.fromkeys([row.how for row in shown(receipt)] + [total.how for total in receipt.totals])
-    return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _SAID)
+    return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _EXPLAINED_BELOW)
 
 
 def _difference(row: ReceiptRow) -> str:

@@ -42,10 +42,10 @@ class Earlier:
 
 
 class RunList:
-    """``widget`` holds the list, ``chosen`` tells the runs picked in it.
+    """``widget`` holds the list, ``chosen`` the runs picked in it.
 
-    Once they are read ``overlay(histories by name)`` is called; it says whether there is a run on show that they lie over.
-    Else they have a picture of their own.
+    Once they are read ``overlay(histories by name)`` is called; it returns whether there is a run on show to lay them over. If
+    there is none, they have a picture of their own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunList:
         self._quiet = Quiet()
         self.folder = ipywidgets.Text("runs", description="Folder of runs", continuous_update=False)
         self.list = ipywidgets.SelectMultiple(description="Earlier runs (with Ctrl several)", rows=6, options=[])
-        self._told, self._table = note(), ipywidgets.HTML()
+        self._summary, self._table = note(), ipywidgets.HTML()
         self.plot = Plot({}, summary="No run is chosen.", height=280)
         self.plot.layout.display = "none"
         self.widget = column(
@@ -69,7 +69,7 @@ class RunList:
             fields(self.list, width=600),
             ProgressRow(self._look),
             ProgressRow(self._work),
-            self._told,
+            self._summary,
             self.plot,
             self._table,
         )
@@ -99,7 +99,7 @@ class RunList:
             self.list.options = [(line, run.dir.name) for line, run in found]
             self.list.value = picked
         where = Path(self.folder.value.strip() or ".").expanduser().absolute()
-        set_note(self._told, "" if found else f"There are no runs in {where}.")
+        set_note(self._summary, "" if found else f"There are no runs in {where}.")
 
     def _choose(self) -> None:
         picked = self.chosen[:OVERLAID]
@@ -111,10 +111,12 @@ class RunList:
 
     def _read(self, found: list[Earlier]) -> None:
         more = len(self.chosen) - len(found)
-        set_note(self._told, f"{OVERLAID} runs are drawn; {counted(more, 'more run')} would be too many." if more > 0 else "")
+        set_note(
+            self._summary, f"{OVERLAID} runs are drawn; {counted(more, 'more run')} would be too many." if more > 0 else ""
+        )
         self._table.value = compared(found)
         histories = {earlier.run.dir.name: earlier.history for earlier in found}
-        figure, summary = run_figures.loss(RunHistory(), beside=histories)
+        figure, summary = run_figures.loss_figure(RunHistory(), beside=histories)
         self.plot.show(figure, summary=summary)
         laid_over = self._overlay(histories)
         self.plot.layout.display = "" if found and not laid_over else "none"
@@ -134,7 +136,7 @@ def _read(picked: list[Run], progress: Progress, cancelled: Cancelled) -> list[E
     found = []
     for i, run in enumerate(picked):
         if cancelled():
-            raise InterruptedError("Nobody waits for these runs any longer.")
+            raise InterruptedError("These runs are no longer wanted.")
         progress(i, len(picked))
         history = RunHistory()
         history.feed(run.events())

@@ -120,9 +120,12 @@ class TrainingCell(Panel):
             self.message,
             self.preview.widget,
             fold(
-                "Earlier runs", self.earlier.widget, row(self._choose, self._renew), said="listed, compared, laid over this one"
+                "Earlier runs",
+                self.earlier.widget,
+                row(self._choose, self._renew),
+                subtitle="listed, compared, laid over this one",
             ),
-            fold("The same in a cell", self._lines, said="the lines of the workbench that launch this run"),
+            fold("The same in a cell", self._lines, subtitle="the lines of the workbench that launch this run"),
             self.copy,
             self.export.widget,
             self.view.widget,
@@ -140,7 +143,7 @@ class TrainingCell(Panel):
         return f"import workbench as wb\n\nrun = wb.launch({code.config(self.config)}{folder})"
 
     def _put(self, config: TrainConfig) -> None:
-        """Have the state say this; a shared state keeps its model."""
+        """Write the configuration into the state; a shared state keeps its model."""
         changes = self.store.value.changes_to(config)
         self.store.update(**changes if self._shared else changes | {"model": config.model})
 
@@ -218,7 +221,7 @@ class TrainingCell(Panel):
         self._resume.disabled = status is None or going or state == "finished"
         if status is None:
             return
-        self.export.tell(status)
+        self.export.update(status)
         if going:
             return
         if state in ("failed", "killed"):
@@ -267,7 +270,7 @@ def _name_of(model: Any) -> str:
 
 
 def _suggested(config: TrainConfig) -> TrainConfig:
-    """The same with what suits the embedded model, or with the usual again for others, unless somebody has chosen otherwise."""
+    """The configuration with what suits the embedded model, or for others with the usual again; changed fields stay."""
     usual = {name: getattr(TrainConfig(), name) for name in FIRST_RUN}
     now, better = (usual, FIRST_RUN) if config.model == "builtin" else (FIRST_RUN, usual)
     untouched = config.num_train_epochs is None and all(getattr(config, name) == value for name, value in now.items())

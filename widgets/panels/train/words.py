@@ -57,12 +57,12 @@ def duration(seconds: float) -> str:
 
 
 def paging(history: RunHistory) -> str:
-    """What the bars of the paging picture are, and who sees none."""
+    """What the bars of the paging picture count, and why no page of a GPU is among them."""
     if page_view(history) == "gpu":
         other = {lane[1]: count for lane, count in history.counts.items() if lane[0] == "cupti" and "fault" in lane[1]}
         said = " ".join(f"{name.capitalize()}s counted by CUPTI: {count:,}." for name, count in sorted(other.items()))
-        told = ["Migrations are measured by CUPTI; a prefetch is a request.", said, *why_no_gpu_paging(history)]
-        return " ".join(filter(None, told))
+        parts = ["Migrations are measured by CUPTI; a prefetch is a request.", said, *why_no_gpu_paging(history)]
+        return " ".join(filter(None, parts))
     if not history.hello:
         return ""
     shown = "Shown are the operating system's faults on the process's own memory. " if page_view(history) == "host" else ""

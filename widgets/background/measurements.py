@@ -1,6 +1,6 @@
-"""What has been found out about one tensor's weights, each thing once: going back to a block size or format is then instant.
+"""The measurements of one tensor, each made once and kept: going back to a block size or format is then instant.
 
-Covers keeping and forgetting. The numbers are ``workbench``'s, of the whole tensor where they do not say otherwise.
+Covers keeping and forgetting. ``workbench`` measures, on the whole tensor unless a result says that it was sampled.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _BY_BLOCK = 16  # bytes that a specification's statistics take for each block, w
 _T = TypeVar("_T")
 
 
-class Measured:
+class Measurements:
     """The measurements of a ``tensor``; keeps at most ``most`` bytes of them, by default what ``room`` allows.
 
-    May be asked on several threads. Where two ask for the same at once it is measured twice.
+    Safe to call from several threads; where two ask for the same thing at once, it is measured twice.
     """
 
     def __init__(self, tensor: NDArray[Any], most: int | None = None) -> None:
@@ -71,9 +71,9 @@ class Measured:
         return self._once(("outliers", stats.spec), lambda: outliers_of(self.tensor, stats, found, cancelled=cancelled))
 
     def look_ahead(self, choices: Iterable[tuple[int, Sequence[QuantSpec]]], cancelled: Cancelled) -> None:
-        """Finds out what will be asked for if a reader makes one of these choices: a block size, and what to measure in it.
+        """Measures what will be asked for if the reader makes one of these choices: a block size, and the specifications in it.
 
-        The likeliest come first; where all of them would not be kept, those that no longer fit are left out.
+        The likeliest come first; those that would no longer fit are left out.
         """
         left, counted = self._most, set[QuantSpec]()
         for block_size, specs in choices:
@@ -115,7 +115,7 @@ class Measured:
 
 
 def room(nbytes: int) -> int:
-    """Bytes of measurements that are kept of a tensor of ``nbytes``: four times as many, if that is no more than half a GiB.
+    """Bytes of measurements to keep of a tensor of ``nbytes``: four times as many up to half a GiB, and at least ``nbytes``.
 
     In 16 bits, all formats at one block size and two of them at every other take three times the weights.
     """
@@ -123,6 +123,6 @@ def room(nbytes: int) -> int:
 
 
 def _bytes_of(stats: ErrorStats) -> int:
-    """Bytes of the values by block, those that stand for several counted once."""
+    """Bytes of the arrays of values by block: a shared one counts once, a broadcast one not at all."""
     arrays = {id(a): a for a in vars(stats).values() if isinstance(a, np.ndarray) and 0 not in a.strides}
     return sum(a.nbytes for a in arrays.values())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from widgets.background import measured
-from widgets.background.measured import Measured
+from widgets.background import measurements
+from widgets.background.measurements import Measurements
 from widgets.session import Session
 from workbench.quant.inspect import bin_errors
 from workbench.quant.measure import histogram
@@ -30,12 +30,12 @@ def passes(monkeypatch):
         made.append(list(specs))
         return wb.measure(array, specs, *args, **kwargs)
 
-    monkeypatch.setattr(measured, "measure", counting)
+    monkeypatch.setattr(measurements, "measure", counting)
     return made
 
 
 def test_only_what_is_new_is_measured(tensor, passes):
-    known = Measured(tensor)
+    known = Measurements(tensor)
     first = known.stats([NF4, INT4])
     assert [e.rmse for e in first] == [e.rmse for e in wb.measure(tensor, [NF4, INT4])]
     fp4 = wb.QuantSpec("fp4")
@@ -49,7 +49,7 @@ def test_only_what_is_new_is_measured(tensor, passes):
 
 
 def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes):
-    known = Measured(tensor, most=tensor.nbytes)
+    known = Measurements(tensor, most=tensor.nbytes)
     sizes = [wb.QuantSpec("nf4", size) for size in (32, 64, 128, 256, 512)]
     for spec in sizes:
         known.stats([spec])
@@ -70,7 +70,7 @@ def test_what_was_asked_for_longest_ago_is_forgotten_first(tensor, passes):
 
 
 def test_outliers_are_counted_once_for_each_specification(tensor, passes):
-    known = Measured(tensor)
+    known = Measurements(tensor)
     nf4, int4 = known.stats([NF4, INT4])
     assert known.outliers(nf4) == wb.outliers(tensor, NF4)
     assert known.outliers(int4) == wb.outliers(tensor, INT4)
@@ -79,14 +79,14 @@ def test_outliers_are_counted_once_for_each_specification(tensor, passes):
 
 
 def test_cancelled_nothing_is_kept(tensor):
-    known = Measured(tensor)
+    known = Measurements(tensor)
     with pytest.raises(InterruptedError):
         known.stats([NF4], lambda: True)
     assert known.stats([NF4])[0].rmse == wb.measure(tensor, NF4).rmse
 
 
 def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes):
-    known = Measured(tensor, most=tensor.nbytes)
+    known = Measurements(tensor, most=tensor.nbytes)
     five = ("nf4", "fp4", "af4", "int4", "e2m1")
     choices = [(size, [wb.QuantSpec(name, size) for name in five]) for size in (32, 64, 128, 256)]
     known.look_ahead(choices, lambda: False)
@@ -98,12 +98,12 @@ def test_what_would_not_be_kept_is_not_measured_ahead(tensor, passes):
 def test_what_is_one_choice_away_is_measured_ahead(passes, monkeypatch):
     ready = threading.Event()
 
-    def telling(weights, stats):
+    def watching(weights, stats):
         if stats.spec.format == list(wb.FORMATS)[-1]:
             ready.set()
         return bin_errors(weights, stats)
 
-    monkeypatch.setattr(measured, "bin_errors", telling)
+    monkeypatch.setattr(measurements, "bin_errors", watching)
     session = Session()
     session.start()
     assert ready.wait(60)
