@@ -18,6 +18,7 @@ from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.spec import QuantSpec
 from workbench.training.config import TrainConfig
+from workbench.training.settings import settings_of
 
 ERROR_FIELDS = {"block_rmse": "RMSE", "block_max": "Largest error", "block_mae": "Mean error", "block_absmax": "absmax"}
 """What the block map may show: a field of ``ErrorStats`` and its name on screen."""
@@ -45,11 +46,6 @@ _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
     "gpu": (*GPUS, THIS_MACHINE), "cost_field": COST_FIELDS, "cost_bits": COST_BITS, "mix_gpu": ("", *GPUS, THIS_MACHINE),
 }  # fmt: skip
-_TRAINING = (
-    "lora_r", "target_modules", "per_device_train_batch_size", "max_length", "optim", "gradient_checkpointing",
-)  # fmt: skip
-_ELSEWHERE = {*_TRAINING, "model", "quant_type", "block_size", "double_quant"}
-"""Fields of ``TrainConfig`` that the state has under a name of its own, or as its formats."""
 _FORGETS: dict[str, dict[str, Any]] = {
     "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
     "tensor": {"block": None, "weight": None}, "block_size": {"block": None, "weight": None}, "block": {"weight": None},
@@ -71,13 +67,13 @@ class State:
     ['NF4, blocks of 128', 'FP4, blocks of 128']
     """
 
-    model: str = "builtin"
+    model: str = TrainConfig.model
     """What ``wb.open_model`` takes."""
     tensor: str = ""
     """A tensor's name; empty: the model's first quantizable one."""
     formats: tuple[str, ...] = ("nf4", "int4")
     """One to three formats, the first in the lead."""
-    block_size: int = 64
+    block_size: int = TrainConfig.block_size
     """Weights that share a scale."""
     double_quant: bool = False
     """Whether errors include those of the scales' own quantization."""
@@ -115,13 +111,13 @@ class State:
     """The GPU whose memory the mix is made for, in place of ``mix_megabytes``; empty: none."""
     gpu: str = dataclasses.field(default_factory=lambda: THIS_MACHINE if present() else "T4 16 GB")
     """The GPU that the forecast is held against."""
-    lora_r: int = 16
+    lora_r: int = TrainConfig.lora_r
     """This and the next five are fields of ``TrainConfig``, for the forecast and for training alike."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    per_device_train_batch_size: int = 4
-    max_length: int = 512
-    optim: str = "paged_adamw_32bit"
-    gradient_checkpointing: bool = True
+    target_modules: str | tuple[str, ...] = TrainConfig.target_modules
+    per_device_train_batch_size: int = TrainConfig.per_device_train_batch_size
+    max_length: int = TrainConfig.max_length
+    optim: str = TrainConfig.optim
+    gradient_checkpointing: bool = TrainConfig.gradient_checkpointing
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The other fields of ``TrainConfig``, where they differ from their defaults."""
 
@@ -167,17 +163,9 @@ class State:
     def training(self) -> TrainConfig:
         """The fine-tune that is forecast and launched, on the leading format where bitsandbytes has that, else on NF4."""
         lead = self.formats[0]
-        own = {name: getattr(self, name) for name in _TRAINING}
-        return TrainConfig.from_dict(
-            {
-                "model": self.model,
-                "quant_type": lead if find_format(lead).trainable else "nf4",
-                "block_size": self.block_size,
-                "double_quant": self.double_quant,
-                **own,
-                **self.train,
-            }
-        )
+        quant_type = lead if find_format(lead).trainable else TrainConfig.quant_type
+        own = {name: getattr(self, name) for name in _SHARED}
+        return TrainConfig.from_dict({"quant_type": quant_type, **own, **self.train})
 
     def changes_to(self, config: TrainConfig) -> dict[str, Any]:
         """The fields of the state that make ``training`` this configuration, but for the model; a new 4-bit format leads."""
@@ -185,7 +173,7 @@ class State:
         formats = self.formats
         if config.quant_type != present.quant_type:
             formats = (config.quant_type, *(name for name in formats[1:] if name != config.quant_type))
-        own = {name: getattr(config, name) for name in (*_TRAINING, "block_size", "double_quant")}
+        own = {name: getattr(config, name) for name in _SHARED if name != "model"}
         return {"formats": formats, **own, "train": _others(config)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,6 +194,12 @@ class State:
                 remedy=f"Fields: {', '.join(sorted(known))}.",
             )
         return cls(**values)
+
+
+_SHARED = [f.name for f in dataclasses.fields(State) if f.name in settings_of(TrainConfig)]
+"""Fields of ``TrainConfig`` that the state has too, under the same name."""
+_ELSEWHERE = {*_SHARED, "quant_type"}
+"""And the one that it has as its leading format."""
 
 
 def _is_number(value: Any) -> bool:

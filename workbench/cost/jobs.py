@@ -35,13 +35,11 @@ from workbench.training.data import held_out_files
 from workbench.training.dataset_files import on_hub
 from workbench.training.model_checks import causal_fault
 from workbench.training.runs import absolute
+from workbench.training.settings import settings_of
 
 BATCH = 4
 """Rows in a forward pass, and in a batch of the bootstrap."""
-OF_DATA = (
-    "dataset", "dataset_config", "dataset_split", "dataset_revision", "eval_dataset", "eval_split", "text_column",
-    "prompt_column", "completion_column", "messages_column", "completion_only_loss", "max_length", "max_eval_rows",
-)  # fmt: skip
+OF_DATA = tuple(name for name, declared in settings_of(TrainConfig).items() if declared.of_rows)
 """The fields of a ``TrainConfig`` that say which rows are measured."""
 _LOOKED_AT = 4_096
 _LIBRARIES = 500 * 2**20

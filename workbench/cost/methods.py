@@ -22,8 +22,7 @@ from workbench.resumable import Unfolding
 from workbench.sources.base import Cancelled
 from workbench.text import NONE, known_amount, percent
 from workbench.training import data
-from workbench.training.checks import METHODS, OF_ADAPTERS
-from workbench.training.config import TrainConfig, as_config
+from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
 from workbench.training.results.receipts import TITLES
 from workbench.training.runs import Run, absolute, attach, default_dir, launch, path_of

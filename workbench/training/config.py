@@ -1,8 +1,8 @@
 """What a training run is asked to do, as one frozen value that is checked whole.
 
-Covers the fields and the JSON form; what each field may be, and which exclude each other, is in ``checks``. Does not look at
-the disk: whether the model and the dataset exist is ``runs.launch``'s question. Names are those of transformers, peft, TRL and
-bitsandbytes.
+Covers the fields, each with what it may be and how a form shows it, and the JSON form; which fields exclude each other is in
+``checks``. Does not look at the disk: whether the model and the dataset exist is ``runs.launch``'s question. Names are those of
+transformers, peft, TRL and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -16,23 +16,30 @@ from typing import Any, Self
 
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, unknown_fields
-from workbench.training.checks import (
-    CHOICES,
-    COMPUTE_DTYPES,
-    INIT_LORA_WEIGHTS,
-    METHODS,
-    OPTIMIZERS,
-    QUANT_TYPES,
-    REPORTS,
-    SCHEDULES,
-    faults_of,
-)
+from workbench.quant.formats import BLOCK_SIZES, FORMATS
+from workbench.training.checks import faults_of
+from workbench.training.settings import ADAPTED, METHODS, Group, setting, settings_of
 
 __all__ = [
-    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "REPORTS", "SCHEDULES",
-    "TrainConfig",
+    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OF_ADAPTERS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "REPORTS",
+    "SCHEDULES", "TrainConfig",
 ]  # fmt: skip
 
+_FORMATS = {name: name.upper() for name, form in FORMATS.items() if form.trainable}
+QUANT_TYPES = tuple(_FORMATS)
+_DTYPES = {"auto": "auto (by the device)"} | {name: name for name in ("bfloat16", "float16", "float32")}
+COMPUTE_DTYPES = tuple(_DTYPES)
+OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
+_BEGINNINGS = {
+    True: "A at random, B zero", "gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ",
+}  # fmt: skip
+INIT_LORA_WEIGHTS = tuple(_BEGINNINGS)
+REPORTS = ("none", "tensorboard")
+_METHODS = {
+    "qlora": "QLoRA: adapters on a 4-bit base", "lora": "LoRA: adapters on a 16-bit base", "full": "Full: every weight",
+}  # fmt: skip
+_PATH = '"builtin", a path or owner/name'
 PAGE_MIN_NUMEL = 100_000
 """Elements from which bitsandbytes pages an optimizer state (its own constant)."""
 _DEFAULT_STEPS = 100
@@ -48,116 +55,137 @@ class TrainConfig:
     'paged_adamw_32bit'
     """
 
-    model: str = "builtin"
+    model: str = setting("builtin", "Model", "text", Group.USUAL, wanted=_PATH, hint="builtin, a folder, owner/name", wide=True)
     """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
-    dataset: str = "builtin"
+    dataset: str = setting(
+        "builtin",
+        "Dataset",
+        "text",
+        Group.USUAL,
+        wanted=_PATH,
+        hint="builtin, a file or folder, owner/name",
+        wide=True,
+        rows=True,
+    )
     """``"builtin"``; a local file: .jsonl, .json, .csv, .tsv or .txt (a row a line), also with .gz, .bz2 or .xz behind, or
     .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are
     fetched once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
-    dataset_config: str | None = None
+    dataset_config: str | None = setting(
+        None, "Configuration of the dataset", "text", Group.DATA, place=1, hint="a folder inside it"
+    )
     """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
-    dataset_split: str = "train"
+    dataset_split: str = setting("train", "Split", "text", Group.DATA, place=1)
     """The split of a folder or a Hub dataset: files whose path names it."""
-    dataset_revision: str | None = None
+    dataset_revision: str | None = setting(None, "Revision (Hub)", "text", Group.DATA, place=1, hint="branch, tag or commit")
     """A branch, tag or commit of a Hub dataset; ``launch`` writes the commit that it used here."""
-    eval_dataset: str | None = None
+    eval_dataset: str | None = setting(None, "Held-out dataset", "text", Group.DATA, place=1, hint="none, or the builtin's own")
     """A held-out dataset with the same columns; None: the builtin dataset's own held-out rows, or ``eval_split`` of
     ``dataset``, or none."""
-    eval_split: str | None = None
+    eval_split: str | None = setting(None, "Held-out split", "text", Group.DATA, place=1)
     """The split that is held out, of ``eval_dataset`` or else of ``dataset``."""
-    text_column: str | None = None
+    text_column: str | None = setting(None, "Text column", "text", Group.DATA)
     """The column to learn whole. None with no prompt column: ``text`` for a local file."""
-    prompt_column: str | None = None
+    prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA)
     """The column shown to the model without loss (builtin: ``prompt``)."""
-    completion_column: str | None = None
+    completion_column: str | None = setting(None, "Completion column", "text", Group.DATA)
     """The column appended to the prompt, on which the loss is taken (builtin: ``completion``)."""
-    messages_column: str | None = None
+    messages_column: str | None = setting(None, "Messages column", "text", Group.DATA)
     """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template. Chats that the
     template refuses are left out and counted."""
-    completion_only_loss: bool = True
+    completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
-    max_length: int = 512
+    max_length: int = setting(512, "Length (tokens)", "whole", Group.USUAL, place=4, least=2, rows=True)
     """Tokens a row may have; longer rows are cut at the end."""
 
-    method: str = "qlora"
+    method: str = setting("qlora", "Method", "choice", Group.USUAL, place=1, choices=_METHODS, wide=True)
     """``"qlora"``: adapters on a frozen 4-bit base; ``"lora"``: on a base in the compute dtype; ``"full"``: every weight."""
-    quant_type: str = "nf4"
+    quant_type: str = setting("nf4", "4-bit format", "choice", Group.QUANTIZATION, choices=_FORMATS)
     """4-bit format of the frozen base, ``"nf4"`` or ``"fp4"`` (bitsandbytes' FP4, which is not E2M1)."""
-    block_size: int = 64
+    block_size: int = setting(64, "Block size (weights)", "choice", Group.QUANTIZATION, choices=BLOCK_SIZES)
     """Weights that share one absmax. bitsandbytes' own configuration has no such field: it is set on every ``Params4bit``."""
-    double_quant: bool = True
+    double_quant: bool = setting(True, "Double quantization", "flag", Group.QUANTIZATION)
     """Quantize the absmax values too, in blocks of 256."""
-    llm_int8_skip_modules: tuple[str, ...] = ()
+    llm_int8_skip_modules: tuple[str, ...] = setting(
+        (), "Modules left out of 4 bits", "patterns", Group.QUANTIZATION, refused=True, hint="the head is, always", wide=True
+    )
     """Modules left out of 4 bits besides the head, which always is: their names' beginnings (which may be regular
     expressions) or endings, as ``"down_proj"``."""
-    compute_dtype: str = "auto"
+    compute_dtype: str = setting("auto", "Compute dtype", "choice", Group.MEMORY, choices=_DTYPES, wide=True)
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
 
-    lora_r: int = 16
+    lora_r: int = setting(16, "Adapter rank", "whole", Group.USUAL, place=6, least=1, only=ADAPTED)
     """Rank of each adapter."""
-    lora_alpha: int = 32
+    lora_alpha: int = setting(32, "Alpha", "whole", Group.ADAPTERS, least=1)
     """The adapter's product is scaled by alpha / rank."""
-    use_rslora: bool = False
+    use_rslora: bool = setting(False, "Scale by α / √rank (rsLoRA)", "flag", Group.ADAPTERS, place=2, refused=True)
     """Scale it by alpha / √rank instead (rsLoRA, arXiv 2312.03732)."""
-    use_dora: bool = False
+    use_dora: bool = setting(False, "Train magnitudes too (DoRA)", "flag", Group.ADAPTERS, place=2, refused=True)
     """Train each output's magnitude beside the adapter, which then learns directions (DoRA, arXiv 2402.09353)."""
-    init_lora_weights: bool | str = True
+    init_lora_weights: bool | str = setting(
+        True, "Initialisation", "choice", Group.ADAPTERS, place=1, choices=_BEGINNINGS, refused=True
+    )
     """How adapters begin. True: A at random, B zero. ``"gaussian"``: the same with a normal A. ``"olora"``: from the QR
     decomposition of the weight, which the base then lacks (a 4-bit base is quantized again). ``"pissa"``: from its largest
     singular values, with ``"lora"`` only."""
-    lora_dropout: float = 0.05
+    lora_dropout: float = setting(0.05, "Dropout (share)", "real", Group.ADAPTERS, least=0, below=1)
     """Dropout before the adapter's first matrix."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] = setting(
+        "all-linear", "Modules with an adapter", "names", Group.ADAPTERS, hint="all-linear", wide=True
+    )
     """``"all-linear"`` (every linear but the head) or names of modules."""
 
-    optim: str = "paged_adamw_32bit"
+    optim: str = setting("paged_adamw_32bit", "Optimizer", "choice", Group.OPTIMIZER, choices=OPTIMIZERS, wide=True)
     """Optimizer by transformers' name: ``paged_adamw_32bit``, ``paged_adamw_8bit``, ``adamw_8bit`` or ``adamw_torch``."""
-    page_min_numel: int = PAGE_MIN_NUMEL
+    page_min_numel: int = setting(PAGE_MIN_NUMEL, "Page states from (elements)", "whole", Group.OPTIMIZER, least=1)
     """Smallest parameter, in elements, whose optimizer state is paged on a GPU; lower it and small models page too."""
-    learning_rate: float = 2e-4
+    learning_rate: float = setting(2e-4, "Learning rate", "real", Group.USUAL, place=5, above=0)
     """Peak learning rate."""
-    lr_scheduler_type: str = "constant_with_warmup"
+    lr_scheduler_type: str = setting(
+        "constant_with_warmup", "Schedule", "choice", Group.OPTIMIZER, choices=SCHEDULES, wide=True
+    )
     """Schedule by transformers' name."""
-    warmup_steps: float = 0.03
+    warmup_steps: float = setting(0.03, "Warm-up (steps; below 1 a share)", "real", Group.OPTIMIZER, least=0)
     """Steps of linear warm-up; below 1 a share of all steps."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, "Weight decay", "real", Group.OPTIMIZER, place=3, least=0)
     """Decoupled weight decay."""
-    adam_beta1: float = 0.9
+    adam_beta1: float = setting(0.9, "Adam β₁", "real", Group.OPTIMIZER, place=3, least=0, below=1)
     """Decay of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = setting(0.999, "Adam β₂", "real", Group.OPTIMIZER, place=3, least=0, below=1)
     """Decay of the second moment."""
-    max_grad_norm: float = 0.3
+    max_grad_norm: float = setting(0.3, "Clip gradients at (norm; 0: never)", "real", Group.OPTIMIZER, place=2, least=0)
     """Gradients are scaled down to this norm; 0 turns that off."""
-    per_device_train_batch_size: int = 4
+    per_device_train_batch_size: int = setting(4, "Batch (rows)", "whole", Group.USUAL, place=3, least=1)
     """Rows in one forward pass."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = setting(1, "Batches a step", "whole", Group.OPTIMIZER, place=1, least=1)
     """Forward passes whose gradients make one step."""
-    max_steps: int = -1
+    max_steps: int = setting(-1, "Steps", "whole", Group.USUAL, place=2, least=1)
     """Optimizer steps of the whole run; -1: what ``num_train_epochs`` makes, or 100 without it."""
-    num_train_epochs: float | None = None
+    num_train_epochs: float | None = setting(None, "Epochs", "real", Group.USUAL, place=2, above=0)
     """Passes over the data, instead of ``max_steps``; parts of one are allowed."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = setting(True, "Gradient checkpointing", "flag", Group.MEMORY)
     """Keep only each layer's input and compute the rest again in the backward pass."""
-    nproc_per_node: int = 1
+    nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1)
     """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
     ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""
 
-    save_steps: int = 50
+    save_steps: int = setting(50, "Checkpoint every (steps; 0: never)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
-    save_total_limit: int = 2
+    save_total_limit: int = setting(2, "Checkpoints kept", "whole", Group.CHECKPOINTS, least=1)
     """Checkpoints kept."""
-    eval_steps: int = 0
+    eval_steps: int = setting(0, "Evaluate every (steps; 0: at both ends)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between evaluations; 0: only before and after."""
-    report_to: str = "none"
+    report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
-    max_eval_rows: int = 64
+    max_eval_rows: int = setting(64, "Held-out rows at most (0: no evaluation)", "whole", Group.CHECKPOINTS, least=0, rows=True)
     """Held-out rows measured at most; 0: no evaluation."""
-    sample_prompts: tuple[str, ...] | None = None
+    sample_prompts: tuple[str, ...] | None = setting(
+        None, "Sample prompts", "texts", Group.CHECKPOINTS, not_shown="a prompt may have several lines: Python sets them"
+    )
     """Prompts completed before and after. None: a few held-out prompts where there are any; ``()``: no samples."""
-    sample_max_new_tokens: int = 40
+    sample_max_new_tokens: int = setting(40, "Tokens generated for a sample", "whole", Group.CHECKPOINTS, least=1)
     """Tokens generated for each prompt."""
-    seed: int = 42
+    seed: int = setting(42, "Seed", "whole", Group.CHECKPOINTS, least=0)
     """Seed of the adapters' initialisation, the order of rows and dropout."""
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
@@ -167,17 +195,11 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():  # "NF4" is nf4, as everywhere
-            value = getattr(self, name)
-            same = [choice for choice in choices if isinstance(value, str) and str(choice).casefold() == value.casefold()]
-            if same:
-                object.__setattr__(self, name, same[0])
         for name in ("model", "dataset", "eval_dataset"):
             if isinstance(value := getattr(self, name), PathLike):
                 object.__setattr__(self, name, str(value))
-        for name in ("target_modules", "sample_prompts", "llm_int8_skip_modules"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        for name, declared in settings_of(self).items():
+            object.__setattr__(self, name, declared.as_meant(getattr(self, name)))
         if self.max_steps == -1 and self.num_train_epochs is None:
             object.__setattr__(self, "max_steps", _DEFAULT_STEPS)
         if faults := faults_of(self):
@@ -224,6 +246,14 @@ class TrainConfig:
             remedy = "Give what to_dict returns."
             raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
         return cls(**{str(name): value for name, value in fields.items() if name not in _FORMER})
+
+
+OF_ADAPTERS = {
+    name: declared.default
+    for name, declared in settings_of(TrainConfig).items()
+    if declared.refused and declared.methods == ADAPTED
+}
+"""Fields that only adapters have, beside rank, alpha, dropout and targets, and what they are unless given."""
 
 
 def as_config(given: TrainConfig, where: str) -> TrainConfig:

@@ -11,8 +11,7 @@ import json
 from typing import Any
 
 from workbench.sources import open_model
-from workbench.training.checks import OF_ADAPTERS
-from workbench.training.config import PAGE_MIN_NUMEL, TrainConfig, as_config
+from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.row_files import ending, is_list

@@ -1,214 +1,76 @@
-"""The fields of a run's form as data: names, labels with units, groups, and how a control's value becomes a configuration's.
+"""A run's form as data: its groups of fields, the switches among them, and how a control's value becomes a configuration's.
 
-Covers what is asked, in which group, and which field a fault belongs to. Holds no widgets (``panels.run_form`` does) and no
-rules about values (``workbench.training.checks`` does).
+Covers which controls mean something as the others stand, and which field a fault belongs to. Labels, kinds, choices and groups
+are declared with the fields of ``TrainConfig``. Holds no widgets (``panels.train.form`` does) and no rules about values.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.quant.formats import BLOCK_SIZES
-from workbench.training.checks import (
-    COMPUTE_DTYPES,
-    INIT_LORA_WEIGHTS,
-    METHODS,
-    OF_ADAPTERS,
-    OPTIMIZERS,
-    QUANT_TYPES,
-    REPORTS,
-    SCHEDULES,
-    schedule_faults,
-)
+from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
-
-Kind = Literal["whole", "real", "text", "names", "choice", "flag"]
-Options = tuple[tuple[str, Any], ...]
+from workbench.training.settings import Group, Setting, settings_of
 
 
-@dataclass(frozen=True)
-class Field:
-    """One control. ``name``: the field of ``TrainConfig`` that it sets, or one of ``SWITCHES``."""
-
-    name: str
-    label: str
-    kind: Kind
-    options: Options = ()
-    hint: str = ""
-    wide: bool = False
-    shown: tuple[str, ...] = ()
-    """Fields of which one must be in use for this control to be there: a switch's value, or a method."""
+def _switch(label: str, group: Group, titles: Mapping[Any, str], place: int = 0) -> Setting:
+    return Setting(next(iter(titles)), label, "choice", group, place, choices=titles)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Controls that belong together; one with a title is folded until it is asked for."""
-
-    title: str
-    fields: tuple[Field, ...]
-    methods: tuple[str, ...] = METHODS
-    """The methods for which the group means something."""
-
-
-def _same(names: Iterable[Any]) -> Options:
-    return tuple((str(name), name) for name in names)
-
-
-_METHODS = (
-    ("QLoRA: adapters on a 4-bit base", "qlora"),
-    ("LoRA: adapters on a 16-bit base", "lora"),
-    ("Full: every weight", "full"),
-)
-_BEGINNINGS = {"gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ"}
-_INITS = tuple((_BEGINNINGS.get(str(value), "A at random, B zero"), value) for value in INIT_LORA_WEIGHTS)
-_AUTO = "auto (by the device)"
-
-SWITCHES: Mapping[str, Options] = {
-    "run_for": (("steps", "max_steps"), ("epochs", "num_train_epochs")),
-    "columns": (
-        ("the dataset's own", ""), ("one text", "text_column"), ("prompt and completion", "prompt_column"),
-        ("chat messages", "messages_column"),
-    ),
+SWITCHES = {
+    "run_for": _switch("Run for", Group.USUAL, {"max_steps": "steps", "num_train_epochs": "epochs"}, place=2),
+    "columns": _switch("Columns", Group.DATA, {
+        "": "the dataset's own", "text_column": "one text", "prompt_column": "prompt and completion",
+        "messages_column": "chat messages",
+    }),
 }  # fmt: skip
 """Controls that choose which of several fields counts; the others are as they come."""
-
-GROUPS = (
-    Group(
-        "",
-        (
-            Field("model", "Model", "text", hint="builtin, a folder, owner/name", wide=True),
-            Field("dataset", "Dataset", "text", hint="builtin, a file or folder, owner/name", wide=True),
-            Field("method", "Method", "choice", _METHODS, wide=True),
-            Field("run_for", "Run for", "choice", SWITCHES["run_for"]),
-            Field("max_steps", "Steps", "whole", shown=("max_steps",)),
-            Field("num_train_epochs", "Epochs", "real", shown=("num_train_epochs",)),
-            Field("per_device_train_batch_size", "Batch (rows)", "whole"),
-            Field("max_length", "Length (tokens)", "whole"),
-            Field("learning_rate", "Learning rate", "real"),
-            Field("lora_r", "Adapter rank", "whole", shown=("qlora", "lora")),
-        ),
-    ),
-    Group(
-        "Data",
-        (
-            Field("columns", "Columns", "choice", SWITCHES["columns"]),
-            Field("text_column", "Text column", "text", shown=("text_column",)),
-            Field("prompt_column", "Prompt column", "text", shown=("prompt_column",)),
-            Field("completion_column", "Completion column", "text", shown=("prompt_column",)),
-            Field("messages_column", "Messages column", "text", shown=("messages_column",)),
-            Field("completion_only_loss", "Loss on completions only", "flag"),
-            Field("dataset_config", "Configuration of the dataset", "text", hint="a folder inside it"),
-            Field("dataset_split", "Split", "text"),
-            Field("dataset_revision", "Revision (Hub)", "text", hint="branch, tag or commit"),
-            Field("eval_dataset", "Held-out dataset", "text", hint="none, or the builtin's own"),
-            Field("eval_split", "Held-out split", "text"),
-        ),
-    ),
-    Group(
-        "Quantization of the base",
-        (
-            Field("quant_type", "4-bit format", "choice", tuple((name.upper(), name) for name in QUANT_TYPES)),
-            Field("block_size", "Block size (weights)", "choice", _same(BLOCK_SIZES)),
-            Field("double_quant", "Double quantization", "flag"),
-            Field("llm_int8_skip_modules", "Modules left out of 4 bits", "names", hint="the head is, always", wide=True),
-        ),
-        ("qlora",),
-    ),
-    Group(
-        "Adapters",
-        (
-            Field("lora_alpha", "Alpha", "whole"),
-            Field("lora_dropout", "Dropout (share)", "real"),
-            Field("target_modules", "Modules with an adapter", "names", hint="all-linear", wide=True),
-            Field("init_lora_weights", "Initialisation", "choice", _INITS),
-            Field("use_rslora", "Scale by α / √rank (rsLoRA)", "flag"),
-            Field("use_dora", "Train magnitudes too (DoRA)", "flag"),
-        ),
-        ("qlora", "lora"),
-    ),
-    Group(
-        "Optimizer and schedule",
-        (
-            Field("optim", "Optimizer", "choice", _same(OPTIMIZERS), wide=True),
-            Field("page_min_numel", "Page states from (elements)", "whole"),
-            Field("lr_scheduler_type", "Schedule", "choice", _same(SCHEDULES), wide=True),
-            Field("warmup_steps", "Warm-up (steps; below 1 a share)", "real"),
-            Field("gradient_accumulation_steps", "Batches a step", "whole"),
-            Field("max_grad_norm", "Clip gradients at (norm; 0: never)", "real"),
-            Field("weight_decay", "Weight decay", "real"),
-            Field("adam_beta1", "Adam β₁", "real"),
-            Field("adam_beta2", "Adam β₂", "real"),
-        ),
-    ),
-    Group(
-        "Memory",
-        (
-            Field("compute_dtype", "Compute dtype", "choice", ((_AUTO, "auto"), *_same(COMPUTE_DTYPES[1:])), wide=True),
-            Field("gradient_checkpointing", "Gradient checkpointing", "flag"),
-        ),
-    ),
-    Group(
-        "Checkpoints and evaluation",
-        (
-            Field("save_steps", "Checkpoint every (steps; 0: never)", "whole"),
-            Field("save_total_limit", "Checkpoints kept", "whole"),
-            Field("eval_steps", "Evaluate every (steps; 0: at both ends)", "whole"),
-            Field("max_eval_rows", "Held-out rows at most (0: no evaluation)", "whole"),
-            Field("sample_max_new_tokens", "Tokens generated for a sample", "whole"),
-            Field("seed", "Seed", "whole"),
-            Field("report_to", "Logs besides the workbench's", "choice", _same(REPORTS)),
-        ),
-    ),
-    Group(
-        "Several GPUs (not yet run on any)",
-        (Field("nproc_per_node", "Processes (one a GPU)", "whole"),),
-    ),
-)  # fmt: skip
-FIELDS = {field.name: field for group in GROUPS for field in group.fields}
-_OF_COLUMNS = ("text_column", "prompt_column", "completion_column", "messages_column")
-_NOTHING_FOR: Mapping[str, tuple[tuple[str, ...], Any]] = {
-    "llm_int8_skip_modules": (("qlora",), ()),
-    **{name: (("qlora", "lora"), value) for name, value in OF_ADAPTERS.items()},
+FIELDS = SWITCHES | {name: declared for name, declared in settings_of(TrainConfig).items() if not declared.not_shown}
+"""Every control: the field of ``TrainConfig`` that it sets, or one of ``SWITCHES``."""
+GROUPS: Mapping[Group, tuple[str, ...]] = {
+    group: tuple(sorted((name for name in FIELDS if FIELDS[name].group == group), key=lambda name: FIELDS[name].place))
+    for group in Group
 }
-"""Fields that some methods refuse: the methods that have them, and their value for the others, whose forms lack them."""
-_NO_NONE = ("model", "dataset", "dataset_split")
+"""Controls that belong together, by name; a group with a title is folded until it is asked for."""
+_OF_COLUMNS = ("text_column", "prompt_column", "completion_column", "messages_column")
+_CHOSEN_BY = {name: name for switch in SWITCHES.values() for name in switch.choices} | {"completion_column": "prompt_column"}
+"""The fields that a switch chooses among, each with the switch's value that makes it count."""
 
 
 def shown_values(config: TrainConfig) -> dict[str, Any]:
     """What the controls say for a configuration."""
-    return {name: _control_value(field, config) for name, field in FIELDS.items()}
+    return {name: _control_value(name, config) for name in FIELDS}
 
 
-def _control_value(field: Field, config: TrainConfig) -> Any:
-    if field.name == "run_for":
+def _control_value(name: str, config: TrainConfig) -> Any:
+    if name == "run_for":
         return "max_steps" if config.num_train_epochs is None else "num_train_epochs"
-    if field.name == "columns":
-        return next((value for _, value in SWITCHES["columns"] if value and getattr(config, value) is not None), "")
-    value = getattr(config, field.name)
-    if field.name == "max_steps" and config.num_train_epochs is not None:
+    if name == "columns":
+        return next((column for column in SWITCHES[name].choices if column and getattr(config, column) is not None), "")
+    value = getattr(config, name)
+    if name == "max_steps" and config.num_train_epochs is not None:
         return TrainConfig().max_steps
-    if field.name == "num_train_epochs":
+    if name == "num_train_epochs":
         return 1.0 if value is None else value
-    if field.kind == "names":
-        return value if isinstance(value, str) else ", ".join(value)
-    return "" if field.kind == "text" and value is None else value
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return "" if value is None else value
 
 
 def config_of(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that the controls say; what has no control is the base's. ``ConfigError`` with every fault."""
-    said = {name: _config_value(FIELDS[name], value) for name, value in values.items() if name not in SWITCHES}
+    said = {name: _config_value(name, value) for name, value in values.items() if name not in SWITCHES}
     if values["run_for"] == "max_steps":
         said["num_train_epochs"] = None
     else:
         said["max_steps"] = -1
-    kept = {"prompt_column": ("prompt_column", "completion_column")}.get(values["columns"], (values["columns"],))
+    kept = [name for name in _OF_COLUMNS if _CHOSEN_BY[name] == values["columns"]]
     said |= {name: None for name in _OF_COLUMNS if name not in kept}
-    said |= {name: value for name, (methods, value) in _NOTHING_FOR.items() if values["method"] not in methods}
-    faults = [f"{name} is empty; name the column." for name in kept if name and said[name] is None]
+    said |= {name: field.default for name, field in FIELDS.items() if field.refused and not in_use(name, values)}
+    faults = [f"{name} is empty; name the column." for name in kept if said[name] is None]
     try:
         config = TrainConfig.from_dict(base.to_dict() | said)
     except ConfigError as error:
@@ -219,12 +81,13 @@ def config_of(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def _config_value(field: Field, value: Any) -> Any:
-    if field.kind == "names":
+def _config_value(name: str, value: Any) -> Any:
+    field = FIELDS[name]
+    if field.kind in ("names", "patterns"):
         names = tuple(name.strip() for name in value.split(",") if name.strip())
-        return "all-linear" if field.name == "target_modules" and names in ((), ("all-linear",)) else names
+        return field.default if names in ((), (field.default,)) else names
     if field.kind == "text":
-        return value.strip() or ("" if field.name in _NO_NONE else None)
+        return value.strip() or ("" if field.default is not None else None)
     return value
 
 
@@ -238,13 +101,13 @@ def faults_by_field(faults: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def told(group: Group, values: Mapping[str, Any]) -> str:
+def summary(names: Iterable[str], values: Mapping[str, Any]) -> str:
     """What a folded group says, in a line: the values as the controls have them, and the flags that are on."""
-    used = (field for field in group.fields if in_use(field, values) and field.name not in SWITCHES)
-    return ", ".join(filter(None, (_said(field, values[field.name]) for field in used)))
+    used = (name for name in names if in_use(name, values) and name not in SWITCHES)
+    return ", ".join(filter(None, (_said(FIELDS[name], values[name]) for name in used)))
 
 
-def _said(field: Field, value: Any) -> str:
+def _said(field: Setting, value: Any) -> str:
     label = field.label.partition(" (")[0]
     name = label if label[1:2].isupper() else label[:1].lower() + label[1:]
     if field.kind == "flag":
@@ -257,6 +120,7 @@ def _said(field: Field, value: Any) -> str:
     return f"{name} {value}" if value else ""
 
 
-def in_use(field: Field, values: Mapping[str, Any]) -> bool:
+def in_use(name: str, values: Mapping[str, Any]) -> bool:
     """Whether a field's control is there, as the switches and the method stand."""
-    return not field.shown or any(values[name] in field.shown for name in (*SWITCHES, "method"))
+    chosen = name not in _CHOSEN_BY or any(values[switch] == _CHOSEN_BY[name] for switch in SWITCHES)
+    return chosen and values["method"] in FIELDS[name].methods

@@ -1,7 +1,7 @@
 """The form of a training run: every field of a ``TrainConfig``, the usual ones in sight and the rest in folds.
 
-Covers the controls, which of them apply given the others, and the faults beside their fields, all at once. The fields are
-``panels/train/fields.py``'s; which values are right is for ``workbench.training.checks``. Launches nothing.
+Covers the controls, which of them apply given the others, and the faults beside their fields, all at once. What the fields are
+is declared with them in ``TrainConfig``; which values are right is for ``workbench.training.checks``. Launches nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import ipywidgets
 from widgets.background.tasks import UI
 from widgets.controls.binding import Quiet
 from widgets.controls.style import column, fields, fold, set_fold
-from widgets.panels.train.fields import FIELDS, GROUPS, Field, Group, config_of, faults_by_field, in_use, shown_values, told
+from widgets.panels.train.fields import FIELDS, GROUPS, config_of, faults_by_field, in_use, shown_values, summary
 from workbench.errors import ConfigError
 from workbench.training.config import TrainConfig
+from workbench.training.settings import Group, Setting
 
-_KINDS = {"whole": ipywidgets.IntText, "real": ipywidgets.FloatText, "text": ipywidgets.Text, "names": ipywidgets.Text}
+_NUMBERS = {"whole": ipywidgets.IntText, "real": ipywidgets.FloatText}
 
 
 class RunForm:
@@ -35,8 +36,8 @@ class RunForm:
         self._quiet = Quiet()
         self.controls: dict[str, Any] = {name: _control(field) for name, field in FIELDS.items()}
         self._cells = {name: _cell(control, FIELDS[name].wide) for name, control in self.controls.items()}
-        self._folds = {group.title: self._fold(group) for group in GROUPS if group.title}
-        usual = [self._cells[field.name] for field in GROUPS[0].fields]
+        self._folds = {group.value: self._fold(group) for group in GROUPS if group}
+        usual = [self._cells[name] for name in GROUPS[Group.USUAL]]
         self.widget = column(fields(*usual, *beside, width=118), *self._folds.values())
         self.widget.add_class("wb-form")
         self.show(config)
@@ -65,7 +66,7 @@ class RunForm:
             self._refresh()
 
     def _fold(self, group: Group) -> ipywidgets.Box:
-        return fold(group.title, fields(*(self._cells[field.name] for field in group.fields), width=150))
+        return fold(group.value, fields(*(self._cells[name] for name in GROUPS[group]), width=150))
 
     def _edited(self, _: Any) -> None:
         with UI:
@@ -84,23 +85,24 @@ class RunForm:
         except ConfigError as error:
             faults = faults_by_field(error.faults)
         for name, cell in self._cells.items():
-            cell.layout.display = "" if in_use(FIELDS[name], values) else "none"
+            cell.layout.display = "" if in_use(name, values) else "none"
             _set_fault(cell, " ".join(faults.get(name, ())))
-        for group in GROUPS[1:]:
-            box = self._folds[group.title]
+        for title, box in self._folds.items():
+            group = Group(title)
+            names = GROUPS[group]
             box.layout.display = "" if values["method"] in group.methods else "none"
-            wrong = any(field.name in faults for field in group.fields)
-            set_fold(box, group.title, told(group, values), wrong=wrong)
+            set_fold(box, title, summary(names, values), wrong=any(name in faults for name in names))
         return config
 
 
-def _control(field: Field) -> Any:
+def _control(field: Setting) -> Any:
     if field.kind == "choice":
         return ipywidgets.Dropdown(description=field.label, options=field.options)
     if field.kind == "flag":
         return ipywidgets.Checkbox(description=field.label, indent=False)
-    hint = {"placeholder": field.hint} if field.kind in ("text", "names") else {}
-    return _KINDS[field.kind](description=field.label, continuous_update=False, **hint)
+    if number := _NUMBERS.get(field.kind):
+        return number(description=field.label, continuous_update=False)
+    return ipywidgets.Text(description=field.label, continuous_update=False, placeholder=field.hint)
 
 
 def _cell(control: Any, wide: bool) -> ipywidgets.Box:
