@@ -13,6 +13,9 @@ class WorkbenchError(Exception):
 
     ``what`` was wrong, ``where`` (a file, a field, a tensor), and ``remedy``: what to do. All three are plain text; a view
     must escape them before they become HTML.
+
+    >>> str(wb.WorkbenchError('There is no such file.', where='a.json', remedy='Name another.'))
+    'a.json: There is no such file. Name another.'
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:

@@ -46,7 +46,11 @@ def counted(many: int, thing: str) -> str:
 
 
 def amount(nbytes: float) -> str:
-    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count)."""
+    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count).
+
+    >>> wb.amount(1_234_567)
+    '1.23 MB'
+    """
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= size:
             return f"{nbytes / size:,.2f} {unit}"

@@ -116,6 +116,11 @@ def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
     """The ``block``-th block of ``array``, of which ``stats = measure(array, spec)`` was taken, the whole of it.
 
     FormatError for a block that there is not, and for statistics of a sample.
+
+    >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
+    >>> block = wb.inspect_block(x, wb.measure(x, "nf4"), 1)
+    >>> block.absmax, block.codes[-1].item(), block.restored[-1].item()
+    (2.0, 15, 2.0)
     """
     weights = as_weights(array).reshape(-1)
     _check(stats)
@@ -180,6 +185,11 @@ def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
     """The error in each bin of a format, of whose ``measure`` ``stats`` is; of evenly spaced blocks with ``most`` weights.
 
     Equal levels count as one bin. Blocks that are not finite are left out.
+
+    >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
+    >>> found = wb.bin_errors(x, wb.measure(x, "nf4"))
+    >>> found.levels.size, found.counts.sum().item()
+    (16, 128)
     """
     weights = as_weights(array).reshape(-1)
     _check(stats)

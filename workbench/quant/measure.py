@@ -139,6 +139,10 @@ def measure(
     stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the sampled blocks
     alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once it says yes the
     call raises InterruptedError.
+
+    >>> stats = wb.measure(np.linspace(-1, 1, 64, dtype=np.float32), "nf4")
+    >>> round(stats.relative_rmse, 3), stats.block_rmse.shape
+    (0.091, (1,))
     """
     specs = list(as_specs(spec, "spec"))
     weights = as_weights(array)
@@ -217,7 +221,11 @@ class Tally:
 
 
 def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
-    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin."""
+    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin.
+
+    >>> wb.histogram(np.linspace(-1, 1, 64, dtype=np.float32), bins=4)
+    array([16, 16, 16, 16])
+    """
     from workbench.kernels import blocks as block_kernels
     from workbench.kernels import pool
     from workbench.kernels.bits import as_bits

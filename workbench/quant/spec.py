@@ -19,7 +19,12 @@ from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How an array is quantized. Raises FormatError on a format or block size that there is not."""
+    """How an array is quantized. Raises FormatError on a format or block size that there is not.
+
+    >>> spec = wb.QuantSpec("nf4", block_size=64, double_quant=True)
+    >>> spec.title, round(spec.bits_per_weight, 3)
+    ('NF4, blocks of 64, double quantized', 4.127)
+    """
 
     format: str = "nf4"
     """A key of ``FORMATS``; other spellings and titles (``"NF4"``, ``"INT4 symmetric"``) become it."""

@@ -93,6 +93,9 @@ def weights(
 
     ``layout`` is ``TensorInfo.layout``; without it the fast rule's. ``progress`` and ``cancelled`` as in ``Source.read``.
     ModelError on a tensor of integers that are no weights.
+
+    >>> wb.weights("builtin", "model.layers.0.mlp.down_proj.weight").shape
+    (256, 704)
     """
     from workbench.sources import open_model
 

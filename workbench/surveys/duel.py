@@ -42,6 +42,9 @@ def configurations(
 
     Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a
     format does not have is left out; FormatError if nothing remains.
+
+    >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
+    ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
     """
     found = []
     for form in map(find_format, FORMATS if formats is None else several(formats)):
@@ -90,6 +93,10 @@ def duel(
     scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
     so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
     with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
+
+    >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
+    >>> found.winners(), found.contenders[0].spec.title
+    (('iq4_nl',), 'NF4, blocks of 64')
     """
     if not is_number(bits):
         raise FormatError(f"{described(bits)} is no number of bits per weight.", where="bits", remedy="Give one such as 4.5.")
@@ -119,6 +126,9 @@ def pareto(
     ``specs`` are the points: unless given, every format in every block size with scales in its own dtype and without double
     quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
     layer or kind.
+
+    >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title
+    'NF4, blocks of 128'
     """
     points = configurations(scale_dtypes=(None,), double_quant=(False,)) if specs is None else as_specs(specs)
     return front_of(_measured(model, tuple(dict.fromkeys(points)), tensors, sample, executor, progress, cancelled))

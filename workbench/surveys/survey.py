@@ -61,6 +61,10 @@ def survey(
 
     A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
     checkpoint holds it packed.
+
+    >>> found = wb.survey("builtin", ["nf4", "int4"], progress=False)
+    >>> len(found), found.worst(1)["tensor"].item()
+    (42, 'model.layers.5.mlp.down_proj.weight')
     """
     source = open_model(src)
     wanted = as_specs(specs)
