@@ -1,6 +1,6 @@
-"""Rows that come one after the other while something is measured: iterated, run to the end, left and gone on with, cancelled.
+"""Measurements that give one row after another, and can be left, continued and cancelled.
 
-Covers that alone. What a row is, and how it comes about, is the part of ``Survey``, ``Evaluation`` and ``Sensitivity``.
+Does not cover what a row is nor how it comes about (``Survey``, ``Evaluation``, ``Sensitivity``).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Unfolding(ABC, Generic[RowT]):
         self._cancelled.set()
 
     def _begin_once(self) -> None:
-        """For a table: shows what has finished, and where nothing has been begun runs it first."""
+        """For a table of what has finished: where nothing has been begun, everything is run first."""
         if not self._was_begun:
             self.run()
 

@@ -57,7 +57,7 @@ def commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Paramet
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """What the options ask for and nothing has is wrong usage, told before any model is opened."""
+    """Makes an unknown format or a wrong setting an error of usage, before any model is opened."""
     try:
         yield
     except (FormatError, ConfigError) as error:
@@ -89,5 +89,5 @@ def bar(what: str) -> AbstractContextManager[Progress]:
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees a bar on standard error."""
+    """Whether standard error is a terminal, where a bar can be seen."""
     return sys.stderr.isatty()

@@ -118,7 +118,7 @@ class ErrorStats(Totals):
 
 
 def merge_equal_levels(form: Format, occupancy: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The distinct levels and their counts: FP4 has two zeros, which no reader can tell apart."""
+    """The distinct levels and their counts: FP4 has two zeros, which dequantize to the same number."""
     levels, index = np.unique(form.levels, return_inverse=True)
     return levels, np.bincount(index, weights=occupancy, minlength=levels.size).astype(np.int64)
 

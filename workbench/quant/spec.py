@@ -89,14 +89,14 @@ class QuantSpec:
 
     def as_code(self) -> str:
         """The specification as Python: what differs from the defaults."""
-        told = [repr(self.format), str(self.block_size)]
+        arguments = [repr(self.format), str(self.block_size)]
         if self.scale_dtype != self.definition.scale_dtype:
-            told.append(f"scale_dtype={self.scale_dtype!r}")
+            arguments.append(f"scale_dtype={self.scale_dtype!r}")
         if self.double_quant:
-            told.append("double_quant=True")
+            arguments.append("double_quant=True")
             if self.nested_block_size != 256:
-                told.append(f"nested_block_size={self.nested_block_size}")
-        return f"wb.QuantSpec({', '.join(told)})"
+                arguments.append(f"nested_block_size={self.nested_block_size}")
+        return f"wb.QuantSpec({', '.join(arguments)})"
 
     @property
     def bits_per_weight(self) -> float:

@@ -39,7 +39,7 @@ HEAVIEST = 8
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything a report tells about one model."""
+    """Everything a report says about one model."""
 
     source: Source
     measured: MeasuredTensors

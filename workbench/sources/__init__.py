@@ -43,9 +43,8 @@ def open_model(
     Only headers are read: milliseconds for a folder, whatever its size, and seconds for the Hub. ``revision`` (a branch, tag or
     commit), ``token`` (else the one that huggingface_hub knows) and ``download`` are for the Hub; what is read later is of the
     commit that the revision is now. ``download`` allows taking whole files into Hugging Face's cache where a server gives no
-    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` is told of each header,
-    or of the bytes of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is
-    returned as it is.
+    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` counts headers, or bytes
+    of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is returned as it is.
 
     >>> src = wb.open_model("builtin")
     >>> src.name, len(src.tensors())

@@ -1,6 +1,6 @@
 """What can go wrong between here and the Hub, each with its own words: what happened, where, and what to do.
 
-Covers the errors of huggingface_hub 1.x and 2.x and of the HTTP library beneath it (httpx or httpx2), told as ``ModelError``.
+Covers the errors of huggingface_hub 1.x and 2.x and of the HTTP library beneath it (httpx or httpx2), as ``ModelError``.
 Decides nothing about retrying (``ranges.py``).
 """
 
@@ -35,7 +35,7 @@ _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 
 
 def host() -> str:
-    """The Hub's host, as huggingface_hub was told of it."""
+    """The Hub's host, as huggingface_hub is configured."""
     return urlsplit(constants.ENDPOINT).netloc
 
 

@@ -43,7 +43,7 @@ from workbench.sources.ranges import Remote
 _AT_ONCE = 8
 """Files asked for at a time while a model is opened."""
 _SINGLE_GUESS = 32_768
-"""Bytes of a header asked for at first where nothing tells how long it is: most single files' headers fit."""
+"""Bytes of a header asked for at first where its length is not known: most single files' headers fit."""
 _START_GUESS, _ENTRY_GUESS = 64, 84
 """Bytes of a header before its tensors, and of a tensor's entry beside its name."""
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def _each(files: Sequence[str], work: Callable[[str], T], team: Crew, watch: Wat
 
 
 def _guesses(files: Mapping[str, str]) -> dict[str, int]:
-    """File → bytes that its header probably has, told from the names that the index gives each."""
+    """File → bytes that its header probably has, estimated from the names that the index gives each."""
     found: dict[str, int] = {}
     for name, file in files.items():
         found[file] = found.get(file, _START_GUESS) + len(name) + _ENTRY_GUESS if name else _SINGLE_GUESS
@@ -260,7 +260,7 @@ def take(repo: str, file: str, commit: str, token: str | None, team: Crew) -> Pa
     arrived = 0
 
     class Bar(tqdm):
-        """Not drawn: hands on what arrives, and ends the download where it is no longer wanted."""
+        """A bar that draws nothing: it reports what arrives, and ends the download once it is no longer wanted."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]

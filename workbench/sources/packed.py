@@ -3,7 +3,7 @@
 ``packed`` opens a weight in one of the layouts that ``packed_names.py`` recognises, ``weights`` gives any tensor's weights,
 packed or not, and ``logical`` lists a checkpoint by its weights instead of by its stored tensors. Every part is checked against
 the others before it is read. MXFP4 follows OCP's Microscaling specification, in which the scale 255 is NaN. The arithmetic is
-``packed_weight.py``'s; what a QLoRA load quantizes is told by ``rule.py``.
+``packed_weight.py``'s; what a QLoRA load quantizes is ``rule.py``'s.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ FIRST_PAUSE = 0.5
 """Seconds before the first new attempt; doubled each time up to ``LONGEST_PAUSE``, and shortened by up to a half at random."""
 LONGEST_PAUSE = 8.0
 ATTEMPTS = 5
-"""How often in a row something may fail before it is told."""
+"""How often in a row something may fail before it is raised."""
 UNREACHABLE_ATTEMPTS = 2
 """The same where no connection comes about at all."""
 PATIENCE = 60.0
-"""Seconds that a server may ask to be left alone before it is told instead of waited for."""
+"""Seconds that a server may ask to wait; a longer wait is raised as an error instead."""
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _EXPIRED = frozenset({401, 403, 404, 410})
@@ -51,7 +51,7 @@ class Remote:
         self._located: dict[str, str] = {}
 
     def fetch(self, file: str, begin: int, end: int, stop: Event, got: Callable[[int], None]) -> bytearray:
-        """The bytes from ``begin`` to ``end``; ``got`` is told how many have come, ``stop`` ends it with InterruptedError."""
+        """The bytes from ``begin`` to ``end``; ``got`` gets the count of each part, ``stop`` ends it with InterruptedError."""
         data, at = bytearray(end - begin), 0
 
         def go_on() -> None:
@@ -142,7 +142,7 @@ class Remote:
 
 
 def persist(work: Callable[[], T], reached: Callable[[], int], stop: Event, repo: str, where: str = "") -> T:
-    """``work()``, again and again while it fails in a way that may pass; ``reached`` tells whether it gets on in between.
+    """``work()``, again and again while it fails in a way that may pass; ``reached()`` grows where it got on in between.
 
     ModelError once it has failed too often in a row, or in a way that does not pass; InterruptedError once ``stop`` is set.
     """

@@ -46,7 +46,7 @@ class Folder:
 def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     """Models on the Hub whose names contain ``text``; ModelError where the Hub cannot be asked or does not answer.
 
-    One request that is not repeated and waits five seconds at most: whoever types has typed on by then.
+    One request that is not repeated and waits five seconds at most: the reader has typed on by then.
     """
     text = text.strip()
     if not LEAST <= len(text) <= _LONGEST or not text.isprintable():
@@ -90,7 +90,7 @@ def search_folders(text: str, limit: int = 8) -> list[Folder]:
                 and (start or not entry.name.startswith("."))
                 and entry.is_dir()
             ]
-    except (OSError, RuntimeError):  # RuntimeError: a home that cannot be told
+    except (OSError, RuntimeError):  # RuntimeError: a home folder that cannot be found
         return []
 
     def holds_model(name: str) -> bool:

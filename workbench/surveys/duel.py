@@ -63,7 +63,7 @@ def configurations(
 
 
 def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:
-    """The specification, None where the format does not have it; QuantSpec itself is the judge."""
+    """The specification; None where ``QuantSpec`` refuses it."""
     try:
         return QuantSpec(name, block_size, dtype, double)
     except FormatError:
@@ -92,7 +92,7 @@ def duel(
     The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
     scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
     so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
-    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
+    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates shows.
 
     >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
     >>> found.winners(), found.contenders[0].spec.title
@@ -135,7 +135,7 @@ def pareto(
 
 
 def _contenders(candidates: SpecLike | Iterable[SpecLike]) -> list[QuantSpec]:
-    """The configurations that are meant: themselves, and all of a format that is named."""
+    """The configurations that are meant: those given, and all of each format that is named."""
     found: list[QuantSpec] = []
     for one in several(candidates):
         found += [one] if isinstance(one, QuantSpec) else configurations([one])

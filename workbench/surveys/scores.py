@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"rmse": False, "sqnr_db": True, "mean_sqnr_db": True}
-"""What a winner can be found on, and whether more is better."""
+"""The measures by which a winner can be found, and whether more is better."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ class MeasuredTensors:
             if tensor in (None, row.tensor.name) and layer in (None, row.layer) and kind in (None, row.kind)
         )
         if not rows:
-            told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
-            raise ModelError(f"None of the {len(self.rows)} tensors that were measured has {told}.", where=self.name)
+            asked_for = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+            raise ModelError(f"None of the {len(self.rows)} tensors that were measured has {asked_for}.", where=self.name)
         return dataclasses.replace(self, rows=rows)
 
     def grouped(self, by: str) -> dict[Any, list[Row]]:
@@ -231,12 +231,12 @@ class ParetoPoint:
 
     score: Score
     on_front: bool
-    """Whether nothing else takes no more bits and errs no more, and less of one of them."""
+    """Whether no other point is as small and as exact, and better in one of the two."""
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Error against bits per weight: what is worth its bits, and what something else beats at no more of them."""
+    """Error against bits per weight: which points are worth their bits, and which are beaten by one that takes no more."""
 
     points: tuple[ParetoPoint, ...]
     """From the fewest bits to the most."""

@@ -30,7 +30,7 @@ from workbench.surveys.rows import Row
 BUFFER = 8 << 20
 """Bytes of each of the two buffers."""
 _MANY = 16  # specifications from which on chunks are smaller, so that stopping between two of them stays prompt
-_PATIENCE = 0.1  # seconds between two looks at whether to stop, while waiting for bytes
+_PATIENCE = 0.1  # seconds between two checks for a stop, while waiting for bytes
 _LONGEST_ERROR = 1_000  # characters
 
 Stopped = Callable[[], bool]
@@ -38,7 +38,7 @@ Seen = Callable[[TensorInfo, float], object]
 
 
 class _Stop(Exception):
-    """The survey has been told to stop."""
+    """The survey was stopped."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ def measured(
 ) -> Generator[Row, None, None]:
     """A row for each tensor, in their order; ends early, without the row it is at, once ``stopped()``.
 
-    ``seen`` is told after each chunk which share of the present tensor is done.
+    ``seen`` is called after each chunk with the share of the present tensor that is done.
     """
     ahead = _ReadAhead(source, infos, specs, stopped)
     try:  # from before the start, which an interrupt may hit when the thread is there already
@@ -140,7 +140,7 @@ class _ReadAhead:
             self._thread.join(_PATIENCE)
 
     def chunks(self) -> Iterator[_Chunk]:
-        """The next tensor's chunks and its end. A chunk is overwritten once the next is asked for; _Stop when told to stop."""
+        """The next tensor's chunks and its end; _Stop once stopped. A chunk is overwritten when the next is asked for."""
         while True:
             try:
                 chunk = self._ready.get(timeout=_PATIENCE)

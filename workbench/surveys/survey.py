@@ -155,12 +155,12 @@ class Survey(Unfolding[Row]):
 
     def _state(self) -> str:
         rows, errors = len(self._rows), len(self.errors)
-        told = [f"{rows} of {len(self.infos)} tensors"]
+        parts = [f"{rows} of {len(self.infos)} tensors"]
         if errors:
-            told.append(f"{errors} could not be measured")
+            parts.append(f"{errors} could not be measured")
         if self.cancelled and not self.done:
-            told.append("cancelled")
-        return ", ".join(told)
+            parts.append("cancelled")
+        return ", ".join(parts)
 
     def _start(self) -> Generator[Row, None, None]:
         from workbench.surveys.stream import measured

@@ -29,7 +29,7 @@ from workbench.surveys.stream import Stopped, failed, measured
 
 TASK = 64 << 20
 """Bytes of tensors that make a task, unless a single one has more: enough to be worth sending."""
-_PATIENCE = 0.1  # seconds between two looks at whether to stop
+_PATIENCE = 0.1  # seconds between two checks for a stop
 
 Way = tuple[str, str | None] | bytes
 """How to open a source in another process: its id and revision, its path and None, or, for any other kind, its pickle."""
@@ -58,7 +58,7 @@ class Order:
         return self._source if self._source is not None else _opened(self.token, self._way)
 
     def settle(self) -> None:
-        """Makes this process fit for the work: the formats known, the kernels on the threads that a worker may use."""
+        """Prepares this process: registers the formats, and sets how many threads the kernels run on."""
         if self._home == _process():
             return
         from workbench.kernels import pool
