@@ -11,7 +11,7 @@ _LONGEST = 160
 
 
 def printable(text: str) -> str:
-    """Text out of a file or a message fit for a terminal: what is not printable is made visible."""
+    """Text from a file or a message, safe for a terminal: what is not printable is made visible."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 
 def _forget_output() -> None:
-    """What is still buffered for a standard output that takes nothing must not be written when the interpreter ends."""
+    """Discards what is still buffered for a standard output that takes nothing, before the interpreter writes it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""What is asked of blocks without quantizing them: extremes, histogram of normalised weights, totals, faults.
+"""What is found of blocks without quantizing them: extremes, histogram of normalised weights, totals, non-finite weights.
 
 Covers numba kernels of the same kind as ``kernels/rounding.py``, with the same arguments. Does not cover rounding to a format's
 levels.

@@ -87,7 +87,7 @@ def _is_right(shape: Sequence[int], block_size: int, capability: str | None) -> 
 
 @cache
 def _gives_back(rows: int, columns: int, block_size: int) -> bool:
-    """Whether bitsandbytes, asked on this machine's CPU, gives back a weight of ones times scales that differ."""
+    """Whether bitsandbytes on this machine's CPU gives back a weight of ones times scales that differ."""
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
 

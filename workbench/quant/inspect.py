@@ -115,7 +115,7 @@ class Block:
 def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
     """The ``block``-th block of ``array``, where ``stats`` is ``measure(array, spec)`` of the whole array.
 
-    FormatError for a block that there is not, and for statistics of a sample.
+    FormatError if there is no such block, and for statistics of a sample.
 
     >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
     >>> block = wb.inspect_block(x, wb.measure(x, "nf4"), 1)

@@ -19,7 +19,7 @@ from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How an array is quantized. Raises FormatError on a format or block size that there is not.
+    """How an array is quantized. Raises FormatError on an unknown format or block size.
 
     >>> spec = wb.QuantSpec("nf4", block_size=64, double_quant=True)
     >>> spec.title, round(spec.bits_per_weight, 3)

@@ -117,7 +117,7 @@ class Cache:
 
 
 def default() -> Cache:
-    """The cache that the environment asks for; WorkbenchError where it asks for none that there can be."""
+    """The cache that the environment variables set; WorkbenchError where they set an impossible one."""
     text = os.environ.get(GIGABYTES) or str(_DEFAULT_GIGABYTES)
     try:
         gigabytes = float(text)

@@ -41,9 +41,9 @@ from workbench.sources.local import LocalSource, fetching, fill, opened
 from workbench.sources.ranges import Remote
 
 _AT_ONCE = 8
-"""Files asked for at a time while a model is opened."""
+"""Files requested at a time while a model is opened."""
 _SINGLE_GUESS = 32_768
-"""Bytes of a header asked for at first where its length is not known: most single files' headers fit."""
+"""Bytes of a header requested at first where its length is not known: most single files' headers fit."""
 _START_GUESS, _ENTRY_GUESS = 64, 84
 """Bytes of a header before its tensors, and of a tensor's entry beside its name."""
 T = TypeVar("T")

@@ -93,7 +93,7 @@ def inside(folder: Path, file: str) -> Path:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A file descriptor for reading; ModelError where there is none to be had."""
+    """A file descriptor for reading; ModelError where the file cannot be opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -65,7 +65,8 @@ def logical(source: Source) -> list[TensorInfo]:
 def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
     """``logical(source)`` as a QLoRA load has it: what bitsandbytes packed in 4 bits counts as quantizable.
 
-    And the specification that it is packed in, which a load keeps whatever is asked for; None where nothing is.
+    Also gives the specification that it is packed in, which a load keeps whatever the configuration says; None where nothing is
+    packed.
     """
     found, spec = [], None
     packings = find_packings(entries := _entries(source), source.config)

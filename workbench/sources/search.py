@@ -14,7 +14,7 @@ from pathlib import Path
 from workbench.sources.files import INDEX, SINGLE
 
 LEAST = 2
-"""Characters from which on the Hub is asked."""
+"""The fewest characters for which the Hub is searched."""
 _LONGEST = 120
 _SECONDS = 5.0
 _NAME = re.compile(r"[\w-][\w.-]{0,95}(?:/[\w-][\w.-]{0,95})?", re.ASCII)

@@ -95,6 +95,6 @@ def _transposed(
 
 
 def _room(count: int, dtype: np.dtype[Any], buffer: NDArray[np.uint8]) -> NDArray[Any]:
-    """``count`` weights' room in the buffer, which has it unless a column is very long."""
+    """Room for ``count`` weights: in the buffer, or in a new array where a very long column needs more."""
     nbytes = count * dtype.itemsize
     return (buffer if nbytes <= buffer.nbytes else np.empty(nbytes, np.uint8))[:nbytes].view(dtype)

@@ -165,7 +165,7 @@ def _rank(spec: QuantSpec) -> tuple[float, bool, bool, int]:
 
 
 def _twin(spec: QuantSpec) -> QuantSpec | None:
-    """The same with double quantization in place of without, and the other way round."""
+    """The specification with double quantization where it has none, and without where it has; None if that is not possible."""
     assert spec.scale_dtype is not None  # QuantSpec fills it in
     return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant)
 

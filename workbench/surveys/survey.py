@@ -56,7 +56,7 @@ def survey(
     their total, on the thread that iterates. ``cancelled`` is asked there, ten times a second even where nothing comes; once it
     says yes the survey is cancelled.
 
-    Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
+    Raises ModelError for an unknown model or tensor, FormatError without a specification. What goes wrong with one
     tensor later becomes the ``error`` of its row.
 
     A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
@@ -110,7 +110,7 @@ class Survey(Unfolding[Row]):
 
     @property
     def seconds_reading(self) -> float:
-        """Seconds that reading took, summed over the finished rows; it goes on beside the computing."""
+        """Seconds that reading took, summed over the finished rows; reading and computing overlap."""
         return sum(row.seconds_reading for row in self.rows)
 
     @property
