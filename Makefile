@@ -5,11 +5,12 @@ COLAB  ?= .venv-colab
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
+MARKS  ?= not slow and not smollm2
 SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab app test test-colab lint bench notebooks screens fuzz kills smollm2 gpu-check
+.PHONY: help env lab app test test-all test-colab lint bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,9 +35,16 @@ app: env ## Serve the app as a web page, from 00_workbench without the cells mea
 	$(BIN)/voila notebooks/00_workbench.ipynb --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_cell_tags=notebook-only $(APP)
 
-test: env ## Run every test: unit, notebooks, browser
+test: env ## Test every module, the notebooks and one journey in a browser, in minutes (MARKS=slow: what it leaves out)
 	@$(BIN)/python -m tests.helpers.chromium
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 25
+	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(JOBS) --durations 25
+
+test-all: env ## Run every test, and those that could differ again with Colab's package versions
+	@failed=0; \
+	$(MAKE) --no-print-directory test || failed=1; \
+	$(MAKE) --no-print-directory test MARKS=slow || failed=1; \
+	$(MAKE) --no-print-directory test-colab || failed=1; \
+	exit $$failed
 
 test-colab: $(COLAB)/.installed ## Run the notebooks, and the tests that could differ, with Colab's package versions
 	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.helpers.colab --numprocesses $(JOBS)

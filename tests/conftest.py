@@ -35,9 +35,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("workbench", deadline=None)
 hypothesis.settings.load_profile("workbench")
 
+LONG = ("browser", "notebooks", "training")
+"""Folders whose files take longest."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything under tests/browser is a browser test; where there is no Chromium or no GPU, what needs one is skipped."""
+    """Everything under tests/browser is a browser test; where there is no Chromium or no GPU, what needs one is skipped.
+
+    The files that take longest go first, so that no worker ends long after the others.
+    """
+    items.sort(key=lambda item: next((n for n, folder in enumerate(LONG) if folder in item.path.parts), len(LONG)))
     for item in items:
         if "browser" in item.path.parts:
             item.add_marker("browser")

@@ -66,6 +66,7 @@ def on_colab(python: Path, cell: str, folder: Path) -> subprocess.CompletedProce
     return subprocess.run([python, "-c", ON_COLAB + cell], cwd=folder, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_on_colab_the_cell_asks_for_the_wheel_then_installs_it_and_nothing_else(
     colab: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "printed"), list(zip(PYTHON, PRINTED, strict=True)))
 def test_the_python_runs_and_prints_what_stands_below_it(script: str, printed: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -81,6 +83,26 @@ def test_every_make_command_is_a_target_and_every_file_is_there() -> None:
     assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} == {"lab", "test"} <= targets
     assert named
     assert all((ROOT / name).is_file() for name in named)
+
+
+def pytest_runs(target: str) -> list[list[str]]:
+    """The arguments of each pytest that a target runs, whatever make these tests were themselves started by."""
+    make = ["make", "--no-print-directory", "--dry-run", target]
+    environment = {"PATH": os.environ["PATH"]}
+    said = subprocess.run(make, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    return [shlex.split(line.partition(" -m pytest ")[2]) for line in said.splitlines() if " -m pytest " in line]
+
+
+def test_ci_runs_the_readme_s_tests_first_then_what_they_leave_out_then_colab_s() -> None:
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert re.findall(r"^(?:timeout .* )?make (lint|test\S*)", ci, re.MULTILINE) == ["lint", "test-all"]
+    (readme,) = pytest_runs("test")
+    quick, rest, colab = pytest_runs("test-all")
+    assert quick == readme
+    assert quick[:2] == ["-m", "not slow and not smollm2"]
+    assert rest == ["-m", "slow", *quick[2:]]
+    assert colab[:2] == ["-p", "tests.helpers.colab"]
+    assert "-m" not in colab
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -20,6 +20,9 @@ from playwright.sync_api import Page, WebSocket
 # What JupyterLab itself logs in an ordinary session, none of it ours.
 IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
 
+PATIENCE = 120
+"""Seconds that a page may take to what is waited for, where no longer is asked for: the machine may be busy with others."""
+
 _KERNEL_IDLE = """() => {
     const session = globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session;
     return session?.kernel?.connectionStatus === "connected" && session.kernel.status === "idle";
@@ -53,7 +56,7 @@ class Lab:
         self.page, self.url, self.token, self.workspace = page, url, token, workspace
         self.errors: list[str] = []
         self.received = self.sent = 0
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: message.type == "error" and self._error(message.text))
         page.on("pageerror", lambda error: self._error(error.stack or str(error)))
         page.on("websocket", self._count)
@@ -75,7 +78,7 @@ class Lab:
     def open(self, notebook: str) -> None:
         """Open a notebook of the server's folder and wait for its kernel."""
         self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
-        self.until(_KERNEL_IDLE, 60)
+        self.until(_KERNEL_IDLE)
 
     def menu(self, *labels: str) -> None:
         """Choose from the menu bar: ``menu("Run", "Run All Cells")``."""
@@ -84,7 +87,7 @@ class Lab:
         for item in items:
             self.page.click(f'.lm-Menu-itemLabel:text-is("{item}")')
 
-    def run_all(self, seconds: float = 60) -> None:
+    def run_all(self, seconds: float = PATIENCE) -> None:
         """Run every cell and wait until all have a number and the kernel is idle."""
         self.start_all()
         self.finished(seconds)
@@ -93,7 +96,7 @@ class Lab:
         """Run every cell without waiting."""
         self.menu("Run", "Run All Cells")
 
-    def finished(self, seconds: float = 60) -> None:
+    def finished(self, seconds: float = PATIENCE) -> None:
         """Wait until every code cell has run."""
         self.until(
             """() => {
@@ -104,13 +107,13 @@ class Lab:
         )
         self.until(_KERNEL_IDLE, seconds)
 
-    def until(self, condition: str, seconds: float = 30, argument: Any = None) -> Any:
+    def until(self, condition: str, seconds: float = PATIENCE, argument: Any = None) -> Any:
         """Wait until a JavaScript function of the page is true, and return its value."""
         return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000).json_value()
 
-    def plots(self, count: int = 1, seconds: float = 30) -> None:
+    def plots(self, count: int = 1) -> None:
         """Wait until ``count`` plots are drawn."""
-        self.until(f"(n) => {_PLOTS}.length >= n && [...{_PLOTS}].every((p) => p.dataset.revision)", seconds, count)
+        self.until(f"(n) => {_PLOTS}.length >= n && [...{_PLOTS}].every((p) => p.dataset.revision)", argument=count)
 
     def plot(self, index: int = 0, what: str = "data") -> Any:
         """``data`` or ``layout`` of a plot, or any expression in ``plot``, as plain lists and dicts."""
@@ -124,7 +127,7 @@ class Lab:
             index,
         )
 
-    def until_plot(self, index: int, condition: str, seconds: float = 30) -> None:
+    def until_plot(self, index: int, condition: str, seconds: float = PATIENCE) -> None:
         """Wait until an expression in ``plot`` is true."""
         self.until(f"(i) => {{ const plot = {_PLOTS}[i]; return plot && ({condition}); }}", seconds, index)
 
@@ -135,7 +138,7 @@ class Lab:
     def theme(self, name: str) -> None:
         """Choose a theme in the settings menu and wait until the page has it."""
         self.menu("Settings", "Theme", name)
-        self.until("(light) => document.body.dataset.jpThemeLight === light", 30, str("Light" in name).lower())
+        self.until("(light) => document.body.dataset.jpThemeLight === light", argument=str("Light" in name).lower())
 
     def kernel(self, code: str) -> str:
         """Run code in the notebook's kernel, as a cell would but without one, and return what it printed."""

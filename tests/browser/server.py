@@ -33,10 +33,16 @@ _CHROMIUM_FLAGS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-_LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+_LAB_FILES = {
+    "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+    "settings/@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+    # The debugger asks a kernel for its state whenever it connects, and logs an error where a restart overtakes the answer.
+    "config/labconfig/page_config.json": {"disabledExtensions": {"@jupyterlab/debugger-extension": True}},
 }
+"""What JupyterLab reads at its start, in its home."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,10 @@ def everything() -> Iterator[tuple[Browser, Server, Path]]:
 @contextlib.contextmanager
 def jupyterlab(home: Path, folder: Path) -> Iterator[Server]:
     """JupyterLab on ``folder``, with settings, workspaces and runtime files in ``home``."""
-    for name, value in _LAB_SETTINGS.items():
-        setting = home / "settings" / name
-        setting.parent.mkdir(parents=True, exist_ok=True)
-        setting.write_text(json.dumps(value))
+    for name, value in _LAB_FILES.items():
+        file = home / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
     options = (
         "--allow-root", "--ip=127.0.0.1", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
         f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",

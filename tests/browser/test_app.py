@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pytest
+
 from tests.browser.conftest import ROOT, Server
-from tests.browser.lab import Lab, write_notebook
+from tests.browser.lab import PATIENCE, Lab, write_notebook
 
 APP = "from widgets import Workbench\napp = Workbench('builtin')\napp"
 
@@ -22,14 +24,14 @@ PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
 
 def read(lab: Lab, start: str, expression: str) -> Any:
     """An expression in ``plot``, as soon as the plot whose summary starts so is on screen."""
-    return lab.until(f"(start) => {{ {_FIND} return JSON.stringify({expression}) ?? 'null'; }}", 60, start)
+    return lab.until(f"(start) => {{ {_FIND} return JSON.stringify({expression}) ?? 'null'; }}", argument=start)
 
 
 FIRST_STEP = 180
 """Seconds that a worker may take to its first steps, while other tests use the same cores."""
 
 
-def until(lab: Lab, start: str, condition: str, seconds: float = 60) -> None:
+def until(lab: Lab, start: str, condition: str, seconds: float = PATIENCE) -> None:
     """Wait until a condition on that plot holds."""
     lab.until(f"(start) => {{ {_FIND} return {condition}; }}", seconds, start)
 
@@ -91,6 +93,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.theme("JupyterLab Light")
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     tab(lab, "Model")
@@ -108,6 +111,7 @@ def test_a_wrong_model_is_told_in_the_panel_and_can_be_corrected(lab: Lab, lab_s
         lab.page.wait_for_selector(".wb-error[role=alert]", state="detached")
 
 
+@pytest.mark.slow
 def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     block_size = lab.page.get_by_role("slider", name="Block size (weights)")
@@ -116,10 +120,11 @@ def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_serve
         lab.page.keyboard.press(key)
     lab.page.keyboard.press("End")
     lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '4096'")
-    lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')", 30)
+    lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')")
     assert "block_size': 4096" in lab.kernel("print(app.state)")
 
 
+@pytest.mark.slow
 def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server) -> None:
     shutil.copy(ROOT / "notebooks" / "00_workbench.ipynb", lab_server.folder / "00_workbench.ipynb")
     # Tall enough for every cell: JupyterLab draws only those near the window.

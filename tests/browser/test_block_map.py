@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
+
+pytestmark = pytest.mark.slow
 
 ROWS, COLUMNS = 3000, 300
 

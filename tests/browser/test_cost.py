@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import until
 from tests.browser.test_screens import NAMELESS, OVERFLOW
+
+pytestmark = pytest.mark.slow
 
 CELL = (
     "from widgets import CostView\nfrom widgets.state import State\n"

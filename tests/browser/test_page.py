@@ -14,6 +14,8 @@ from playwright.sync_api import Browser
 
 from tests.browser.server import ROOT, keep_inside, served
 
+pytestmark = pytest.mark.slow
+
 HISTOGRAM = "[role=figure][aria-label^='Histogram of'][data-revision]"
 SHARES = "[role=figure][aria-label^='Share of']"
 ICONS = "/npm/@fortawesome/fontawesome-free@"  # Voilà's own pages ask for an icon font, which the app does not use

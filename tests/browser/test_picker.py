@@ -13,6 +13,8 @@ from tests.browser.lab import Lab, write_notebook
 from tests.helpers.hub_server import HubServer, hub_server
 from tests.helpers.hubs import environment, sharded, single, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def picker(lab: Lab, lab_server: Server, tmp_path: Path) -> Iterator[tuple[Lab, HubServer]]:

@@ -14,6 +14,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.notebooks import WIDGET, run, text_of
 
+pytestmark = pytest.mark.slow
+
 SHOWN = """
 import numpy as np
 from widgets.drawing.blockmap import BlockMap
@@ -66,7 +68,7 @@ def test_a_picture_goes_below_the_cell_that_shows_the_view_and_stays_in_the_note
     for drawing, count in ((".workbench-plot", 1), (".workbench-map", 2)):
         first.locator(drawing).hover()
         first.locator(drawing).get_by_role("button", name="Insert picture").click()
-        lab.until("(n) => document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('img').length === n", 30, count)
+        lab.until("(n) => document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('img').length === n", argument=count)
     lab.page.wait_for_selector(".workbench-map [role=status]:has-text('below the cell')", state="attached")
     lab.shot("pictures")
     save(lab)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import FloatRect
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
+
+pytestmark = pytest.mark.slow
 
 TEN = """
 import numpy as np, plotly.graph_objects as go
@@ -134,11 +137,11 @@ def test_a_plot_lives(open_lab: Callable[[], Lab], lab_server: Server) -> None:
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
     lab.page.reload()
-    lab.plots(1, 60)
+    lab.plots(1)
     second = open_lab()  # not sooner: a page of JupyterLab that hears of another's name before it has its own logs an error
     second.open("one.ipynb")
     for tab in (lab, second):
-        tab.plots(1, 60)
+        tab.plots(1)
         tab.until_plot(0, "plot.data[1].y[1] === 6 && plot.data[0].y.length === 2000")
     second.kernel("plot.show(figure([6, 6, 8, 5]))")
     for tab in (lab, second):
@@ -210,7 +213,7 @@ def test_points_are_reached_by_the_mouse_and_by_the_keyboard(lab: Lab, lab_serve
         ("Home", "second, x 1, y 3"),
     ):
         lab.page.keyboard.press(key)
-        lab.until("(text) => document.querySelector('.workbench-plot [role=status]').textContent === text", 30, heard)
+        lab.until("(text) => document.querySelector('.workbench-plot [role=status]').textContent === text", argument=heard)
     lab.page.keyboard.press("Enter")
     lab.page.wait_for_selector("text=click: second 0")
     assert live.get_attribute("aria-live") == "polite"

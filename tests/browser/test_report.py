@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Page, Request
 import workbench as wb
 from tests.report.test_report import HOSTILE, SPECS, hostile
 
+pytestmark = pytest.mark.slow
+
 DRAWN = "() => [...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
 PAINT = """() => ({
     ink: getComputedStyle(document.body).color,

@@ -12,6 +12,8 @@ from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import tab
 from widgets.views import TABS
 
+pytestmark = pytest.mark.slow
+
 PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 1, "Cost": 0, "Train": 0}
 """Drawings in each tab."""
 
@@ -55,11 +57,11 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
     lab.run_all(120)
     for name in TABS:
         tab(lab, name)
-        lab.until(SETTLED, 60, PLOTS[name])
+        lab.until(SETTLED, argument=PLOTS[name])
         if name in BUTTONS:
             lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
         if name == "Model":
-            lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
+            lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
         assert lab.page.evaluate(NAMELESS) == [], f"{name} has controls without a name"
         assert not lab.page.locator(".wb-error").locator("visible=true").count(), name

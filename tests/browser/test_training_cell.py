@@ -13,6 +13,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 CELL = """
 import time
 import workbench as wb
@@ -88,7 +90,7 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.shot("training-preview", ".wb-panel")
     lab.page.get_by_role("button", name="Launch", exact=True).click()
 
-    lab.plots(8, 60)
+    lab.plots(8)
     lab.until_plot(0, "plot.data[0].y.length > 1", 180)
     lab.page.wait_for_selector(".wb-state-finished", timeout=180_000)
     lab.until_plot(0, "plot.data[0].y.length === 8")
@@ -135,9 +137,9 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     open_cell(lab, lab_server, model, launch, busy, steps=100_000, held_out=0, prompts=())
     lab.start_all()
     try:
-        lab.plots(8, 60)
+        lab.plots(8)
         lab.until_plot(0, "plot.data[0].y?.length > 3", 180)
-        lab.until("(n) => document.querySelectorAll('.js-plotly-plot')[0].data[0].y.length > n", 60, 6)
+        lab.until("(n) => document.querySelectorAll('.js-plotly-plot')[0].data[0].y.length > n", argument=6)
         assert lab.page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt").inner_text() == "[*]:", "the cell is still busy"
     finally:
         gate.touch()
@@ -147,9 +149,9 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
     lab.page.reload()
-    lab.plots(8, 60)
+    lab.plots(8)
     seen = lab.plot(0, "plot.data[0].y.length")
-    lab.until_plot(0, f"plot.data[0].y.length > {seen}", 60)
+    lab.until_plot(0, f"plot.data[0].y.length > {seen}")
 
     # The kernel goes: the same cell picks the run up with all that it did meanwhile.
     lab.menu("Kernel", "Restart Kernel…")
@@ -157,8 +159,8 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     lab.kernel("pass")
     lab.run_all(60)
     assert float(lab.kernel("print(seconds)")) < 2, "of the kernel's own time: the run keeps the machine busy meanwhile"
-    lab.plots(8, 60)
-    lab.until_plot(0, f"plot.data[0].x[0] === 1 && plot.data[0].y.length > {seen}", 60)
+    lab.plots(8)
+    lab.until_plot(0, f"plot.data[0].x[0] === 1 && plot.data[0].y.length > {seen}")
     lab.page.get_by_role("button", name="Stop", exact=True).click()
     lab.page.wait_for_selector(".wb-state-stopped", timeout=120_000)
     assert (Path(lab.text(".wb-results .wb-path")) / "adapter_model.safetensors").stat().st_size > 0

@@ -13,6 +13,8 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import open_app, read, tab, until
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<img src=x onerror=globalThis.pwned=1><script>globalThis.pwned=1</script>"
 
 
@@ -39,10 +41,10 @@ def click_cell(lab: Lab, kind: str, layer: int) -> None:
 def test_from_the_model_down_to_one_weight_and_back_up(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     tab(lab, "Model")
-    lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
+    lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
     click_cell(lab, "o", 2)
     name = "model.layers.2.self_attn.o_proj.weight"
-    lab.until("(name) => document.querySelector('.wb-crumbs').innerText.includes(name)", 30, name)
+    lab.until("(name) => document.querySelector('.wb-crumbs').innerText.includes(name)", argument=name)
     assert lab.page.get_by_label("Tensor", exact=True).locator("visible=true").input_value() == name
     lab.page.get_by_label("Colour shows").select_option(label="Kurtosis")
     until(lab, "Map of builtin under NF4, blocks of 64: Kurtosis", "plot.data[1].name === 'Kurtosis'")
@@ -76,7 +78,9 @@ def test_quantiles_and_outliers_follow_the_tensor(lab: Lab, lab_server: Server) 
     lab.page.get_by_label("Against the normal", exact=True).select_option(label="weights / absmax of their block")
     until(lab, "Quantiles of the weights / absmax", "Math.max(...plot.data[1].y) < 4")
     lab.page.get_by_label("Tensor", exact=True).select_option(label="model.layers.3.self_attn.q_proj.weight")
-    lab.until("(before) => document.querySelector(\".wb-table[aria-label^='Outliers by']\").innerText !== before", 30, before)
+    lab.until(
+        "(before) => document.querySelector(\".wb-table[aria-label^='Outliers by']\").innerText !== before", argument=before
+    )
     until(lab, "Share of", "/RMSE \\d/.test(plot.data[0].hovertext[4]) && /level .*from .* to/.test(plot.data[0].hovertext[4])")
 
 
@@ -162,7 +166,7 @@ def test_markup_in_names_is_shown_as_text_in_every_view(lab: Lab, lab_server: Se
         tab(lab, name)
         until(lab, start, "plot.data.length > 0")
     tab(lab, "Model")
-    lab.until("() => /4 of 4 tensors/.test(document.body.innerText)", 60)
+    lab.until("() => /4 of 4 tensors/.test(document.body.innerText)")
     assert EVIL in lab.text(".wb-facts"), "the architecture is shown as it is"
     tab(lab, "Distribution")
     lab.page.locator(".wb-panel[aria-label=Distribution]").get_by_role("button", name="Show the code").click()
@@ -205,10 +209,10 @@ def test_changes_that_come_fast_in_every_view_end_with_the_last(lab: Lab, lab_se
         tab(lab, name)
         for i in range(10):
             lab.page.get_by_label("Tensor", exact=True).locator("visible=true").select_option(label=names[i % 2])
-        lab.until("(n) => document.querySelectorAll('.wb-crumbs button')[2].innerText.includes(n)", 30, names[1])
+        lab.until("(n) => document.querySelectorAll('.wb-crumbs button')[2].innerText.includes(n)", argument=names[1])
     until(lab, "Histogram of 180,224 weights", "plot.data.length === 7")
     tab(lab, "Formats")
     lab.page.wait_for_selector(f".wb-table[aria-label$='on {names[1]}']")
     tab(lab, "Model")
-    lab.until("() => /42 of 42 tensors/.test(document.body.innerText)", 60)
+    lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
     assert json.loads(lab.kernel("import json; print(json.dumps([v.message.value for v in app.views]))")) == [""] * 6

@@ -45,7 +45,7 @@ def start(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
 
 def finished(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
@@ -241,9 +241,9 @@ def test_names_cannot_steer_the_terminal(tmp_path):
 
 
 def large(folder: Path) -> Path:
-    """A model of 2 GB, all zeros and on no disk: enough to be in the middle of it for a while."""
+    """A model of 20 GB, all zeros and on no disk: enough to be in the middle of it for a while."""
     numel = 1 << 26
-    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(16)]
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(160)]
     header = {
         name: {"dtype": "BF16", "shape": [1 << 13, 1 << 13], "data_offsets": [2 * numel * i, 2 * numel * (i + 1)]}
         for i, name in enumerate(names)
@@ -278,7 +278,7 @@ def test_control_c_ends_it_with_130_and_without_files(tmp_path):
         until(terminal, b"Survey:")
         process.send_signal(signal.SIGINT)
         told = until(terminal, b"Interrupted.")
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert b"Traceback" not in told
     assert out == b""
@@ -297,7 +297,7 @@ def test_a_reader_that_leaves_is_no_error():
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == b""
-    assert process.wait(60) == 141
+    assert process.wait(300) == 141
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import workbench as wb
 from tests.helpers.tiny_model import tiny_tokenizer
+
+pytestmark = pytest.mark.slow
 
 HIDDEN, INNER, LAYERS = 768, 3072, 7
 LAYER = 2 * (4 * HIDDEN**2 + 3 * HIDDEN * INNER)

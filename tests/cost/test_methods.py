@@ -74,7 +74,7 @@ def test_an_interrupt_pauses_the_run_under_way_too(config: wb.TrainConfig, tmp_p
     comparison = wb.compare_methods(config, ("lora",), tmp_path, cancelled=interrupt)
     with forks.ready(phase="dataset", hang=True), pytest.raises(KeyboardInterrupt):
         comparison.run()
-    assert wb.attach(tmp_path / "lora").wait(60).state == "paused"
+    assert wb.attach(tmp_path / "lora").wait(300).state == "paused"
     assert comparison.results == ()
 
 

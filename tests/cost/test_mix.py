@@ -46,6 +46,7 @@ def all_4bit(sens: wb.Sensitivity) -> int:
 # --- predicted and measured ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_predicted_order_of_mixes_is_the_measured_one(sens: wb.Sensitivity) -> None:
     start, end = all_4bit(sens), sens.job.nbytes_16bit
     mixes = [wb.mix(sens, int(start + share * (end - start))) for share in (0.0, 0.06, 0.16, 0.4)]
@@ -59,6 +60,7 @@ def test_the_predicted_order_of_mixes_is_the_measured_one(sens: wb.Sensitivity) 
         assert loss == pytest.approx(mix.predicted_loss, abs=0.1 * gained)
 
 
+@pytest.mark.slow
 def test_modules_by_their_costs_beat_modules_by_chance(sens: wb.Sensitivity) -> None:
     chosen = wb.mix(sens, all_4bit(sens) + 1_000_000)
     chosen.measure()
@@ -74,6 +76,7 @@ def test_modules_by_their_costs_beat_modules_by_chance(sens: wb.Sensitivity) -> 
     assert (chosen.measured_loss or 9.0) < sens.measurements.losses[by_chance.key].loss
 
 
+@pytest.mark.slow
 def test_the_shares_add_up_to_what_quantizing_everything_adds(sens: wb.Sensitivity) -> None:
     assert sens.loss_4bit is not None
     assert sens.loss_16bit is not None
@@ -85,6 +88,7 @@ def test_the_shares_add_up_to_what_quantizing_everything_adds(sens: wb.Sensitivi
 # --- the choice ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_curve_goes_from_all_in_4_bits_to_all_in_16(sens: wb.Sensitivity) -> None:
     mix = wb.mix(sens, sens.job.nbytes_16bit)
     assert (mix.all_4bit.nbytes, mix.all_4bit.modules) == (all_4bit(sens), ())
@@ -98,6 +102,7 @@ def test_the_curve_goes_from_all_in_4_bits_to_all_in_16(sens: wb.Sensitivity) ->
     assert len(mix.to_frame()) == 1 + len(sens)
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_only_what_helps_is_left_out(sens: wb.Sensitivity) -> None:
     gains = {row.name: row.share for row in sens.rows}
     for more in (0, 100_000, 700_000, 10**9):
@@ -161,6 +166,7 @@ def linears_in_4_bits(net: Any) -> set[str]:
     return {name for name, module in net.named_modules() if isinstance(module, Linear4bit)}
 
 
+@pytest.mark.slow
 def test_the_code_leaves_out_exactly_these_modules(sens: wb.Sensitivity) -> None:
     tiny.quiet()
     mix = wb.mix(sens, all_4bit(sens) + 1_500_000)

@@ -16,6 +16,8 @@ from tests.helpers.tiny_model import write_tiny_model
 from workbench.training import data
 from workbench.training.worker.batches import Collator
 
+pytestmark = pytest.mark.slow
+
 ROWS = 3
 
 

@@ -163,6 +163,7 @@ def test_the_numbers_do_not_depend_on_the_order_of_modules(sens: wb.Sensitivity,
     assert sorted(other.rows, key=lambda row: row.name) == sorted(sens.rows, key=lambda row: row.name)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_it_gives_the_same_numbers_and_no_secret_reaches_its_process(
     sens: wb.Sensitivity, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,6 @@ def printed_after_interrupt(code: str) -> str:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            return process.communicate(timeout=120)[0]
+            return process.communicate(timeout=300)[0]
         finally:
             process.kill()

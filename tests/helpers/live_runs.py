@@ -28,7 +28,7 @@ def is_step(n: int, attempt: int = 1) -> Callable[[Event], bool]:
     return lambda e: e["k"] == "step" and e["n"] >= n and e["attempt"] == attempt
 
 
-def until(run: wb.Run, wanted: Callable[[wb.Run], bool], seconds: float = 60) -> None:
+def until(run: wb.Run, wanted: Callable[[wb.Run], bool], seconds: float = 300) -> None:
     """Waits for a condition on the run, with a bound."""
     end = time.monotonic() + seconds
     while not wanted(run):
@@ -36,7 +36,7 @@ def until(run: wb.Run, wanted: Callable[[wb.Run], bool], seconds: float = 60) ->
         run.wait(0.02)  # for its end, if that comes sooner
 
 
-def until_gone(run: wb.Run, pid: int | None, seconds: float = 60) -> None:
+def until_gone(run: wb.Run, pid: int | None, seconds: float = 300) -> None:
     """Waits until there is no such process."""
     assert pid is not None
     until(run, lambda _: create_time(pid) is None, seconds)

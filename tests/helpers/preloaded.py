@@ -33,6 +33,8 @@ from workbench.training.worker import worker
 
 ENDLESS = 100_000
 """Steps that no test waits for."""
+PATIENCE = 600.0
+"""Seconds that a worker has after it was asked for something: none is needed."""
 
 
 class Process:
@@ -114,7 +116,7 @@ def _arrange(folder: RunFolder, phase: str = "", ask: str = "", hang: bool = Fal
         emit(self, k, **fields)
         if k == "phase" and (fields["name"], fields["edge"]) == (phase, "begin"):
             if ask:
-                folder.ask(ask, 60)
+                folder.ask(ask, PATIENCE)
             if remove:
                 Path(remove).rename(f"{remove}.gone")
             if hang:

@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if "DoRA" in way else ()) for way in WAYS])
 def test_activations_are_forecast_within_15_percent(way: str, checkpointing: bool) -> None:
     """Held against the storages that live between a forward pass and its backward pass, and, with checkpointing, those of the
     layer that is computed again.

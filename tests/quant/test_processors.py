@@ -126,7 +126,7 @@ def get_kernel(*names, **options):
 @pytest.fixture
 def kernels(tmp_path: Path) -> Path:
     """A folder with a package ``kernels`` that notes what it is asked for."""
-    (tmp_path / "kernels/rounding.py").write_text(STAND_IN, "utf-8")
+    (tmp_path / "kernels.py").write_text(STAND_IN, "utf-8")
     (tmp_path / "calls.txt").write_text("")
     return tmp_path
 

@@ -131,7 +131,7 @@ for turn in range(300):
 """
     running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(3)]
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert (process.returncode, said) == (0, b"")
     assert 0 < held(tmp_path) <= 1.2 * 200_000, "each may be ahead of the others by a twentieth"
 

@@ -17,6 +17,8 @@ from workbench.sources.header import read_header
 from workbench.sources.packed import logical, packed, parse_state
 from workbench.sources.rule import left_in_16_bits
 
+pytestmark = pytest.mark.slow
+
 SLOW = CASES // 4
 """How many cases where each one takes a while: writes a file, or dequantizes a tensor."""
 

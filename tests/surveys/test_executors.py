@@ -222,4 +222,4 @@ def test_cancel_ends_within_a_second_and_frees_the_workers(kind: str, tmp_path: 
         survey = wb.survey(big, specs, "all", executor, progress=cancel)
         assert len(survey.run().rows) == 1
         assert time.monotonic() - asked[0] < 1
-        executor.submit(os.getpid).result(timeout=10)
+        executor.submit(os.getpid).result(timeout=60)

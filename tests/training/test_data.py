@@ -233,7 +233,7 @@ def test_a_run_keeps_the_commit_of_its_dataset(hub: HubServer, tmp_path: Path) -
     run = launch(TrainConfig(model=str(model), dataset="org/texts", max_eval_rows=0), tmp_path / "run")
     run.stop(patience=0.1)
     assert (run.config.dataset, run.config.dataset_revision) == ("org/texts", "a" * 40)
-    assert run.wait(60).state == "stopped"
+    assert run.wait(300).state == "stopped"
 
 
 def test_a_row_that_breaks_off_is_a_data_error(tokenizer: Any, tmp_path: Path) -> None:

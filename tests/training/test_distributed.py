@@ -86,6 +86,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two: wb.TrainC
     assert "| processes | `2` |" in (run.adapter_dir / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_worker_runs_under_torchrun(two: wb.TrainConfig, alone: wb.Run, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.control.mkdir(parents=True)
@@ -100,6 +101,7 @@ def test_the_same_worker_runs_under_torchrun(two: wb.TrainConfig, alone: wb.Run,
     same_steps(read_events(folder.root), alone)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.TrainConfig, tmp_path: Path) -> None:
     config = wb.TrainConfig.from_dict({**two.to_dict(), "max_steps": 100_000, "max_eval_rows": 0})
     run = wb.launch(config, tmp_path / "run")
@@ -138,10 +140,9 @@ def test_a_killed_rank_ends_the_run_by_name_and_stop_ends_all_of_them(two: wb.Tr
         ('[ "$WORLD_SIZE $LOCAL_WORLD_SIZE $LOCAL_RANK $MASTER_ADDR" = "2 2 $RANK 127.0.0.1" ] || exit 1', 0),
     ],
 )
-def test_one_exit_code_for_all_ranks(script: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.training.watch.ranks.GRACE", 1.0)
+def test_one_exit_code_for_all_ranks(script: str, code: int) -> None:
     before = psutil.Process().children()
-    ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"})
+    ranks = Ranks(["sh", "-c", script], 2, {**os.environ, "RANK": "7"}, grace=1.0)
     started = set(psutil.Process().children()) - set(before)
     while (found := ranks.poll()) is None:
         pass

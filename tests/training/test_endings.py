@@ -17,6 +17,7 @@ import pytest
 import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.shapes import llama
+from tests.helpers.texts import changes, missing
 from workbench import DataError
 from workbench.memory.footprint import Plan
 from workbench.memory.forecast import forecast
@@ -39,9 +40,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [
-        (MemoryError(), "out_of_memory", "out of memory at step 7, with a batch whose longest row has 480 tokens"),
-        (NO_GPU_MEMORY, "out_of_memory", "The GPU ran out of memory"),
-        (RuntimeError("std::bad_alloc"), "out_of_memory", "This machine ran out of memory at step 7"),
+        (MemoryError(), "out_of_memory", "at step 7, "),
+        (NO_GPU_MEMORY, "out_of_memory", "The GPU"),
+        (RuntimeError("std::bad_alloc"), "out_of_memory", "This machine"),
         (FULL, "disk_full", f"The disk is full ({FULL.strerror})."),
         (Exception("Error while serializing: I/O error: File too large (os error 27)"), "disk_full", "(File too large)"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "disk_full", "to its end"),
@@ -116,17 +117,18 @@ def test_out_of_memory_says_which_step_which_batch_and_what_was_asked_for(
 ) -> None:
     wanted: list[tuple[Mapping[str, Any], int | None]] = []
     ending = ending_of(error(), STEP, lambda where, size: wanted.append((where, size)))
-    told = f"{who} out of memory at step 7, with a batch whose longest row has 480 tokens (4 rows)."
     assert ending.kind == "out_of_memory"
-    assert ending.message == (told if asked is None else f"{told} {amount(asked)} more were asked for.")
+    assert not missing(ending.message, who, "at step 7", "480 tokens", "4 rows", "" if asked is None else amount(asked))
+    assert ("asked for" in ending.message) == (asked is not None)
     assert wanted == [(STEP, asked)]
     assert "per_device_train_batch_size" in ending.remedy  # in general, where nothing is found
 
 
 def test_memory_that_runs_out_beside_the_steps_blames_no_batch() -> None:
-    loading = ending_of(of_cuda(), {"phase": "load"})
-    assert loading.message.startswith("The GPU ran out of memory in the phase load. 2.68 GB")
-    assert "out of memory in the phase evaluate. 2.68" in ending_of(of_cuda(), {**STEP, "phase": "evaluate"}).message
+    for where in ({"phase": "load"}, {**STEP, "phase": "evaluate"}):
+        message = ending_of(of_cuda(), where).message
+        assert not missing(message, "The GPU", f"in the phase {where['phase']}", "2.68 GB")
+        assert "batch" not in message
 
 
 def test_an_ending_is_told_even_if_no_change_can_be_looked_for() -> None:
@@ -145,8 +147,8 @@ def test_the_cheapest_change_that_would_have_fitted_is_named_with_its_value() ->
     batch = replace(PLAN, per_device_train_batch_size=4, max_length=480)
     assert found.forecast == forecast(LLAMA, batch).total > 15 << 30
     ending = ending_of(of_cuda(), STEP, lambda where, asked: found)
-    assert ending.message.endswith(f"Such a batch is forecast to take {amount(found.forecast)}; there were 16.11 GB for it.")
-    assert ending.remedy.startswith("The cheapest change that would have fitted by the forecast: gradient_checkpointing=True, ")
+    assert not missing(ending.message, amount(found.forecast), "16.11 GB")
+    assert changes(ending.remedy)[0] == "gradient_checkpointing=True"
     assert forecast(LLAMA, replace(batch, gradient_checkpointing=True)).total < 0.9 * (15 << 30)
 
 
@@ -154,11 +156,8 @@ def test_fewer_rows_come_with_more_accumulation() -> None:
     plan = replace(PLAN, gradient_checkpointing=True, double_quant=True, optim="paged_adamw_8bit")
     total = forecast(LLAMA, plan).total
     found = shortage(LLAMA, plan, {}, None, int(0.9 * total), accumulate=3)
-    assert found.told.startswith("A full batch is forecast")
-    assert found.remedy.startswith(
-        "The cheapest change that would have fitted by the forecast: per_device_train_batch_size=4 and "
-        "gradient_accumulation_steps=6, which saves"
-    )
+    assert "full batch" in found.told
+    assert changes(found.remedy)[:2] == ["per_device_train_batch_size=4", "gradient_accumulation_steps=6"]
 
 
 def test_a_forecast_that_was_too_low_asks_for_a_tenth_less_and_what_was_asked_for() -> None:
@@ -174,7 +173,7 @@ def test_a_forecast_that_was_too_low_asks_for_a_tenth_less_and_what_was_asked_fo
 def test_where_nothing_would_have_fitted_that_is_said() -> None:
     found = shortage(LLAMA, PLAN, STEP, 1 << 20, 1 << 30)
     assert found.changes is None
-    assert "take a smaller model, or a machine with more memory" in found.remedy
+    assert not missing(found.remedy, "smaller model", "more memory")
 
 
 def test_the_room_left_is_the_least_of_the_machine_the_container_and_the_address_space(tmp_path: Path) -> None:
@@ -187,6 +186,7 @@ def test_the_room_left_is_the_least_of_the_machine_the_container_and_the_address
     assert headroom(tmp_path) > 2_000_000
 
 
+@pytest.mark.slow
 def test_an_address_space_limit_on_a_real_run_is_told_with_the_change_that_helps(tmp_path: Path) -> None:
     """The worker's code under a limit that holds the model and not the batch."""
     config = in_process.config_of(
@@ -196,13 +196,12 @@ def test_an_address_space_limit_on_a_real_run_is_told_with_the_change_that_helps
     write_json(tmp_path / "config.json", config.to_dict())
     (tmp_path / "control").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 20, done.stderr
     (error,) = (event for event in read_events(tmp_path) if event["k"] == "error")
-    assert "This machine ran out of memory at step 1, with a batch whose longest row has" in error["message"]
-    assert "more were asked for. Such a batch is forecast to take" in error["message"]
-    assert error["remedy"].startswith("The cheapest change that would have fitted by the forecast: ")
+    assert not missing(error["message"], "This machine", "at step 1, ", "tokens", "asked for", "forecast")
+    assert changes(error["remedy"])
     receipt = wb.receipt(tmp_path)
     assert receipt["4-bit weights"].measured == receipt["4-bit weights"].forecast
     assert receipt.step is None

@@ -24,6 +24,8 @@ from tests.helpers.tiny_model import ROWS, write_tiny_model
 from workbench.training.events import latest_steps
 from workbench.training.folder import steps_of
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("KILLS_SEED", secrets.randbelow(10**6)))
 APART = 7
@@ -76,10 +78,11 @@ def kill_somewhere(run: wb.Run, attempt: int, chance: random.Random) -> str:
     now = ended(run, "killed")
     until_gone(run, status.worker_pid)
     assert now.kind == "killed"
-    assert "Resume continues from the last checkpoint" in now.remedy
+    assert "Resume" in now.remedy
     if victim == "worker":
         assert now.exit_code == -signal.SIGKILL
-        assert "The worker was killed, possibly out of memory" in now.message
+        assert "worker was killed" in now.message
+        assert "possibly out of memory" in now.message
         assert re.search(r"It last held [\d.]+ MB of memory \([\d.]+ .B at most\), with .* available", now.message)
     else:
         assert "The supervisor was killed" in now.message

@@ -20,6 +20,7 @@ import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.live_runs import complete, ended, files_of, first, is_step, of
 from tests.helpers.preloaded import ENDLESS, Forks
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import ROWS, write_tiny_model
 from workbench.training.folder import RunFolder
 from workbench.training.host import oom_kills
@@ -87,7 +88,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_a_run_that_goes_on_once_ther
             run = wb.launch(config, folder / "run")
         first(run, lambda e: e["k"] == "checkpoint" and e["n"] >= 4)
         leave_no_space(run, folder, way)
-        status = ended(run, "failed", 60)
+        status = ended(run, "failed")
         assert status.kind == "disk_full"
         assert status.message.startswith("The disk is full")
         assert "Free some space" in status.remedy
@@ -108,9 +109,10 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_a_run_that_goes_on_once_ther
         step = first(run, is_step(1, attempt=2))
         assert step["n"] == int(whole[-1].name.removeprefix("checkpoint-")) + 1
         run.stop()
-        ended(run, "stopped", 60)
+        ended(run, "stopped")
 
 
+@pytest.mark.slow
 def test_memory_of_this_machine_that_runs_out_is_told_with_step_and_batch(
     forks: Forks, config: wb.TrainConfig, tmp_path: Path
 ) -> None:
@@ -122,10 +124,9 @@ def test_memory_of_this_machine_that_runs_out_is_told_with_step_and_batch(
     pid = run.status.worker_pid
     assert pid is not None
     resource.prlimit(pid, resource.RLIMIT_AS, (64 * MIB, resource.RLIM_INFINITY))
-    status = ended(run, "failed", 60)
+    status = ended(run, "failed")
     assert status.kind == "out_of_memory"
-    assert "This machine ran out of memory at step" in status.message
-    assert "with a batch whose longest row has " in status.message
+    assert not missing(status.message, "This machine", "at step", "longest row")
     assert status.remedy
     (error,) = of(run, "error")
     assert (error["kind"], error["message"], error["remedy"]) == (status.kind, status.message, status.remedy)
@@ -135,7 +136,7 @@ def test_memory_of_this_machine_that_runs_out_is_told_with_step_and_batch(
         run.resume()
     assert first(run, is_step(1, attempt=2))["n"] == int(kept[-1].removeprefix("checkpoint-")) + 1
     run.stop()
-    ended(run, "stopped", 60)
+    ended(run, "stopped")
 
 
 def test_a_kill_for_want_of_memory_is_told_from_any_other(tmp_path: Path) -> None:
@@ -165,22 +166,22 @@ def test_a_dataset_that_is_gone_is_told_by_the_run_and_by_resume(forks: Forks, c
     columns = {"prompt_column": "prompt", "completion_column": "completion"}
     with forks.ready(phase="load", remove=str(rows)):
         run = wb.launch(replace(config, max_steps=2, dataset=str(rows), **columns), tmp_path / "run")
-    status = ended(run, "failed", 60)
-    assert (status.kind, status.remedy) == ("data", "Check the path of the dataset.")
-    assert status.message == f"{rows}: there is no such file."
-    with pytest.raises(wb.DataError, match="there is no such file"):
+    status = ended(run, "failed")
+    assert (status.kind, "rows.jsonl.gone" in status.remedy) == ("data", True)
+    assert not missing(status.message, str(rows), "no such file")
+    with pytest.raises(wb.DataError, match="no such file"):
         run.resume()
     assert run.status == status
     rows.with_name("rows.jsonl.gone").rename(rows)
     with forks.ready():
-        ended(run.resume(), "finished", 60)
+        ended(run.resume(), "finished")
 
 
 def test_a_model_that_is_gone_is_told_by_the_run_and_by_resume(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model")
     with forks.ready(phase="import", remove=str(folder)):
         run = wb.launch(replace(config, model=str(folder)), tmp_path / "run")
-    status = ended(run, "failed", 60)
+    status = ended(run, "failed")
     assert status.kind == "model"
     assert str(folder) in status.message
     assert status.remedy
@@ -194,7 +195,7 @@ def test_a_loss_that_is_no_number_ends_the_run_by_name(forks: Forks, config: wb.
     )
     with forks.ready():
         run = wb.launch(diverging, tmp_path / "run")
-    status = ended(run, "failed", 60)
+    status = ended(run, "failed")
     assert status.kind == "nan_loss"
     assert "no longer a number" in status.message
     assert "learning_rate" in status.remedy

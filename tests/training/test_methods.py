@@ -138,34 +138,35 @@ def test_every_weight_is_trained_by_epochs_with_evaluations_and_checkpoints(trai
     assert not any(torch.equal(value, untrained[name]) for name, value in loaded.state_dict().items())
 
 
-def test_other_block_sizes_and_modules_left_out(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.training.worker import model
+def test_other_block_sizes_and_modules_left_out(model: Path, train: Train) -> None:
+    from workbench.training.worker.model import compute_dtype, load_base
 
-    seen: dict[str, tuple[str, int | None]] = {}
-    held: list[int] = []
-    attach = model.attach_adapters
-
-    def look(net: Any, config: wb.TrainConfig) -> Any:
-        for name, module in net.named_modules():
-            if "layers.0" in name and hasattr(module, "weight") and module.weight.ndim == 2:
-                state = getattr(module.weight, "quant_state", None)
-                seen[name.rpartition(".")[2]] = type(module).__name__, state and state.blocksize
-        seen["lm_head"] = type(net.lm_head).__name__, None
-        held.append(sum(p.nbytes for p in net.parameters() if hasattr(p, "quant_state")))
-        return attach(net, config)
-
-    monkeypatch.setattr(model, "attach_adapters", look)
-    run = train(block_size=32, double_quant=False, llm_int8_skip_modules=("down_proj", "model.layers.0.self_attn.q_proj"))
+    fields = {
+        "block_size": 32,
+        "double_quant": False,
+        "llm_int8_skip_modules": ("down_proj", "model.layers.0.self_attn.q_proj"),
+    }
+    config = in_process.config_of(model, **fields)
+    net = load_base(config, model, compute_dtype(config), lambda: None)
+    seen: dict[str, tuple[str, int | None]] = {"lm_head": (type(net.lm_head).__name__, None)}
+    for name, module in net.named_modules():
+        if "layers.0" in name and hasattr(module, "weight") and module.weight.ndim == 2:
+            state = getattr(module.weight, "quant_state", None)
+            seen[name.rpartition(".")[2]] = type(module).__name__, state and state.blocksize
     four_bit = ("Linear4bit", 32)
     assert seen == {
         "q_proj": ("Linear", None), "k_proj": four_bit, "v_proj": four_bit, "o_proj": four_bit, "gate_proj": four_bit,
         "up_proj": four_bit, "down_proj": ("Linear", None), "lm_head": ("Linear", None),
     }  # fmt: skip
+    held = sum(p.nbytes for p in net.parameters() if hasattr(p, "quant_state"))
+    run = train(**fields)
+    assert held == wb.receipt(run)["4-bit weights"].measured
+    assert held == wb.forecast(wb.open_model(model), run.config, "cpu")["4-bit weights"]
     before, after = losses(run)
     assert after < before - 0.05
-    assert held == [wb.forecast(wb.open_model(run.config.model), run.config, "cpu")["4-bit weights"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -11,6 +11,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
+from tests.helpers.texts import changes, missing
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.folder import RunFolder
 from workbench.training.watch import postmortem
@@ -51,27 +52,24 @@ def test_the_batch_that_the_kernel_killed_is_told_with_what_would_have_fitted(
     told = postmortem.status_of(cut(run, tmp_path, "batch"), 1, -signal.SIGKILL, starved)
     assert (told["state"], told["kind"], told["exit_code"]) == ("failed", "out_of_memory", -signal.SIGKILL)
     batch = next(event for event in run.events() if event["k"] == "batch")
-    assert told["message"].startswith(
-        f"This machine ran out of memory at step 1, with a batch whose longest row has {batch['longest']} tokens ("
-    )
-    assert "Such a batch is forecast to take " in told["message"]
-    assert "The kernel killed the worker" in told["message"]
-    assert "It last held " in told["message"]
-    assert "The cheapest change that would have fitted by the forecast: " in told["remedy"]
-    assert told["remedy"].endswith("Resume continues from the last checkpoint.")
+    assert not missing(told["message"], "This machine", "out of memory at step 1", f"{batch['longest']} tokens", "forecast")
+    assert not missing(told["message"], "kernel", "last held")
+    assert changes(told["remedy"])
+    assert "Resume" in told["remedy"]
 
 
 def test_after_a_step_its_batch_is_over(run: wb.Run, starved: Outside, tmp_path: Path) -> None:
     told = postmortem.status_of(cut(run, tmp_path, "step"), 1, -signal.SIGKILL, starved)
-    assert told["message"].startswith("This machine ran out of memory at step 2. A full batch is forecast to take ")
+    assert not missing(told["message"], "out of memory at step 2", "full batch", "forecast")
 
 
 def test_before_the_model_is_loaded_no_batch_is_to_blame(run: wb.Run, starved: Outside, tmp_path: Path) -> None:
     told = postmortem.status_of(cut(run, tmp_path, "phase"), 1, -signal.SIGKILL, starved)
-    assert told["message"].startswith("This machine ran out of memory in the phase import. The kernel killed the worker")
+    assert not missing(told["message"], "out of memory in the phase import", "kernel")
+    assert "batch" not in told["message"]
 
 
 def test_where_no_killing_was_counted_memory_is_a_guess(run: wb.Run, tmp_path: Path) -> None:
     told = postmortem.status_of(cut(run, tmp_path, "step"), 1, -signal.SIGKILL, Outside(os.getpid(), tmp_path / "none"))
     assert (told["state"], told["kind"]) == ("killed", "killed")
-    assert told["message"] == "The worker was killed, possibly out of memory, after 1 step."
+    assert not missing(told["message"], "possibly out of memory", "after 1 step")

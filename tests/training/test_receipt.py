@@ -17,6 +17,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.events import Event
 from workbench.training.results.receipts import HOW, TITLES, UNEXPLAINED, WEIGHTS, MeasuredStep
@@ -32,7 +33,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=list(WAYS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(way, marks=[pytest.mark.slow] if way != "qlora, double" else []) for way in WAYS],
+)
 def receipt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> wb.Receipt:
     """Of one step on the embedded model."""
     config = in_process.config_of(
@@ -128,7 +132,7 @@ def test_any_process_can_make_it_without_torch(run: wb.Run) -> None:
         "import sys, json, workbench as wb; r = wb.receipt(sys.argv[1]); print(json.dumps(r.to_dict()));"
         "print(sorted({'torch', 'numba', 'transformers', 'pandas'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run.dir)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(run.dir)], capture_output=True, text=True, timeout=300, check=True)
     told, loaded = done.stdout.splitlines()
     assert json.loads(told) == json.loads(json.dumps(wb.receipt(run).to_dict()))
     assert loaded == "[]"
@@ -140,7 +144,7 @@ def test_it_prints_as_a_table_and_gives_a_frame(run: wb.Run) -> None:
     assert "4-bit weights, packed" in text
     assert "not explained" in text
     assert "spare" not in text
-    assert text.endswith("forecast for the same batch.")
+    assert "same batch" in text.splitlines()[-1]
     frame = receipt.to_frame()
     assert list(frame["category"]) == list(TITLES)
     assert frame["measured"].sum() == receipt.total
@@ -221,7 +225,7 @@ def test_on_a_gpu_it_is_reconciled_with_nvml_the_allocator_and_the_host() -> Non
     ]
     places = {row.category: row.place for row in receipt.rows}
     assert (places["optimizer state, paged"], places["libraries"], places["spare"]) == ("managed", "host", "device")
-    assert receipt["activations"].note == "120.00 MB kept by the forward pass, 80.00 MB computed again for one layer at a time"
+    assert not missing(receipt["activations"].note, "120.00 MB kept", "80.00 MB computed again")
     assert receipt.peak == MeasuredStep(2, None, 80, 30, 950 * MB)
 
 

@@ -53,15 +53,23 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
 @pytest.mark.parametrize(
     "fields",
     [
-        {"optim": "paged_adamw_8bit", "lora_dropout": 0.1, "gradient_accumulation_steps": 2},
-        {
-            "dataset": "table", **PAIRS, "num_train_epochs": 0.7, "warmup_steps": 0.5, "lr_scheduler_type": "linear",
-            "block_size": 32, "llm_int8_skip_modules": ("down_proj",), "use_dora": True, "page_min_numel": 1000,
-        },
-        {"dataset": "chats", "messages_column": "chat", "method": "lora", "use_rslora": True, "optim": "adamw_torch"},
-        {"text_column": "text", "method": "full", "learning_rate": 1e-3, "gradient_checkpointing": False},
+        pytest.param({"optim": "paged_adamw_8bit", "lora_dropout": 0.1, "gradient_accumulation_steps": 2}, id="qlora-pairs"),
+        pytest.param(
+            {
+                "dataset": "table", **PAIRS, "num_train_epochs": 0.7, "warmup_steps": 0.5, "lr_scheduler_type": "linear",
+                "block_size": 32, "llm_int8_skip_modules": ("down_proj",), "use_dora": True, "page_min_numel": 1000,
+            },
+            id="blocks-of-32-table", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"dataset": "chats", "messages_column": "chat", "method": "lora", "use_rslora": True, "optim": "adamw_torch"},
+            id="lora-chats", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"text_column": "text", "method": "full", "learning_rate": 1e-3, "gradient_checkpointing": False},
+            id="full-text", marks=pytest.mark.slow,
+        ),
     ],
-    ids=["qlora-pairs", "blocks-of-32-table", "lora-chats", "full-text"],
 )  # fmt: skip
 def test_the_cell_gives_the_same_losses(
     model: Path, table: str, chats: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,9 +37,11 @@ def rows(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("fields", "after"),
     [  # resumed within a pass, between two, and after a second was begun
-        ({"optim": "paged_adamw_32bit", "lr_scheduler_type": "cosine"}, (2, 3, 4)),
+        pytest.param({"optim": "paged_adamw_32bit", "lr_scheduler_type": "cosine"}, (2, 3, 4), marks=pytest.mark.slow),
         ({"optim": "paged_adamw_8bit", "gradient_checkpointing": False}, (4,)),
-        ({"optim": "adamw_torch", "method": "lora", "weight_decay": 0.1, "use_dora": True}, (2,)),
+        pytest.param(
+            {"optim": "adamw_torch", "method": "lora", "weight_decay": 0.1, "use_dora": True}, (2,), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda given: given["optim"] if isinstance(given, dict) else "",
 )

@@ -15,7 +15,8 @@ import pytest
 import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.live_runs import adapter_bytes, complete, ended, files_of, first, is_step, of, until, until_gone
-from tests.helpers.preloaded import ENDLESS, Forks
+from tests.helpers.preloaded import ENDLESS, PATIENCE, Forks
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.folder import RunFolder
 from workbench.training.host import create_time
@@ -48,17 +49,20 @@ def test_before_training_a_run_ends_at_once_though_it_is_busy(
     for ask in ("stop", "pause"):
         with forks.ready(phase=phase, ask=ask, hang=True):
             going.append(wb.launch(config, tmp_path / ask))
-    stopped, paused = (ended(run, state, 20) for run, state in zip(going, ("stopped", "paused"), strict=True))
-    assert stopped.message == "Stopped before the first step."
-    assert paused.remedy == "Resume continues from the checkpoint."
+    stopped, paused = (ended(run, state) for run, state in zip(going, ("stopped", "paused"), strict=True))
+    assert "before the first step" in stopped.message
+    assert "Resume" in paused.remedy
     for run in going:
         assert [e["name"] for e in of(run, "phase") if e["edge"] == "begin"][-1] == phase
         asked = next(e["t"] for e in of(run, "phase") if (e["name"], e["edge"]) == (phase, "begin"))
-        assert (of(run, "exit")[0]["t"] - asked) / 1e9 < 5
+        assert (of(run, "exit")[0]["t"] - asked) / 1e9 < PATIENCE / 10
         assert run.adapter_dir is None
 
 
-@pytest.mark.parametrize("phase", ["evaluate", "sample", "train", "first_forward", "save"])
+@pytest.mark.parametrize(
+    "phase",
+    ["first_forward", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "sample", "train", "save"))],
+)
 def test_from_the_first_measurement_on_a_run_ends_after_its_step_with_what_it_has(
     forks: Forks, config: wb.TrainConfig, whole: wb.Run, tmp_path: Path, phase: str
 ) -> None:
@@ -68,18 +72,18 @@ def test_from_the_first_measurement_on_a_run_ends_after_its_step_with_what_it_ha
         with forks.ready(phase=phase, ask=ask):
             going.append(wb.launch(config, tmp_path / ask))
     stopped, paused = going
-    told = ended(stopped, "stopped", 60)
-    after = {0: "before the first step.", 1: "after 1 step; the adapter is saved.", 3: "after 3 steps; the adapter is saved."}
-    assert told.message == f"Stopped {after[steps]}"
+    told = ended(stopped, "stopped")
+    after = {0: ["before the first step"], 1: ["after 1 step", "adapter"], 3: ["after 3 steps", "adapter"]}
+    assert not missing(told.message, "Stopped", *after[steps])
     assert len(of(stopped, "step")) == steps
     assert stopped.adapter_dir == stopped.dir / "adapter"  # untrained if need be: it loads
     assert complete(stopped) == (["checkpoint-2"] if steps > 2 else [])
 
-    assert ended(paused, "paused", 60).message.startswith(f"Paused after {steps} step")
+    assert not missing(ended(paused, "paused").message, "Paused", f"after {steps} step")
     assert complete(paused)[-1:] == ([f"checkpoint-{steps}"] if steps else [])
     if phase in ("evaluate", "first_forward", "save"):
         with forks.ready():
-            ended(wb.attach(paused.dir).resume(), "finished", 60)
+            ended(wb.attach(paused.dir).resume(), "finished")
         assert adapter_bytes(paused) == adapter_bytes(whole)
 
 
@@ -89,7 +93,7 @@ def test_asked_once_all_steps_are_done_a_run_is_finished(
     """The last phases are measurements, which Stop breaks off; there is nothing to resume."""
     with forks.ready(phase="save", ask="stop"):
         run = wb.launch(replace(config, save_steps=0), tmp_path / "run")
-    ended(run, "finished", 60)
+    ended(run, "finished")
     assert adapter_bytes(run) == adapter_bytes(whole)
     assert [e["n"] for e in of(run, "eval")] == [0, 3]
 
@@ -100,11 +104,11 @@ def test_two_runs_at_once_do_not_disturb_each_other(
     with forks.ready():
         endless = wb.launch(replace(config, max_steps=ENDLESS, eval_steps=0, save_steps=0), tmp_path / "endless")
         other = wb.launch(config, tmp_path / "other")
-    ended(other, "finished", 60)
+    ended(other, "finished")
     assert adapter_bytes(other) == adapter_bytes(whole)
     first(endless, is_step(1))
     endless.stop()
-    ended(endless, "stopped", 60)
+    ended(endless, "stopped")
     assert [run.dir.name for run in wb.runs(tmp_path)] == ["endless", "other"]
     assert {e["k"] for e in other.events()} == {e["k"] for e in endless.events()} | {"checkpoint"}
 
@@ -125,7 +129,7 @@ def test_sigterm_is_a_stop(endless: wb.Run, whom: str) -> None:
     pid = status.worker_pid if whom == "worker" else status.pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
-    assert "the adapter is saved" in ended(endless, "stopped", 30).message
+    assert "adapter" in ended(endless, "stopped").message
     assert endless.adapter_dir == endless.dir / "adapter"
 
 
@@ -144,13 +148,13 @@ def test_a_worker_without_its_supervisor_saves_and_ends_and_the_run_goes_on_from
         endless.resume()
     os.kill(status.worker_pid, signal.SIGCONT)
     until_gone(endless, status.worker_pid)
-    assert ended(endless, "killed").remedy == "Resume continues from the last checkpoint."
+    assert "Resume" in ended(endless, "killed").remedy
     assert endless.adapter_dir == endless.dir / "adapter"
     with forks.ready():
         endless.resume()
     first(endless, is_step(1, attempt=2))
     endless.stop()
-    ended(endless, "stopped", 30)
+    ended(endless, "stopped")
 
 
 def test_a_run_whose_folder_is_removed_ends(endless: wb.Run) -> None:
@@ -162,6 +166,7 @@ def test_a_run_whose_folder_is_removed_ends(endless: wb.Run) -> None:
     assert of(endless, "exit") == []
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_does_not_matter(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> None:
     """A request from the future, or the past, is waited for as long as any other; so is a checkpoint's age by its step."""
     for name, jump in (("back", 3600), ("forward", -3600)):
@@ -173,12 +178,12 @@ def test_a_clock_that_is_set_does_not_matter(forks: Forks, config: wb.TrainConfi
         at = time.time() + jump
         os.utime(run.dir / "control" / "stop", (at, at))
         assert "Stop was asked for" in until_stopping(run).message
-        assert ended(run, "stopped", 30)
-        assert 1 <= time.monotonic() - asked < 60
+        assert ended(run, "stopped")
+        assert 1 <= time.monotonic() - asked < abs(jump) / 10
 
 
 def until_stopping(run: wb.Run) -> wb.RunStatus:
-    until(run, lambda r: r.status.state == "stopping", 10)
+    until(run, lambda r: r.status.state == "stopping")
     return run.status
 
 
@@ -231,7 +236,7 @@ def test_another_process_with_the_same_pid_is_not_the_run(endless: wb.Run) -> No
     """The status names a pid that lives, of a process that began at another time."""
     status = endless.status
     endless.stop(patience=10)
-    ended(endless, "stopped", 30)
+    ended(endless, "stopped")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         mine = create_time(stranger.pid)
         assert mine is not None

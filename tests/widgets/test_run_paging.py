@@ -11,6 +11,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers.immediate import Immediate
+from tests.helpers.texts import missing
 from widgets import TrainingCell
 from widgets.drawing.wire import encode_figure
 from widgets.figures.pager import step_by_step
@@ -87,7 +88,7 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
         "evicted to the host, measured": ("bar", [1, 2, 3]),
         "evicted to the host, simulated": ("scatter", pytest.approx([to_host / MB] * 2)),
     }
-    assert "Measured over 3 steps: 4.00 MB brought to the GPU and 2.00 MB evicted in the median step. Simulated: " in said
+    assert not missing(said, "Measured over 3 steps", "4.00 MB brought", "2.00 MB evicted", "Simulated")
     encode_figure(figure)
     assert part.measured.layout.display == ""
     assert part.measured.summary == said
@@ -113,7 +114,7 @@ def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_
 
 def test_a_run_that_is_picked_up_shows_it_in_the_training_panel(tight: int, tmp_path: Path) -> None:
     cell = TrainingCell(run=left_by(tmp_path, tight), executor=Immediate())
-    assert cell.view.paging.measured.summary.startswith("Measured over 3 steps: 4.00 MB brought to the GPU")
+    assert cell.view.paging.measured.summary.startswith("Measured over 3 steps")
     assert "evicted" in html.unescape(cell.view.paging._table.value)
     cell.close()
 

@@ -191,7 +191,7 @@ def test_typing_narrows_it_and_asks_the_hub(field: SearchField, tmp_path: Path) 
     assert {option["value"]: option["note"] for option in field.options}["llamas/huge"] == "2 M downloads a month, gated"
     field.value = "qwen3-4"
     assert offered(field) == {"Forecast to fit a free GPU": ["Qwen/Qwen3-4B"]}
-    assert field.status == "The Hub knows no model with safetensors of this name."
+    assert "no model" in field.status
     (tmp_path / "sub" / "folder").mkdir(parents=True)
     field.value = f"{tmp_path}/sub/"
     assert offered(field) == {"Folders": [f"{tmp_path}/sub/folder/"]}
@@ -207,5 +207,5 @@ def test_without_the_hub_the_field_says_so_and_offers_the_rest(
     assert field.status.startswith("No suggestions from the Hub: ")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     field.value = "qwen3"
-    assert field.status == "The Hub cannot be reached, or offline mode is on: no suggestions from there."
+    assert "offline mode" in field.status
     assert len(offered(field)["Forecast to fit a free GPU"]) == 4

@@ -18,7 +18,7 @@ from widgets.background.tasks import UI, Latest, Ticker, guard
 from widgets.controls.message import Message
 from workbench.errors import WorkbenchError
 
-SECONDS = 10
+SECONDS = 60
 
 
 class Gate:
@@ -120,16 +120,18 @@ def test_work_can_rest_until_a_newer_request_comes() -> None:
 
 def test_closing_does_not_wait_for_the_work_of_others_on_a_shared_thread() -> None:
     ran: list[int] = []
+    applied: list[str] = []
     with ThreadPoolExecutor(1) as shared:
-        others, own = Latest(shared, apply=lambda _: None), Latest(shared, apply=lambda _: None)
-        gate = Gate()
+        others, own = Latest(shared, apply=applied.append), Latest(shared, apply=lambda _: None)
+        gate = Gate("the work of others")
         others.submit(gate)
         assert gate.started.wait(SECONDS)
         own.submit(ran.append, 1)
-        own.close(timeout=10 * SECONDS)  # would be waited for to its end
+        own.close(timeout=10 * SECONDS)  # would be waited for to its end, and the gate is not that patient
         gate.release.set()
-        others.close()
+    others.close()
     assert ran == []
+    assert applied == ["the work of others"]
 
 
 def test_long_work_can_see_that_it_is_stale() -> None:

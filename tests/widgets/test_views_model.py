@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Executor, Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 import workbench as wb
 from tests.helpers.immediate import Immediate
+from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
 from widgets.figures import model
 from widgets.figures.model import Places
@@ -211,18 +213,17 @@ def test_a_survey_that_is_overtaken_leaves_no_row(later, tmp_path):
     view.close()
 
 
-def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path, monkeypatch):
-    tensors = layers(1)
-    source = wb.open_model(folder(tmp_path / "m", tensors))
-    chunks = LocalSource.chunks
+class Broken(LocalSource):
+    """A folder of which a tensor cannot be read."""
 
-    def broken(self, name, *args, **kwargs):
+    def chunks(self, name, *args, **kwargs):
         if "up_proj" in name:
             raise ModelError("The <disk> is gone.", where=name)
-        return chunks(self, name, *args, **kwargs)
+        return super().chunks(name, *args, **kwargs)
 
-    monkeypatch.setattr(LocalSource, "chunks", broken)
-    view = ModelMapView(source, executor=Immediate())
+
+def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path):
+    view = ModelMapView(Broken(Path(folder(tmp_path / "m", layers(1)))), executor=Immediate())
     assert "1 could not be measured" in view.told.value
     text = view.map._state["content"]["data"][1]["text"]
     assert any("The &lt;disk&gt; is gone." in cell for cell in text[0])
@@ -236,7 +237,7 @@ def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_p
     path = folder(tmp_path / "m", layers(2))
     view = ModelMapView(path, executor=Immediate())
     assert view.rows == ()
-    assert "Survey the model (196.61 kB to read)" in view.start.description
+    assert "196.61 kB" in view.start.description
     view.start.click()
     assert len(view.rows) == 8
     view.close()
@@ -291,7 +292,7 @@ def test_outliers_are_counted_later_and_again_on_request(later):
     view = DistributionView(session=session)
     session.start()
     later.run()
-    assert "Counting the outliers under NF4, blocks of 64…" in view.tails_told.value
+    assert "NF4, blocks of 64…" in view.tails_told.value
     view.work.cancel()
     assert view.count.layout.display == ""
     later.run()
@@ -332,7 +333,7 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     view.targets.value = ("q_proj", "v_proj")
     assert view.session.store.value.target_modules == ("q_proj", "v_proj")
     assert 0 < wb.forecast(view.session.source, view.config)["adapters"] < every
-    assert "14 tensors stay out of 4 bits and take 4.21 MB once loaded" in view.stays_told.value
+    assert not missing(view.stays_told.value, "14 tensors", "4.21 MB")
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing

@@ -177,10 +177,9 @@ class Latest:
             futures = set(self._futures)
         if self._own is not None:
             self._own.shutdown(wait=False, cancel_futures=True)
-        for future in futures:
-            future.cancel()  # one that waits in a shared queue need not come to its turn
+        going = [future for future in futures if not future.cancel()]  # what waits in a shared queue does not come to its turn
         if not hasattr(self._running, "generation"):  # else the request under way is what closes us
-            wait(futures, timeout)
+            wait(going, timeout)
 
     def _overtaken(self, generation: int) -> bool:
         return self._closed or generation != self._newest

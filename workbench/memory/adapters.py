@@ -98,7 +98,7 @@ def bounds(
     The fewest: what is a linear layer by its name, without experts, routers, and the layers that peft takes for experts'. The
     most: these, and every expert as part of one parameter for all, gate and up in one.
     """
-    if config.get("model_type") in KNOWN:
+    if str(config.get("model_type")) in KNOWN:
         return None
     weights = _weights(tensors, config)
     most = {w.name: w.adapter(r * factor) for w, factor in _chosen(weights, {}, targets)}

@@ -27,8 +27,11 @@ _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 class Ranks:
     """Workers that make one run; to whoever watches it, like one ``subprocess.Popen``."""
 
-    def __init__(self, arguments: Sequence[str], processes: int, env: Mapping[str, str], **how: Any) -> None:
+    def __init__(
+        self, arguments: Sequence[str], processes: int, env: Mapping[str, str], grace: float = GRACE, **how: Any
+    ) -> None:
         """Starts them; ``how`` goes to ``Popen``. Raises OSError where one cannot be started, after ending the others."""
+        self._grace = grace
         self._workers: list[subprocess.Popen[bytes]] = []
         self._code: int | None = None  # of the rank that decides
         self._deadline = 0.0
@@ -64,11 +67,11 @@ class Ranks:
         if self._code is None and (decisive := [code for code in ended if code != FINISHED]):
             # Of several since the last look: a signal, then a failure, then a stop; a rank fails where its peer was killed.
             self._code = min(decisive, key=lambda code: (code >= 0, code in (STOPPED, PAUSED)))
-            self._deadline = time.monotonic() + GRACE
+            self._deadline = time.monotonic() + self._grace
         if len(ended) == len(codes):
             return self._code if self._code is not None else FINISHED
         if self._code is not None and self._forces and time.monotonic() >= self._deadline:
-            self._deadline = time.monotonic() + GRACE
+            self._deadline = time.monotonic() + self._grace
             with contextlib.suppress(OSError):
                 self.send_signal(self._forces.pop(0))
         return None
