@@ -140,7 +140,7 @@ class _Opener:
             return self.weight(state.title, state.shape, _dtype(state.dtype), (state.block_size,)).info
         return self.open().info
 
-    def state(self) -> State:
+    def state(self) -> PackedState:
         name = self.packing.parts["state"]
         if self.entries[name].end - self.entries[name].begin > MAX_STATE:
             self.fail("has a quantization state larger than such a state ever is")
@@ -162,7 +162,7 @@ class _Opener:
         levels, tile = form.level_of_code, (state.block_size,)
         return self.weight(state.title, state.shape, _dtype(state.dtype), tile, levels, scales, nested)
 
-    def absmax(self, state: State, blocks: int) -> tuple[NestedScales | None, NDArray[np.float32]]:
+    def absmax(self, state: PackedState, blocks: int) -> tuple[NestedScales | None, NDArray[np.float32]]:
         if not state.nested_block_size:
             return None, self.part("absmax", ("F32", "F16", "BF16"), (blocks,)).astype(np.float32)
         codes = self.part("absmax", ("U8",), (blocks,))
@@ -252,7 +252,7 @@ _MAX_NESTED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PackedState:
     """A checked state."""
 
     quant_type: str
@@ -271,7 +271,7 @@ class State:
         return f"{self.quant_type.upper()}, blocks of {self.block_size}{double}"
 
 
-def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> State:
+def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> PackedState:
     """The state in the bytes of the tensor ``name`` of a weight in ``quant_type``; ModelError on any fault.
 
     It is what bitsandbytes' ``QuantState.as_dict`` writes: quant_type, blocksize, dtype, shape, and with double quantization
@@ -309,7 +309,7 @@ def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> State:
     if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not -3e38 < offset < 3e38:
         fail("has a nested_offset that is not a finite number")
     size = fields["nested_blocksize"] if nested else 0
-    return State(quant_type, fields["blocksize"], fields["dtype"], tuple(shape), size, float(offset))
+    return PackedState(quant_type, fields["blocksize"], fields["dtype"], tuple(shape), size, float(offset))
 
 
 def _whole(value: Any, largest: int) -> bool:

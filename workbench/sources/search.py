@@ -35,7 +35,7 @@ class HubModel:
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalFolder:
     """A folder that may be meant."""
 
     path: str
@@ -74,7 +74,7 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     return models[:limit]
 
 
-def search_folders(text: str, limit: int = 8) -> list[Folder]:
+def search_folders(text: str, limit: int = 8) -> list[LocalFolder]:
     """Folders whose path begins with ``text``: those that hold a model first, then those that others may be in."""
     head, slash, start = text.rpartition("/")
     if not text or "\0" in text or start in (".", ".."):
@@ -97,4 +97,4 @@ def search_folders(text: str, limit: int = 8) -> list[Folder]:
         return any((parent / name / file).exists() for file in (SINGLE, INDEX))
 
     found = sorted((not holds_model(name), name.lower(), name) for name in names)[:limit]
-    return [Folder(f"{head}{slash}{name}{'/' if empty else ''}", not empty) for empty, _, name in found]
+    return [LocalFolder(f"{head}{slash}{name}{'/' if empty else ''}", not empty) for empty, _, name in found]

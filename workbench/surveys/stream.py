@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError, WorkbenchError
+from workbench.progress import Cancelled
 from workbench.quant.measure import Tally
 from workbench.quant.quantize import as_weights
 from workbench.quant.spec import QuantSpec
@@ -33,7 +34,6 @@ _MANY = 16  # specifications from which on chunks are smaller, so that stopping 
 _PATIENCE = 0.1  # seconds between two checks for a stop, while waiting for bytes
 _LONGEST_ERROR = 1_000  # characters
 
-Stopped = Callable[[], bool]
 Seen = Callable[[TensorInfo, float], object]
 
 
@@ -62,7 +62,7 @@ class _Chunk:
 
 
 def measured(
-    source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped, seen: Seen
+    source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Cancelled, seen: Seen
 ) -> Generator[Row, None, None]:
     """A row for each tensor, in their order; ends early, without the row it is at, once ``stopped()``.
 
@@ -116,7 +116,7 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
 class _ReadAhead:
     """Reads tensor after tensor on a thread of its own, one chunk ahead of the one in use."""
 
-    def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped) -> None:
+    def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Cancelled) -> None:
         self._source, self._infos, self._stopped = source, infos, stopped
         self._looks_first = Tally(specs).looks_first
         self._size = BUFFER // (1 + len(specs) // _MANY)

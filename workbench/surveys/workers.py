@@ -20,12 +20,13 @@ from typing import Any
 from uuid import uuid4
 
 from workbench.errors import WorkbenchError
+from workbench.progress import Cancelled
 from workbench.quant.formats import FORMATS, Format, register_format
 from workbench.quant.spec import QuantSpec
 from workbench.sources import BUILTIN, Source, TensorInfo, open_model
 from workbench.sources.grouping import by_bytes
 from workbench.surveys.rows import Row
-from workbench.surveys.stream import Stopped, failed, measured
+from workbench.surveys.stream import failed, measured
 
 TASK = 64 << 20
 """Bytes of tensors that make a task, unless a single one has more: enough to be worth sending."""
@@ -71,7 +72,12 @@ class Order:
 
 
 def dispatched(
-    executor: Executor, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], threads: int, stopped: Stopped
+    executor: Executor,
+    source: Source,
+    infos: Sequence[TensorInfo],
+    specs: Sequence[QuantSpec],
+    threads: int,
+    stopped: Cancelled,
 ) -> Generator[Row, None, None]:
     """A row for each tensor, as the executor's workers finish them; ends early once ``stopped()``.
 
