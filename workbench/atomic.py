@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_for_user(path: Path) -> Iterator[Path]:
-    """``replacing`` a file that the user named: WorkbenchError, telling the path, in place of OSError."""
+    """``replacing`` a file that the user named: WorkbenchError with the path in place of OSError."""
     try:
         with replacing(path) as draft:
             yield draft

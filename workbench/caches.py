@@ -21,7 +21,7 @@ _NAME = "qlora-workbench"
 def user_folder() -> Path:
     """``qlora-workbench`` where the platform keeps caches; where that cannot be written, among the temporary files.
 
-    In the second case that is said, once in a process, with the variable that sets another place.
+    In the second case a warning says so, once in a process, and names the variable that sets another place.
     """
     return _usable(_platforms() / _NAME)
 
@@ -54,7 +54,7 @@ def _usable(folder: Path) -> Path:
         return folder
     try:
         instead = _temporary()
-    except OSError:  # nothing at all can be written here: whoever asks goes on without
+    except OSError:  # nothing at all can be written here: the caller goes on without
         return folder
     other = "WORKBENCH_CACHE and NUMBA_CACHE_DIR" if sys.platform in ("darwin", "win32") else "XDG_CACHE_HOME"
     _LOG.warning(

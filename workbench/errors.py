@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 
 class WorkbenchError(Exception):
-    """Bad input or a failed operation, told so that the reader can act on it.
+    """Bad input or a failed operation, put so that the reader can act on it.
 
     ``what`` was wrong, ``where`` (a file, a field, a tensor), and ``remedy``: what to do. All three are plain text; a view
     must escape them before they become HTML.
+
+    >>> str(wb.WorkbenchError('There is no such file.', where='a.json', remedy='Name another.'))
+    'a.json: There is no such file. Name another.'
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
@@ -41,7 +44,7 @@ class RunError(WorkbenchError):
 
 
 class ConfigError(WorkbenchError):
-    """One or more wrong fields, all told together; ``faults`` holds them one by one."""
+    """One or more wrong fields, all of them at once; ``faults`` holds them one by one."""
 
     def __init__(self, faults: Sequence[str], *, where: str = "", remedy: str = "") -> None:
         self.faults = tuple(faults)

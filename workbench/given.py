@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 _LONGEST = 300
-"""Characters of a name that are compared with others; longer ones are no slip of a finger."""
+"""Characters of a name that are compared with others; longer ones are no typing error."""
 
 
 def several(given: Any) -> tuple[Any, ...]:
@@ -47,7 +47,7 @@ def unknown_fields(given: Iterable[object], known: Iterable[str]) -> list[str]:
 
 
 def is_a(value: object, *kinds: type) -> bool:
-    """``isinstance`` for what callers may have given in spite of the annotation, which type checkers take at its word."""
+    """``isinstance`` for an argument that may not be what its annotation says, though type checkers take it to be."""
     return isinstance(value, kinds)
 
 

@@ -1,6 +1,6 @@
-"""Rows that come one after the other while something is measured: iterated, run to the end, left and gone on with, cancelled.
+"""Measurements that give one row after another, and can be left, continued and cancelled.
 
-Covers that alone. What a row is, and how it comes about, is told by ``Survey``, ``Evaluation`` and ``Sensitivity``.
+Does not cover what a row is nor how it comes about (``Survey``, ``Evaluation``, ``Sensitivity``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, Self, TypeVar
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 
 
-class Unfolding(ABC, Generic[Row]):
+class Unfolding(ABC, Generic[RowT]):
     """Iterating does the work. Leaving the loop stops it; iterating again gives the finished rows and goes on with the rest.
 
     Several threads may iterate: one works, and the others wait for its rows.
@@ -21,18 +21,18 @@ class Unfolding(ABC, Generic[Row]):
 
     def __init__(self, length: int, cancelled: Callable[[], bool] | None) -> None:
         self._length, self._asked = length, cancelled
-        self._rows: list[Row] = []
-        self._work: Generator[Row, None, None] | None = None
+        self._rows: list[RowT] = []
+        self._work: Generator[RowT, None, None] | None = None
         self._working = threading.Lock()
         self._cancelled = threading.Event()
         self._was_begun = False
 
     @abstractmethod
-    def _start(self) -> Generator[Row, None, None]:
+    def _start(self) -> Generator[RowT, None, None]:
         """The rows from the first that is not there yet; ends early once ``_stopped()``."""
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[RowT, ...]:
         """The rows that have finished."""
         return tuple(self._rows)
 
@@ -50,7 +50,7 @@ class Unfolding(ABC, Generic[Row]):
         """How many rows there will be."""
         return self._length
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[RowT]:
         position = 0
         try:
             while self._advance_to(position):
@@ -70,7 +70,7 @@ class Unfolding(ABC, Generic[Row]):
         self._cancelled.set()
 
     def _begin_once(self) -> None:
-        """For a table: shows what has finished, and where nothing has been begun runs it first."""
+        """For a table of what has finished: where nothing has been begun, everything is run first."""
         if not self._was_begun:
             self.run()
 

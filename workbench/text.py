@@ -11,7 +11,7 @@ _LONGEST = 160
 
 
 def printable(text: str) -> str:
-    """Text out of a file or a message fit for a terminal: what is not printable is made visible."""
+    """Text from a file or a message, safe for a terminal: what is not printable is made visible."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
@@ -46,7 +46,11 @@ def counted(many: int, thing: str) -> str:
 
 
 def amount(nbytes: float) -> str:
-    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count)."""
+    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count).
+
+    >>> wb.amount(1_234_567)
+    '1.23 MB'
+    """
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= size:
             return f"{nbytes / size:,.2f} {unit}"

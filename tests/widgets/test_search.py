@@ -19,7 +19,7 @@ from widgets.controls.suggestions import Suggestions
 from workbench.errors import Unreachable
 from workbench.memory.gpus import GPUS
 from workbench.memory.shortlist import GPU, PUBLISHED, PublishedShapes
-from workbench.sources.search import Folder, HubModel, search_folders, search_hub
+from workbench.sources.search import HubModel, LocalFolder, search_folders, search_hub
 
 SMALL = single(weights(1, 64))
 
@@ -83,13 +83,13 @@ def test_folders_are_offered_as_they_were_begun(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "models.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert search_folders("mo") == [Folder("models/", False)]
-    assert search_folders("models/") == [Folder("models/two", True), Folder("models/one/", False)]
+    assert search_folders("mo") == [LocalFolder("models/", False)]
+    assert search_folders("models/") == [LocalFolder("models/two", True), LocalFolder("models/one/", False)]
     assert search_folders(f"{tmp_path}/MODELS/T") == []
-    assert search_folders(f"{tmp_path}/models/T") == [Folder(f"{tmp_path}/models/two", True)]
-    assert search_folders("~/mu") == [Folder("~/music/", False)]
-    assert search_folders("models/.h") == [Folder("models/.hidden/", False)]
-    assert search_folders("m", limit=1) == [Folder("models/", False)]
+    assert search_folders(f"{tmp_path}/models/T") == [LocalFolder(f"{tmp_path}/models/two", True)]
+    assert search_folders("~/mu") == [LocalFolder("~/music/", False)]
+    assert search_folders("models/.h") == [LocalFolder("models/.hidden/", False)]
+    assert search_folders("m", limit=1) == [LocalFolder("models/", False)]
 
 
 @pytest.mark.parametrize("text", ["", "/no/such/place/x", "a\0b", ".", "..", "x" * 10_000])

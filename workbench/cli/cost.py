@@ -1,7 +1,7 @@
 """The commands on what quantization costs a model: ``cost``, ``sensitivity`` and ``mix``.
 
-Covers their arguments and what they print, as text or, with ``--json``, as one JSON value. What is measured, and how, is told
-by ``workbench.cost``. What a command needs is imported when it runs.
+Covers their arguments and what they print, as text or, with ``--json``, as one JSON value. What is measured, and how, is
+``workbench.cost``'s. What a command needs is imported when it runs.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from workbench.quant.spec import QuantSpec
     from workbench.sources import Source
 
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell tells a process that SIGINT or SIGPIPE ended
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # what a shell reports for a process that SIGINT or SIGPIPE ended
 
 
 class _Failure(click.ClickException):
@@ -59,7 +59,7 @@ class _Failure(click.ClickException):
 
 
 class _Group(click.Group):
-    """Commands whose errors are told without a traceback."""
+    """Commands whose errors are shown without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 
 def _forget_output() -> None:
-    """What is still buffered for a standard output that takes nothing must not be written when the interpreter ends."""
+    """Discards what is still buffered for a standard output that takes nothing, before the interpreter writes it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -268,8 +268,8 @@ def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst:
     if folder is not None:
         with bar("written") as progress:
             written = export(trained, folder, base=base, dtype=dtype, changed_ok=changed_ok, progress=progress)
-        told = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
-        click.echo(f"Wrote {printable(str(written.folder))} ({told}).", err=True)
+        details = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
+        click.echo(f"Wrote {printable(str(written.folder))} ({details}).", err=True)
 
 
 @cli.command("formats")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.errors import ConfigError, FormatError
-from workbench.progress import Tell, telling
+from workbench.progress import Progress, reporting
 from workbench.text import printable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def commas(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Paramet
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """What the options ask for and nothing has is wrong usage, told before any model is opened."""
+    """Makes an unknown format or a wrong setting an error of usage, before any model is opened."""
     try:
         yield
     except (FormatError, ConfigError) as error:
@@ -83,11 +83,11 @@ def specs_of(formats: list[str], block_sizes: list[int], scale_dtype: str | None
     return [spec for both in found for spec in both]
 
 
-def bar(what: str) -> AbstractContextManager[Tell]:
+def bar(what: str) -> AbstractContextManager[Progress]:
     """A progress bar of weights on a terminal's standard error, as a callback."""
-    return telling(on_terminal(), what, "")
+    return reporting(on_terminal(), what, "")
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees a bar on standard error."""
+    """Whether standard error is a terminal, where a bar can be seen."""
     return sys.stderr.isatty()

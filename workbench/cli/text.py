@@ -17,7 +17,7 @@ from workbench.quant.formats import FORMATS
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
 from workbench.surveys.duel import of_survey
-from workbench.surveys.rows import Row, nonfinite_told
+from workbench.surveys.rows import Row, nonfinite_summary
 from workbench.surveys.scores import Duel
 from workbench.surveys.survey import Survey
 from workbench.text import NONE, amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
@@ -82,10 +82,10 @@ def survey_text(surveyed: Survey, worst: int) -> str:
 
 def nonfinite_text(rows: Sequence[Row], totals: Sequence[Totals]) -> str:
     """How many weights are NaN or infinite, what that leaves of the averages, and in which tensors; "" where all are finite."""
-    told = nonfinite_told(totals)
+    summary = nonfinite_summary(totals)
     spoilt = [short(row.tensor.name) for row in rows if row.totals[0].nans or row.totals[0].infinities]
     more = [f"{len(spoilt) - _NAMED:,} more"] if len(spoilt) > _NAMED else []
-    return f"{told} They are in {listed(spoilt[:_NAMED] + more)}." if told else ""
+    return f"{summary} They are in {listed(spoilt[:_NAMED] + more)}." if summary else ""
 
 
 def survey_json(surveyed: Survey) -> str:
@@ -104,14 +104,14 @@ def survey_json(surveyed: Survey) -> str:
 def merge_text(errors: MergeErrors, worst: int) -> str:
     """What merging adds to the adapted weights it changes most, in percent of what was trained."""
 
-    def told(value: float | None) -> str:
+    def share(value: float | None) -> str:
         return NONE if value is None else percent(value)
 
     rows = sorted(errors.rows, key=lambda row: -max(row.dequantized or 0.0, row.original or 0.0))
     table = columns(
         ("tensor", "adapter", "on dequantized base", "on original base", "in 4 bits again"),
         [
-            (short(row.tensor), told(row.adapter), told(row.dequantized), told(row.original), told(row.requantized))
+            (short(row.tensor), share(row.adapter), share(row.dequantized), share(row.original), share(row.requantized))
             for row in rows[:worst]
         ],
     )  # fmt: skip
@@ -142,8 +142,8 @@ def duel_text(duel: Duel, by: str | None) -> str:
     )  # fmt: skip
     parts = [f"{short(duel.measured.name)} at no more than {duel.bits:g} bits per weight", table, _verdict(duel)]
     if duel.left_out:
-        told = [f"{FORMATS[name].title} ({fewest:.3f} at the least)" for name, fewest in duel.left_out.items()]
-        parts.append(f"No configuration so small: {listed(told)}.")
+        missing = [f"{FORMATS[name].title} ({fewest:.3f} at the least)" for name, fewest in duel.left_out.items()]
+        parts.append(f"No configuration so small: {listed(missing)}.")
     if by is not None:
         rows = [
             (

@@ -63,8 +63,8 @@ def compiles_for(target: Any, feature: str) -> bool:
 def widen(target: Any, builder: Any, half: Any) -> Any:
     """Float32 values, exactly, of float16 values that are given as int16: of one, or of a vector of them.
 
-    One instruction where there is one. LLVM would call a function elsewhere, which numba has not: the exponent is then moved
-    by a product, which also makes numbers of subnormal ones, and infinity and NaN keep their exponent of ones.
+    One instruction where there is one. Elsewhere LLVM would call a function that numba does not have: the exponent is then
+    moved by a product, which also makes subnormal values normal; infinity and NaN keep their exponent of ones.
     """
     lanes = getattr(half.type, "count", 0)
 

@@ -1,4 +1,4 @@
-"""What is asked of blocks without quantizing them: extremes, histogram of normalised weights, totals, faults.
+"""What is found of blocks without quantizing them: extremes, histogram of normalised weights, totals, non-finite weights.
 
 Covers numba kernels of the same kind as ``kernels/rounding.py``, with the same arguments. Does not cover rounding to a format's
 levels.
@@ -45,7 +45,7 @@ def block_extremes(bits: Any, block_size: Any, low: Any, high: Any) -> None:
 def histogram_span(bits: Any, block_size: Any, tail: Any, bins: Any) -> None:
     """Adds the counts of x / absmax in equal parts of [−1, 1] to ``bins``; NaNs are counted nowhere.
 
-    A place is computed for a whole block before the block is counted, into four tables, so that neither waits for the other.
+    The places of a whole block are computed before they are counted, into four tables, so that neither waits for the other.
     """
     last = _I32(bins.size - 1)
     half = _F32(bins.size) / _F32(2)

@@ -1,6 +1,4 @@
-"""The numba kernels that find outliers and keep them apart: over a span of weights, of the same kind as
-``kernels/rounding.py``.
-"""
+"""The numba kernels that find outliers in a span of weights and keep them apart, like those of ``kernels/rounding.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ def count_span(bits: Any, block_size: Any, absmax: Any, mean: Any, distances: An
     """How many finite weights of each block lie farther from ``mean`` than each of some ascending ``distances``.
 
     ``counts`` (distances, blocks) starts at 0. Returns the largest distance of a finite weight, 0 where there is none.
-    Distances that are NaN have none beyond. A block is looked into only where its ``absmax`` says that it may hold one, or
+    Nothing lies beyond a distance that is NaN. A block is looked into only where its ``absmax`` says that it may hold one, or
     the farthest: |x − mean| ≤ absmax + |mean|.
     """
     farthest = _F64(0)

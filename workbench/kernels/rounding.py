@@ -38,7 +38,7 @@ from workbench.kernels.simd import (
 )  # fmt: skip
 
 CHUNK = 4096
-"""Weights whose ranks wait to be counted at once; every block size divides it."""
+"""Weights whose ranks are kept and then counted together; every block size divides it."""
 TINY = np.float32(1e-38)
 """bitsandbytes' floor for an absmax that is divided by."""
 
@@ -102,7 +102,7 @@ def _whole_blocks(
     bits: Any, block_size: Any, grid: Any, divisors: Any, scales: Any, per_absmax: Any,
     error_squares: Any, error_sums: Any, error_max: Any, pairs: Any,
 ) -> None:  # fmt: skip
-    """Error sums of whole blocks whose weights are multiplied by 1 / divisor; ``pairs`` of ranks wait to be counted."""
+    """Error sums of whole blocks whose weights are multiplied by 1 / divisor; ``pairs`` of ranks are counted later."""
     rows = _rows(grid)
     at = 0
     for b in range(divisors.size):
@@ -187,7 +187,7 @@ def _power(bits: Any, block_size: Any, per_absmax: Any, squares: Any) -> None:
 
 @jit()
 def count_places(places: Any, counts: Any) -> None:
-    """Counts places into four tables: equal neighbours then wait for one another four times less."""
+    """Counts places into four tables in turn: a run of equal places then stalls on the same counter a quarter as often."""
     whole = places.size // 4 * 4
     for j in range(0, whole, 4):
         counts[0, places[j]] += 1
@@ -275,7 +275,7 @@ def rank_span(
 
 @jit()
 def fit_span(bits: Any, block_size: Any, grid: Any, divisors: Any, ratios: Any) -> None:
-    """How many ``divisors`` the scale is that fits each block best, least squares weighted with x²: ``ratios`` (blocks,).
+    """The scale that fits each block best, by least squares weighted with x², over its divisor: ``ratios`` (blocks,).
 
     Σ s²·level·s / Σ s²·level² with s = x · (1/divisor) and the levels that s rounds to; 0 for a block of zeros.
     """

@@ -134,7 +134,7 @@ def permute(context: Any, table: Any, index: Any) -> Any:
 
 @intrinsic
 def add_product(context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a · b + c, rounded once where the processor does it at once: for sums, whose last bits may differ."""
+    """a · b + c, rounded once where the processor has a fused instruction: for sums, whose last bits may differ."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         function = cgutils.get_or_insert_function(

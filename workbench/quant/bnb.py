@@ -39,6 +39,9 @@ def check_backend(shape: Sequence[int], block_size: int = 64, capability: str | 
 
     Without ``capability`` this machine is asked: a weight goes through ``dequantize_4bit`` and is compared. With one, the
     answer follows from bitsandbytes' source, for processors of that kind: "AVX512", or any other, whose kernels are right.
+
+    >>> wb.check_backend((64, 96), 64, "AVX512").right, wb.check_backend((64, 96), 32).right
+    (False, True)
     """
     sides = several(shape)
     if block_size not in _BLOCK_SIZES or not sides or not all(is_whole(size, 1) for size in sides):
@@ -84,7 +87,7 @@ def _is_right(shape: Sequence[int], block_size: int, capability: str | None) -> 
 
 @cache
 def _gives_back(rows: int, columns: int, block_size: int) -> bool:
-    """Whether bitsandbytes, asked on this machine's CPU, gives back a weight of ones times scales that differ."""
+    """Whether bitsandbytes on this machine's CPU gives back a weight of ones times scales that differ."""
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
 

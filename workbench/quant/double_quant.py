@@ -49,6 +49,10 @@ def dynamic_levels() -> NDArray[np.float32]:
 
     For each of seven decades the interval [0.1, 1] is cut into 1, 2, 4 … 64 parts; the levels are the parts' centres times the
     decade's power of ten, with both signs; 0 and 1 complete the 256.
+
+    >>> levels = wb.dynamic_levels()
+    >>> levels.size, levels[127].item(), levels[255].item()
+    (256, 0.0, 1.0)
     """
     values = [0.0, 1.0]
     for exponent in range(7):
@@ -83,6 +87,10 @@ def double_quantize(absmax: NDArray[np.float32], block_size: int = 256, offset: 
     ``offset`` is their mean unless given. bitsandbytes' own mean changes in its last bits with the number of threads, so pass
     its offset to compare codes bit for bit. A second-level block of zeros gets code 0 and absmax 0, as there; values that are
     not finite are carried by their block's absmax (NaN in, NaN out).
+
+    >>> scales = wb.double_quantize(np.ones(300, np.float32))
+    >>> scales.dequantize().shape, scales.absmax.shape
+    ((300,), (2,))
     """
     absmax = np.asarray(absmax)
     if absmax.dtype.name not in ("float64", "float32", "float16", "bfloat16") or not is_whole(block_size, 1):

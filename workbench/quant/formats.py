@@ -249,6 +249,9 @@ def register_format(
 
     From then on it works wherever a format's name does, in an app opened later too. The stored codes are the levels' positions.
     Registering a name again replaces it; the names that the workbench brings cannot be taken. Raises FormatError.
+
+    >>> wb.register_format("even", np.linspace(-1, 1, 16)).title, wb.QuantSpec("even").title
+    ('even', 'even, blocks of 64')
     """
     if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
         raise FormatError(f"{name!r} is not a name for a format.", remedy="Give a short printable text.")

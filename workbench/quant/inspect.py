@@ -1,7 +1,7 @@
 """One block weight by weight: what each is divided by, its code, its level, what it becomes, and the arithmetic in numbers.
 
 Covers every rule of ``Format``, and the block's scale before and after double quantization. Does not cover a tensor as a whole
-(``quant/measure.py``); a block's scale is taken from there, so that both tell the same.
+(``quant/measure.py``); a block's scale is taken from there, so that both agree.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Block:
         return int(np.argmax(np.nan_to_num(np.abs(self.errors), nan=-1.0)))
 
     def arithmetic(self, weight: int) -> tuple[str, ...]:
-        """How one weight of the block is quantized, step by step with its numbers; FormatError where there is none such."""
+        """How one weight of the block is quantized, step by step with its numbers; FormatError if there is no such weight."""
         if not 0 <= weight < self.weights.size:
             raise FormatError(f"The block has no weight {weight}.", remedy=f"Give a number from 0 to {self.weights.size - 1}.")
         return written_out(self, weight)
@@ -113,9 +113,14 @@ class Block:
 
 
 def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
-    """The ``block``-th block of ``array``, of which ``stats = measure(array, spec)`` was taken, the whole of it.
+    """The ``block``-th block of ``array``, where ``stats`` is ``measure(array, spec)`` of the whole array.
 
-    FormatError for a block that there is not, and for statistics of a sample.
+    FormatError if there is no such block, and for statistics of a sample.
+
+    >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
+    >>> block = wb.inspect_block(x, wb.measure(x, "nf4"), 1)
+    >>> block.absmax, block.codes[-1].item(), block.restored[-1].item()
+    (2.0, 15, 2.0)
     """
     weights = as_weights(array).reshape(-1)
     _check(stats)
@@ -177,9 +182,15 @@ class BinErrors:
 
 
 def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
-    """The error in each bin of a format, of whose ``measure`` ``stats`` is; of evenly spaced blocks with ``most`` weights.
+    """The error of the weights in each bin, where ``stats`` is ``measure(array, spec)``.
 
-    Equal levels count as one bin. Blocks that are not finite are left out.
+    Of a larger array, evenly spaced blocks with about ``most`` weights are looked at. Equal levels count as one bin. Blocks
+    that are not finite are left out.
+
+    >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
+    >>> found = wb.bin_errors(x, wb.measure(x, "nf4"))
+    >>> found.levels.size, found.counts.sum().item()
+    (16, 128)
     """
     weights = as_weights(array).reshape(-1)
     _check(stats)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from workbench.errors import FormatError
 from workbench.given import described, is_number, is_several, is_whole
 from workbench.kernels.sampling import evenly_spaced
+from workbench.progress import Cancelled
 from workbench.quant.formats import Format
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 
-Cancelled = Callable[[], bool]
 _T = TypeVar("_T")
 
 
@@ -118,7 +118,7 @@ class ErrorStats(Totals):
 
 
 def merge_equal_levels(form: Format, occupancy: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The distinct levels and their counts: FP4 has two zeros, which no reader can tell apart."""
+    """The distinct levels and their counts: FP4 has two zeros, which dequantize to the same number."""
     levels, index = np.unique(form.levels, return_inverse=True)
     return levels, np.bincount(index, weights=occupancy, minlength=levels.size).astype(np.int64)
 
@@ -139,6 +139,10 @@ def measure(
     stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the sampled blocks
     alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once it says yes the
     call raises InterruptedError.
+
+    >>> stats = wb.measure(np.linspace(-1, 1, 64, dtype=np.float32), "nf4")
+    >>> round(stats.relative_rmse, 3), stats.block_rmse.shape
+    (0.091, (1,))
     """
     specs = list(as_specs(spec, "spec"))
     weights = as_weights(array)
@@ -217,7 +221,11 @@ class Tally:
 
 
 def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
-    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin."""
+    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin.
+
+    >>> wb.histogram(np.linspace(-1, 1, 64, dtype=np.float32), bins=4)
+    array([16, 16, 16, 16])
+    """
     from workbench.kernels import blocks as block_kernels
     from workbench.kernels import pool
     from workbench.kernels.bits import as_bits

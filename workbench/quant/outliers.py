@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from workbench.errors import FormatError
 from workbench.given import several
-from workbench.quant.measure import Cancelled, ErrorStats, measure
+from workbench.progress import Cancelled
+from workbench.quant.measure import ErrorStats, measure
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import needs_overview
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec
@@ -111,7 +112,9 @@ def outliers(
     more array of its size where scales depend on the whole tensor. ``cancelled`` is asked about every half millisecond; once
     it says yes the call raises InterruptedError. FormatError on numbers of standard deviations that are not above 0.
 
-    >>> {t.name: wb.outliers(src.read(t.name)) for t in src.tensors() if t.quantizable}  # doctest: +SKIP
+    >>> found = wb.outliers(np.append(np.linspace(-1, 1, 63, dtype=np.float32), np.float32(9)))
+    >>> [line.weights for line in found.beyond], round(found.farthest, 1)
+    ([1, 1, 1], 7.0)
     """
     from workbench.kernels.moments import moments  # numba loads here
 

@@ -150,11 +150,15 @@ def quantize(
 ) -> Quantized:
     """Quantizes an array of any shape, read in C order as one row of weights cut into blocks.
 
-    ``spec``: a specification, or a format's name, which stands for the format as it usually is. ``overview`` tells of the
-    tensor that the array is a piece of, for formats whose scales depend on all of it.
+    ``spec``: a specification, or a format's name, which stands for the format as it usually is. ``overview`` sums up
+    the tensor that the array is a piece of, for formats whose scales depend on all of it.
 
     Takes float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32: NumPy arrays,
     torch tensors, and lists of numbers. Raises FormatError on other dtypes and on empty arrays.
+
+    >>> found = wb.quantize(np.linspace(-2, 2, 64, dtype=np.float32), "nf4")
+    >>> found.absmax, found.codes[[0, -1]], found.nbytes
+    (array([2.], dtype=float32), array([ 0, 15], dtype=uint8), 36)
     """
     from workbench.kernels import blocks as block_kernels  # numba loads here
     from workbench.kernels import pool, rounding

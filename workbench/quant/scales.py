@@ -1,4 +1,4 @@
-"""From a tensor's blocks to their scales, a formula a rule: what a block is divided by, what is stored, what it comes back as.
+"""From a tensor's blocks to their scales, one formula for each rule: the divisor, the stored scale, and the multiplier.
 
 Covers every ``Format.rule``, rounding scales to their stored dtype, and double quantization. Does not cover rounding the
 weights (``kernels/rounding.py``).
@@ -38,7 +38,7 @@ class Overview:
 
     @classmethod
     def of(cls, absmax: Floats, block_size: int) -> Overview:
-        """That of a tensor whose absmax values are all at hand."""
+        """The overview of a tensor whose absmax values are all at hand."""
         overview = cls()
         overview.add(absmax, block_size)
         return overview

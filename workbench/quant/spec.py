@@ -19,7 +19,12 @@ from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How an array is quantized. Raises FormatError on a format or block size that there is not."""
+    """How an array is quantized. Raises FormatError on an unknown format or block size.
+
+    >>> spec = wb.QuantSpec("nf4", block_size=64, double_quant=True)
+    >>> spec.title, round(spec.bits_per_weight, 3)
+    ('NF4, blocks of 64, double quantized', 4.127)
+    """
 
     format: str = "nf4"
     """A key of ``FORMATS``; other spellings and titles (``"NF4"``, ``"INT4 symmetric"``) become it."""
@@ -84,14 +89,14 @@ class QuantSpec:
 
     def as_code(self) -> str:
         """The specification as Python: what differs from the defaults."""
-        told = [repr(self.format), str(self.block_size)]
+        arguments = [repr(self.format), str(self.block_size)]
         if self.scale_dtype != self.definition.scale_dtype:
-            told.append(f"scale_dtype={self.scale_dtype!r}")
+            arguments.append(f"scale_dtype={self.scale_dtype!r}")
         if self.double_quant:
-            told.append("double_quant=True")
+            arguments.append("double_quant=True")
             if self.nested_block_size != 256:
-                told.append(f"nested_block_size={self.nested_block_size}")
-        return f"wb.QuantSpec({', '.join(told)})"
+                arguments.append(f"nested_block_size={self.nested_block_size}")
+        return f"wb.QuantSpec({', '.join(arguments)})"
 
     @property
     def bits_per_weight(self) -> float:

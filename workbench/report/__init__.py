@@ -38,7 +38,8 @@ def write_report(
     ``survey``. The file appears whole or not at all. Returns its path. Raises ModelError where no tensor could be measured,
     FormatError where no format keeps to ``bits``, and WorkbenchError where the file cannot be written.
 
-    >>> wb.write_report(wb.survey("builtin", wb.QuantSpec("nf4")), "report.html")  # doctest: +SKIP
+    >>> wb.write_report(wb.survey("builtin", "nf4", progress=False), "report.html", progress=False).name
+    'report.html'
     """
     from workbench.report.contents import gather
     from workbench.report.page import page

@@ -97,7 +97,7 @@ def _maps(rows: Sequence[Row], values: dict[str, Callable[[Sequence[Row]], float
     data = []
     for n, (title, value) in enumerate(values.items()):
         z = [[value(cells[layer, kind]) if (layer, kind) in cells else None for layer in layers] for kind in kinds]
-        told = [
+        hover = [
             [
                 "" if v is None else f"layer {layer}, {text(kind)}: {NONE if math.isnan(v) else shown.format(v)}"
                 for layer, v in zip(layers, line, strict=True)
@@ -108,7 +108,7 @@ def _maps(rows: Sequence[Row], values: dict[str, Callable[[Sequence[Row]], float
         bottom = (len(values) - 1 - n) * (tall + label) / height
         data.append(
             {
-                "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": told, "hoverinfo": "text",
+                "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": hover, "hoverinfo": "text",
                 "yaxis": f"y{axis}", "coloraxis": "coloraxis", "xgap": 1, "ygap": 1,
             }
         )  # fmt: skip
@@ -170,21 +170,21 @@ def winner_map(duel: Duel) -> Figure | None:
     formats = [score.spec.format for score in duel.contenders]
     specs = [score.spec for score in duel.contenders]
     z: list[list[int | None]] = []
-    told: list[list[str]] = []
+    hover: list[list[str]] = []
     for kind in kinds:
         z.append([])
-        told.append([])
+        hover.append([])
         for layer in layers:
             rows = cells.get((layer, kind), [])
             best = winners([duel.measured.score(spec, rows) for spec in specs]) if rows else ()
             z[-1].append(formats.index(best[0]) if best else None)
             titles = " and ".join(text(FORMATS[name].title) for name in best)
-            told[-1].append(f"layer {layer}, {text(kind)}: {titles}" if best else "")
+            hover[-1].append(f"layer {layer}, {text(kind)}: {titles}" if best else "")
     n = len(formats)
     scale = [[edge / n, format_colour(name)] for i, name in enumerate(formats) for edge in (i, i + 1)]
     data: list[dict[str, Any]] = [
         {
-            "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": told, "hoverinfo": "text",
+            "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": hover, "hoverinfo": "text",
             "zmin": -0.5, "zmax": n - 0.5, "colorscale": scale, "showscale": False, "xgap": 1, "ygap": 1,
         }
     ]  # fmt: skip

@@ -88,7 +88,7 @@ def _lead(c: Contents) -> str:
     rows, titles = c.measured.rows, [escaped(bracketed(spec.title)) for spec in c.specs]
     infos = set(c.source.tensors())
     total = sum(info.numel for info in infos)
-    # A weight that the checkpoint holds packed is told by its own shape, which cannot be set against what is stored.
+    # A weight that the checkpoint holds packed has its own shape here, which cannot be set against what is stored.
     packed = any(row.tensor not in infos for row in rows)
     share = "" if packed else f", {percent(c.weights / total, 0)} of the model's"
     failed = f" {counted(len(c.measured.failed), 'tensor')} could not be read." if c.measured.failed else ""

@@ -17,7 +17,7 @@ from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
 from workbench.sources.kinds import order_of
-from workbench.surveys.rows import Row, nonfinite_told, pooled
+from workbench.surveys.rows import Row, nonfinite_summary, pooled
 from workbench.surveys.scores import MEASURES
 from workbench.text import NONE, amount, amount_or_none, bracketed, count, counted, listed, number, percent
 
@@ -44,12 +44,12 @@ class Section:
         """Add a figure where there is one. The caption, plain text, is also what a screen reader gets."""
         if figure is not None:
             self.figures[name] = figure
-            told, height = escaped(caption), f"height:{figure['layout']['height']}px"
-            drawing = f'<div class="plot" id="{name}" role="img" aria-label="{told}" style="{height}"></div>'
-            self.html += f"<figure>{drawing}<figcaption>{told}</figcaption></figure>\n"
+            label, height = escaped(caption), f"height:{figure['layout']['height']}px"
+            drawing = f'<div class="plot" id="{name}" role="img" aria-label="{label}" style="{height}"></div>'
+            self.html += f"<figure>{drawing}<figcaption>{label}</figcaption></figure>\n"
 
     def fold(self, summary: str, inside: str) -> None:
-        """Add something that is shut at first."""
+        """Add a part that is folded at first."""
         self.html += f"<details><summary>{escaped(summary)}</summary>\n{inside}\n</details>\n"
 
 
@@ -104,10 +104,10 @@ def errors(c: Contents) -> Section:
 
     section.html += table("The worst tensors", head, cells(lines[:WORST]), texts=2)
     if len(lines) > WORST:
-        told = (
+        title = (
             f"All {len(lines):,} lines" if len(lines) <= _MOST_LINES else f"The worst {_MOST_LINES:,} of {len(lines):,} lines"
         )
-        section.fold(told, table(told, head, cells(lines[:_MOST_LINES]), texts=2))
+        section.fold(title, table(title, head, cells(lines[:_MOST_LINES]), texts=2))
     return section
 
 
@@ -137,8 +137,8 @@ def duel(c: Contents) -> Section:
         ],
     )  # fmt: skip
     if d.left_out:
-        told = [f"{escaped(FORMATS[name].title)} ({fewest:.3f} at the least)" for name, fewest in d.left_out.items()]
-        section.say(f"Without a configuration so small: {listed(told)}.")
+        missing = [f"{escaped(FORMATS[name].title)} ({fewest:.3f} at the least)" for name, fewest in d.left_out.items()]
+        section.say(f"Without a configuration so small: {listed(missing)}.")
     if sum(map(bool, wins["tensor"].values())) > 1:
         section.plot("winner-map", figures.winner_map(d), "The format that errs least on each tensor, by layer and kind.")
     section.say(
@@ -165,13 +165,13 @@ def double_quantization(c: Contents) -> Section:
     """What quantizing the scales gains and costs."""
     section = Section("double-quantization", "Double quantization")
     s = c.savings
-    told = (
+    summary = (
         f"QLoRA's own configuration, NF4 in blocks of 64, stores {amount(s.absmax)} of scales for this model; with the scales "
         f"quantized to 8 bits it stores {amount(s.nested)}. That saves <strong>{amount(s.saved)}</strong>, "
         f"{s.saved_bits_per_weight:.3f} bits per weight."
         f" (bitsandbytes keeps {amount(s.codebooks)} of tables besides.)"
     )
-    section.say(told if s.weights else "The model has no tensors that QLoRA would quantize.")
+    section.say(summary if s.weights else "The model has no tensors that QLoRA would quantize.")
     section.plot(
         "double-quantization-moves",
         figures.double_quant_moves(c.duel),
@@ -284,8 +284,8 @@ def method(c: Contents) -> Section:
             [(code(row.tensor.name), escaped(row.error)) for row in c.measured.failed],
             texts=2,
         )
-    if told := nonfinite_told([c.measured.score(spec).totals for spec in c.specs]):
-        section.say(escaped(told))
+    if summary := nonfinite_summary([c.measured.score(spec).totals for spec in c.specs]):
+        section.say(escaped(summary))
     section.html += f"<h3>The same numbers in Python</h3>\n<pre><code>{_python(c)}</code></pre>\n"
     return section
 

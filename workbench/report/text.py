@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from workbench.text import short
 
 _LONG = 120
-"""From so many characters on a cell's text is wrapped."""
+"""A cell's text of more characters than this is wrapped."""
 
 
 def escaped(value: object) -> str:
@@ -27,7 +27,7 @@ def table(
     """A table of cells that are HTML already. The first cell of a row is its header; the first ``texts`` columns hold text,
     the others numbers. A wide one scrolls by itself, by keyboard too.
 
-    ``group`` is (rows, cells): so many rows belong together and have so many first cells in common, which are told once.
+    ``group`` is (rows, cells): so many rows belong together and have so many first cells in common, which are shown once.
     """
     tall, shared = group
 
@@ -42,8 +42,8 @@ def table(
         f'<th scope="col"{"" if i < texts else " class=number"}>{escaped(name)}</th>' for i, name in enumerate(head)
     )
     body = "\n".join("<tr>" + "".join(cell(n, i, value) for i, value in enumerate(row)) + "</tr>" for n, row in enumerate(rows))
-    told = escaped(caption)
+    label = escaped(caption)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{told}"><table>\n'
-        f"<caption>{told}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n'
+        f"<caption>{label}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 from workbench.errors import ModelError, NotListed, Unreachable
 from workbench.given import described, is_a
-from workbench.sources.base import Cancelled, Progress, Source
+from workbench.progress import Cancelled, Progress
+from workbench.sources.base import Source
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse
@@ -42,9 +43,12 @@ def open_model(
     Only headers are read: milliseconds for a folder, whatever its size, and seconds for the Hub. ``revision`` (a branch, tag or
     commit), ``token`` (else the one that huggingface_hub knows) and ``download`` are for the Hub; what is read later is of the
     commit that the revision is now. ``download`` allows taking whole files into Hugging Face's cache where a server gives no
-    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` is told of each header,
-    or of the bytes of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is
-    returned as it is.
+    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` counts headers, or bytes
+    of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is returned as it is.
+
+    >>> src = wb.open_model("builtin")
+    >>> src.name, len(src.tensors())
+    ('builtin', 56)
     """
     if isinstance(model, Source):
         return model

@@ -29,11 +29,11 @@ _DEFAULT_GIGABYTES = 10.0
 _SPARE = 1_000_000_000
 """Bytes that are left free on the disk."""
 _KEPT = 0.9
-"""Of the limit, what is kept when something must go: so that not every piece that follows has to look again."""
+"""The share of the limit that is kept when something must go, so that not every later piece has to look again."""
 _LOOK_AGAIN = 0.05
-"""Of the limit, what this process writes before it looks what others have written."""
+"""The share of the limit that this process writes before it looks at what others have written."""
 _ABANDONED = 3_600
-"""Seconds after which a half-written piece is nobody's."""
+"""Seconds after which a half-written piece is taken to be abandoned."""
 _SUM = 4
 
 
@@ -117,7 +117,7 @@ class Cache:
 
 
 def default() -> Cache:
-    """The cache that the environment asks for; WorkbenchError where it asks for none that there can be."""
+    """The cache that the environment variables set; WorkbenchError where they set an impossible one."""
     text = os.environ.get(GIGABYTES) or str(_DEFAULT_GIGABYTES)
     try:
         gigabytes = float(text)

@@ -1,4 +1,4 @@
-"""A few threads that fetch while the one who asked looks on: prompt to cancel, and quiet when closed.
+"""A few threads that fetch while the caller waits; prompt to cancel, and silent once closed.
 
 Covers handing out work, waiting for it with a look at the ``Watch`` every twentieth of a second, and reading a stretch of a
 file in pieces that are fetched ahead of the reader. Knows nothing of networks.
@@ -23,7 +23,7 @@ Fetched = Callable[[int, int, "Crew"], bytes | bytearray]
 
 
 class Crew:
-    """Threads that run what they are given until they are told to stop.
+    """Threads that run what they are given until they are stopped.
 
     What they run gets ``stop`` and ``got`` (by attribute): it should end early once ``stop`` is set, and may count the bytes
     that have arrived with ``got``.
@@ -54,7 +54,7 @@ class Crew:
         return future.result()
 
     def close(self) -> None:
-        """Let go of what is waiting and tell what is running to stop; does not wait for it: a socket has its own time limit."""
+        """Drop what is waiting and stop what is running, without waiting for it: a socket has its own time limit."""
         self.stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

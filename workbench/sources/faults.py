@@ -1,6 +1,6 @@
 """What can go wrong between here and the Hub, each with its own words: what happened, where, and what to do.
 
-Covers the errors of huggingface_hub 1.x and 2.x and of the HTTP library beneath it (httpx or httpx2), told as ``ModelError``.
+Covers the errors of huggingface_hub 1.x and 2.x and of the HTTP library beneath it (httpx or httpx2), as ``ModelError``.
 Decides nothing about retrying (``ranges.py``).
 """
 
@@ -35,11 +35,11 @@ _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 
 
 def host() -> str:
-    """The Hub's host, as huggingface_hub was told of it."""
+    """The Hub's host, as huggingface_hub is configured."""
     return urlsplit(constants.ENDPOINT).netloc
 
 
-def told(error: Exception, repo: str, where: str = "") -> ModelError:
+def as_model_error(error: Exception, repo: str, where: str = "") -> ModelError:
     """The error as one that its reader can act on. ``where`` is the file that was asked for, else the repository."""
     if isinstance(error, ModelError):
         return error

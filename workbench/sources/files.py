@@ -1,7 +1,7 @@
 """Which files make up a checkpoint, and what they say of each other: the same rules for a folder and for a repository.
 
 Covers choosing the weight files out of a listing, the names that a file may have, reading JSON that may be hostile, and joining
-the headers of shards with their index. Fetches nothing: whoever lists the files hands in how one is read.
+the headers of shards with their index. Fetches nothing: the caller, which lists the files, passes a function that reads one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Weights of a checkpoint that are NaN or infinite: which tensors hold them, told from the files.
+"""Weights of a checkpoint that are NaN or infinite: which tensors hold them, found in the files.
 
 Covers every stored floating-point tensor, scales of packed weights among them, a chunk at a time. Reads the whole checkpoint
-where all is well, so it is asked where something has gone wrong.
+where all is well, so it is called only once something has gone wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class NotFinite:
-    """A tensor with weights that are no numbers."""
+    """A tensor with weights that are NaN or infinite."""
 
     name: str
     nans: int

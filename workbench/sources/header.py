@@ -72,7 +72,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(digits: str) -> int:
-    """A whole number, −1 for whatever has a sign: −0 is none."""
+    """A whole number; −1 stands for every number with a sign, −0 included."""
     return -1 if digits.startswith("-") else int(digits)
 
 

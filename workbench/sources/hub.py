@@ -18,11 +18,12 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import tqdm, validate_repo_id
 
 from workbench.errors import ModelError, Unreachable, WholeFileOnly
+from workbench.progress import Cancelled, Progress
 from workbench.sources import cache, listing
-from workbench.sources.base import Cancelled, Progress, Reader, Source, Watch
+from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.cache import Cache
 from workbench.sources.crew import Crew, crew, reading_ahead
-from workbench.sources.faults import HTTP_ERROR, told
+from workbench.sources.faults import HTTP_ERROR, as_model_error
 from workbench.sources.files import (
     CONFIG,
     INDEX,
@@ -40,9 +41,9 @@ from workbench.sources.local import LocalSource, fetching, fill, opened
 from workbench.sources.ranges import Remote
 
 _AT_ONCE = 8
-"""Files asked for at a time while a model is opened."""
+"""Files requested at a time while a model is opened."""
 _SINGLE_GUESS = 32_768
-"""Bytes of a header asked for at first where nothing tells how long it is: most single files' headers fit."""
+"""Bytes of a header requested at first where its length is not known: most single files' headers fit."""
 _START_GUESS, _ENTRY_GUESS = 64, 84
 """Bytes of a header before its tensors, and of a tensor's entry beside its name."""
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def open_hub(
     try:
         validate_repo_id(repo)
     except ValueError as error:
-        raise told(error, repo) from error
+        raise as_model_error(error, repo) from error
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         what = "The token is none: it is empty or has characters that no token has."
         raise ModelError(what, where=repo, remedy="Copy it again, without quotes and line breaks.")
@@ -242,7 +243,7 @@ def _each(files: Sequence[str], work: Callable[[str], T], team: Crew, watch: Wat
 
 
 def _guesses(files: Mapping[str, str]) -> dict[str, int]:
-    """File → bytes that its header probably has, told from the names that the index gives each."""
+    """File → bytes that its header probably has, estimated from the names that the index gives each."""
     found: dict[str, int] = {}
     for name, file in files.items():
         found[file] = found.get(file, _START_GUESS) + len(name) + _ENTRY_GUESS if name else _SINGLE_GUESS
@@ -259,7 +260,7 @@ def take(repo: str, file: str, commit: str, token: str | None, team: Crew) -> Pa
     arrived = 0
 
     class Bar(tqdm):
-        """Not drawn: hands on what arrives, and ends the download where it is no longer wanted."""
+        """A bar that draws nothing: it reports what arrives, and ends the download once it is no longer wanted."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
@@ -280,6 +281,6 @@ def take(repo: str, file: str, commit: str, token: str | None, team: Crew) -> Pa
     except InterruptedError:
         raise
     except (OSError, ValueError, HTTP_ERROR) as error:
-        raise told(error, repo, f"{repo}/{file}") from error
+        raise as_model_error(error, repo, f"{repo}/{file}") from error
     team.got(path.stat().st_size - arrived)
     return path

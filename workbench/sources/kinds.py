@@ -1,4 +1,4 @@
-"""Which layer of a model a tensor belongs to, and what it does there, told from its name.
+"""Which layer of a model a tensor belongs to, and what it does there, found from its name.
 
 Covers the names that the common architectures give: Llama and what follows it, GPT-2, GPT-NeoX, BERT, T5, mixtures of experts.
 A name that none of them gives keeps its module's own name. Does not cover which tensors are quantized (``sources/rule.py``).

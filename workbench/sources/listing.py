@@ -34,7 +34,7 @@ class HubFile:
     size: int | None
     """Bytes; None where the server did not say."""
     content: str
-    """What its content is known by, on the server and in Hugging Face's cache: sha256 or git's hash; empty where not told."""
+    """What its content is known by, on the server and in Hugging Face's cache: sha256 or git's hash; or empty."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Listing:
 
 
 def ask(repo: str, revision: str | None, token: str | None, stop: Event) -> Listing:
-    """The repository as the Hub lists it now; ``told``'s errors where it does not."""
+    """The repository as the Hub lists it now; ``as_model_error``'s errors where it does not."""
 
     def info() -> Any:
         return HfApi().model_info(

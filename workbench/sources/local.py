@@ -20,7 +20,7 @@ from workbench.sources.files import CONFIG, MAX_JSON, check_name, configuration,
 from workbench.sources.header import Entry, Fetch, Header, read_header, shown
 
 _STEP = 1 << 25
-"""Bytes between two looks at whether the reading is still wanted: a few milliseconds from memory, some tens from a disk."""
+"""Bytes between two checks for cancellation: a few milliseconds from memory, some tens from a disk."""
 
 
 class LocalSource(Source):
@@ -93,7 +93,7 @@ def inside(folder: Path, file: str) -> Path:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A file descriptor for reading; ModelError where there is none to be had."""
+    """A file descriptor for reading; ModelError where the file cannot be opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -105,7 +105,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def fill(descriptor: int, offset: int, into: memoryview, path: Path, watch: Watch) -> None:
-    """Fill ``into`` from ``offset`` of an open file on, looking up now and then."""
+    """Fill ``into`` from ``offset`` of an open file on, checking for cancellation now and then."""
     while into:
         watch.check()
         try:

@@ -3,7 +3,7 @@
 ``packed`` opens a weight in one of the layouts that ``packed_names.py`` recognises, ``weights`` gives any tensor's weights,
 packed or not, and ``logical`` lists a checkpoint by its weights instead of by its stored tensors. Every part is checked against
 the others before it is read. MXFP4 follows OCP's Microscaling specification, in which the scale 255 is NaN. The arithmetic is
-``packed_weight.py``'s; what a QLoRA load quantizes is told by ``rule.py``.
+``packed_weight.py``'s; what a QLoRA load quantizes is ``rule.py``'s.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled, Progress
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.spec import QuantSpec
-from workbench.sources.base import Cancelled, Progress, Source
+from workbench.sources.base import Source
 from workbench.sources.header import Entry, shown, unique
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
 from workbench.sources.packed_weight import PackedWeight
@@ -64,7 +65,8 @@ def logical(source: Source) -> list[TensorInfo]:
 def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
     """``logical(source)`` as a QLoRA load has it: what bitsandbytes packed in 4 bits counts as quantizable.
 
-    And the specification that it is packed in, which a load keeps whatever is asked for; None where nothing is.
+    Also gives the specification that it is packed in, which a load keeps whatever the configuration says; None where nothing is
+    packed.
     """
     found, spec = [], None
     packings = find_packings(entries := _entries(source), source.config)
@@ -92,6 +94,9 @@ def weights(
 
     ``layout`` is ``TensorInfo.layout``; without it the fast rule's. ``progress`` and ``cancelled`` as in ``Source.read``.
     ModelError on a tensor of integers that are no weights.
+
+    >>> wb.weights("builtin", "model.layers.0.mlp.down_proj.weight").shape
+    (256, 704)
     """
     from workbench.sources import open_model
 
@@ -135,7 +140,7 @@ class _Opener:
             return self.weight(state.title, state.shape, _dtype(state.dtype), (state.block_size,)).info
         return self.open().info
 
-    def state(self) -> State:
+    def state(self) -> PackedState:
         name = self.packing.parts["state"]
         if self.entries[name].end - self.entries[name].begin > MAX_STATE:
             self.fail("has a quantization state larger than such a state ever is")
@@ -157,7 +162,7 @@ class _Opener:
         levels, tile = form.level_of_code, (state.block_size,)
         return self.weight(state.title, state.shape, _dtype(state.dtype), tile, levels, scales, nested)
 
-    def absmax(self, state: State, blocks: int) -> tuple[NestedScales | None, NDArray[np.float32]]:
+    def absmax(self, state: PackedState, blocks: int) -> tuple[NestedScales | None, NDArray[np.float32]]:
         if not state.nested_block_size:
             return None, self.part("absmax", ("F32", "F16", "BF16"), (blocks,)).astype(np.float32)
         codes = self.part("absmax", ("U8",), (blocks,))
@@ -247,7 +252,7 @@ _MAX_NESTED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PackedState:
     """A checked state."""
 
     quant_type: str
@@ -266,7 +271,7 @@ class State:
         return f"{self.quant_type.upper()}, blocks of {self.block_size}{double}"
 
 
-def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> State:
+def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> PackedState:
     """The state in the bytes of the tensor ``name`` of a weight in ``quant_type``; ModelError on any fault.
 
     It is what bitsandbytes' ``QuantState.as_dict`` writes: quant_type, blocksize, dtype, shape, and with double quantization
@@ -304,7 +309,7 @@ def parse_state(raw: bytes, quant_type: str, name: str, where: str) -> State:
     if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not -3e38 < offset < 3e38:
         fail("has a nested_offset that is not a finite number")
     size = fields["nested_blocksize"] if nested else 0
-    return State(quant_type, fields["blocksize"], fields["dtype"], tuple(shape), size, float(offset))
+    return PackedState(quant_type, fields["blocksize"], fields["dtype"], tuple(shape), size, float(offset))
 
 
 def _whole(value: Any, largest: int) -> bool:

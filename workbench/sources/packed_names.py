@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint hold quantized weights, told from names, dtypes and shapes alone.
+"""Which tensors of a checkpoint hold quantized weights, found from names, dtypes and shapes alone.
 
 Covers the layouts that ``packed.py`` can decode: bitsandbytes' NF4 and FP4 (with a state beside each weight) and LLM.int8,
 MXFP4 blocks and scales as gpt-oss has them, and FP8 or INT8 with scales as DeepSeek, compressed-tensors and FBGEMM have them.
@@ -138,7 +138,7 @@ _METHODS = {
 }  # fmt: skip
 _UNNAMED = "a method that config.json does not name"
 # The ending of the codes' name, that of a tensor beside them, and the method that both together belong to where config.json
-# names none. Of endings that others share the most telling pair comes first.
+# names none. Of pairs that share an ending the most specific comes first.
 _CODES = (
     (".qweight", "", ""), (".weight_packed", "", "compressed-tensors"), (".bitmask", ".compressed", "compressed-tensors"),
     (".W_q", "", "HQQ"), (".codes", ".codebooks", "AQLM"), (".indices", ".centroids.weight", "VPTQ"),
@@ -162,7 +162,7 @@ def refuse(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) 
     named = method.get("quant_method") if isinstance(method, dict) else None
     key = named.lower() if isinstance(named, str) and len(named) < 40 else ""
     title = _METHODS.get(key) or by_names
-    # FP8 is decoded here whoever made it, but for ModelOpt's, which transformers would load without its scales.
+    # FP8 is decoded here whatever made it, except ModelOpt's, which transformers would load without its scales.
     narrow = 8 if key == "modelopt" else 0
     if not title or (packed is None and all(e.dtype.floating and e.dtype.bits > narrow for e in entries.values())):
         return

@@ -22,18 +22,18 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from workbench.errors import ModelError, Unreachable, WholeFileOnly
-from workbench.sources.faults import HTTP_ERROR, status, told, wait_asked
+from workbench.sources.faults import HTTP_ERROR, as_model_error, status, wait_asked
 from workbench.sources.header import shown
 
 FIRST_PAUSE = 0.5
 """Seconds before the first new attempt; doubled each time up to ``LONGEST_PAUSE``, and shortened by up to a half at random."""
 LONGEST_PAUSE = 8.0
 ATTEMPTS = 5
-"""How often in a row something may fail before it is told."""
+"""How often in a row something may fail before it is raised."""
 UNREACHABLE_ATTEMPTS = 2
 """The same where no connection comes about at all."""
 PATIENCE = 60.0
-"""Seconds that a server may ask to be left alone before it is told instead of waited for."""
+"""Seconds that a server may ask to wait; a longer wait is raised as an error instead."""
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _EXPIRED = frozenset({401, 403, 404, 410})
@@ -51,7 +51,7 @@ class Remote:
         self._located: dict[str, str] = {}
 
     def fetch(self, file: str, begin: int, end: int, stop: Event, got: Callable[[int], None]) -> bytearray:
-        """The bytes from ``begin`` to ``end``; ``got`` is told how many have come, ``stop`` ends it with InterruptedError."""
+        """The bytes from ``begin`` to ``end``; ``got`` gets the count of each part, ``stop`` ends it with InterruptedError."""
         data, at = bytearray(end - begin), 0
 
         def go_on() -> None:
@@ -142,7 +142,7 @@ class Remote:
 
 
 def persist(work: Callable[[], T], reached: Callable[[], int], stop: Event, repo: str, where: str = "") -> T:
-    """``work()``, again and again while it fails in a way that may pass; ``reached`` tells whether it gets on in between.
+    """``work()``, again and again while it fails in a way that may pass; ``reached()`` grows where it got on in between.
 
     ModelError once it has failed too often in a row, or in a way that does not pass; InterruptedError once ``stop`` is set.
     """
@@ -155,11 +155,11 @@ def persist(work: Callable[[], T], reached: Callable[[], int], stop: Event, repo
         except HTTP_ERROR as error:  # HfHubHTTPError is one
             fault: Exception = error
         except (OSError, ValueError) as error:
-            raise told(error, repo, where) from error
+            raise as_model_error(error, repo, where) from error
         failed, before = (failed if reached() == before else 0) + 1, reached()
         pause = _pause(fault, failed, repo)
         if pause is None:
-            raise told(fault, repo, where) from fault
+            raise as_model_error(fault, repo, where) from fault
         if stop.wait(pause):
             raise InterruptedError("The reading was cancelled.")
 
@@ -172,7 +172,7 @@ def _pause(error: Exception, failed: int, repo: str) -> float | None:
         asked = wait_asked(error.response)
         if asked is not None:
             return asked if asked <= PATIENCE else None
-    elif failed >= (UNREACHABLE_ATTEMPTS if isinstance(told(error, repo), Unreachable) else ATTEMPTS):
+    elif failed >= (UNREACHABLE_ATTEMPTS if isinstance(as_model_error(error, repo), Unreachable) else ATTEMPTS):
         return None
     return min(LONGEST_PAUSE, FIRST_PAUSE * float(2 ** (failed - 1))) * random.uniform(0.5, 1)
 

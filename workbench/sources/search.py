@@ -14,7 +14,7 @@ from pathlib import Path
 from workbench.sources.files import INDEX, SINGLE
 
 LEAST = 2
-"""Characters from which on the Hub is asked."""
+"""The fewest characters for which the Hub is searched."""
 _LONGEST = 120
 _SECONDS = 5.0
 _NAME = re.compile(r"[\w-][\w.-]{0,95}(?:/[\w-][\w.-]{0,95})?", re.ASCII)
@@ -35,7 +35,7 @@ class HubModel:
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalFolder:
     """A folder that may be meant."""
 
     path: str
@@ -46,7 +46,7 @@ class Folder:
 def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     """Models on the Hub whose names contain ``text``; ModelError where the Hub cannot be asked or does not answer.
 
-    One request that is not repeated and waits five seconds at most: whoever types has typed on by then.
+    One request that is not repeated and waits five seconds at most: the reader has typed on by then.
     """
     text = text.strip()
     if not LEAST <= len(text) <= _LONGEST or not text.isprintable():
@@ -54,7 +54,7 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     from huggingface_hub import constants, get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers
 
-    from workbench.sources.faults import HTTP_ERROR, no_hub, told
+    from workbench.sources.faults import HTTP_ERROR, as_model_error, no_hub
 
     asked = {"search": text, "filter": "safetensors", "sort": "downloads", "limit": str(limit)}
     try:
@@ -70,11 +70,11 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     except (KeyError, TypeError, AttributeError) as error:
         raise no_hub(error, text) from error
     except (OSError, ValueError, HTTP_ERROR) as error:
-        raise told(error, text) from error
+        raise as_model_error(error, text) from error
     return models[:limit]
 
 
-def search_folders(text: str, limit: int = 8) -> list[Folder]:
+def search_folders(text: str, limit: int = 8) -> list[LocalFolder]:
     """Folders whose path begins with ``text``: those that hold a model first, then those that others may be in."""
     head, slash, start = text.rpartition("/")
     if not text or "\0" in text or start in (".", ".."):
@@ -90,11 +90,11 @@ def search_folders(text: str, limit: int = 8) -> list[Folder]:
                 and (start or not entry.name.startswith("."))
                 and entry.is_dir()
             ]
-    except (OSError, RuntimeError):  # RuntimeError: a home that cannot be told
+    except (OSError, RuntimeError):  # RuntimeError: a home folder that cannot be found
         return []
 
     def holds_model(name: str) -> bool:
         return any((parent / name / file).exists() for file in (SINGLE, INDEX))
 
     found = sorted((not holds_model(name), name.lower(), name) for name in names)[:limit]
-    return [Folder(f"{head}{slash}{name}{'/' if empty else ''}", not empty) for empty, _, name in found]
+    return [LocalFolder(f"{head}{slash}{name}{'/' if empty else ''}", not empty) for empty, _, name in found]

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled
 from workbench.quant.quantize import as_weights
-from workbench.sources.base import Cancelled, Source
+from workbench.sources.base import Source
 from workbench.sources.header import DTYPES
 from workbench.sources.packed import packed
 from workbench.sources.packed_names import Packing, find_packings
@@ -94,6 +95,6 @@ def _transposed(
 
 
 def _room(count: int, dtype: np.dtype[Any], buffer: NDArray[np.uint8]) -> NDArray[Any]:
-    """``count`` weights' room in the buffer, which has it unless a column is very long."""
+    """Room for ``count`` weights: in the buffer, or in a new array where a very long column needs more."""
     nbytes = count * dtype.itemsize
     return (buffer if nbytes <= buffer.nbytes else np.empty(nbytes, np.uint8))[:nbytes].view(dtype)

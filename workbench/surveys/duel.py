@@ -22,7 +22,7 @@ from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.sources.base import Source
 from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
-from workbench.surveys.scores import Duel, Measured, Pareto, Trade, front_of, too_few
+from workbench.surveys.scores import Duel, MeasuredTensors, Pareto, Trade, front_of, too_few
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -42,6 +42,9 @@ def configurations(
 
     Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a
     format does not have is left out; FormatError if nothing remains.
+
+    >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
+    ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
     """
     found = []
     for form in map(find_format, FORMATS if formats is None else several(formats)):
@@ -60,7 +63,7 @@ def configurations(
 
 
 def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:
-    """The specification, None where the format does not have it; QuantSpec itself is the judge."""
+    """The specification; None where ``QuantSpec`` refuses it."""
     try:
         return QuantSpec(name, block_size, dtype, double)
     except FormatError:
@@ -89,7 +92,11 @@ def duel(
     The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
     scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
     so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
-    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates tells.
+    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates shows.
+
+    >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
+    >>> found.winners(), found.contenders[0].spec.title
+    (('iq4_nl',), 'NF4, blocks of 64')
     """
     if not is_number(bits):
         raise FormatError(f"{described(bits)} is no number of bits per weight.", where="bits", remedy="Give one such as 4.5.")
@@ -119,13 +126,16 @@ def pareto(
     ``specs`` are the points: unless given, every format in every block size with scales in its own dtype and without double
     quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
     layer or kind.
+
+    >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title
+    'NF4, blocks of 128'
     """
     points = configurations(scale_dtypes=(None,), double_quant=(False,)) if specs is None else as_specs(specs)
     return front_of(_measured(model, tuple(dict.fromkeys(points)), tensors, sample, executor, progress, cancelled))
 
 
 def _contenders(candidates: SpecLike | Iterable[SpecLike]) -> list[QuantSpec]:
-    """The configurations that are meant: themselves, and all of a format that is named."""
+    """The configurations that are meant: those given, and all of each format that is named."""
     found: list[QuantSpec] = []
     for one in several(candidates):
         found += [one] if isinstance(one, QuantSpec) else configurations([one])
@@ -155,7 +165,7 @@ def _rank(spec: QuantSpec) -> tuple[float, bool, bool, int]:
 
 
 def _twin(spec: QuantSpec) -> QuantSpec | None:
-    """The same with double quantization in place of without, and the other way round."""
+    """The specification with double quantization where it has none, and without where it has; None if that is not possible."""
     assert spec.scale_dtype is not None  # QuantSpec fills it in
     return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant)
 
@@ -168,7 +178,7 @@ def _measured(
     executor: Executor | None,
     progress: bool | Progress,
     cancelled: Callable[[], bool] | None,
-) -> Measured:
+) -> MeasuredTensors:
     if isinstance(model, Source | str | os.PathLike):
         if sample is not None:
             raise FormatError("A model is measured whole; only an array can be sampled.", remedy="Leave sample out.")
@@ -178,7 +188,7 @@ def _measured(
     weights = as_weights(model)
     totals = measure(weights, specs, sample, cancelled=cancelled)
     info = TensorInfo("array", weights.shape, weights.dtype.name, weights.size, weights.nbytes, True, "", "as stored")
-    return Measured("array", (Row(info, None, "", tuple(totals), float("nan"), None),), specs, (), totals[0].sampled)
+    return MeasuredTensors("array", (Row(info, None, "", tuple(totals), float("nan"), None),), specs, (), totals[0].sampled)
 
 
 def _of_model(
@@ -188,7 +198,7 @@ def _of_model(
     executor: Executor | None,
     progress: bool | Progress,
     cancelled: Callable[[], bool] | None,
-) -> Measured:
+) -> MeasuredTensors:
     from workbench.surveys.survey import survey
 
     surveyed = survey(model, specs, tensors, executor, progress, cancelled=cancelled)
@@ -198,10 +208,10 @@ def _of_model(
     return of_survey(surveyed)
 
 
-def of_survey(surveyed: Survey) -> Measured:
+def of_survey(surveyed: Survey) -> MeasuredTensors:
     """What a survey has found so far, to be compared; ModelError where that is nothing."""
     good = tuple(row for row in surveyed.rows if row.error is None)
     if not good:
         why = f"Of the first: {surveyed.errors[0].error}" if surveyed.errors else "No tensor was to be measured."
         raise ModelError("There is nothing to compare formats on.", where=surveyed.source.name, remedy=why)
-    return Measured(surveyed.source.name, good, surveyed.specs, surveyed.errors)
+    return MeasuredTensors(surveyed.source.name, good, surveyed.specs, surveyed.errors)

@@ -73,7 +73,7 @@ def pooled(totals: Sequence[Totals]) -> Totals:
     )
 
 
-def nonfinite_told(stats: Sequence[Totals]) -> str:
+def nonfinite_summary(stats: Sequence[Totals]) -> str:
     """How many of the same weights are NaN or infinite, and what that leaves of the averages under each specification.
 
     A sentence; "" where all weights are finite.
@@ -81,15 +81,15 @@ def nonfinite_told(stats: Sequence[Totals]) -> str:
     nans, infinities = stats[0].nans, stats[0].infinities
     if not nans and not infinities:
         return ""
-    told = [f"{nans:,} weights are NaN and {infinities:,} infinite"]
+    parts = [f"{nans:,} weights are NaN and {infinities:,} infinite"]
     kept = [e for e in stats if not math.isnan(e.rmse)]
     if len({e.bad_blocks for e in kept}) == 1:
-        told.append(f"their {kept[0].bad_blocks:,} blocks are left out of every average")
+        parts.append(f"their {kept[0].bad_blocks:,} blocks are left out of every average")
     elif kept:
-        told.append(f"left out of every average are {listed([f'{e.bad_blocks:,} blocks under {e.spec.title}' for e in kept])}")
+        parts.append(f"left out of every average are {listed([f'{e.bad_blocks:,} blocks under {e.spec.title}' for e in kept])}")
     if lost := [e.spec.title for e in stats if math.isnan(e.rmse)]:
-        told.append(f"under {listed(lost)} no block is left to average")
-    return "; ".join(told) + "."
+        parts.append(f"under {listed(lost)} no block is left to average")
+    return "; ".join(parts) + "."
 
 
 def frame(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"rmse": False, "sqnr_db": True, "mean_sqnr_db": True}
-"""What a winner can be found on, and whether more is better."""
+"""The measures by which a winner can be found, and whether more is better."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def winners(scores: Sequence[Score], on: str = "rmse") -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTensors:
     """Specifications on the tensors of a model, or on one array."""
 
     name: str
@@ -150,7 +150,7 @@ class Measured:
             -10 * math.log10(ratio) if ratio else math.inf,
         )
 
-    def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> Measured:
+    def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> MeasuredTensors:
         """The same with one tensor, or with those of a layer or kind alone."""
         asked = {"tensor": tensor, "layer": layer, "kind": kind}
         rows = tuple(
@@ -159,8 +159,8 @@ class Measured:
             if tensor in (None, row.tensor.name) and layer in (None, row.layer) and kind in (None, row.kind)
         )
         if not rows:
-            told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
-            raise ModelError(f"None of the {len(self.rows)} tensors that were measured has {told}.", where=self.name)
+            asked_for = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+            raise ModelError(f"None of the {len(self.rows)} tensors that were measured has {asked_for}.", where=self.name)
         return dataclasses.replace(self, rows=rows)
 
     def grouped(self, by: str) -> dict[Any, list[Row]]:
@@ -185,7 +185,7 @@ class Duel:
     """The formats that have no configuration so small, and the fewest bits per weight that each takes."""
     trades: Mapping[str, Trade]
     """By format: the contender without and with double quantization, where the format has both."""
-    measured: Measured
+    measured: MeasuredTensors
     """The tensors behind the numbers."""
 
     @property
@@ -226,21 +226,21 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """A specification in the plane of bits and error."""
 
     score: Score
     on_front: bool
-    """Whether nothing else takes no more bits and errs no more, and less of one of them."""
+    """Whether no other point is as small and as exact, and better in one of the two."""
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Error against bits per weight: what is worth its bits, and what something else beats at no more of them."""
+    """Error against bits per weight: which points are worth their bits, and which are beaten by one that takes no more."""
 
-    points: tuple[Point, ...]
+    points: tuple[ParetoPoint, ...]
     """From the fewest bits to the most."""
-    measured: Measured
+    measured: MeasuredTensors
     """The tensors behind the numbers."""
 
     @property
@@ -266,7 +266,7 @@ class Pareto:
         return pd.DataFrame([point.score.to_dict() | {"on_front": point.on_front} for point in self.points])
 
 
-def front_of(measured: Measured) -> Pareto:
+def front_of(measured: MeasuredTensors) -> Pareto:
     """The points and the front of everything that was measured."""
     scores = sorted((measured.score(spec) for spec in measured.specs), key=lambda score: (score.bits, *score.order))
     points, least, bits = [], math.inf, math.nan
@@ -274,7 +274,7 @@ def front_of(measured: Measured) -> Pareto:
         on_front = score.rmse < least or (score.rmse == least and score.bits == bits)
         if on_front:
             least, bits = score.rmse, score.bits
-        points.append(Point(score, on_front))
+        points.append(ParetoPoint(score, on_front))
     return Pareto(tuple(points), measured)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError, WorkbenchError
+from workbench.progress import Cancelled
 from workbench.quant.measure import Tally
 from workbench.quant.quantize import as_weights
 from workbench.quant.spec import QuantSpec
@@ -30,15 +31,14 @@ from workbench.surveys.rows import Row
 BUFFER = 8 << 20
 """Bytes of each of the two buffers."""
 _MANY = 16  # specifications from which on chunks are smaller, so that stopping between two of them stays prompt
-_PATIENCE = 0.1  # seconds between two looks at whether to stop, while waiting for bytes
+_PATIENCE = 0.1  # seconds between two checks for a stop, while waiting for bytes
 _LONGEST_ERROR = 1_000  # characters
 
-Stopped = Callable[[], bool]
 Seen = Callable[[TensorInfo, float], object]
 
 
 class _Stop(Exception):
-    """The survey has been told to stop."""
+    """The survey was stopped."""
 
 
 @dataclass
@@ -62,11 +62,11 @@ class _Chunk:
 
 
 def measured(
-    source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped, seen: Seen
+    source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Cancelled, seen: Seen
 ) -> Generator[Row, None, None]:
     """A row for each tensor, in their order; ends early, without the row it is at, once ``stopped()``.
 
-    ``seen`` is told after each chunk which share of the present tensor is done.
+    ``seen`` is called after each chunk with the share of the present tensor that is done.
     """
     ahead = _ReadAhead(source, infos, specs, stopped)
     try:  # from before the start, which an interrupt may hit when the thread is there already
@@ -116,7 +116,7 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
 class _ReadAhead:
     """Reads tensor after tensor on a thread of its own, one chunk ahead of the one in use."""
 
-    def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Stopped) -> None:
+    def __init__(self, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], stopped: Cancelled) -> None:
         self._source, self._infos, self._stopped = source, infos, stopped
         self._looks_first = Tally(specs).looks_first
         self._size = BUFFER // (1 + len(specs) // _MANY)
@@ -140,7 +140,7 @@ class _ReadAhead:
             self._thread.join(_PATIENCE)
 
     def chunks(self) -> Iterator[_Chunk]:
-        """The next tensor's chunks and its end. A chunk is overwritten once the next is asked for; _Stop when told to stop."""
+        """The next tensor's chunks and its end; _Stop once stopped. A chunk is overwritten when the next is asked for."""
         while True:
             try:
                 chunk = self._ready.get(timeout=_PATIENCE)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import ModelError, WorkbenchError
 from workbench.given import described, is_whole, nearest, several
-from workbench.progress import Progress, telling
+from workbench.progress import Cancelled, Progress, reporting
 from workbench.quant.measure import Tally
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source, TensorInfo, open_model
-from workbench.sources.base import Cancelled
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.weight_chunks import packings_of
 from workbench.surveys.rows import Row, frame, grouped, worst
@@ -57,11 +56,15 @@ def survey(
     their total, on the thread that iterates. ``cancelled`` is asked there, ten times a second even where nothing comes; once it
     says yes the survey is cancelled.
 
-    Raises ModelError for a model or tensor that there is not, FormatError without a specification. What goes wrong with one
+    Raises ModelError for an unknown model or tensor, FormatError without a specification. What goes wrong with one
     tensor later becomes the ``error`` of its row.
 
     A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
     checkpoint holds it packed.
+
+    >>> found = wb.survey("builtin", ["nf4", "int4"], progress=False)
+    >>> len(found), found.worst(1)["tensor"].item()
+    (42, 'model.layers.5.mlp.down_proj.weight')
     """
     source = open_model(src)
     wanted = as_specs(specs)
@@ -107,7 +110,7 @@ class Survey(Unfolding[Row]):
 
     @property
     def seconds_reading(self) -> float:
-        """Seconds that reading took, summed over the finished rows; it goes on beside the computing."""
+        """Seconds that reading took, summed over the finished rows; reading and computing overlap."""
         return sum(row.seconds_reading for row in self.rows)
 
     @property
@@ -152,12 +155,12 @@ class Survey(Unfolding[Row]):
 
     def _state(self) -> str:
         rows, errors = len(self._rows), len(self.errors)
-        told = [f"{rows} of {len(self.infos)} tensors"]
+        parts = [f"{rows} of {len(self.infos)} tensors"]
         if errors:
-            told.append(f"{errors} could not be measured")
+            parts.append(f"{errors} could not be measured")
         if self.cancelled and not self.done:
-            told.append("cancelled")
-        return ", ".join(told)
+            parts.append("cancelled")
+        return ", ".join(parts)
 
     def _start(self) -> Generator[Row, None, None]:
         from workbench.surveys.stream import measured
@@ -167,10 +170,10 @@ class Survey(Unfolding[Row]):
         finished = {row.tensor.name for row in self._rows}
         left = [info for info in self.infos if info.name not in finished]
         at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._stopped
-        with telling(self._progress, "Survey", "B", at, total) as tell:
+        with reporting(self._progress, "Survey", "B", at, total) as report:
 
             def seen(info: TensorInfo, share: float) -> None:
-                tell(at + int(share * info.nbytes), total)
+                report(at + int(share * info.nbytes), total)
 
             rows: Generator[Row, None, None]
             if self._executor is None:
@@ -180,7 +183,7 @@ class Survey(Unfolding[Row]):
             with closing(rows):
                 for row in rows:
                     at += sizes[row.tensor.name]
-                    tell(at, total)
+                    report(at, total)
                     yield row
 
 

@@ -20,16 +20,17 @@ from typing import Any
 from uuid import uuid4
 
 from workbench.errors import WorkbenchError
+from workbench.progress import Cancelled
 from workbench.quant.formats import FORMATS, Format, register_format
 from workbench.quant.spec import QuantSpec
 from workbench.sources import BUILTIN, Source, TensorInfo, open_model
 from workbench.sources.grouping import by_bytes
 from workbench.surveys.rows import Row
-from workbench.surveys.stream import Stopped, failed, measured
+from workbench.surveys.stream import failed, measured
 
 TASK = 64 << 20
 """Bytes of tensors that make a task, unless a single one has more: enough to be worth sending."""
-_PATIENCE = 0.1  # seconds between two looks at whether to stop
+_PATIENCE = 0.1  # seconds between two checks for a stop
 
 Way = tuple[str, str | None] | bytes
 """How to open a source in another process: its id and revision, its path and None, or, for any other kind, its pickle."""
@@ -58,7 +59,7 @@ class Order:
         return self._source if self._source is not None else _opened(self.token, self._way)
 
     def settle(self) -> None:
-        """Makes this process fit for the work: the formats known, the kernels on the threads that a worker may use."""
+        """Prepares this process: registers the formats, and sets how many threads the kernels run on."""
         if self._home == _process():
             return
         from workbench.kernels import pool
@@ -71,7 +72,12 @@ class Order:
 
 
 def dispatched(
-    executor: Executor, source: Source, infos: Sequence[TensorInfo], specs: Sequence[QuantSpec], threads: int, stopped: Stopped
+    executor: Executor,
+    source: Source,
+    infos: Sequence[TensorInfo],
+    specs: Sequence[QuantSpec],
+    threads: int,
+    stopped: Cancelled,
 ) -> Generator[Row, None, None]:
     """A row for each tensor, as the executor's workers finish them; ends early once ``stopped()``.
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from workbench.atomic import replacing
 from workbench.errors import RunError
+from workbench.progress import Cancelled, Progress
 from workbench.text import printable
 
 AT_ONCE = 32 << 20
@@ -48,8 +49,6 @@ Content = Path | bytes
 Contents = Mapping[str, Sequence[tuple[str, Content]]]
 """Part → its files in their order, by name."""
 Read = Callable[[int, int], bytes]
-Progress = Callable[[int, int], object]
-Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError, RunError
+from workbench.progress import Cancelled, Progress
 from workbench.sources import Source, open_model
 from workbench.sources.files import CONFIG, parse_json
 from workbench.text import counted
 from workbench.training import data, fingerprints
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, on_hub
-from workbench.training.fingerprints import Cancelled, Change, Changed, Content, Fingerprints, Progress
+from workbench.training.fingerprints import Change, Changed, Content, Fingerprints
 
 BASE, TOKENIZER, TEMPLATE, ROWS, HELD_OUT = "base model", "tokenizer", "chat template", "rows", "held-out rows"
 OF_MODEL = (BASE, TOKENIZER, TEMPLATE)
