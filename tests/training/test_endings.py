@@ -154,7 +154,7 @@ def test_fewer_rows_come_with_more_accumulation() -> None:
     plan = replace(PLAN, gradient_checkpointing=True, double_quant=True, optim="paged_adamw_8bit")
     total = forecast(LLAMA, plan).total
     found = shortage(LLAMA, plan, {}, None, int(0.9 * total), accumulate=3)
-    assert found.told.startswith("A full batch is forecast")
+    assert found.summary.startswith("A full batch is forecast")
     assert found.remedy.startswith(
         "The cheapest change that would have fitted by the forecast: per_device_train_batch_size=4 and "
         "gradient_accumulation_steps=6, which saves"

@@ -18,7 +18,7 @@ EIGHT = QuantSpec("int8")
 
 
 @dataclass(frozen=True)
-class Point:
+class Assignment:
     """A choice of modules, each named as its weight is in the checkpoint, without ``.weight``."""
 
     spec: QuantSpec | None = None
@@ -53,8 +53,8 @@ class Point:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Point:
-        """The point that ``to_dict`` wrote."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> Assignment:
+        """The assignment that ``to_dict`` wrote."""
         spec, only = fields["spec"], fields["only"]
         return cls(
             None if spec is None else QuantSpec(**spec),

@@ -39,17 +39,17 @@ CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
 _AT_ONCE = 1 << 20
 _WARM, _NF4 = 64, QuantSpec("nf4")
-Tell = Callable[..., object]
+Emit = Callable[..., object]
 Array = NDArray[Any]
 
 
 class Engine:
     """A model, its held-out batches, and what of it is quantized at the moment: nothing at first."""
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self._tell = job, tell
+    def __init__(self, job: Job, emit: Emit) -> None:
+        self.job, self._emit = job, emit
         self._held: dict[str, QuantSpec] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._emitted: set[tuple[str, str]] = set()
         folder = Path(job.config.model)
         tokenizer = data.open_tokenizer(folder)
         files = data.held_out_files(job.config)
@@ -116,7 +116,7 @@ class Engine:
                 self._held.pop(name)
             else:
                 value = quantize(stored, wanted).dequantize()
-                self._tell_error(name, wanted, stored, value)
+                self._emit_error(name, wanted, stored, value)
                 self._held[name] = wanted
             self._write(info, weight, value)
 
@@ -131,16 +131,16 @@ class Engine:
             for rows in _pieces(len(turned), turned.shape[1]):
                 weight.data[rows].copy_(torch.from_numpy(np.ascontiguousarray(turned[rows], np.float32)))
 
-    def _tell_error(self, name: str, spec: QuantSpec, stored: Array, value: Array) -> None:
+    def _emit_error(self, name: str, spec: QuantSpec, stored: Array, value: Array) -> None:
         key = name, spec_key(spec)
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._emitted:
+            self._emitted.add(key)
             error = signal = 0.0
             for rows in _pieces(*stored.shape):
                 exact = np.asarray(stored[rows], np.float64)
                 with np.errstate(over="ignore", invalid="ignore"):
                     error, signal = error + float(np.sum((value[rows] - exact) ** 2)), signal + float(np.sum(exact**2))
-            self._tell("weights", module=name, spec=key[1], error=error, signal=signal)
+            self._emit("weights", module=name, spec=key[1], error=error, signal=signal)
 
     def losses(self) -> Iterator[float]:
         """Nats of each batch, summed over its tokens."""
@@ -166,7 +166,7 @@ class Engine:
                 for spec in specs:
                     rounded = quantize(stored, spec).dequantize(_NUMPY[self._dtype]).astype(np.float32)
                     error = _norm(x, rounded - exact)
-                    self._tell("outputs", module=name, spec=spec_key(spec), error=error, signal=signal, tokens=len(x))
+                    self._emit("outputs", module=name, spec=spec_key(spec), error=error, signal=signal, tokens=len(x))
 
             hooks.append(module.register_forward_pre_hook(look))
         try:

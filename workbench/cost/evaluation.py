@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.cost.assignments import Point, spec_key
+from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
 from workbench.errors import FormatError
@@ -169,27 +169,27 @@ class Evaluation(Unfolding[Cost]):
         return math.nan if ratio is None else ratio.value
 
     def _start(self) -> Generator[Cost, None, None]:
-        points = [Point(), *map(Point, self.specs)]
+        assignments = [Assignment(), *map(Assignment, self.specs)]
         with telling(self._progress, "Evaluation", "batch") as tell:
-            for point in self._measurements.measured(points, self._outputs, tell, self._stopped):
-                if len(self._rows) <= points.index(point):
-                    yield self._cost(point)
+            for assignment in self._measurements.measured(assignments, self._outputs, tell, self._stopped):
+                if len(self._rows) <= assignments.index(assignment):
+                    yield self._cost(assignment)
 
-    def _cost(self, point: Point) -> Cost:
+    def _cost(self, assignment: Assignment) -> Cost:
         losses = self._measurements.losses
-        found, base = losses[point.key], losses[Point().key]
+        found, base = losses[assignment.key], losses[Assignment().key]
         increase, interval = found.above(base)
-        assigned = self._job.assigned(point)
+        assigned = self._job.assigned(assignment)
         bits, ratio = 16.0, Ratio(0.0, 0.0)
-        if point.spec is not None:
+        if assignment.spec is not None:
             sizes = [self._job.weights[module].numel for module in assigned]
-            bits = 8 * sum(map(point.spec.nbytes, sizes)) / sum(sizes)
-            own = [self._measurements.weights[module, spec_key(point.spec)] for module in assigned]
+            bits = 8 * sum(map(assignment.spec.nbytes, sizes)) / sum(sizes)
+            own = [self._measurements.weights[module, spec_key(assignment.spec)] for module in assigned]
             ratio = Ratio(sum(r.error for r in own), sum(r.signal for r in own))
-        name = IN_16_BITS if point.spec is None else point.spec.title
+        name = IN_16_BITS if assignment.spec is None else assignment.spec.title
         return Cost(
-            point.spec, name, bits, self._job.nbytes(point), found.loss, perplexity(found), found.interval, found.batches,
-            increase, interval, ratio.value,
+            assignment.spec, name, bits, self._job.nbytes(assignment), found.loss, perplexity(found), found.interval,
+            found.batches, increase, interval, ratio.value,
         )  # fmt: skip
 
     def __repr__(self) -> str:

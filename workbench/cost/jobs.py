@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from workbench.cost.assignments import Point
+from workbench.cost.assignments import Assignment
 from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
@@ -74,14 +74,14 @@ class Job:
         """Elements of the largest weight."""
         return max(t.numel for t in self.source.tensors())
 
-    def nbytes(self, point: Point) -> int:
+    def nbytes(self, assignment: Assignment) -> int:
         """Bytes of all weights with these modules quantized, codes and scales counted, and the rest in 16 bits."""
-        saved = (2 * self.weights[m].numel - spec.nbytes(self.weights[m].numel) for m, spec in self.assigned(point).items())
-        return self.nbytes_16bit - sum(saved)
+        numels = ((self.weights[module].numel, spec) for module, spec in self.assigned(assignment).items())
+        return self.nbytes_16bit - sum(2 * numel - spec.nbytes(numel) for numel, spec in numels)
 
-    def assigned(self, point: Point) -> dict[str, QuantSpec]:
+    def assigned(self, assignment: Assignment) -> dict[str, QuantSpec]:
         """The modules that are quantized, each with its specification."""
-        return point.assigned(self.weights)
+        return assignment.assigned(self.weights)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

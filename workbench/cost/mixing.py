@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.cost.assignments import EIGHT, Point
+from workbench.cost.assignments import EIGHT, Assignment
 from workbench.cost.measurements import Losses
 from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError, RunError
@@ -106,9 +106,9 @@ class Mix:
         return self.curve[-1]
 
     @property
-    def point(self) -> Point:
+    def point(self) -> Assignment:
         """What ``measure`` measures."""
-        return Point(self.sensitivity.spec, but=(*self.modules_left_out, *self.modules_8bit), eight=self.modules_8bit)
+        return Assignment(self.sensitivity.spec, but=(*self.modules_left_out, *self.modules_8bit), eight=self.modules_8bit)
 
     def measure(self, *, progress: bool | Progress = False, cancelled: Callable[[], bool] | None = None) -> float | None:
         """Measures the mix on the sensitivity's held-out rows, in a process of its own; returns ``measured_loss``.
@@ -193,7 +193,7 @@ def mix(
     if gpu is None:
         assert budget_bytes is not None  # one of them is given
         steps = _steps(sens, options, None)
-        left, ledger = budget_bytes - sens.job.nbytes(Point(sens.spec)), None
+        left, ledger = budget_bytes - sens.job.nbytes(Assignment(sens.spec)), None
         over = f"Everything in 4 bits takes {amount(budget_bytes - left)} already, and the budget is {amount(budget_bytes)}."
         remedy = "Raise the budget."
     else:
@@ -282,6 +282,6 @@ def _at(sens: Sensitivity, steps: Sequence[_Step]) -> CurvePoint:
     """Where these steps lead."""
     bits = {step.module: step.bits for step in sorted(steps, key=lambda step: step.bits)}
     loss = (sens.loss_4bit or 0.0) - sum(step.gain for step in steps)
-    nbytes = sens.job.nbytes(Point(sens.spec)) + sum(step.extra for step in steps)
+    nbytes = sens.job.nbytes(Assignment(sens.spec)) + sum(step.extra for step in steps)
     kept = [tuple(name for name in sens.job.weights if bits.get(name) == wanted) for wanted in (16, 8)]
     return CurvePoint(nbytes, loss, *kept)

@@ -177,7 +177,7 @@ def failure_in(events: Iterable[Event]) -> WorkbenchError | None:
     return failure
 
 
-class Teller:
+class Reporter:
     """The process's own side: its events, with progress told now and then."""
 
     def __init__(self, root: Path) -> None:
@@ -211,11 +211,11 @@ class Teller:
         return 0
 
 
-def serve(root: str, parent: str, work: Callable[[Teller], object]) -> None:
+def serve(root: str, parent: str, work: Callable[[Reporter], object]) -> None:
     """Works off one request and ends, at the latest when its parent does. Its parent has locked the folder for it."""
     threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
-    teller = Teller(Path(root))
-    code = teller.through(lambda: work(teller))
+    reporter = Reporter(Path(root))
+    code = reporter.through(lambda: work(reporter))
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
 

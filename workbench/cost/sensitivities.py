@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from workbench.cost.assignments import Point, spec_key
+from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.skip_names import names_for
@@ -126,12 +126,12 @@ class Sensitivity(Unfolding[ModuleCost]):
     @property
     def loss_16bit(self) -> float | None:
         """The model's loss in 16 bits; None before it is measured."""
-        return self._loss(Point())
+        return self._loss(Assignment())
 
     @property
     def loss_4bit(self) -> float | None:
         """The loss with every module quantized; None before it is measured."""
-        return self._loss(Point(self.spec))
+        return self._loss(Assignment(self.spec))
 
     @property
     def phase(self) -> str:
@@ -155,29 +155,30 @@ class Sensitivity(Unfolding[ModuleCost]):
         lines = [asdict(row) | {"share": row.share, "saved_bytes": row.saved_bytes} for row in self.rows]
         return pd.DataFrame(lines).astype({"layer": "Int64"})
 
-    def _loss(self, point: Point) -> float | None:
-        found = self.measurements.losses.get(point.key)
+    def _loss(self, assignment: Assignment) -> float | None:
+        found = self.measurements.losses.get(assignment.key)
         return None if found is None else found.loss
 
     def _start(self) -> Generator[ModuleCost, None, None]:
-        order = [Point(), Point(self.spec), *self._points()]
+        order = [Assignment(), Assignment(self.spec), *self._assignments()]
         left = set(self.modules[len(self._rows) :])
         ready: set[str] = set()
         with telling(self._progress, "Sensitivity", "batch") as tell:
-            for point in self.measurements.measured(order, (self.spec,), tell, self._stopped):
-                for name in (*(point.only or ()), *point.but):
+            for assignment in self.measurements.measured(order, (self.spec,), tell, self._stopped):
+                for name in (*(assignment.only or ()), *assignment.but):
                     if name in left and all(p.key in self.measurements.losses for p in self._of(name)):
                         ready.add(name)
                 while (at := len(self._rows)) < len(self.modules) and self.modules[at] in ready:
                     yield self._row(self.modules[at])
 
-    def _of(self, module: str) -> tuple[Point, Point]:
-        return Point(self.spec, only=(module,)), Point(self.spec, but=(module,))
+    def _of(self, module: str) -> tuple[Assignment, Assignment]:
+        return Assignment(self.spec, only=(module,)), Assignment(self.spec, but=(module,))
 
-    def _points(self) -> Iterator[Point]:
-        """Both points of every module, layer by layer: first one by one, then all but one, and in the next the other way round.
+    def _assignments(self) -> Iterator[Assignment]:
+        """Both assignments of every module, layer by layer.
 
-        So the whole model is quantized anew once a layer, and not twice a module.
+        In one layer first all but one module, then one by one; in the next layer the other way round. So the whole model is
+        quantized anew once a layer, and not twice a module.
         """
         for turn, (_, group) in enumerate(groupby(self.modules, layer_of)):
             alone, without = zip(*map(self._of, group), strict=True)
@@ -185,8 +186,8 @@ class Sensitivity(Unfolding[ModuleCost]):
 
     def _row(self, module: str) -> ModuleCost:
         found, info = self.measurements, self.job.weights[module]
-        base, whole = found.losses[Point().key], found.losses[Point(self.spec).key]
-        only, but = (found.losses[point.key] for point in self._of(module))
+        base, whole = found.losses[Assignment().key], found.losses[Assignment(self.spec).key]
+        only, but = (found.losses[assignment.key] for assignment in self._of(module))
         key = module, spec_key(self.spec)
         return ModuleCost(
             module, layer_of(module), kind_of(module), only.loss, but.loss, only.loss - base.loss, whole.loss - but.loss,

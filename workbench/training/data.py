@@ -35,7 +35,7 @@ _LONGEST_TOKEN = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One row, as tokens."""
 
     input_ids: NDArray[np.int32]
@@ -48,7 +48,7 @@ class Row:
 class Rows:
     """A tokenized dataset and what became of its rows; ``rows`` holds those that are learnt from."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     total: int
     """Rows that were read."""
     empty: int
@@ -196,7 +196,7 @@ def tokenize(rows: Iterable[Text | Refused | None], tokenizer: Any, max_length: 
 
     A token is learnt if any of its characters is. What ``max_length`` surely cuts off is not tokenized.
     """
-    kept: list[Row] = []
+    kept: list[TokenRow] = []
     refused: list[Refused] = []
     total = empty = truncated = without_loss = 0
     most = max_length * _LONGEST_TOKEN
@@ -220,7 +220,7 @@ def tokenize(rows: Iterable[Text | Refused | None], tokenizer: Any, max_length: 
             loss = loss[: min(len(ids), max_length)]
             loss[:1] = False
             if loss.any():
-                kept.append(Row(np.asarray(ids[:max_length], np.int32), loss))
+                kept.append(TokenRow(np.asarray(ids[:max_length], np.int32), loss))
             else:
                 without_loss += 1
     return Rows(tuple(kept), total, empty, truncated, without_loss, len(refused), refused[0] if refused else None)
@@ -258,7 +258,7 @@ def preview(
     return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan, refusal)
 
 
-def _shown(row: Row, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+def _shown(row: TokenRow, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
     return tuple((tokenizer.decode([int(t)]), bool(bears)) for t, bears in zip(row.input_ids, row.loss, strict=True))
 
 

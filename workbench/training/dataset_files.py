@@ -184,7 +184,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         try:
             info = HfApi().dataset_info(name, revision=revision, files_metadata=True)
         except Exception as error:
-            if not isinstance(_told(error, name), Unreachable):
+            if not isinstance(_as_model_error(error, name), Unreachable):
                 raise
             with contextlib.suppress(Exception):  # whatever is the matter with the cache, the Hub's silence is the news
                 return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
@@ -202,7 +202,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except DataError:
         raise
     except Exception as error:
-        refusal = _told(error, name)
+        refusal = _as_model_error(error, name)
         what, remedy = (text.replace("model", "dataset") for text in (refusal.what, refusal.remedy))
         raise DataError(what, where=name, remedy=remedy) from error
 
@@ -215,7 +215,7 @@ def _taken(name: str, file: str, revision: str) -> Path:
     return Path(path).parents[file.count("/")]
 
 
-def _told(error: Exception, name: str) -> ModelError:
+def _as_model_error(error: Exception, name: str) -> ModelError:
     from workbench.sources.faults import told
 
     return told(error, name)

@@ -24,6 +24,7 @@ from typing import Any
 
 from workbench.atomic import replacing
 from workbench.errors import RunError
+from workbench.sources.base import Cancelled, Progress
 from workbench.text import printable
 
 AT_ONCE = 32 << 20
@@ -48,8 +49,6 @@ Content = Path | bytes
 Contents = Mapping[str, Sequence[tuple[str, Content]]]
 """Part → its files in their order, by name."""
 Read = Callable[[int, int], bytes]
-Progress = Callable[[int, int], object]
-Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """One file that is no longer what it was."""
 
     part: str
@@ -103,7 +102,7 @@ class Change:
 class Changed(RunError):
     """A run's base, tokenizer, chat template or rows are no longer what it was begun with; ``changes`` says which, and how."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[FileChange, ...] = ()
 
 
 def take(contents: Contents, commit: str | None = None) -> Fingerprints:
@@ -132,21 +131,21 @@ def changes(
     whole: bool = True,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
-) -> tuple[Change, ...]:
+) -> tuple[FileChange, ...]:
     """What of ``contents`` is no longer as it was; parts that were not recorded are passed over.
 
     ``whole``: once nothing else has changed, files whose whole hash is known and that were touched since are hashed again.
     ``progress(done, total)`` counts their bytes, and once ``cancelled()`` says yes the call raises InterruptedError.
     """
-    found: list[Change] = []
+    found: list[FileChange] = []
     touched: list[tuple[str, Fingerprint, Path]] = []
     for part in contents.keys() & known.parts.keys():
         pairs, odd = _paired(known.parts[part], contents[part])
-        found += [Change(part, name, what) for name, what in odd]
+        found += [FileChange(part, name, what) for name, what in odd]
         for then, now in pairs:
             with _opened(now) as (read, size, state):
                 if what := _difference(then, read, size):
-                    found.append(Change(part, then.name, what, (then.size, size) if size != then.size else None))
+                    found.append(FileChange(part, then.name, what, (then.size, size) if size != then.size else None))
                 elif then.pieces and then.sha256 and state != then.state and isinstance(now, Path):
                     touched.append((part, then, now))
     if whole and not found:
@@ -155,7 +154,7 @@ def changes(
             with _opened(now) as (read, size, _):
                 spans = _watched(_spans(size), cancelled, progress and (lambda at, of=done: progress(of + at, total)))
                 if _sha256(read, spans) != then.sha256:
-                    found.append(Change(part, then.name, "content"))
+                    found.append(FileChange(part, then.name, "content"))
             done += then.size
     return tuple(sorted(found, key=lambda change: (change.part, change.name)))
 

@@ -145,10 +145,10 @@ def _rows(events: Iterable[Event]) -> dict[str, str]:
     found = {}
     for event in events:
         if event["k"] == "dataset":
-            told = (
+            counts = (
                 f"{event['kept']:,} of {event['total']:,}, {event['loss_tokens']:,} of {event['tokens']:,} tokens with a loss"
             )
-            found["rows" if event["split"] == "train" else "held-out rows"] = told
+            found["rows" if event["split"] == "train" else "held-out rows"] = counts
     return found
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Event = dict[str, Any]
+from workbench.training.events import Event
+
 Curve = tuple[NDArray[np.float32], NDArray[np.float32]]
 Lane = tuple[str, str]
 
@@ -290,11 +291,11 @@ def page_view(history: RunHistory) -> PageView:
 def why_no_gpu_paging(history: RunHistory) -> list[str]:
     """The worker's own reasons for seeing no pages move on a GPU, a sentence each."""
     capabilities: dict[str, dict[str, Any]] = history.hello.get("capabilities", {})
-    told = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
+    reasons = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
     order = ("paged optimizer state", "cupti", "prefetch requests")
     titles = {
         "cupti": "CUPTI migrations",
         "paged optimizer state": "Paged optimizer state",
         "prefetch requests": "Prefetch requests",
     }
-    return [f"{titles[name]}: {told[name]}." for name in order if told.get(name)]
+    return [f"{titles[name]}: {reasons[name]}." for name in order if reasons.get(name)]

@@ -60,7 +60,7 @@ class Reason:
 
     name: str
     """``optimizer``, ``cuda``, ``rule``, ``not yet``, ``unseen`` or ``no pressure``."""
-    told: str
+    text: str
     remedy: str
 
 
@@ -90,7 +90,7 @@ class PagingTruth:
             return (
                 f"{amount(evicted)} were evicted to the host over the run (measured); {requested} were asked back (requested)."
             )
-        return " ".join(f"{r.told} {r.remedy}".strip() for r in self.reasons)
+        return " ".join(f"{r.text} {r.remedy}".strip() for r in self.reasons)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a reading: what, bytes, source."""
@@ -209,15 +209,15 @@ class PagingMeter:
             remedy = 'Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
             yield Reason("optimizer", f"The optimizer {config.optim} pages nothing.", remedy)
         if facts.get("cuda") == 0:
-            told = "There is no CUDA device: on a CPU all optimizer state is in ordinary memory."
-            yield Reason("cuda", told, "Run it on a GPU; what it would page there can be simulated (wb.simulate_paging).")
+            text = "There is no CUDA device: on a CPU all optimizer state is in ordinary memory."
+            yield Reason("cuda", text, "Run it on a GPU; what it would page there can be simulated (wb.simulate_paging).")
         small = bool(facts) and facts["largest"] < config.page_min_numel
         if paged and small:
             rank = smallest_rank(config, facts["largest"])
             bound, largest = f"{config.page_min_numel:,}", f"{facts['largest']:,}"
-            told = f"The {bound}-element rule: only larger parameters' states are paged, and the largest here has {largest}."
+            text = f"The {bound}-element rule: only larger parameters' states are paged, and the largest here has {largest}."
             lower = f"lower page_min_numel to {largest} or less."
-            yield Reason("rule", told, f"Raise lora_r to {rank}, or {lower}" if rank else lower.capitalize())
+            yield Reason("rule", text, f"Raise lora_r to {rank}, or {lower}" if rank else lower.capitalize())
         if not paged or small or facts.get("cuda") == 0:
             return
         if not self._managed:
@@ -226,8 +226,8 @@ class PagingMeter:
             yield Reason("unseen", f"Whether pages move cannot be seen here: {why}.", "")
         else:
             left = f", at least {amount(self._headroom)} of the GPU were free" if self._headroom is not None else ""
-            told = f"No pressure: everything fits{left}, so the driver has nothing to evict."
-            yield Reason("no pressure", told, "Longer rows, a larger batch or a smaller GPU make it page.")
+            text = f"No pressure: everything fits{left}, so the driver has nothing to evict."
+            yield Reason("no pressure", text, "Longer rows, a larger batch or a smaller GPU make it page.")
 
 
 @dataclass

@@ -100,20 +100,20 @@ def _no_memory(error: BaseException, text: str, where: Mapping[str, Any], find: 
     if batch and where.get("rows"):
         batch += f" ({counted(where['rows'], 'row')})"
     what = "The GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "This machine"
-    told = [f"{what} ran out of memory{at}{batch}."]
+    sentences = [f"{what} ran out of memory{at}{batch}."]
     if asked is not None:
-        told.append(f"{amount(asked)} more were asked for.")
+        sentences.append(f"{amount(asked)} more were asked for.")
     found = None
     with contextlib.suppress(Exception):  # there may be no memory to find out, and the ending must be told all the same
         found = find(where, asked)
     if found is None:
         return Ending(
             "out_of_memory",
-            " ".join(told),
+            " ".join(sentences),
             "Lower per_device_train_batch_size (raise gradient_accumulation_steps instead) or max_length, "
             "or turn gradient_checkpointing on.",
         )
-    return Ending("out_of_memory", " ".join([*told, found.told]), found.remedy)
+    return Ending("out_of_memory", " ".join([*sentences, found.summary]), found.remedy)
 
 
 def _disk_full(error: BaseException | None) -> str:

@@ -27,7 +27,7 @@ _LESS_MEMORY = "Lower per_device_train_batch_size or max_length, or turn gradien
 def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> dict[str, Any]:
     """The final status's fields (``state``, ``kind``, ``message``, ``remedy``, ``exit_code``)."""
     events = [event for event in EventReader(folder.root, every_rank=True).poll() if event.get("attempt") == attempt]
-    told = next((event for event in events if event["k"] == "error"), {})  # the first rank's: the others fail for want of it
+    error = next((event for event in events if event["k"] == "error"), {})  # the first rank's: the others fail for want of it
     done = max((event["n"] for event in events if event["k"] == "step"), default=0)
     steps = counted(done, "step")
     state, kind, remedy = endings.STATE_OF_CODE.get(code, "failed"), "", ""
@@ -47,8 +47,8 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
         guess = "killed, possibly out of memory" if code == -signal.SIGKILL else f"killed by {_signal_name(code)}"
         message = f"The worker was {guess}, after {steps}.{outside.last_words()}"
         remedy = f"Resume continues from the last checkpoint. If memory is short: {_LESS_MEMORY}"
-    elif told:
-        kind, message, remedy = told.get("kind", "error"), told.get("message", ""), told.get("remedy", "")
+    elif error:
+        kind, message, remedy = error.get("kind", "error"), error.get("message", ""), error.get("remedy", "")
     elif mute := endings.ending_of_code(code):
         kind, message, remedy = mute.kind, mute.message, mute.remedy
     else:

@@ -75,7 +75,7 @@ class Shortage:
     """Rows in a batch as it is."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Forecast beside what there was."""
         there = f"; there were {amount(self.usable)} for it" if self.usable is not None else ""
         return f"{self.what} is forecast to take {amount(self.forecast)}{there}."
@@ -94,8 +94,8 @@ class Shortage:
         if rows := fields.get("per_device_train_batch_size"):
             fields["gradient_accumulation_steps"] = self.accumulate * -(-self.rows // rows)
         saved = amount(sum(change.saved for change in self.changes))
-        told = listed([f"{name}={value!r}" for name, value in fields.items()])
-        return f"The cheapest change that would have fitted by the forecast: {told}, which saves {saved}."
+        cheapest = listed([f"{name}={value!r}" for name, value in fields.items()])
+        return f"The cheapest change that would have fitted by the forecast: {cheapest}, which saves {saved}."
 
 
 def shortage(

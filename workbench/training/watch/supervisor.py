@@ -60,7 +60,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.folder.write_status(self.status)
 
-    def tell(self, k: str, /, **fields: Any) -> None:
+    def emit(self, k: str, /, **fields: Any) -> None:
         """Records an event; a full disk must not end the watch."""
         with contextlib.suppress(OSError):
             self.events.emit(k, **fields)
@@ -115,7 +115,7 @@ class Supervisor:
         forces = [signal.SIGTERM, signal.SIGKILL]
         while (code := worker.poll()) is None:
             if counters := outside.sample():
-                self.tell("sample", source="supervisor", **counters)
+                self.emit("sample", source="supervisor", **counters)
             if self._thrown_away():
                 worker.send_signal(signal.SIGKILL)
             elif self._terminated and not self.folder.asked("stop"):
@@ -130,7 +130,7 @@ class Supervisor:
                 if forces and time.monotonic() >= at + used * min(TERM_PATIENCE, patience):
                     force = forces.pop(0)
                     worker.send_signal(force)
-                    self.tell("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
+                    self.emit("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
             time.sleep(_TICK)
         return code
 
@@ -162,7 +162,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()
-        self.tell("exit", code=fields.get("exit_code"), state=state)
+        self.emit("exit", code=fields.get("exit_code"), state=state)
         self.events.close()
         self.status = replace(self.status, state=state, ended=time.time(), **fields)
         for _ in range(_LAST_TRIES):

@@ -24,7 +24,7 @@ INTERVAL = 0.125
 _ANCHOR_EVERY = 30.0
 
 
-class Source(Protocol):
+class Collector(Protocol):
     """Something that yields events when it is asked: a collector of ``paging``."""
 
     def drain(self) -> list[Event]:
@@ -121,7 +121,7 @@ class Sampler:
         self._writer, self._watch = writer, watch
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="workbench-sampler", daemon=True)
-        self.sources: Sequence[Source] = ()
+        self.collectors: Sequence[Collector] = ()
         self.gpu: Gpu | None = None
         self.managed: Callable[[], int] = lambda: 0
         self.cupti_clock: Callable[[], int | None] | None = None
@@ -145,7 +145,7 @@ class Sampler:
         event: Event = {"k": "sample", "source": "worker", **host_counters()}
         if self.gpu is not None:
             event |= self.gpu.counters(self.managed())
-        self._writer.emit_all([event, *(e for source in self.sources for e in source.drain())])
+        self._writer.emit_all([event, *(e for collector in self.collectors for e in collector.drain())])
 
     def close(self) -> None:
         """Ends the thread, with a last sample that takes in what the sources still had; twice is fine."""

@@ -18,7 +18,7 @@ import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import Row
+from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.loaded_checks import diverged
@@ -34,7 +34,7 @@ Asked = Callable[[], str | None]
 class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as Trainer wants them."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -214,7 +214,7 @@ def measuring(model: Any, dtype: torch.dtype) -> Any:
         model.train(was_training)
 
 
-def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, size: int, asked: Asked) -> float | None:
+def held_out_loss(model: Any, rows: Sequence[TokenRow], collator: Collator, size: int, asked: Asked) -> float | None:
     """Mean cross-entropy in nats over all tokens that bear a loss; None if it was broken off."""
     total, count = 0.0, 0
     for at in range(0, len(rows), size):

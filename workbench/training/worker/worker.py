@@ -109,7 +109,7 @@ class Worker:
     def run(self) -> int:
         """Does the whole run; returns the exit code."""
         self.hello()
-        self.sampler.sources = (HostFaults(host_counters),)
+        self.sampler.collectors = (HostFaults(host_counters),)
         self.sampler.start()
         collector = None
         try:
@@ -131,7 +131,7 @@ class Worker:
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
             if collector:
-                self.sampler.sources = (*self.sampler.sources, collector)
+                self.sampler.collectors = (*self.sampler.collectors, collector)
                 self.sampler.cupti_clock = collector.clock
             return self._train(cuda)
         except endings.OtherEnding:
@@ -241,7 +241,7 @@ class Worker:
             rows = data.load(self.config, tokenizer)
             config = self.config = self.config.for_rows(len(rows.rows))
             self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
-            held_out: tuple[data.Row, ...] = ()
+            held_out: tuple[data.TokenRow, ...] = ()
             files = data.held_out_files(config) if config.max_eval_rows else None
             if files:
                 found = data.load(config, tokenizer, files, config.max_eval_rows)
