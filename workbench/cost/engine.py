@@ -62,7 +62,7 @@ class Engine:
         self._calibration = collator.batch(rows[:CALIBRATION])
         self._class = _class_of(folder)
         self._dtype = _dtype(job)
-        quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # the kernels are loaded, and no part of what the model takes
+        quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # loads the kernels before memory is counted
         self.base = host_counters().get("rss") or 0
         """Resident memory with libraries and rows, before the model."""
         self.model = self._load(folder)
@@ -75,7 +75,7 @@ class Engine:
 
     @property
     def digest(self) -> str:
-        """Tells these batches from others."""
+        """SHA-256 of all batches: it identifies them."""
         digest = hashlib.sha256()
         for batch in self.batches:
             digest.update(batch["input_ids"].numpy().tobytes() + batch["labels"].numpy().tobytes())
@@ -149,7 +149,7 @@ class Engine:
                 yield summed_loss(self.model, batch)[0]
 
     def outputs(self, specs: Sequence[QuantSpec]) -> None:
-        """Tells ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being what reaches it in the 16-bit model, in one forward pass."""
+        """Emits ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being its input in the 16-bit model, in one forward pass."""
         self.assign({})
         mask = self._calibration["attention_mask"].bool()
         hooks = []
@@ -186,7 +186,7 @@ def _class_of(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
-    """What transformers makes of a model that it cannot load becomes a ModelError; a lack of memory stays one."""
+    """Turns the errors by which transformers refuses a model into ModelError; a lack of memory is raised as it is."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
@@ -213,13 +213,13 @@ def _norm(x: torch.Tensor, weight: Array) -> float:
 
 
 def _pieces(rows: int, width: int) -> Iterator[slice]:
-    """A matrix's rows, some million elements at a time: what is made of them in passing stays small."""
+    """A matrix's rows, some million elements at a time, so that intermediate arrays stay small."""
     step = max(1, _AT_ONCE // width)
     yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _mapped_privately(folder: Path) -> bool:
-    """Whether writing to a weight that safetensors has mapped cannot reach its file: Linux tells, elsewhere it is not known."""
+    """Whether writing to a weight that safetensors has mapped cannot reach its file: known on Linux only."""
     if sys.platform != "linux":
         return False
     root = str(folder.resolve())

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUAL_BITS = 4.5
-"""Bits per weight that formats are compared at unless told otherwise, as in ``duel``."""
+"""Bits per weight that formats are compared at by default, as in ``duel``."""
 USUAL = (
     QuantSpec("nf4"), QuantSpec("nf4", double_quant=True), QuantSpec("fp4"), QuantSpec("int4"), QuantSpec("int4-asym"),
     QuantSpec("af4"), QuantSpec("mxfp4"), QuantSpec("nvfp4"),
 )  # fmt: skip
-"""What is measured unless told otherwise."""
+"""What is measured by default."""
 IN_16_BITS = "16 bits"
 
 
@@ -82,7 +82,7 @@ def evaluate(
     """What each format does to the model's held-out loss: an iterable of ``Cost`` as they finish, the model in 16 bits first.
 
     ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
-    specifications, or names of formats, each then as it usually is. ``equal_bits``: True, or bits per weight: in place of each
+    specifications, or names of formats as they usually are. ``equal_bits``: True, or bits per weight: in place of each
     specification its format's largest configuration of at most 4.5 (or so many) bits, as in ``duel``.
 
     ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for those that it names; or a file, a folder or
@@ -90,11 +90,11 @@ def evaluate(
     as many as ``TrainConfig`` has it (512 and 64).
 
     The work is done by a process of its own, which holds the model in 16 bits and a layer more. ``folder`` keeps what was
-    measured: with the same folder, model and rows nothing is measured twice, and what was broken off goes on. Without it, it is
-    gone with the result. ``output_error`` also measures the layers' outputs, ``Evaluation.output_errors``, first of all.
+    measured: with the same folder, model and rows nothing is measured twice, and an interrupted evaluation continues. Without
+    a folder the measurements go with the result. ``output_error`` measures the layers' outputs first (``output_errors``).
 
-    ``progress``: True for a bar, or a function that is told the batches done and their total. Once ``cancelled()`` says yes,
-    the evaluation is cancelled, within a second.
+    ``progress``: True for a bar, or a function of the batches done and their total. Once ``cancelled()`` says yes, the
+    evaluation is cancelled, within a second.
 
     Raises ModelError, DataError, FormatError or ConfigError for what cannot be measured, at once; and while iterating RunError
     or ModelError where the process fails, or the model does not fit into memory.

@@ -85,7 +85,7 @@ class Job:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells this job from others: the data's fields, and a fingerprint of the weights, wherever they lie."""
+        """What identifies this job: the data's fields, and a fingerprint of the weights, wherever they lie."""
         fields = self.config.to_dict()
         return {"fingerprint": _fingerprint(self.source), "batch": BATCH} | {name: fields[name] for name in OF_DATA}
 
@@ -108,7 +108,7 @@ def job_of(
     max_length: int | None,
     max_rows: int | None,
 ) -> Job:
-    """The job, with everything checked that can be told now; a dataset on the Hub is fetched.
+    """The job, with everything checked that can be known now; a dataset on the Hub is fetched.
 
     ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for the held-out rows that it names; or a file, a
     folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``. ModelError, DataError or
@@ -150,7 +150,7 @@ def _fingerprint(source: Source) -> str:
 
 
 def check_finite(job: Job) -> None:
-    """Raises ModelError that names the tensor, where a weight is NaN or infinite: what is measured then says nothing."""
+    """Raises ModelError that names the tensor, where a weight is NaN or infinite, which makes every measurement meaningless."""
     if found := next(not_finite(job.source), None):
         what = f"Its held-out loss is no number in 16 bits, before anything is quantized: {found}."
         raise ModelError(what, where=job.source.name, remedy="Fetch the checkpoint again, or choose another.")
@@ -185,7 +185,7 @@ class Effort:
 def effort(src: Source, data: TrainConfig, losses: int) -> Effort:
     """What measuring so many held-out losses of a model takes, on the rows that ``data`` names.
 
-    How long rows are is told by their size on disk, where a file has a row a line; elsewhere they are taken to be of
+    The length of rows follows from their size on disk, where a file has one row a line; elsewhere they are taken to have
     ``max_length`` tokens.
     """
     job = Job(src, data)

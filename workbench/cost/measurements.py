@@ -56,7 +56,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """The measuring process's resident memory, in bytes, as its operating system told it."""
+    """The measuring process's resident memory, in bytes, as its operating system reports it."""
 
     base: int
     """With its libraries loaded, before the model."""
@@ -83,7 +83,7 @@ Stopped = Callable[[], bool]
 
 
 class Measurements:
-    """What is known of a job, and the way to know more. In ``folder``, or in one that is gone with this object."""
+    """What has been measured of a job, and how to measure more. In ``folder``, or in one that is removed with this object."""
 
     def __init__(self, job: Job, folder: str | os.PathLike[str] | None) -> None:
         self.job = job
@@ -111,7 +111,7 @@ class Measurements:
     ) -> Iterator[Assignment]:
         """The assignments in their order, each as soon as its loss is there; first the outputs' errors are measured.
 
-        ``progress`` is told held-out batches.
+        ``progress`` counts held-out batches.
         Leaving the loop ends the process. Raises RunError or ModelError where it fails.
         """
         process = Measuring(
@@ -143,7 +143,7 @@ class Measurements:
         }
 
     def _poll(self) -> WorkbenchError | None:
-        """Takes in what the process has told since the last time; the error among it."""
+        """Reads the process's events since the last time; returns the error among them."""
         events = self._reader.poll()
         for event in sorted(events, key=lambda event: event["k"] != "data"):  # what the losses refer to first
             match event["k"]:

@@ -176,7 +176,7 @@ def compare_methods(
     again, and the others go on from their last checkpoints. None: a new one under ``runs/``. ``each``: fields that differ by
     method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have (``use_dora``,
     ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress``: True for a bar, or a function
-    that is told the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
+    of the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
     Nothing is trained before the comparison is iterated, run, or asked for a table.
 
     Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
@@ -261,7 +261,7 @@ class MethodComparison(Unfolding[MethodResult]):
                     return
                 yield result
 
-    def _trained(self, method: str, tell: Progress) -> MethodResult | None:
+    def _trained(self, method: str, progress: Progress) -> MethodResult | None:
         """What the method came to; None where it was cancelled."""
         config = self.configs[method]
         try:
@@ -270,7 +270,7 @@ class MethodComparison(Unfolding[MethodResult]):
             return refused(config, self.folder / method, str(error), error.remedy)
         self.run_under_way = run
         try:
-            return result_of(run, config) if self._followed(run, tell) else None
+            return result_of(run, config) if self._followed(run, progress) else None
         except BaseException:
             with contextlib.suppress(RunError):
                 run.pause()
@@ -300,7 +300,7 @@ class MethodComparison(Unfolding[MethodResult]):
             run.wait()  # it was asked to end
         return run if run.status.state not in ENDED or run.status.state == "finished" else run.resume()
 
-    def _followed(self, run: Run, tell: Progress) -> bool:
+    def _followed(self, run: Run, progress: Progress) -> bool:
         """Waits for the run's end; False where the comparison was cancelled first, and the run was paused for it."""
         reader, before, done = run.reader(), len(self._rows), 0
         while True:
@@ -311,7 +311,7 @@ class MethodComparison(Unfolding[MethodResult]):
                 elif event["k"] == "dataset" and event["split"] == "train":
                     self._steps = event["steps"]
             if self._steps:
-                tell(before * self._steps + done, len(self) * self._steps)
+                progress(before * self._steps + done, len(self) * self._steps)
             if ended:
                 return True
             if self._stopped():

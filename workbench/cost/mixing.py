@@ -57,7 +57,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class _Step:
-    """A module's way up, from 4 to 8 or 16 bits, or from 8 to 16."""
+    """One module raised from 4 to 8 or 16 bits, or from 8 to 16."""
 
     module: str
     bits: int
@@ -232,7 +232,7 @@ def _trained(cfg: TrainConfig, sens: Sensitivity, names: tuple[str, ...]) -> Tra
 
 
 def _steps(sens: Sensitivity, options: Sequence[int], training: TrainConfig | None) -> list[_Step]:
-    """Every module's way up, the most loss per byte first. ``training``: what the budget counts is what it takes there."""
+    """Every module's steps, the most loss per byte first. ``training``: the budget counts what a module takes in that run."""
     gains, eight = _gains(sens), _errors_at_8(sens) if 8 in options else {}
     steps = []
     for row in sens.rows:
@@ -279,7 +279,7 @@ def _bytes(pieces: Iterable[Any]) -> int:
 
 
 def _at(sens: Sensitivity, steps: Sequence[_Step]) -> CurvePoint:
-    """Where these steps lead."""
+    """The point of the curve after these steps."""
     bits = {step.module: step.bits for step in sorted(steps, key=lambda step: step.bits)}
     loss = (sens.loss_4bit or 0.0) - sum(step.gain for step in steps)
     nbytes = sens.job.nbytes(Assignment(sens.spec)) + sum(step.extra for step in steps)

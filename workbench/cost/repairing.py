@@ -35,11 +35,11 @@ _TOKENS = 4_096
 
 
 def measure(reporter: Reporter) -> None:
-    """Works off a request of ``Repairs``: tells each module's errors as soon as they are known, for every checkpoint."""
+    """Works off a request of ``Repairs``: reports each module's errors as soon as they are known, for every checkpoint."""
     request = json.loads((reporter.root / "request.json").read_text("utf-8"))
     run = attach(request["run"])
     adapters = {int(step): Path(folder) for step, folder in request["adapters"].items()}
-    merges = {step: Merge(run, folder, changed_ok=True) for step, folder in adapters.items()}  # who asks has checked the base
+    merges = {step: Merge(run, folder, changed_ok=True) for step, folder in adapters.items()}  # the caller has checked the base
     merge = next(iter(merges.values()))
     infos = {merge.paths[t.name]: t for t in merge.tensors if merge.paths.get(t.name) in request["modules"]}
     if merge.source.path is None:
@@ -72,7 +72,7 @@ def measure(reporter: Reporter) -> None:
     with measuring(model, dtype):
         for batch in batches:
             attended = batch["attention_mask"].to(model.device)
-            mask = attended.bool()  # (rows, length): padding is nobody's input
+            mask = attended.bool()  # (rows, length): padding does not count as input
             net(input_ids=batch["input_ids"].to(model.device), attention_mask=attended)
 
 

@@ -1,7 +1,7 @@
 """Which modules matter: the loss with one module quantized, and with all but that one. ``sensitivity`` and ``Sensitivity``.
 
-Covers every module that a QLoRA load quantizes, one row each, and what a row says. The first of its two losses tells what a
-module costs by itself, the second what leaving it out of 4 bits gains; they differ where errors of several modules add to or
+Covers every module that a QLoRA load quantizes, one row each, and what a row says. The first of its two losses shows what
+a module costs by itself, the second what leaving it out of 4 bits gains; they differ where errors of several modules add to or
 make up for one another. What to do with them is ``mixing``'s part.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NF4 = QuantSpec("nf4", double_quant=True)
-"""What modules are quantized to unless told otherwise: what ``TrainConfig`` holds a base in."""
+"""What modules are quantized to by default: the format that ``TrainConfig`` holds a base in."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def sensitivity(
 
     ``modules``: names, in the order in which they are to come; None for all, in the checkpoint's. The numbers are the same in
     every order. A module takes two losses over the held-out rows, so that a model of many layers takes a while: with a
-    ``folder`` a sensitivity that was broken off, by ``cancel``, by a kill or by a lost machine, goes on where it was. Modules
-    come layer by layer, since their weights are exchanged so.
+    ``folder`` a sensitivity that was interrupted, by ``cancel``, by a kill or by a lost machine, continues where it was.
+    Modules come layer by layer, since that is the order in which their weights are exchanged.
 
     The other arguments, and what is raised, are those of ``evaluate``, whose folder may be the same.
     """

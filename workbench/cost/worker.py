@@ -1,6 +1,6 @@
 """The process that measures costs: ``python -m workbench.cost.worker FOLDER PARENT_PID``.
 
-Covers the order of things: what was asked for and is not measured yet, in the order of ``request.json``, each told in the
+Covers the order of things: what was asked for and is not measured yet, in the order of ``request.json``, each written to the
 folder's events as soon as it is known. Ends when the process that asked for it is gone. What is computed is ``engine``'s part.
 """
 

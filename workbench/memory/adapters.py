@@ -1,8 +1,8 @@
 """Which weights peft gives a LoRA adapter, and of what size: from a checkpoint's names and shapes, without loading anything.
 
 Covers what ``get_peft_model`` of peft 0.21 builds on what transformers 5 makes of a checkpoint, for ``all-linear``, lists of
-names and regular expressions, and for the model types in ``KNOWN``; the tests hold it against peft itself. Of other types it
-says between what the answer lies. Does not cover what peft refuses: such a run ends before it begins.
+names and regular expressions, and for the model types in ``KNOWN``; the tests hold it against peft itself. For other types it
+gives the fewest and the most adapters. Does not cover what peft refuses: such a run ends before it begins.
 """
 
 from __future__ import annotations

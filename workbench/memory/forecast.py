@@ -1,7 +1,7 @@
 """Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
 
 Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
-against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row
+against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is stated row
 by row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
 """
 
@@ -68,7 +68,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scratch and context": ("dequantized weight", "16-bit casts", "CUDA context"),
     }
 )
-"""The categories gathered for where they are too many to show; each is in one group."""
+"""Groups of categories, for where there is no room to show each; every category is in one group."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
 
     ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
-    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
+    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
     """
     source = open_model(src)
     tensors, plan = _planned(source, cfg, device)

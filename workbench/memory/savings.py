@@ -1,7 +1,7 @@
 """What double quantization saves: tensor by tensor, and on well-known models from half a billion to 70 billion weights.
 
-The sizes of models that are not at hand are computed from their published shapes, without a network. Does not cover what it
-costs in error, which takes the weights.
+The sizes of models that are not at hand are computed from their published shapes, without a network. Does not cover the
+error that it adds, which only the weights show.
 """
 
 from __future__ import annotations

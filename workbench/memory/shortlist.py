@@ -88,7 +88,7 @@ def _fitting(gpu: Gpu) -> tuple[Candidate, ...]:
 
 
 class PublishedShapes(Source):
-    """A model of which only the shapes are known: it can be listed and forecast, and not read."""
+    """A model of which only the shapes are known: it can be listed and forecast, but not read."""
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
         if config is None and name not in PUBLISHED:

@@ -60,7 +60,7 @@ class Rows:
     refused: int = 0
     """Chats that the template does not take, left out."""
     refusal: Refused | None = None
-    """Of the first of them."""
+    """The error for the first of them."""
 
     def counts(self) -> dict[str, int]:
         """The counts, with tokens, tokens that bear a loss, and the longest row."""
@@ -83,7 +83,7 @@ class Preview:
     whole: bool
     """Whether those are all rows of the dataset, or only its first."""
     refusal: str = ""
-    """Why the chat template refuses the first of the chats that it does; "" where it takes all."""
+    """Why the chat template refuses the first chat that it refuses; "" where it takes all."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def _encoded(rows: list[Text], tokenizer: Any, most: int) -> Iterator[tuple[list
     """Token ids and the characters that each stands for; special tokens stand for none."""
     for chat_rows, together in itertools.groupby(rows, key=lambda row: row.chat):
         batch = [row.text[:most] for row in together]
-        told = tokenizer(batch, add_special_tokens=not chat_rows, return_offsets_mapping=True, verbose=False)
-        yield from zip(told["input_ids"], told["offset_mapping"], strict=True)
+        encoded = tokenizer(batch, add_special_tokens=not chat_rows, return_offsets_mapping=True, verbose=False)
+        yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
 def preview(
@@ -244,7 +244,7 @@ def preview(
 ) -> Preview:
     """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
 
-    ``progress`` is told rows; InterruptedError once ``cancelled`` says yes.
+    ``progress`` counts rows; InterruptedError once ``cancelled`` says yes.
     """
     watch = Watch(scan, progress, cancelled)
     check(as_config(config, "preview"))

@@ -1,7 +1,7 @@
-"""What only a loaded model can tell against a run, each named at once and before the first batch. Worker only, imports torch.
+"""Faults of a run that only a loaded model shows, named before the first batch. Worker only, imports torch.
 
 Covers weights that the checkpoint lacks, names of modules, token ids beyond the embedding, and rows longer than the model has
-positions; and, once a loss is no number, where that comes from. What the files alone tell is ``model_checks``' part, at launch.
+positions; and, once a loss is no number, where that comes from. What the files alone show is ``model_checks``' part, at launch.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _commit(config: TrainConfig, source: Source) -> str | None:
 
 
 def _of_model(source: Source) -> dict[str, Found]:
-    """What of a model's folder decides what is learnt; JSON by its values."""
+    """The parts of a model's folder that decide what is learnt; JSON by its values."""
     folder = source.path
     if folder is None:
         raise ModelError("the model is not on this machine.", where=source.name, remedy="Download it first.")

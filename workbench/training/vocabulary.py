@@ -22,7 +22,7 @@ _REMEDY = (
 
 
 def vocabulary_fault(source: Source, chats: bool = False) -> str | None:
-    """Which token's id lies beyond the embedding's rows; None where none does, or the files do not tell.
+    """Which token's id lies beyond the embedding's rows; None where none does, or the files do not say.
 
     ``chats``: whether rows are chats, which bring the tokens that the template writes.
     """
@@ -68,7 +68,7 @@ def _template(folder: Path, special: dict[str, Any]) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none: what is wrong with a tokenizer's files is told where it is opened."""
+    """The object in a file; {} where there is none: faults in a tokenizer's files are raised where it is opened."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -98,7 +98,7 @@ def _extremes(buckets: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 class RunHistory:
-    """All that has been heard of a run. Times are seconds since its first event; pauses between attempts are left out."""
+    """What a run's events hold so far. Times are seconds since its first event; pauses between attempts are left out."""
 
     def __init__(self) -> None:
         self.hello: Event = {}
@@ -113,11 +113,11 @@ class RunHistory:
         self.counts: dict[Lane, int] = defaultdict(int)
         self.now = 0.0
         self.peaks: dict[int, float] = {}
-        """Of each step: the largest memory, in bytes, as the allocator told it or as it was sampled meanwhile."""
+        """Of each step: the largest memory, in bytes, as the allocator reported it or as it was sampled meanwhile."""
         self.ends: dict[int, float] = {}
         """Of each step: when it ended, in seconds."""
         self.held: list[tuple[float, dict[str, int]]] = []
-        """From some moments on: the bytes of the live tensors by category, until the next moment tells anew."""
+        """From some moments on: the bytes of the live tensors by category, until the next moment."""
         self.forecast: int | None = None
         """What a full batch was forecast to take, in bytes, without interpreter and libraries."""
         self.libraries: float | None = None
@@ -129,7 +129,7 @@ class RunHistory:
         self._shift: dict[int, float] = {}
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Take in events; of a kind that is not known nothing is kept."""
+        """Take in events; those of an unknown kind are dropped."""
         for event in events:
             at = self._seconds(event["t"], event.get("attempt", 1))
             self.now = max(self.now, at)
@@ -139,7 +139,7 @@ class RunHistory:
 
     @property
     def device(self) -> str:
-        """Where the model is trained, as the worker said it: "cpu" or a GPU's name."""
+        """Where the model is trained, as the worker named it: "cpu" or a GPU's name."""
         return str(self.hello.get("device", ""))
 
     @property
@@ -183,7 +183,7 @@ class RunHistory:
         return max(total - last[-1], 0) * max(pace, 0.0)
 
     def lanes(self, *sources: str) -> list[Lane]:
-        """The kinds of paging events heard of so far from these sources, as (source, what)."""
+        """The kinds of paging events so far from these sources, as (source, what)."""
         return sorted(lane for lane in self._slots if lane[0] in sources)
 
     def bar_width(self) -> float:

@@ -37,7 +37,7 @@ _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of wha
 
 @dataclass
 class _Attempt:
-    """What one attempt has told."""
+    """What one attempt's events hold."""
 
     forecast: Event = field(default_factory=dict)
     moments: dict[str, Event] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class ReceiptMeter:
         self._attempts: dict[int, _Attempt] = {}
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Takes events in any number of pieces, each piece in order; kinds that say nothing about memory are passed over."""
+        """Takes events in any number of pieces, each piece in order; kinds that have nothing about memory are skipped."""
         for event in events:
             self._attempts.setdefault(event.get("attempt", 1), _Attempt()).take(event)
 
@@ -104,7 +104,7 @@ def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
 
 
 class _Maker:
-    """Makes the receipt of what one attempt has told."""
+    """Makes the receipt of one attempt."""
 
     def __init__(self, attempt: _Attempt) -> None:
         self.attempt = attempt

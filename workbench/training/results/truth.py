@@ -1,8 +1,8 @@
 """The truth about a run's paging: what could page, what was asked for, what really moved, and why nothing did.
 
 Covers the sums of a run's events, each figure with its source, for the run and for every step, and the reasons in the order in
-which they apply. A request is never counted as a migration, a migration that nobody could see is unknown and not zero, and host
-page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and does not simulate (``workbench.memory.pager``).
+which they apply. A request is never counted as a migration, a migration that could not be seen is unknown and not zero, and
+host page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and does not simulate (``memory.pager``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class StepPaging:
-    """The bytes of one step; None where nobody could see them."""
+    """The bytes of one step; None where they could not be seen."""
 
     n: int
     requested: int
@@ -76,7 +76,7 @@ class PagingTruth:
     smallest_rank: int | None
     """The smallest ``lora_r`` at which a state is eligible; None where that is not known, or the rank decides nothing."""
     gpu: int | None = None
-    """Bytes of the GPU's memory, as NVML tells it; None where it has not."""
+    """Bytes of the GPU's memory, as NVML reports it; None where it has not."""
 
     def __getitem__(self, what: str) -> int | None:
         """The bytes of a reading."""
@@ -101,7 +101,7 @@ class PagingTruth:
         )
 
     def beside(self, simulation: PagerSimulation) -> pd.DataFrame:
-        """Bytes a step, simulated and measured (the median of the steps; missing where nobody could see them).
+        """Bytes a step, simulated and measured (the median of the steps; missing where they could not be seen).
 
         One line each for ``h2d`` and ``d2h``; what was measured holds every cause, the driver's own prefetches too.
         """
@@ -251,7 +251,7 @@ class _Attempt:
 
 
 def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
-    """What shapes alone tell before a run; {} without a model."""
+    """What shapes alone show before a run; {} without a model."""
     if src is None:
         return {}
     from workbench.memory.footprint import Plan, trained

@@ -60,9 +60,9 @@ class Shortage:
     """A batch that did not fit."""
 
     what: str
-    """The batch, as a sentence begins with it."""
+    """The batch in words, as the beginning of a sentence."""
     asked: int | None
-    """Bytes that were asked for and not given; None where nobody told."""
+    """Bytes that were asked for and not given; None where that is not known."""
     forecast: int
     """What the batch was forecast to take."""
     usable: int | None
@@ -101,7 +101,7 @@ class Shortage:
 def shortage(
     src: Source, plan: Plan, where: Mapping[str, Any], asked: int | None, usable: int | None, accumulate: int = 1
 ) -> Shortage:
-    """What is to be said of the batch in ``where`` (``rows``, ``longest``; a full one without them) that did not fit.
+    """The shortage of the batch in ``where`` (``rows``, ``longest``; a full one without them) that did not fit.
 
     After the change the forecast leaves a tenth of what there was, or of what the batch was forecast to take where that is
     less: then the forecast was too low, by an unknown amount. It is also lower by what was asked for, at least.

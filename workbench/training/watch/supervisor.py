@@ -52,7 +52,7 @@ class Supervisor:
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
         )
         self._terminated = False
-        self._seen: dict[Request, float] = {}  # when each request was first seen, on a clock that nobody sets
+        self._seen: dict[Request, float] = {}  # when each request was first seen, on the monotonic clock
 
     def set(self, state: str, **fields: Any) -> None:
         """Changes the status; while the run goes, a full disk may keep the old one."""
@@ -135,7 +135,7 @@ class Supervisor:
         return code
 
     def _thrown_away(self) -> bool:
-        """Whether the run's folder was removed: nobody could stop it any more. A disk that only fails to answer was not."""
+        """Whether the run's folder was removed, after which it could not be stopped. A failing disk does not count."""
         try:
             self.folder.config.stat()
         except FileNotFoundError:
@@ -155,7 +155,7 @@ class Supervisor:
     def end(self, state: str, **fields: Any) -> None:
         """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
 
-        What the worker left unfinished is removed: nobody writes any more. Nothing is written if the folder is gone.
+        What the worker left unfinished is removed, as no process writes any more. Nothing is written if the folder is gone.
         """
         if self._thrown_away():
             return

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from workbench.training.worker.trainer import TracedTrainer
 
 _SPARE = 1 << 23
-"""Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
+"""Bytes kept for reporting a failure once memory has run out; never written to, they take address space only."""
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -71,7 +71,7 @@ class Worker:
         self._spare = bytearray(_SPARE)
 
     def asked(self) -> str | None:
-        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody else could tell how the run ended."""
+        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: only it could record how the run ended."""
         if self._terminated or self.folder.asked("stop") or os.getppid() != self.supervisor:
             return "stop"
         return "pause" if self.folder.asked("pause") else None
@@ -88,7 +88,7 @@ class Worker:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Marks a phase; an exception leaves it open, which tells where the run ended."""
+        """Marks a phase; an exception leaves it open, which shows where the run ended."""
         before = self.where.get("phase")
         self.where["phase"] = name
         self.writer.emit("phase", name=name, edge="begin")
@@ -97,7 +97,7 @@ class Worker:
         self.where["phase"] = before
 
     def hello(self) -> None:
-        """Tells the versions, the device, the clocks, and which collectors work; told again when more is known."""
+        """Records the versions, the device, the clocks, and which collectors work; again when more is known."""
         self.writer.emit(
             "hello",
             capabilities={name: c.to_dict() for name, c in self.capabilities.items()},
@@ -146,7 +146,7 @@ class Worker:
             self.sampler.close()
 
     def _failed(self, error: BaseException) -> int:
-        """Tells how the run failed, as far as memory and disk still permit; the exit code tells it in any case."""
+        """Records how the run failed, as far as memory and disk still permit; the exit code shows it in any case."""
         self._spare.clear()
         ending = endings.ending_of(error, self.where, self._shortage)
         with contextlib.suppress(OSError, MemoryError):
@@ -216,7 +216,7 @@ class Worker:
         return base
 
     def _adapted(self, base: Any, cuda: bool) -> Any:
-        """The model as it is trained; what of its optimizer's state will be paged is known then, and told."""
+        """The model as it is trained; what of its optimizer's state will be paged is known then, and recorded."""
         from workbench.training.worker import model
 
         assert self.account is not None
@@ -346,7 +346,7 @@ class _LogEvents(logging.Handler):
 
 
 def main(root: str, attempt: str, supervisor: str) -> None:
-    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for whoever started this."""
+    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for the parent."""
     worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor) or os.getppid())
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
