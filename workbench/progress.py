@@ -1,4 +1,4 @@
-"""Telling whoever waits how far something is: a function of theirs, a bar, or nobody."""
+"""Progress and cancellation: what a caller passes to follow long work, or to end it; and the bar that is shown instead."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 Progress = Callable[[int, int], object]
-"""Told how much is done, and how much there is in all."""
-Tell = Callable[[int, int], None]
+"""Called with how much is done and how much there is in all, in the units that the function which takes it names."""
+Cancelled = Callable[[], bool]
+"""Asked now and then; once it says yes, the work ends: a read raises InterruptedError."""
 
 
 @contextmanager
-def telling(progress: bool | Progress, what: str, unit: str, done: int = 0, total: int = 0) -> Iterator[Tell]:
-    """Something to tell how much is done: the caller's function, a bar for True, or nothing. ``done``: what was before.
+def reporting(progress: bool | Progress, what: str, unit: str, done: int = 0, total: int = 0) -> Iterator[Progress]:
+    """A callback for the work: the caller's function, one that moves a bar for True, or one that does nothing.
 
-    ``unit`` ``"B"``, and none, are shown in powers of ten.
+    ``done``: how much was done before. ``unit`` ``"B"``, and none, are shown in powers of ten.
     """
     if callable(progress):
-        tell_them = progress
-
-        def tell(at: int, of: int) -> None:
-            tell_them(at, of)
-
-        yield tell
+        yield progress
     elif progress and (bar := _bar(what, unit, done, total)) is not None:
         with bar:
 

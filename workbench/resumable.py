@@ -1,6 +1,6 @@
 """Rows that come one after the other while something is measured: iterated, run to the end, left and gone on with, cancelled.
 
-Covers that alone. What a row is, and how it comes about, is told by ``Survey``, ``Evaluation`` and ``Sensitivity``.
+Covers that alone. What a row is, and how it comes about, is the part of ``Survey``, ``Evaluation`` and ``Sensitivity``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, Self, TypeVar
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 
 
-class Unfolding(ABC, Generic[Row]):
+class Unfolding(ABC, Generic[RowT]):
     """Iterating does the work. Leaving the loop stops it; iterating again gives the finished rows and goes on with the rest.
 
     Several threads may iterate: one works, and the others wait for its rows.
@@ -21,18 +21,18 @@ class Unfolding(ABC, Generic[Row]):
 
     def __init__(self, length: int, cancelled: Callable[[], bool] | None) -> None:
         self._length, self._asked = length, cancelled
-        self._rows: list[Row] = []
-        self._work: Generator[Row, None, None] | None = None
+        self._rows: list[RowT] = []
+        self._work: Generator[RowT, None, None] | None = None
         self._working = threading.Lock()
         self._cancelled = threading.Event()
         self._was_begun = False
 
     @abstractmethod
-    def _start(self) -> Generator[Row, None, None]:
+    def _start(self) -> Generator[RowT, None, None]:
         """The rows from the first that is not there yet; ends early once ``_stopped()``."""
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[RowT, ...]:
         """The rows that have finished."""
         return tuple(self._rows)
 
@@ -50,7 +50,7 @@ class Unfolding(ABC, Generic[Row]):
         """How many rows there will be."""
         return self._length
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[RowT]:
         position = 0
         try:
             while self._advance_to(position):

@@ -14,7 +14,7 @@ import workbench as wb
 from tests.helpers.immediate import Immediate
 from widgets import Workbench
 from workbench.cli.text import survey_text
-from workbench.surveys.rows import nonfinite_told, pooled
+from workbench.surveys.rows import nonfinite_summary, pooled
 
 SPECS = [
     wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True), wb.QuantSpec("nvfp4"), wb.QuantSpec("mxfp4"),
@@ -60,15 +60,15 @@ def test_a_nan_takes_every_block_with_double_quantization_as_in_bitsandbytes() -
 
 def test_what_is_left_of_the_averages_is_told_by_specification() -> None:
     stats = [wb.measure(normal(np.nan, 2), spec) for spec in SPECS[:2]]
-    assert nonfinite_told(stats) == (
+    assert nonfinite_summary(stats) == (
         "2 weights are NaN and 0 infinite; their 2 blocks are left out of every average; under NF4, blocks of 64, double "
         "quantized no block is left to average."
     )
-    assert nonfinite_told([wb.measure(normal(), SPECS[0])]) == ""
+    assert nonfinite_summary([wb.measure(normal(), SPECS[0])]) == ""
     whole = pooled([stats[1], wb.measure(normal(), SPECS[1])])  # a tensor that is lost takes no other with it
     assert whole.rmse == wb.measure(normal(), SPECS[1]).rmse
     assert whole.relative_rmse == pytest.approx(wb.measure(normal(), SPECS[1]).relative_rmse)
-    assert "all" not in nonfinite_told([whole])
+    assert "all" not in nonfinite_summary([whole])
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (1, 64), (2, 100)])

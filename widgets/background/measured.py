@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.progress import Cancelled
 from workbench.quant.inspect import BinErrors, bin_errors
 from workbench.quant.measure import ErrorStats, histogram, measure
 from workbench.quant.normality import Quantiles, quantiles
 from workbench.quant.outliers import Outliers, outliers_of
 from workbench.quant.scales import is_plain
 from workbench.quant.spec import QuantSpec
-from workbench.sources.base import Cancelled
 
 _BY_BLOCK = 16  # bytes that a specification's statistics take for each block, where the block's absmax is its scale
 

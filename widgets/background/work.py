@@ -12,7 +12,7 @@ from typing import Any
 from widgets.background.listeners import Listeners
 from widgets.background.pace import Pace, Step
 from widgets.background.tasks import Latest, delivery, under_ui
-from workbench.sources.base import Cancelled, Progress
+from workbench.progress import Cancelled, Progress
 
 
 class Work:

@@ -18,7 +18,7 @@ from widgets.background.work import Work
 from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, note, row, set_note
-from workbench.sources.base import Cancelled, Progress
+from workbench.progress import Cancelled, Progress
 
 EVERY = 0.25
 """Seconds between two drawings while results come in."""

@@ -17,7 +17,7 @@ from workbench.report.figures import error_bars
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of, layer_of, order_of
 from workbench.surveys.rows import Row
-from workbench.surveys.scores import Duel, Pareto, Point
+from workbench.surveys.scores import Duel, Pareto, ParetoPoint
 from workbench.text import amount, number, percent
 
 
@@ -198,7 +198,7 @@ def pareto(found: Pareto, bits: float | None = None) -> Figure:
 
     Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.
     """
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, list[ParetoPoint]] = {}
     for point in found.points:
         lines.setdefault(point.score.spec.format, []).append(point)
     known = list(FORMATS)
@@ -237,7 +237,7 @@ def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _through_block_sizes(points: Sequence[Point], i: int, axis: str) -> dict[str, Any]:
+def _through_block_sizes(points: Sequence[ParetoPoint], i: int, axis: str) -> dict[str, Any]:
     hover = [
         f"{escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
         f"relative RMSE {percent(p.score.relative_rmse, 3)}, SQNR {number(p.score.sqnr_db, '.2f')} dB"

@@ -21,7 +21,7 @@ from widgets.state import State
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.sources import Source
 from workbench.sources.rule import TRANSPOSED
-from workbench.surveys.rows import nonfinite_told
+from workbench.surveys.rows import nonfinite_summary
 
 _NONE = "none"
 
@@ -183,7 +183,7 @@ class Controls(ipywidgets.VBox):
             text += f" The checkpoint holds it in {analysis.packed}: shown is what that dequantizes to, quantized once more."
         elif analysis.tensor.layout == TRANSPOSED:
             text += " It is shown transposed, as bitsandbytes quantizes it."
-        set_note(self.status, " ".join(filter(None, [text, nonfinite_told(analysis.stats)])))
+        set_note(self.status, " ".join(filter(None, [text, nonfinite_summary(analysis.stats)])))
 
     def _changed(self, _: Any) -> None:
         formats = [self.lead.value, *(f for f in (self.second.value, self.third.value) if f != _NONE)]

@@ -19,9 +19,9 @@ from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES
+from workbench.progress import Cancelled, Progress
 from workbench.quant.formats import find_format
 from workbench.sources import Source
-from workbench.sources.base import Cancelled, Progress
 from workbench.surveys.duel import duel, pareto
 from workbench.surveys.scores import Duel, Pareto
 from workbench.text import amount, number, percent

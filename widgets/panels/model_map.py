@@ -21,9 +21,9 @@ from widgets.figures.model import Places, badness, model_map, told, value_of
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
+from workbench.progress import Cancelled, Progress
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo
-from workbench.sources.base import Cancelled, Progress
 from workbench.sources.kinds import layer_of
 from workbench.surveys.rows import Row
 from workbench.surveys.survey import survey

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.errors import ConfigError, FormatError
-from workbench.progress import Tell, telling
+from workbench.progress import Progress, reporting
 from workbench.text import printable
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def specs_of(formats: list[str], block_sizes: list[int], scale_dtype: str | None
     return [spec for both in found for spec in both]
 
 
-def bar(what: str) -> AbstractContextManager[Tell]:
+def bar(what: str) -> AbstractContextManager[Progress]:
     """A progress bar of weights on a terminal's standard error, as a callback."""
-    return telling(on_terminal(), what, "")
+    return reporting(on_terminal(), what, "")
 
 
 def on_terminal() -> bool:

@@ -17,7 +17,7 @@ from workbench.quant.formats import FORMATS
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
 from workbench.surveys.duel import of_survey
-from workbench.surveys.rows import Row, nonfinite_told
+from workbench.surveys.rows import Row, nonfinite_summary
 from workbench.surveys.scores import Duel
 from workbench.surveys.survey import Survey
 from workbench.text import NONE, amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
@@ -82,7 +82,7 @@ def survey_text(surveyed: Survey, worst: int) -> str:
 
 def nonfinite_text(rows: Sequence[Row], totals: Sequence[Totals]) -> str:
     """How many weights are NaN or infinite, what that leaves of the averages, and in which tensors; "" where all are finite."""
-    told = nonfinite_told(totals)
+    told = nonfinite_summary(totals)
     spoilt = [short(row.tensor.name) for row in rows if row.totals[0].nans or row.totals[0].infinities]
     more = [f"{len(spoilt) - _NAMED:,} more"] if len(spoilt) > _NAMED else []
     return f"{told} They are in {listed(spoilt[:_NAMED] + more)}." if told else ""

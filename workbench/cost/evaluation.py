@@ -18,7 +18,7 @@ from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_number
-from workbench.progress import Progress, telling
+from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
@@ -170,8 +170,8 @@ class Evaluation(Unfolding[Cost]):
 
     def _start(self) -> Generator[Cost, None, None]:
         assignments = [Assignment(), *map(Assignment, self.specs)]
-        with telling(self._progress, "Evaluation", "batch") as tell:
-            for assignment in self._measurements.measured(assignments, self._outputs, tell, self._stopped):
+        with reporting(self._progress, "Evaluation", "batch") as report:
+            for assignment in self._measurements.measured(assignments, self._outputs, report, self._stopped):
                 if len(self._rows) <= assignments.index(assignment):
                     yield self._cost(assignment)
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
-from workbench.progress import Progress, telling
+from workbench.progress import Cancelled, Progress, reporting
 from workbench.resumable import Unfolding
-from workbench.sources.base import Cancelled
 from workbench.text import NONE, known_amount, percent
 from workbench.training import data
 from workbench.training.checks import METHODS, OF_ADAPTERS
@@ -255,9 +254,9 @@ class MethodComparison(Unfolding[MethodResult]):
         return self.results
 
     def _start(self) -> Generator[MethodResult, None, None]:
-        with telling(self._progress, "Training", "step") as tell:
+        with reporting(self._progress, "Training", "step") as report:
             for method in list(self.configs)[len(self._rows) :]:
-                if self._stopped() or (result := self._trained(method, tell)) is None:
+                if self._stopped() or (result := self._trained(method, report)) is None:
                     return
                 yield result
 

@@ -30,7 +30,7 @@ from workbench.given import described, is_a, is_number, several
 from workbench.memory.footprint import Plan, base_weights
 from workbench.memory.forecast import MemoryLedger, fit, forecast
 from workbench.memory.gpus import Gpu, find
-from workbench.progress import Progress, telling
+from workbench.progress import Progress, reporting
 from workbench.surveys.survey import survey
 from workbench.text import amount, counted
 from workbench.training.config import TrainConfig, as_config
@@ -116,9 +116,9 @@ class Mix:
         InterruptedError once ``cancelled()`` says yes. Raises what ``evaluate`` raises while it runs.
         """
         found = self.sensitivity.measurements
-        with telling(progress, "Mix", "batch") as tell:
-            for point in found.measured([self.point], (), tell, cancelled or (lambda: False)):
-                self.measured = found.losses[point.key]
+        with reporting(progress, "Mix", "batch") as report:
+            for assignment in found.measured([self.point], (), report, cancelled or (lambda: False)):
+                self.measured = found.losses[assignment.key]
         if self.measured is None:
             raise InterruptedError("Measuring the mix was cancelled.")
         return self.measured_loss

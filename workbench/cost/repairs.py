@@ -34,7 +34,7 @@ from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.memory.footprint import Plan
-from workbench.progress import Progress, telling
+from workbench.progress import Progress, reporting
 from workbench.resumable import Unfolding
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.training.events import EventReader
@@ -163,10 +163,10 @@ class Repairs(Unfolding[Repair]):
     def _start(self) -> Generator[Repair, None, None]:
         wanted = [(module, step) for module in self.modules for step in self.adapters]
         process = Measuring(self._folder.root, "workbench.cost.repairing", self._request, self._poll, self._needed)
-        with telling(self._progress, "Repairs", "module", total=len(self.modules)) as tell:
+        with reporting(self._progress, "Repairs", "module", total=len(self.modules)) as report:
             try:
                 for key in wanted[len(self._rows) :]:
-                    if not process.until(lambda at=key: at in self._found, self._stopped, lambda: tell(*self._at)):  # type: ignore[misc]
+                    if not process.until(lambda at=key: at in self._found, self._stopped, lambda: report(*self._at)):  # type: ignore[misc]
                         return
                     yield self._found[key]
             finally:

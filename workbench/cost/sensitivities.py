@@ -19,7 +19,7 @@ from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
 from workbench.given import nearest, several
-from workbench.progress import Progress, telling
+from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source
@@ -163,8 +163,8 @@ class Sensitivity(Unfolding[ModuleCost]):
         order = [Assignment(), Assignment(self.spec), *self._assignments()]
         left = set(self.modules[len(self._rows) :])
         ready: set[str] = set()
-        with telling(self._progress, "Sensitivity", "batch") as tell:
-            for assignment in self.measurements.measured(order, (self.spec,), tell, self._stopped):
+        with reporting(self._progress, "Sensitivity", "batch") as report:
+            for assignment in self.measurements.measured(order, (self.spec,), report, self._stopped):
                 for name in (*(assignment.only or ()), *assignment.but):
                     if name in left and all(p.key in self.measurements.losses for p in self._of(name)):
                         ready.add(name)

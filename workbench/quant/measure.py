@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from workbench.errors import FormatError
 from workbench.given import described, is_number, is_several, is_whole
 from workbench.kernels.sampling import evenly_spaced
+from workbench.progress import Cancelled
 from workbench.quant.formats import Format
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 
-Cancelled = Callable[[], bool]
 _T = TypeVar("_T")
 
 

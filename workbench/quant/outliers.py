@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from workbench.errors import FormatError
 from workbench.given import several
-from workbench.quant.measure import Cancelled, ErrorStats, measure
+from workbench.progress import Cancelled
+from workbench.quant.measure import ErrorStats, measure
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import needs_overview
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec

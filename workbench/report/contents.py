@@ -24,7 +24,7 @@ from workbench.sources.packed import weights
 from workbench.surveys.duel import duel as fight
 from workbench.surveys.duel import of_survey
 from workbench.surveys.rows import Row
-from workbench.surveys.scores import Duel, Measured
+from workbench.surveys.scores import Duel, MeasuredTensors
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -42,7 +42,7 @@ class Contents:
     """Everything a report tells about one model."""
 
     source: Source
-    measured: Measured
+    measured: MeasuredTensors
     """The survey's rows under the specifications that were asked for."""
     duel: Duel
     savings: DoubleQuantSavings
@@ -96,7 +96,7 @@ def gather(surveyed: Survey, bits: float, executor: Executor | None, progress: b
     )
 
 
-def _tails(source: Source, measured: Measured) -> list[tuple[Row, Outliers]]:
+def _tails(source: Source, measured: MeasuredTensors) -> list[tuple[Row, Outliers]]:
     heaviest = sorted((row for row in measured.rows if row.kurtosis == row.kurtosis), key=lambda row: -row.kurtosis)[:HEAVIEST]
     spec = measured.specs[0]
     return [(row, outliers(weights(source, row.tensor.name, row.tensor.layout), spec, SIGMAS)) for row in heaviest]

@@ -17,7 +17,7 @@ from workbench.report.contents import HEAVIEST, Contents
 from workbench.report.figures import Figure
 from workbench.report.text import code, escaped, table
 from workbench.sources.kinds import order_of
-from workbench.surveys.rows import Row, nonfinite_told, pooled
+from workbench.surveys.rows import Row, nonfinite_summary, pooled
 from workbench.surveys.scores import MEASURES
 from workbench.text import NONE, amount, amount_or_none, bracketed, count, counted, listed, number, percent
 
@@ -284,7 +284,7 @@ def method(c: Contents) -> Section:
             [(code(row.tensor.name), escaped(row.error)) for row in c.measured.failed],
             texts=2,
         )
-    if told := nonfinite_told([c.measured.score(spec).totals for spec in c.specs]):
+    if told := nonfinite_summary([c.measured.score(spec).totals for spec in c.specs]):
         section.say(escaped(told))
     section.html += f"<h3>The same numbers in Python</h3>\n<pre><code>{_python(c)}</code></pre>\n"
     return section

@@ -14,7 +14,8 @@ from typing import Any
 
 from workbench.errors import ModelError, NotListed, Unreachable
 from workbench.given import described, is_a
-from workbench.sources.base import Cancelled, Progress, Source
+from workbench.progress import Cancelled, Progress
+from workbench.sources.base import Source
 from workbench.sources.header import shown
 from workbench.sources.local import LocalSource
 from workbench.sources.packed_names import refuse

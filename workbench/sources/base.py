@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from itertools import repeat
 from pathlib import Path
@@ -19,17 +19,13 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError
 from workbench.given import described, is_a
+from workbench.progress import Cancelled, Progress
 from workbench.sources.header import Entry, shown
 from workbench.sources.tensor_info import TensorInfo
 
-Progress = Callable[[int, int], None]
-"""Told how much there is and how much there will be: bytes while a tensor is read, files while a model is opened."""
-Cancelled = Callable[[], bool]
-"""Asked now and then; once it says yes, the call that asks raises InterruptedError."""
-
 
 class Watch:
-    """Whoever looks on while a source works. Both callables are called on the thread that reads, and on no other."""
+    """The caller's callbacks while a source works. Both are called on the thread that reads, and on no other."""
 
     def __init__(self, total: int, progress: Progress | None = None, cancelled: Cancelled | None = None) -> None:
         self.done, self.total = 0, total
@@ -41,7 +37,7 @@ class Watch:
             raise InterruptedError("The reading was cancelled.")
 
     def moved(self, count: int) -> None:
-        """Tell that ``count`` more of the total are there."""
+        """Report that ``count`` more of the total are there."""
         self.done += count
         if self._progress is not None:
             self._progress(self.done, self.total)
@@ -92,7 +88,7 @@ class Source(ABC):
     def read(self, name: str, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> NDArray[Any]:
         """The tensor in its stored dtype and shape; no other tensor's bytes are read.
 
-        ``progress(done, total)`` is told the bytes as they arrive. Once ``cancelled()`` says yes the call raises
+        ``progress(done, total)`` is called with the bytes as they arrive. Once ``cancelled()`` says yes the call raises
         InterruptedError, within a tenth of a second also while the network keeps it waiting.
         """
         file, entry = self._find(name)

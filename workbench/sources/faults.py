@@ -39,7 +39,7 @@ def host() -> str:
     return urlsplit(constants.ENDPOINT).netloc
 
 
-def told(error: Exception, repo: str, where: str = "") -> ModelError:
+def as_model_error(error: Exception, repo: str, where: str = "") -> ModelError:
     """The error as one that its reader can act on. ``where`` is the file that was asked for, else the repository."""
     if isinstance(error, ModelError):
         return error

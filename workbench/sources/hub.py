@@ -18,11 +18,12 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import tqdm, validate_repo_id
 
 from workbench.errors import ModelError, Unreachable, WholeFileOnly
+from workbench.progress import Cancelled, Progress
 from workbench.sources import cache, listing
-from workbench.sources.base import Cancelled, Progress, Reader, Source, Watch
+from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.cache import Cache
 from workbench.sources.crew import Crew, crew, reading_ahead
-from workbench.sources.faults import HTTP_ERROR, told
+from workbench.sources.faults import HTTP_ERROR, as_model_error
 from workbench.sources.files import (
     CONFIG,
     INDEX,
@@ -61,7 +62,7 @@ def open_hub(
     try:
         validate_repo_id(repo)
     except ValueError as error:
-        raise told(error, repo) from error
+        raise as_model_error(error, repo) from error
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         what = "The token is none: it is empty or has characters that no token has."
         raise ModelError(what, where=repo, remedy="Copy it again, without quotes and line breaks.")
@@ -280,6 +281,6 @@ def take(repo: str, file: str, commit: str, token: str | None, team: Crew) -> Pa
     except InterruptedError:
         raise
     except (OSError, ValueError, HTTP_ERROR) as error:
-        raise told(error, repo, f"{repo}/{file}") from error
+        raise as_model_error(error, repo, f"{repo}/{file}") from error
     team.got(path.stat().st_size - arrived)
     return path

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled, Progress
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.spec import QuantSpec
-from workbench.sources.base import Cancelled, Progress, Source
+from workbench.sources.base import Source
 from workbench.sources.header import Entry, shown, unique
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
 from workbench.sources.packed_weight import PackedWeight

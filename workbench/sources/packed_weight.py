@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled, Progress
 from workbench.quant.double_quant import NestedScales
-from workbench.sources.base import Cancelled, Progress, Source
+from workbench.sources.base import Source
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.packed_names import Packing
 from workbench.sources.rule import AS_STORED, already_in

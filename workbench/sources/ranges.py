@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from workbench.errors import ModelError, Unreachable, WholeFileOnly
-from workbench.sources.faults import HTTP_ERROR, status, told, wait_asked
+from workbench.sources.faults import HTTP_ERROR, as_model_error, status, wait_asked
 from workbench.sources.header import shown
 
 FIRST_PAUSE = 0.5
@@ -155,11 +155,11 @@ def persist(work: Callable[[], T], reached: Callable[[], int], stop: Event, repo
         except HTTP_ERROR as error:  # HfHubHTTPError is one
             fault: Exception = error
         except (OSError, ValueError) as error:
-            raise told(error, repo, where) from error
+            raise as_model_error(error, repo, where) from error
         failed, before = (failed if reached() == before else 0) + 1, reached()
         pause = _pause(fault, failed, repo)
         if pause is None:
-            raise told(fault, repo, where) from fault
+            raise as_model_error(fault, repo, where) from fault
         if stop.wait(pause):
             raise InterruptedError("The reading was cancelled.")
 
@@ -172,7 +172,7 @@ def _pause(error: Exception, failed: int, repo: str) -> float | None:
         asked = wait_asked(error.response)
         if asked is not None:
             return asked if asked <= PATIENCE else None
-    elif failed >= (UNREACHABLE_ATTEMPTS if isinstance(told(error, repo), Unreachable) else ATTEMPTS):
+    elif failed >= (UNREACHABLE_ATTEMPTS if isinstance(as_model_error(error, repo), Unreachable) else ATTEMPTS):
         return None
     return min(LONGEST_PAUSE, FIRST_PAUSE * float(2 ** (failed - 1))) * random.uniform(0.5, 1)
 

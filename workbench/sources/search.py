@@ -54,7 +54,7 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     from huggingface_hub import constants, get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers
 
-    from workbench.sources.faults import HTTP_ERROR, no_hub, told
+    from workbench.sources.faults import HTTP_ERROR, as_model_error, no_hub
 
     asked = {"search": text, "filter": "safetensors", "sort": "downloads", "limit": str(limit)}
     try:
@@ -70,7 +70,7 @@ def search_hub(text: str, limit: int = 8) -> list[HubModel]:
     except (KeyError, TypeError, AttributeError) as error:
         raise no_hub(error, text) from error
     except (OSError, ValueError, HTTP_ERROR) as error:
-        raise told(error, text) from error
+        raise as_model_error(error, text) from error
     return models[:limit]
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled
 from workbench.quant.quantize import as_weights
-from workbench.sources.base import Cancelled, Source
+from workbench.sources.base import Source
 from workbench.sources.header import DTYPES
 from workbench.sources.packed import packed
 from workbench.sources.packed_names import Packing, find_packings

@@ -22,7 +22,7 @@ from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.sources.base import Source
 from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
-from workbench.surveys.scores import Duel, Measured, Pareto, Trade, front_of, too_few
+from workbench.surveys.scores import Duel, MeasuredTensors, Pareto, Trade, front_of, too_few
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -168,7 +168,7 @@ def _measured(
     executor: Executor | None,
     progress: bool | Progress,
     cancelled: Callable[[], bool] | None,
-) -> Measured:
+) -> MeasuredTensors:
     if isinstance(model, Source | str | os.PathLike):
         if sample is not None:
             raise FormatError("A model is measured whole; only an array can be sampled.", remedy="Leave sample out.")
@@ -178,7 +178,7 @@ def _measured(
     weights = as_weights(model)
     totals = measure(weights, specs, sample, cancelled=cancelled)
     info = TensorInfo("array", weights.shape, weights.dtype.name, weights.size, weights.nbytes, True, "", "as stored")
-    return Measured("array", (Row(info, None, "", tuple(totals), float("nan"), None),), specs, (), totals[0].sampled)
+    return MeasuredTensors("array", (Row(info, None, "", tuple(totals), float("nan"), None),), specs, (), totals[0].sampled)
 
 
 def _of_model(
@@ -188,7 +188,7 @@ def _of_model(
     executor: Executor | None,
     progress: bool | Progress,
     cancelled: Callable[[], bool] | None,
-) -> Measured:
+) -> MeasuredTensors:
     from workbench.surveys.survey import survey
 
     surveyed = survey(model, specs, tensors, executor, progress, cancelled=cancelled)
@@ -198,10 +198,10 @@ def _of_model(
     return of_survey(surveyed)
 
 
-def of_survey(surveyed: Survey) -> Measured:
+def of_survey(surveyed: Survey) -> MeasuredTensors:
     """What a survey has found so far, to be compared; ModelError where that is nothing."""
     good = tuple(row for row in surveyed.rows if row.error is None)
     if not good:
         why = f"Of the first: {surveyed.errors[0].error}" if surveyed.errors else "No tensor was to be measured."
         raise ModelError("There is nothing to compare formats on.", where=surveyed.source.name, remedy=why)
-    return Measured(surveyed.source.name, good, surveyed.specs, surveyed.errors)
+    return MeasuredTensors(surveyed.source.name, good, surveyed.specs, surveyed.errors)

@@ -73,7 +73,7 @@ def pooled(totals: Sequence[Totals]) -> Totals:
     )
 
 
-def nonfinite_told(stats: Sequence[Totals]) -> str:
+def nonfinite_summary(stats: Sequence[Totals]) -> str:
     """How many of the same weights are NaN or infinite, and what that leaves of the averages under each specification.
 
     A sentence; "" where all weights are finite.

@@ -122,7 +122,7 @@ def winners(scores: Sequence[Score], on: str = "rmse") -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTensors:
     """Specifications on the tensors of a model, or on one array."""
 
     name: str
@@ -150,7 +150,7 @@ class Measured:
             -10 * math.log10(ratio) if ratio else math.inf,
         )
 
-    def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> Measured:
+    def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> MeasuredTensors:
         """The same with one tensor, or with those of a layer or kind alone."""
         asked = {"tensor": tensor, "layer": layer, "kind": kind}
         rows = tuple(
@@ -185,7 +185,7 @@ class Duel:
     """The formats that have no configuration so small, and the fewest bits per weight that each takes."""
     trades: Mapping[str, Trade]
     """By format: the contender without and with double quantization, where the format has both."""
-    measured: Measured
+    measured: MeasuredTensors
     """The tensors behind the numbers."""
 
     @property
@@ -226,7 +226,7 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """A specification in the plane of bits and error."""
 
     score: Score
@@ -238,9 +238,9 @@ class Point:
 class Pareto:
     """Error against bits per weight: what is worth its bits, and what something else beats at no more of them."""
 
-    points: tuple[Point, ...]
+    points: tuple[ParetoPoint, ...]
     """From the fewest bits to the most."""
-    measured: Measured
+    measured: MeasuredTensors
     """The tensors behind the numbers."""
 
     @property
@@ -266,7 +266,7 @@ class Pareto:
         return pd.DataFrame([point.score.to_dict() | {"on_front": point.on_front} for point in self.points])
 
 
-def front_of(measured: Measured) -> Pareto:
+def front_of(measured: MeasuredTensors) -> Pareto:
     """The points and the front of everything that was measured."""
     scores = sorted((measured.score(spec) for spec in measured.specs), key=lambda score: (score.bits, *score.order))
     points, least, bits = [], math.inf, math.nan
@@ -274,7 +274,7 @@ def front_of(measured: Measured) -> Pareto:
         on_front = score.rmse < least or (score.rmse == least and score.bits == bits)
         if on_front:
             least, bits = score.rmse, score.bits
-        points.append(Point(score, on_front))
+        points.append(ParetoPoint(score, on_front))
     return Pareto(tuple(points), measured)
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import ModelError, WorkbenchError
 from workbench.given import described, is_whole, nearest, several
-from workbench.progress import Progress, telling
+from workbench.progress import Cancelled, Progress, reporting
 from workbench.quant.measure import Tally
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
 from workbench.sources import Source, TensorInfo, open_model
-from workbench.sources.base import Cancelled
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.weight_chunks import packings_of
 from workbench.surveys.rows import Row, frame, grouped, worst
@@ -167,10 +166,10 @@ class Survey(Unfolding[Row]):
         finished = {row.tensor.name for row in self._rows}
         left = [info for info in self.infos if info.name not in finished]
         at, total, stopped = sum(map(sizes.__getitem__, finished)), sum(sizes.values()), self._stopped
-        with telling(self._progress, "Survey", "B", at, total) as tell:
+        with reporting(self._progress, "Survey", "B", at, total) as report:
 
             def seen(info: TensorInfo, share: float) -> None:
-                tell(at + int(share * info.nbytes), total)
+                report(at + int(share * info.nbytes), total)
 
             rows: Generator[Row, None, None]
             if self._executor is None:
@@ -180,7 +179,7 @@ class Survey(Unfolding[Row]):
             with closing(rows):
                 for row in rows:
                     at += sizes[row.tensor.name]
-                    tell(at, total)
+                    report(at, total)
                     yield row
 
 

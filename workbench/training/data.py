@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from workbench.errors import DataError, ModelError
 from workbench.given import described, is_whole
+from workbench.progress import Cancelled, Progress
 from workbench.sources import open_model
-from workbench.sources.base import Cancelled, Progress, Watch
+from workbench.sources.base import Watch
 from workbench.sources.header import check_pointer
 from workbench.training.chats import Refused, Span, Template
 from workbench.training.config import TrainConfig, as_config

@@ -216,9 +216,9 @@ def _taken(name: str, file: str, revision: str) -> Path:
 
 
 def _as_model_error(error: Exception, name: str) -> ModelError:
-    from workbench.sources.faults import told
+    from workbench.sources.faults import as_model_error
 
-    return told(error, name)
+    return as_model_error(error, name)
 
 
 def check_columns(files: Files, wanted: Sequence[str]) -> None:

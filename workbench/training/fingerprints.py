@@ -24,7 +24,7 @@ from typing import Any
 
 from workbench.atomic import replacing
 from workbench.errors import RunError
-from workbench.sources.base import Cancelled, Progress
+from workbench.progress import Cancelled, Progress
 from workbench.text import printable
 
 AT_ONCE = 32 << 20

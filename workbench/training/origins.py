@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError, RunError
+from workbench.progress import Cancelled, Progress
 from workbench.sources import Source, open_model
-from workbench.sources.base import Cancelled, Progress
 from workbench.sources.files import CONFIG, parse_json
 from workbench.text import counted
 from workbench.training import data, fingerprints

@@ -24,7 +24,7 @@ from workbench.cost.mixing import Mix, mix
 from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError
 from workbench.memory.gpus import known
-from workbench.sources.base import Cancelled, Progress
+from workbench.progress import Cancelled, Progress
 from workbench.text import amount, counted, listed
 
 

@@ -21,7 +21,7 @@ from widgets.controls.style import column, fields, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures.tables import table
-from workbench.sources.base import Cancelled, Progress
+from workbench.progress import Cancelled, Progress
 from workbench.text import NONE, counted
 from workbench.training.config import TrainConfig
 from workbench.training.results.history import RunHistory

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from workbench.atomic import new_folder
 from workbench.errors import RunError
-from workbench.sources.base import Cancelled, Progress, Watch
+from workbench.progress import Cancelled, Progress
+from workbench.sources.base import Watch
 from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
 from workbench.sources.tensor_info import TensorInfo

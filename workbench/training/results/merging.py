@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from workbench.errors import RunError
 from workbench.memory.footprint import Plan
+from workbench.progress import Cancelled, Progress
 from workbench.quant.quantize import quantize
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
-from workbench.sources.base import Cancelled, Progress, Watch
+from workbench.sources.base import Watch
 from workbench.sources.local import LocalSource
 from workbench.sources.packed import as_loaded, weights
 from workbench.sources.rule import TRANSPOSED
