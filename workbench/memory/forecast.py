@@ -123,6 +123,10 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
 
     ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
     ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
+
+    >>> ledger = wb.forecast("builtin", wb.TrainConfig(max_length=256))
+    >>> max(ledger.rows, key=lambda row: row.bytes).category, ledger.total
+    ('CUDA context', 618457440)
     """
     source = open_model(src)
     tensors, plan = _planned(source, cfg, device)
@@ -130,7 +134,11 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
 
 
 def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
-    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
+    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts.
+
+    >>> [ledger.title for ledger in wb.forecast_methods("builtin", wb.TrainConfig())][1:3]
+    ['LoRA on a 16-bit base', 'QLoRA, NF4']
+    """
     src = open_model(src)
     tensors, plan = _planned(src, cfg, device)
     base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
@@ -232,7 +240,11 @@ class Fit:
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
-    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it."""
+    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it.
+
+    >>> wb.fit(wb.forecast("builtin", wb.TrainConfig()), "T4").verdict
+    'fits'
+    """
     if not is_a(ledger, MemoryLedger):
         what, remedy = f"{described(ledger)} is no forecast.", "Give that of wb.forecast(src, config)."
         raise WorkbenchError(what, where="ledger", remedy=remedy)
@@ -259,6 +271,10 @@ def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) 
     """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
 
     Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
+
+    >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
+    >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(), "T4")]
+    [{'per_device_train_batch_size': 2}]
     """
     gpu = find(gpu)
     return _cheapest(

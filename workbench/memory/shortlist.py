@@ -66,7 +66,11 @@ _GATED = ("meta-llama/",)
 
 
 def shortlist(gpu: Gpu | str = GPU) -> tuple[Candidate, ...]:
-    """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first."""
+    """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first.
+
+    >>> [model.name for model in wb.shortlist("T4")][:2]
+    ['HuggingFaceTB/SmolLM2-135M-Instruct', 'Qwen/Qwen3-0.6B']
+    """
     return _fitting(find(gpu))
 
 

@@ -246,6 +246,10 @@ def preview(
     """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
 
     ``progress`` counts rows; InterruptedError once ``cancelled`` says yes.
+
+    >>> seen = wb.preview(wb.TrainConfig(), rows=1, scan=10)
+    >>> seen.counts["kept"], seen.whole, seen.rows[0][:3]
+    (10, False, (('<s>', False), ('ab', False), ('as', False)))
     """
     watch = Watch(scan, progress, cancelled)
     check(as_config(config, "preview"))

@@ -24,7 +24,11 @@ _AUTO = {
 
 
 def as_code(config: TrainConfig) -> str:
-    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
+    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found.
+
+    >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
+    ['import json', 'import torch']
+    """
     config = as_config(config, "as_code")
     files = training_files(config)
     parts = [_start(config) + _imports(config, files), _data(config, files), _model(config), _training(config)]

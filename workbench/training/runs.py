@@ -318,7 +318,11 @@ def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
 
 
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
-    """The runs in a folder, oldest first by name; [] where there are none."""
+    """The runs in a folder, oldest first by name; [] where there are none.
+
+    >>> wb.runs("a folder without runs")
+    []
+    """
     found = []
     for path in sorted(path_of(folder, "folder").glob("*/config.json")):
         try:

@@ -266,8 +266,7 @@ def paging_truth(
 ) -> PagingTruth:
     """The truth about a run's paging, from its configuration and its events; before a run, from ``src``'s shapes.
 
-    >>> truth = paging_truth(TrainConfig(optim="adamw_8bit"))
-    >>> truth.told
+    >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).told
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
     """
     if not is_several(events):
