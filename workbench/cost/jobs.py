@@ -166,7 +166,7 @@ def opened(root: Path) -> Job:
 _START = 10.0
 """Seconds in which the process imports its libraries and loads a small model."""
 _CHARACTERS = 4
-"""Of a token, about."""
+"""In a token, about."""
 _BY_LINE = {".jsonl", ".txt", ".csv"}
 _SIZE = 768
 

@@ -47,7 +47,7 @@ Curve = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method came to: measured on the machine that trained; ``trained`` and ``parameters`` are counted."""
+    """The result of one method: measured on the machine that trained; ``trained`` and ``parameters`` are counted."""
 
     method: str
     """``"full"``, ``"lora"`` or ``"qlora"``."""
@@ -115,7 +115,7 @@ class MethodResult:
 
 
 def result_of(run: Run, config: TrainConfig) -> MethodResult:
-    """What the run came to so far."""
+    """The run's result so far."""
     status, events = run.status, run.events()
     return _result(config, run.dir, (status.state, status.message, status.remedy), events, receipt(run), _saved(run))
 

@@ -41,7 +41,7 @@ _TELL_EVERY = 0.2
 
 
 class Folder:
-    """A folder of measurements that says what they are of: the caller's, or one that is gone with this object."""
+    """A folder of measurements that records what they are of: the caller's, or one that is removed with this object."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, identity: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         """``identity`` distinguishes these measurements, each part under a name for the reader; ``more`` is kept beside it.

@@ -154,7 +154,7 @@ def _chosen(weights: list[_Weight], config: Mapping[str, Any], targets: str | It
 
 
 def _last_parts(weights: Iterable[_Weight], targets: str, moved: Mapping[str, str]) -> set[str]:
-    """What peft makes of a text for the types in ``MOVED``: the last parts of the names that it means, wherever they stand."""
+    """How peft reads a regular expression for the types in ``MOVED``: as the last parts of all names that it matches."""
     if targets == ALL_LINEAR:
         return {w.name.rpartition(".")[2] for w in weights if w.linear} | moved.keys()
     parameters = {w.parameter for w in weights}

@@ -194,7 +194,7 @@ def working_set(src: Source, cfg: Any, everything: bool = False) -> tuple[list[E
 
 
 class _Timeline:
-    """The extents of a ledger by layer, and who touches them when."""
+    """The extents of a ledger by layer, and which moments touch them."""
 
     def __init__(self, src: Source, ledger: MemoryLedger, everything: bool) -> None:
         self.extents: list[Extent] = []

@@ -22,7 +22,7 @@ _PROBE, _WITNESS = "wbprobe", "wbwitness"
 
 
 class Refused(DataError):
-    """A chat that the template does not take: the other chats may be learnt all the same."""
+    """A chat that the template does not take; the other chats can still be learnt."""
 
 
 class Template:

@@ -29,7 +29,7 @@ _SECRET_VALUE = re.compile(
 def without_secrets() -> dict[str, str]:
     """This process's variables for a child that needs no token: no file that it writes can come to hold one.
 
-    The child finds this very workbench, wherever it lies.
+    The child imports this same workbench, wherever it lies.
     """
     kept = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
     home = str(Path(__file__).parents[2])

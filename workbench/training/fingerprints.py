@@ -132,7 +132,7 @@ def changes(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> tuple[FileChange, ...]:
-    """What of ``contents`` is no longer as it was; parts that were not recorded are passed over.
+    """The files of ``contents`` that have changed; parts that were not recorded are skipped.
 
     ``whole``: once nothing else has changed, files whose whole hash is known and that were touched since are hashed again.
     ``progress(done, total)`` counts their bytes, and once ``cancelled()`` says yes the call raises InterruptedError.
@@ -162,7 +162,7 @@ def changes(
 def _paired(
     then: Sequence[Fingerprint], now: Sequence[tuple[str, Content]]
 ) -> tuple[list[tuple[Fingerprint, Content]], list[tuple[str, str]]]:
-    """Files that belong together: by their order, so that other names do not matter, or by name where some came or went."""
+    """Pairs of a file then and now: by their order, so that other names do not matter, or by name where some came or went."""
     if len(then) == len(now):
         return [(old, value) for old, (_, value) in zip(then, now, strict=True)], []
     here, there = dict(now), {old.name for old in then}
@@ -222,7 +222,7 @@ def _whole(then: Fingerprint, cancelled: Cancelled) -> str:
 
 
 def read(run: Path) -> Fingerprints | None:
-    """Those of the run in the folder ``run``; None where none are recorded. ``RunError`` where they cannot be read."""
+    """The fingerprints of the run in ``run``; None where none are recorded. ``RunError`` where they cannot be read."""
     path = run / _FILE
     try:
         kept = json.loads(path.read_text("utf-8"))

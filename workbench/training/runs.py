@@ -291,7 +291,7 @@ def _spawn(run: Run) -> None:
 
 
 def _reap() -> None:
-    """Takes note of supervisors that have ended, so that they do not stay as zombies of this process."""
+    """Reaps supervisors that have ended, so that they do not stay zombies of this process."""
     for pid, process in list(_children.items()):
         if process.poll() is not None:
             del _children[pid]

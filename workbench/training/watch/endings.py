@@ -30,7 +30,7 @@ class Diverged(WorkbenchError):
 
 
 class OtherEnding(BaseException):
-    """Raised by SIGTERM in the worker: save what there is, then end. No library takes it for an error of its own."""
+    """Raised by SIGTERM in the worker, which then saves what there is and ends. No library takes it for an error of its own."""
 
 
 @dataclass(frozen=True)

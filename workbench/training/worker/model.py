@@ -76,7 +76,7 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
 
 
 def _check_quantized(model: Any, config: TrainConfig) -> None:
-    """Holds the base to what was asked for, and keeps bitsandbytes' CPU kernels on the paths that are right."""
+    """Checks that the base is as asked for, and keeps bitsandbytes' CPU kernels on the paths that are right."""
     from bitsandbytes.nn import Linear4bit
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}

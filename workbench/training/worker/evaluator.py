@@ -30,7 +30,7 @@ class Material:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurements:
+class Evaluator:
     """Measures ``net`` on ``material``, each time in a phase of its own."""
 
     config: TrainConfig
