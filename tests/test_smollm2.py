@@ -12,7 +12,7 @@ import pytest
 import workbench as wb
 from tests.helpers import kept, smollm2, tiny
 from tests.helpers.cost_in_process import measuring
-from workbench.cost.assignments import Point
+from workbench.cost.assignments import Assignment
 from workbench.sources.packed import logical, packed, weights
 from workbench.sources.rule import left_in_16_bits
 
@@ -106,7 +106,7 @@ def test_the_predicted_order_of_mixes_is_the_measured_one() -> None:
     modules = [t.name.removesuffix(".weight") for t in wb.open_model(FOLDER).tensors() if t.quantizable][:MODULES]
     with measuring():
         sens = wb.sensitivity(FOLDER, modules=modules, max_rows=4, max_length=48).run()
-        start = sens.job.nbytes(Point(sens.spec))
+        start = sens.job.nbytes(Assignment(sens.spec))
         saved = sum(row.saved_bytes for row in sens.rows)
         mixes = [wb.mix(sens, start + int(share * saved)) for share in (0.0, 0.3, 1.0)]
         losses = [mix.measure() or 0.0 for mix in mixes]

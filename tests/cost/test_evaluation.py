@@ -19,7 +19,7 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
-from workbench.cost.assignments import Point
+from workbench.cost.assignments import Assignment
 from workbench.cost.evaluation import EQUAL_BITS
 from workbench.cost.jobs import BATCH
 from workbench.cost.measurements import difference_interval, loss_interval
@@ -227,7 +227,7 @@ def test_leaving_the_loop_stops_and_going_on_measures_only_the_rest(model: Path,
     assert again.rows[0] == first
     told = (tmp_path / "kept" / "events-cost.jsonl").read_text()
     points = [json.loads(line)["point"] for line in told.splitlines() if '"loss"' in line]
-    assert sorted(points) == sorted({Point().key, Point(NF4).key, Point(FP4).key})
+    assert sorted(points) == sorted({Assignment().key, Assignment(NF4).key, Assignment(FP4).key})
 
 
 def test_cancelled_it_keeps_what_it_has_and_tells_how_far_it_was(model: Path) -> None:
@@ -335,8 +335,9 @@ def test_without_a_second_batch_or_a_number_there_is_no_interval() -> None:
 
 
 def test_points_are_known_by_what_they_are() -> None:
-    assert Point(NF4, but=("a", "b")).key == Point(NF4, but=("b", "a")).key
-    assert len({p.key for p in (Point(), Point(NF4), Point(NF4, only=()), Point(NF4, but=("a",)), Point(FP4))}) == 5
-    assert Point.from_dict(json.loads(json.dumps(Point(NF4, but=("a",), eight=("a",)).to_dict()))).assigned("ab") == {
+    assert Assignment(NF4, but=("a", "b")).key == Assignment(NF4, but=("b", "a")).key
+    different = Assignment(), Assignment(NF4), Assignment(NF4, only=()), Assignment(NF4, but=("a",)), Assignment(FP4)
+    assert len({assignment.key for assignment in different}) == 5
+    assert Assignment.from_dict(json.loads(json.dumps(Assignment(NF4, but=("a",), eight=("a",)).to_dict()))).assigned("ab") == {
         "a": wb.QuantSpec("int8"), "b": NF4,
     }  # fmt: skip

@@ -14,7 +14,7 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
-from workbench.cost.assignments import Point
+from workbench.cost.assignments import Assignment
 from workbench.cost.skip_names import names_for
 from workbench.memory.footprint import leaves_out
 from workbench.memory.forecast import fit
@@ -40,7 +40,7 @@ def tiny_sens(tmp_path_factory: pytest.TempPathFactory) -> wb.Sensitivity:
 
 
 def all_4bit(sens: wb.Sensitivity) -> int:
-    return sens.job.nbytes(Point(sens.spec))
+    return sens.job.nbytes(Assignment(sens.spec))
 
 
 # --- predicted and measured ---------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_modules_by_their_costs_beat_modules_by_chance(sens: wb.Sensitivity) -> 
         if row.saved_bytes <= left:
             taken.append(row.name)
             left -= row.saved_bytes
-    by_chance = Point(sens.spec, but=tuple(taken))
+    by_chance = Assignment(sens.spec, but=tuple(taken))
     list(sens.measurements.measured([by_chance], (), lambda done, total: None, lambda: False))
     assert (chosen.measured_loss or 9.0) < sens.measurements.losses[by_chance.key].loss
 

@@ -178,7 +178,7 @@ def test_overhead(facts: Facts) -> None:
         facts["CUPTI"] = capability.why
         sampler = telemetry.Sampler(writer, lambda: None)
         sampler.gpu, sampler.managed = telemetry.Gpu(), managed_bytes
-        sampler.sources = (collector,) if collector else ()
+        sampler.collectors = (collector,) if collector else ()
         sampler.start()
         try:
             return [step() for _ in range(20)]

@@ -18,17 +18,17 @@ class _Ended(BaseException):
     """Raised in the work when it is to end, as a signal would end a process."""
 
 
-class _Teller(process.Teller):
-    """Tells as the process does, until it is ended."""
+class _Reporter(process.Reporter):
+    """Reports as the process does, until it is ended."""
 
     def __init__(self, root: Path, ended: threading.Event) -> None:
         super().__init__(root)
-        tell = self.emit
+        report = self.emit
 
         def emit(k: str, /, **fields: Any) -> None:
             if ended.is_set():
                 raise _Ended
-            tell(k, **fields)
+            report(k, **fields)
 
         self.emit = emit  # type: ignore[method-assign,assignment]
 
@@ -39,14 +39,14 @@ class Thread:
     def __init__(self, arguments: list[str], **how: Any) -> None:
         self.returncode: int | None = None
         self._ended = threading.Event()
-        self._work = _measures_repairs if "workbench.cost.repairing" in arguments else lambda teller: Worker(teller).run()
+        self._work = _measures_repairs if "workbench.cost.repairing" in arguments else lambda reporter: Worker(reporter).run()
         self._thread = threading.Thread(target=self._run, args=(Path(arguments[-2]),))
         self._thread.start()
 
     def _run(self, root: Path) -> None:
-        teller = _Teller(root, self._ended)
+        reporter = _Reporter(root, self._ended)
         with contextlib.suppress(_Ended):
-            self.returncode = teller.through(lambda: self._work(teller))
+            self.returncode = reporter.through(lambda: self._work(reporter))
 
     def poll(self) -> int | None:
         return None if self._thread.is_alive() else (self.returncode if self.returncode is not None else -15)
@@ -59,10 +59,10 @@ class Thread:
         return self.poll()
 
 
-def _measures_repairs(teller: process.Teller) -> None:
+def _measures_repairs(reporter: process.Reporter) -> None:
     from workbench.cost.repairing import measure
 
-    measure(teller)
+    measure(reporter)
 
 
 @contextlib.contextmanager

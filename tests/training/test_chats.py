@@ -66,7 +66,7 @@ def with_template(template: str) -> Any:
     return made
 
 
-def text_of(row: data.Row, tokenizer: Any, learnt: bool = False) -> str:
+def text_of(row: data.TokenRow, tokenizer: Any, learnt: bool = False) -> str:
     return str(tokenizer.decode(row.input_ids[row.loss] if learnt else row.input_ids))
 
 

@@ -156,7 +156,7 @@ def test_fewer_rows_come_with_more_accumulation() -> None:
     plan = replace(PLAN, gradient_checkpointing=True, double_quant=True, optim="paged_adamw_8bit")
     total = forecast(LLAMA, plan).total
     found = shortage(LLAMA, plan, {}, None, int(0.9 * total), accumulate=3)
-    assert "full batch" in found.told
+    assert "full batch" in found.summary
     assert changes(found.remedy)[:2] == ["per_device_train_batch_size=4", "gradient_accumulation_steps=6"]
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import workbench as wb
 from workbench.training import fingerprints
-from workbench.training.fingerprints import AT_ONCE, LEAST, PIECE, PIECES, Change, Contents
+from workbench.training.fingerprints import AT_ONCE, LEAST, PIECE, PIECES, Contents, FileChange
 
 MIB = 1 << 20
 _IO = Path("/proc/thread-self/io")
@@ -59,7 +59,7 @@ def bytes_read(work: Callable[[], object]) -> int:
     return count() - before - own
 
 
-def what(changes: tuple[Change, ...]) -> list[tuple[str, str]]:
+def what(changes: tuple[FileChange, ...]) -> list[tuple[str, str]]:
     return [(change.name, change.what) for change in changes]
 
 

@@ -59,7 +59,7 @@ def test_what_a_collector_still_has_when_sampling_ends_is_not_lost(tmp_path: Pat
     source = Collected()
     writer = EventWriter(tmp_path / "events-rank0.jsonl", 1)
     sampler = Sampler(writer, lambda: None)
-    sampler.sources = (source,)
+    sampler.collectors = (source,)
     sampler.start()
     sampler.close()
     sampler.close()

@@ -1,4 +1,4 @@
-"""What is measured at a time: which modules of a model are quantized, and how. The rest of it stays in 16 bits.
+"""An assignment, what one measurement is of: which modules of a model are quantized, and how. The others stay in 16 bits.
 
 Covers the choice itself, its form as JSON, and the key that it is kept under. Does not measure.
 """
@@ -14,19 +14,19 @@ from typing import Any
 from workbench.quant.spec import QuantSpec
 
 EIGHT = QuantSpec("int8")
-"""What a module is in where a mix has it in 8 bits."""
+"""The specification of a module that a mix holds in 8 bits."""
 
 
 @dataclass(frozen=True)
-class Point:
+class Assignment:
     """A choice of modules, each named as its weight is in the checkpoint, without ``.weight``."""
 
     spec: QuantSpec | None = None
-    """How they are quantized; None: nothing is."""
+    """How they are quantized; None: no module is quantized."""
     only: tuple[str, ...] | None = None
     """The modules that are quantized; None: every one that a QLoRA load quantizes, but those in ``but``."""
     but: tuple[str, ...] = ()
-    """Modules that are left in 16 bits all the same."""
+    """Exceptions, which stay in 16 bits."""
     eight: tuple[str, ...] = ()
     """Modules of ``but`` that are in 8 bits instead."""
 
@@ -53,8 +53,8 @@ class Point:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Point:
-        """The point that ``to_dict`` wrote."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> Assignment:
+        """The assignment that ``to_dict`` wrote."""
         spec, only = fields["spec"], fields["only"]
         return cls(
             None if spec is None else QuantSpec(**spec),

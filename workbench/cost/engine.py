@@ -39,17 +39,17 @@ CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
 _AT_ONCE = 1 << 20
 _WARM, _NF4 = 64, QuantSpec("nf4")
-Tell = Callable[..., object]
+Emit = Callable[..., object]
 Array = NDArray[Any]
 
 
 class Engine:
     """A model, its held-out batches, and what of it is quantized at the moment: nothing at first."""
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self._tell = job, tell
+    def __init__(self, job: Job, emit: Emit) -> None:
+        self.job, self._emit = job, emit
         self._held: dict[str, QuantSpec] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._emitted: set[tuple[str, str]] = set()
         folder = Path(job.config.model)
         tokenizer = data.open_tokenizer(folder)
         files = data.held_out_files(job.config)
@@ -62,7 +62,7 @@ class Engine:
         self._calibration = collator.batch(rows[:CALIBRATION])
         self._class = _class_of(folder)
         self._dtype = _dtype(job)
-        quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # the kernels are loaded, and no part of what the model takes
+        quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # loads the kernels before memory is counted
         self.base = host_counters().get("rss") or 0
         """Resident memory with libraries and rows, before the model."""
         self.model = self._load(folder)
@@ -75,7 +75,7 @@ class Engine:
 
     @property
     def digest(self) -> str:
-        """Tells these batches from others."""
+        """SHA-256 of all batches: it identifies them."""
         digest = hashlib.sha256()
         for batch in self.batches:
             digest.update(batch["input_ids"].numpy().tobytes() + batch["labels"].numpy().tobytes())
@@ -116,7 +116,7 @@ class Engine:
                 self._held.pop(name)
             else:
                 value = quantize(stored, wanted).dequantize()
-                self._tell_error(name, wanted, stored, value)
+                self._emit_error(name, wanted, stored, value)
                 self._held[name] = wanted
             self._write(info, weight, value)
 
@@ -131,16 +131,16 @@ class Engine:
             for rows in _pieces(len(turned), turned.shape[1]):
                 weight.data[rows].copy_(torch.from_numpy(np.ascontiguousarray(turned[rows], np.float32)))
 
-    def _tell_error(self, name: str, spec: QuantSpec, stored: Array, value: Array) -> None:
+    def _emit_error(self, name: str, spec: QuantSpec, stored: Array, value: Array) -> None:
         key = name, spec_key(spec)
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._emitted:
+            self._emitted.add(key)
             error = signal = 0.0
             for rows in _pieces(*stored.shape):
                 exact = np.asarray(stored[rows], np.float64)
                 with np.errstate(over="ignore", invalid="ignore"):
                     error, signal = error + float(np.sum((value[rows] - exact) ** 2)), signal + float(np.sum(exact**2))
-            self._tell("weights", module=name, spec=key[1], error=error, signal=signal)
+            self._emit("weights", module=name, spec=key[1], error=error, signal=signal)
 
     def losses(self) -> Iterator[float]:
         """Nats of each batch, summed over its tokens."""
@@ -149,7 +149,7 @@ class Engine:
                 yield summed_loss(self.model, batch)[0]
 
     def outputs(self, specs: Sequence[QuantSpec]) -> None:
-        """Tells ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being what reaches it in the 16-bit model, in one forward pass."""
+        """Emits ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being its input in the 16-bit model, in one forward pass."""
         self.assign({})
         mask = self._calibration["attention_mask"].bool()
         hooks = []
@@ -166,7 +166,7 @@ class Engine:
                 for spec in specs:
                     rounded = quantize(stored, spec).dequantize(_NUMPY[self._dtype]).astype(np.float32)
                     error = _norm(x, rounded - exact)
-                    self._tell("outputs", module=name, spec=spec_key(spec), error=error, signal=signal, tokens=len(x))
+                    self._emit("outputs", module=name, spec=spec_key(spec), error=error, signal=signal, tokens=len(x))
 
             hooks.append(module.register_forward_pre_hook(look))
         try:
@@ -186,7 +186,7 @@ def _class_of(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
-    """What transformers makes of a model that it cannot load becomes a ModelError; a lack of memory stays one."""
+    """Turns the errors by which transformers refuses a model into ModelError; a lack of memory is raised as it is."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
@@ -213,13 +213,13 @@ def _norm(x: torch.Tensor, weight: Array) -> float:
 
 
 def _pieces(rows: int, width: int) -> Iterator[slice]:
-    """A matrix's rows, some million elements at a time: what is made of them in passing stays small."""
+    """A matrix's rows, some million elements at a time, so that intermediate arrays stay small."""
     step = max(1, _AT_ONCE // width)
     yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _mapped_privately(folder: Path) -> bool:
-    """Whether writing to a weight that safetensors has mapped cannot reach its file: Linux tells, elsewhere it is not known."""
+    """Whether writing to a weight that safetensors has mapped cannot reach its file: known on Linux only."""
     if sys.platform != "linux":
         return False
     root = str(folder.resolve())

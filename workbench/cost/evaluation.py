@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.cost.assignments import Point, spec_key
+from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
 from workbench.errors import FormatError
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUAL_BITS = 4.5
-"""Bits per weight that formats are compared at unless told otherwise, as in ``duel``."""
+"""Bits per weight that formats are compared at by default, as in ``duel``."""
 USUAL = (
     QuantSpec("nf4"), QuantSpec("nf4", double_quant=True), QuantSpec("fp4"), QuantSpec("int4"), QuantSpec("int4-asym"),
     QuantSpec("af4"), QuantSpec("mxfp4"), QuantSpec("nvfp4"),
 )  # fmt: skip
-"""What is measured unless told otherwise."""
+"""What is measured by default."""
 IN_16_BITS = "16 bits"
 
 
@@ -82,7 +82,7 @@ def evaluate(
     """What each format does to the model's held-out loss: an iterable of ``Cost`` as they finish, the model in 16 bits first.
 
     ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
-    specifications, or names of formats, each then as it usually is. ``equal_bits``: True, or bits per weight: in place of each
+    specifications, or names of formats as they usually are. ``equal_bits``: True, or bits per weight: in place of each
     specification its format's largest configuration of at most 4.5 (or so many) bits, as in ``duel``.
 
     ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for those that it names; or a file, a folder or
@@ -90,11 +90,11 @@ def evaluate(
     as many as ``TrainConfig`` has it (512 and 64).
 
     The work is done by a process of its own, which holds the model in 16 bits and a layer more. ``folder`` keeps what was
-    measured: with the same folder, model and rows nothing is measured twice, and what was broken off goes on. Without it, it is
-    gone with the result. ``output_error`` also measures the layers' outputs, ``Evaluation.output_errors``, first of all.
+    measured: with the same folder, model and rows nothing is measured twice, and an interrupted evaluation continues. Without
+    a folder the measurements go with the result. ``output_error`` measures the layers' outputs first (``output_errors``).
 
-    ``progress``: True for a bar, or a function that is told the batches done and their total. Once ``cancelled()`` says yes,
-    the evaluation is cancelled, within a second.
+    ``progress``: True for a bar, or a function of the batches done and their total. Once ``cancelled()`` says yes, the
+    evaluation is cancelled, within a second.
 
     Raises ModelError, DataError, FormatError or ConfigError for what cannot be measured, at once; and while iterating RunError
     or ModelError where the process fails, or the model does not fit into memory.
@@ -169,27 +169,27 @@ class Evaluation(Unfolding[Cost]):
         return math.nan if ratio is None else ratio.value
 
     def _start(self) -> Generator[Cost, None, None]:
-        points = [Point(), *map(Point, self.specs)]
-        with reporting(self._progress, "Evaluation", "batch") as tell:
-            for point in self._measurements.measured(points, self._outputs, tell, self._stopped):
-                if len(self._rows) <= points.index(point):
-                    yield self._cost(point)
+        assignments = [Assignment(), *map(Assignment, self.specs)]
+        with reporting(self._progress, "Evaluation", "batch") as report:
+            for assignment in self._measurements.measured(assignments, self._outputs, report, self._stopped):
+                if len(self._rows) <= assignments.index(assignment):
+                    yield self._cost(assignment)
 
-    def _cost(self, point: Point) -> Cost:
+    def _cost(self, assignment: Assignment) -> Cost:
         losses = self._measurements.losses
-        found, base = losses[point.key], losses[Point().key]
+        found, base = losses[assignment.key], losses[Assignment().key]
         increase, interval = found.above(base)
-        assigned = self._job.assigned(point)
+        assigned = self._job.assigned(assignment)
         bits, ratio = 16.0, Ratio(0.0, 0.0)
-        if point.spec is not None:
+        if assignment.spec is not None:
             sizes = [self._job.weights[module].numel for module in assigned]
-            bits = 8 * sum(map(point.spec.nbytes, sizes)) / sum(sizes)
-            own = [self._measurements.weights[module, spec_key(point.spec)] for module in assigned]
+            bits = 8 * sum(map(assignment.spec.nbytes, sizes)) / sum(sizes)
+            own = [self._measurements.weights[module, spec_key(assignment.spec)] for module in assigned]
             ratio = Ratio(sum(r.error for r in own), sum(r.signal for r in own))
-        name = IN_16_BITS if point.spec is None else point.spec.title
+        name = IN_16_BITS if assignment.spec is None else assignment.spec.title
         return Cost(
-            point.spec, name, bits, self._job.nbytes(point), found.loss, perplexity(found), found.interval, found.batches,
-            increase, interval, ratio.value,
+            assignment.spec, name, bits, self._job.nbytes(assignment), found.loss, perplexity(found), found.interval,
+            found.batches, increase, interval, ratio.value,
         )  # fmt: skip
 
     def __repr__(self) -> str:

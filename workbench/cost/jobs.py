@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from workbench.cost.assignments import Point
+from workbench.cost.assignments import Assignment
 from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
 from workbench.memory.footprint import loaded
@@ -72,18 +72,18 @@ class Job:
         """Elements of the largest weight."""
         return max(t.numel for t in self.source.tensors())
 
-    def nbytes(self, point: Point) -> int:
+    def nbytes(self, assignment: Assignment) -> int:
         """Bytes of all weights with these modules quantized, codes and scales counted, and the rest in 16 bits."""
-        saved = (2 * self.weights[m].numel - spec.nbytes(self.weights[m].numel) for m, spec in self.assigned(point).items())
-        return self.nbytes_16bit - sum(saved)
+        numels = ((self.weights[module].numel, spec) for module, spec in self.assigned(assignment).items())
+        return self.nbytes_16bit - sum(2 * numel - spec.nbytes(numel) for numel, spec in numels)
 
-    def assigned(self, point: Point) -> dict[str, QuantSpec]:
+    def assigned(self, assignment: Assignment) -> dict[str, QuantSpec]:
         """The modules that are quantized, each with its specification."""
-        return point.assigned(self.weights)
+        return assignment.assigned(self.weights)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells this job from others: the data's fields, and a fingerprint of the weights, wherever they lie."""
+        """What identifies this job: the data's fields, and a fingerprint of the weights, wherever they lie."""
         fields = self.config.to_dict()
         return {"fingerprint": _fingerprint(self.source), "batch": BATCH} | {name: fields[name] for name in OF_DATA}
 
@@ -106,7 +106,7 @@ def job_of(
     max_length: int | None,
     max_rows: int | None,
 ) -> Job:
-    """The job, with everything checked that can be told now; a dataset on the Hub is fetched.
+    """The job, with everything checked that can be known now; a dataset on the Hub is fetched.
 
     ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for the held-out rows that it names; or a file, a
     folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``. ModelError, DataError or
@@ -148,7 +148,7 @@ def _fingerprint(source: Source) -> str:
 
 
 def check_finite(job: Job) -> None:
-    """Raises ModelError that names the tensor, where a weight is NaN or infinite: what is measured then says nothing."""
+    """Raises ModelError that names the tensor, where a weight is NaN or infinite, which makes every measurement meaningless."""
     if found := next(not_finite(job.source), None):
         what = f"Its held-out loss is no number in 16 bits, before anything is quantized: {found}."
         raise ModelError(what, where=job.source.name, remedy="Fetch the checkpoint again, or choose another.")
@@ -164,7 +164,7 @@ def opened(root: Path) -> Job:
 _START = 10.0
 """Seconds in which the process imports its libraries and loads a small model."""
 _CHARACTERS = 4
-"""Of a token, about."""
+"""In a token, about."""
 _BY_LINE = {".jsonl", ".txt", ".csv"}
 _SIZE = 768
 
@@ -183,7 +183,7 @@ class Effort:
 def effort(src: Source, data: TrainConfig, losses: int) -> Effort:
     """What measuring so many held-out losses of a model takes, on the rows that ``data`` names.
 
-    How long rows are is told by their size on disk, where a file has a row a line; elsewhere they are taken to be of
+    The length of rows follows from their size on disk, where a file has one row a line; elsewhere they are taken to have
     ``max_length`` tokens.
     """
     job = Job(src, data)

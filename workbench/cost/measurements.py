@@ -1,6 +1,6 @@
 """A folder of what was measured on one model and its held-out rows, and the process that adds to it.
 
-Covers reading and asking: which points are there, starting ``python -m workbench.cost.worker FOLDER`` for those that are not,
+Covers reading and asking: which assignments were measured, starting ``python -m workbench.cost.worker FOLDER`` for the others,
 following it, ending it, and saying how it ended. Everything measured is a line of JSON in the folder from the moment it is
 known, so that what was measured stays when a process is killed, and is not measured again. Imports no torch.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.cost.assignments import Point, spec_key
+from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job
 from workbench.cost.process import Folder, Measuring, failure_in
 from workbench.errors import WorkbenchError
@@ -27,7 +27,7 @@ from workbench.training.events import EventReader
 
 @dataclass(frozen=True)
 class Losses:
-    """The held-out loss of one point, batch by batch."""
+    """The held-out loss of one assignment, batch by batch."""
 
     sums: tuple[float, ...]
     """Nats, summed over each batch's tokens that bear a loss."""
@@ -56,7 +56,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """The measuring process's resident memory, in bytes, as its operating system told it."""
+    """The measuring process's resident memory, in bytes, as its operating system reports it."""
 
     base: int
     """With its libraries loaded, before the model."""
@@ -83,14 +83,14 @@ Stopped = Callable[[], bool]
 
 
 class Measurements:
-    """What is known of a job, and the way to know more. In ``folder``, or in one that is gone with this object."""
+    """What has been measured of a job, and how to measure more. In ``folder``, or in one that is removed with this object."""
 
     def __init__(self, job: Job, folder: str | os.PathLike[str] | None) -> None:
         self.job = job
         self._folder = Folder(folder, job.identity, {"config": job.config.to_dict()})
         self.root = self._folder.root
         self.losses: dict[str, Losses] = {}
-        """By ``Point.key``."""
+        """By ``Assignment.key``."""
         self.weights: dict[tuple[str, str], Ratio] = {}
         """By module and ``spec_key``: the weights' own error."""
         self.outputs: dict[tuple[str, str], Ratio] = {}
@@ -107,43 +107,43 @@ class Measurements:
         self._poll()
 
     def measured(
-        self, points: Sequence[Point], outputs: Sequence[QuantSpec], progress: Progress, stopped: Stopped
-    ) -> Iterator[Point]:
-        """The points in their order, each as soon as its loss is there; first the outputs' errors are measured.
+        self, assignments: Sequence[Assignment], outputs: Sequence[QuantSpec], progress: Progress, stopped: Stopped
+    ) -> Iterator[Assignment]:
+        """The assignments in their order, each as soon as its loss is there; first the outputs' errors are measured.
 
-        ``progress`` is told held-out batches.
+        ``progress`` counts held-out batches.
         Leaving the loop ends the process. Raises RunError or ModelError where it fails.
         """
         process = Measuring(
-            self.root, "workbench.cost.worker", lambda: self._request(points, outputs), self._poll, self.job.nbytes_16bit
+            self.root, "workbench.cost.worker", lambda: self._request(assignments, outputs), self._poll, self.job.nbytes_16bit
         )
         try:
-            for point in points:
-                if not process.until(lambda at=point: self._known(at, outputs), stopped, lambda: progress(*self._at)):  # type: ignore[misc]
+            for assignment in assignments:
+                if not process.until(lambda at=assignment: self._known(at, outputs), stopped, lambda: progress(*self._at)):  # type: ignore[misc]
                     return
-                yield point
+                yield assignment
         finally:
             process.close()
             self.phase = ""
 
-    def _known(self, point: Point, outputs: Sequence[QuantSpec]) -> bool:
-        return point.key in self.losses and all(
+    def _known(self, assignment: Assignment, outputs: Sequence[QuantSpec]) -> bool:
+        return assignment.key in self.losses and all(
             (module, spec_key(spec)) in self.outputs for spec in outputs for module in self.job.weights
         )
 
-    def _request(self, points: Sequence[Point], outputs: Sequence[QuantSpec]) -> dict[str, Any]:
+    def _request(self, assignments: Sequence[Assignment], outputs: Sequence[QuantSpec]) -> dict[str, Any]:
         """What to ask the process for."""
         self.job.check_memory()
-        specs = {spec_key(s): s for s in (*(p.spec for p in points), *outputs) if s is not None}
+        specs = {spec_key(s): s for s in (*(p.spec for p in assignments), *outputs) if s is not None}
         forms = [spec.definition for spec in specs.values()]
         return {
-            "points": [point.to_dict() for point in points],
+            "points": [assignment.to_dict() for assignment in assignments],
             "outputs": [spec.to_dict() for spec in outputs],
             "formats": [[form.name, list(form.steps), form.title, form.source] for form in forms],
         }
 
     def _poll(self) -> WorkbenchError | None:
-        """Takes in what the process has told since the last time; the error among it."""
+        """Reads the process's events since the last time; returns the error among them."""
         events = self._reader.poll()
         for event in sorted(events, key=lambda event: event["k"] != "data"):  # what the losses refer to first
             match event["k"]:

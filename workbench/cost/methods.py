@@ -46,7 +46,7 @@ Curve = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method came to: measured on the machine that trained; ``trained`` and ``parameters`` are counted."""
+    """The result of one method: measured on the machine that trained; ``trained`` and ``parameters`` are counted."""
 
     method: str
     """``"full"``, ``"lora"`` or ``"qlora"``."""
@@ -114,7 +114,7 @@ class MethodResult:
 
 
 def result_of(run: Run, config: TrainConfig) -> MethodResult:
-    """What the run came to so far."""
+    """The run's result so far."""
     status, events = run.status, run.events()
     return _result(config, run.dir, (status.state, status.message, status.remedy), events, receipt(run), _saved(run))
 
@@ -174,7 +174,7 @@ def compare_methods(
     again, and the others go on from their last checkpoints. None: a new one under ``runs/``. ``each``: fields that differ by
     method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have (``use_dora``,
     ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress``: True for a bar, or a function
-    that is told the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
+    of the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
     Nothing is trained before the comparison is iterated, run, or asked for a table.
 
     Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
@@ -253,13 +253,13 @@ class MethodComparison(Unfolding[MethodResult]):
         return self.results
 
     def _start(self) -> Generator[MethodResult, None, None]:
-        with reporting(self._progress, "Training", "step") as tell:
+        with reporting(self._progress, "Training", "step") as report:
             for method in list(self.configs)[len(self._rows) :]:
-                if self._stopped() or (result := self._trained(method, tell)) is None:
+                if self._stopped() or (result := self._trained(method, report)) is None:
                     return
                 yield result
 
-    def _trained(self, method: str, tell: Progress) -> MethodResult | None:
+    def _trained(self, method: str, progress: Progress) -> MethodResult | None:
         """What the method came to; None where it was cancelled."""
         config = self.configs[method]
         try:
@@ -268,7 +268,7 @@ class MethodComparison(Unfolding[MethodResult]):
             return refused(config, self.folder / method, str(error), error.remedy)
         self.run_under_way = run
         try:
-            return result_of(run, config) if self._followed(run, tell) else None
+            return result_of(run, config) if self._followed(run, progress) else None
         except BaseException:
             with contextlib.suppress(RunError):
                 run.pause()
@@ -298,7 +298,7 @@ class MethodComparison(Unfolding[MethodResult]):
             run.wait()  # it was asked to end
         return run if run.status.state not in ENDED or run.status.state == "finished" else run.resume()
 
-    def _followed(self, run: Run, tell: Progress) -> bool:
+    def _followed(self, run: Run, progress: Progress) -> bool:
         """Waits for the run's end; False where the comparison was cancelled first, and the run was paused for it."""
         reader, before, done = run.reader(), len(self._rows), 0
         while True:
@@ -309,7 +309,7 @@ class MethodComparison(Unfolding[MethodResult]):
                 elif event["k"] == "dataset" and event["split"] == "train":
                     self._steps = event["steps"]
             if self._steps:
-                tell(before * self._steps + done, len(self) * self._steps)
+                progress(before * self._steps + done, len(self) * self._steps)
             if ended:
                 return True
             if self._stopped():

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.cost.assignments import EIGHT, Point
+from workbench.cost.assignments import EIGHT, Assignment
 from workbench.cost.measurements import Losses
 from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError, RunError
@@ -57,7 +57,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class _Step:
-    """A module's way up, from 4 to 8 or 16 bits, or from 8 to 16."""
+    """One module raised from 4 to 8 or 16 bits, or from 8 to 16."""
 
     module: str
     bits: int
@@ -106,9 +106,9 @@ class Mix:
         return self.curve[-1]
 
     @property
-    def point(self) -> Point:
+    def point(self) -> Assignment:
         """What ``measure`` measures."""
-        return Point(self.sensitivity.spec, but=(*self.modules_left_out, *self.modules_8bit), eight=self.modules_8bit)
+        return Assignment(self.sensitivity.spec, but=(*self.modules_left_out, *self.modules_8bit), eight=self.modules_8bit)
 
     def measure(self, *, progress: bool | Progress = False, cancelled: Callable[[], bool] | None = None) -> float | None:
         """Measures the mix on the sensitivity's held-out rows, in a process of its own; returns ``measured_loss``.
@@ -116,9 +116,9 @@ class Mix:
         InterruptedError once ``cancelled()`` says yes. Raises what ``evaluate`` raises while it runs.
         """
         found = self.sensitivity.measurements
-        with reporting(progress, "Mix", "batch") as tell:
-            for point in found.measured([self.point], (), tell, cancelled or (lambda: False)):
-                self.measured = found.losses[point.key]
+        with reporting(progress, "Mix", "batch") as report:
+            for assignment in found.measured([self.point], (), report, cancelled or (lambda: False)):
+                self.measured = found.losses[assignment.key]
         if self.measured is None:
             raise InterruptedError("Measuring the mix was cancelled.")
         return self.measured_loss
@@ -193,7 +193,7 @@ def mix(
     if gpu is None:
         assert budget_bytes is not None  # one of them is given
         steps = _steps(sens, options, None)
-        left, ledger = budget_bytes - sens.job.nbytes(Point(sens.spec)), None
+        left, ledger = budget_bytes - sens.job.nbytes(Assignment(sens.spec)), None
         over = f"Everything in 4 bits takes {amount(budget_bytes - left)} already, and the budget is {amount(budget_bytes)}."
         remedy = "Raise the budget."
     else:
@@ -232,7 +232,7 @@ def _trained(cfg: TrainConfig, sens: Sensitivity, names: tuple[str, ...]) -> Tra
 
 
 def _steps(sens: Sensitivity, options: Sequence[int], training: TrainConfig | None) -> list[_Step]:
-    """Every module's way up, the most loss per byte first. ``training``: what the budget counts is what it takes there."""
+    """Every module's steps, the most loss per byte first. ``training``: the budget counts what a module takes in that run."""
     gains, eight = _gains(sens), _errors_at_8(sens) if 8 in options else {}
     steps = []
     for row in sens.rows:
@@ -279,9 +279,9 @@ def _bytes(pieces: Iterable[Any]) -> int:
 
 
 def _at(sens: Sensitivity, steps: Sequence[_Step]) -> CurvePoint:
-    """Where these steps lead."""
+    """The point of the curve after these steps."""
     bits = {step.module: step.bits for step in sorted(steps, key=lambda step: step.bits)}
     loss = (sens.loss_4bit or 0.0) - sum(step.gain for step in steps)
-    nbytes = sens.job.nbytes(Point(sens.spec)) + sum(step.extra for step in steps)
+    nbytes = sens.job.nbytes(Assignment(sens.spec)) + sum(step.extra for step in steps)
     kept = [tuple(name for name in sens.job.weights if bits.get(name) == wanted) for wanted in (16, 8)]
     return CurvePoint(nbytes, loss, *kept)

@@ -1,8 +1,8 @@
 """A process that measures into a folder: asking for it and waiting, and what it does at its own beginning and end.
 
-Covers its start in a session of its own, one at a time in a folder, its end when nobody waits any longer, and words for it
-where it ended without any. What was asked for is ``request.json``, what comes of it are events (``training.events``). Imports
-no torch.
+Covers its start in a session of its own, one at a time in a folder, its end when no caller waits any longer, and the error
+where it ended without one of its own. What was asked for is in ``request.json``, the answers are events (``training.events``).
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _TELL_EVERY = 0.2
 
 
 class Folder:
-    """A folder of measurements that says what they are of: the caller's, or one that is gone with this object."""
+    """A folder of measurements that records what they are of: the caller's, or one that is removed with this object."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, identity: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        """``identity`` tells these measurements from others, each part by a name for the reader; ``more`` is kept beside it.
+        """``identity`` distinguishes these measurements, each part under a name for the reader; ``more`` is kept beside it.
 
         Raises RunError where the folder holds anything else.
         """
@@ -62,8 +62,8 @@ class Folder:
             what = f"the folder of measurements cannot be used ({error})."
             raise RunError(what, where=str(self.root), remedy="Name a new folder that can be written to.") from error
         if there is not None and (other := sorted(name for name in identity if there.get(name) != identity[name])):
-            told = ", ".join("another model" if name == "fingerprint" else f"another {name}" for name in other)
-            raise RunError(f"the folder holds measurements of {told}.", where=str(self.root), remedy="Name another folder.")
+            others = ", ".join("another model" if name == "fingerprint" else f"another {name}" for name in other)
+            raise RunError(f"the folder holds measurements of {others}.", where=str(self.root), remedy="Name another folder.")
 
     def __del__(self) -> None:
         if (own := getattr(self, "_own", None)) is not None:
@@ -71,10 +71,10 @@ class Folder:
 
 
 class Measuring:
-    """``python -m MODULE FOLDER PID`` for as long as somebody waits for what it finds; begun by the first who has to wait.
+    """``python -m MODULE FOLDER PID`` for as long as a caller waits for its results; started by the first that has to wait.
 
-    ``request()`` is what to ask it for, and may refuse. ``poll()`` takes in what it told since the last time, and gives its
-    error where it told one (``failure_in``). ``needed``: bytes that it takes, to be named where it was killed.
+    ``request()`` is what to ask it for, and may raise. ``poll()`` reads its events since the last time, and returns its error
+    where there is one (``failure_in``). ``needed``: the bytes that it takes, for the message where it was killed.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Measuring:
     def until(self, known: Callable[[], bool], stopped: Callable[[], bool], tick: Callable[[], object]) -> bool:
         """Waits until ``known()``, calling ``tick()`` now and then; False once ``stopped()``.
 
-        Raises the process's error, or RunError where it ended without a word.
+        Raises the process's error, or RunError where it ended without one.
         """
         while not known():
             if stopped():
                 return False
             if self._process is None:
                 self._process = self._begin()
-            code = self._process.poll()  # before reading, so that nothing it said last is missed
+            code = self._process.poll()  # before reading, so that its last events are not missed
             if (failure := self._poll()) is not None:
                 raise failure
             tick()
@@ -154,7 +154,7 @@ class Measuring:
             raise RunError(what, where=str(self.root), remedy="Name a folder that can be written to.") from error
 
     def _ended(self, code: int) -> RunError:
-        """What to say of a process that ended without a word."""
+        """The error for a process that ended without reporting one."""
         again = "What was measured is kept: with the same folder it goes on from there."
         if code == -signal.SIGKILL:
             oom = self._oom is not None and (oom_kills() or 0) > self._oom
@@ -166,7 +166,7 @@ class Measuring:
 
 
 def failure_in(events: Iterable[Event]) -> WorkbenchError | None:
-    """The error that the last process of these events told."""
+    """The error that the last process of these events reported."""
     failure = None
     for event in events:
         if event["k"] == "hello":
@@ -177,8 +177,8 @@ def failure_in(events: Iterable[Event]) -> WorkbenchError | None:
     return failure
 
 
-class Teller:
-    """The process's own side: its events, with progress told now and then."""
+class Reporter:
+    """The process's own side: its events, with progress reported now and then."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -187,13 +187,13 @@ class Teller:
         self._spoke = 0.0
 
     def progress(self, done: int, total: int) -> None:
-        """Tells how far it is, not too often."""
+        """Reports how far it is, not too often."""
         if done == total or time.monotonic() >= self._spoke + _TELL_EVERY:
             self._spoke = time.monotonic()
             self.emit("progress", done=done, total=total)
 
     def through(self, work: Callable[[], object]) -> int:
-        """Does the work between a first and a last word, which tells an error; the exit code."""
+        """Does the work between a first and a last event, which holds the error if there is one; returns the exit code."""
         self.emit("hello")
         try:
             work()
@@ -211,17 +211,17 @@ class Teller:
         return 0
 
 
-def serve(root: str, parent: str, work: Callable[[Teller], object]) -> None:
+def serve(root: str, parent: str, work: Callable[[Reporter], object]) -> None:
     """Works off one request and ends, at the latest when its parent does. Its parent has locked the folder for it."""
     threading.Thread(target=_leave_with, args=(int(parent),), daemon=True).start()
-    teller = Teller(Path(root))
-    code = teller.through(lambda: work(teller))
+    reporter = Reporter(Path(root))
+    code = reporter.through(lambda: work(reporter))
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do, and a library's thread must not keep the process
 
 
 def _leave_with(parent: int) -> None:
-    """Ends this process once ``parent`` is gone: nobody would read on."""
+    """Ends this process once ``parent`` is gone: its events would have no reader."""
     while os.getppid() == parent:
         time.sleep(_LOOK_EVERY)
     os._exit(1)

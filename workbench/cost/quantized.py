@@ -20,7 +20,7 @@ from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 def tensors_exactly(source: Source, folder: str, fingerprint: str) -> tuple[TensorInfo, ...]:
     """Every tensor of the model in ``folder``, as its class loads it; ModelError where there is none, or it cannot be built.
 
-    ``fingerprint`` tells the model from others: it is asked once for each.
+    ``fingerprint`` identifies the model, which is asked about once.
     """
     if "torch" in sys.modules:
         return _answer(_ask(source))

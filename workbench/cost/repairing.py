@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.cost.process import Teller, serve
+from workbench.cost.process import Reporter, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
 from workbench.training import data
@@ -34,12 +34,12 @@ _TOKENS = 4_096
 """Tokens in one forward pass at most, padding counted."""
 
 
-def measure(teller: Teller) -> None:
-    """Works off a request of ``Repairs``: tells each module's errors as soon as they are known, for every checkpoint."""
-    request = json.loads((teller.root / "request.json").read_text("utf-8"))
+def measure(reporter: Reporter) -> None:
+    """Works off a request of ``Repairs``: reports each module's errors as soon as they are known, for every checkpoint."""
+    request = json.loads((reporter.root / "request.json").read_text("utf-8"))
     run = attach(request["run"])
     adapters = {int(step): Path(folder) for step, folder in request["adapters"].items()}
-    merges = {step: Merge(run, folder, changed_ok=True) for step, folder in adapters.items()}  # who asks has checked the base
+    merges = {step: Merge(run, folder, changed_ok=True) for step, folder in adapters.items()}  # the caller has checked the base
     merge = next(iter(merges.values()))
     infos = {merge.paths[t.name]: t for t in merge.tensors if merge.paths.get(t.name) in request["modules"]}
     if merge.source.path is None:
@@ -61,9 +61,9 @@ def measure(teller: Teller) -> None:
             for step, (left, undone) in zip(merges, adapted, strict=True):
                 base, with_it = math.sqrt(_ratio(error, whole)), math.sqrt(_ratio(left, whole))
                 along = _ratio(undone, error)
-                teller.emit("repair", name=path, step=step, error_base=base, error_adapted=with_it, along=along)
+                reporter.emit("repair", name=path, step=step, error_base=base, error_adapted=with_it, along=along)
         seen += 1
-        teller.progress(seen, total)
+        reporter.progress(seen, total)
 
     for path in infos:
         model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, at=path: at_module(at, inputs[0]))
@@ -72,7 +72,7 @@ def measure(teller: Teller) -> None:
     with measuring(model, dtype):
         for batch in batches:
             attended = batch["attention_mask"].to(model.device)
-            mask = attended.bool()  # (rows, length): padding is nobody's input
+            mask = attended.bool()  # (rows, length): padding does not count as input
             net(input_ids=batch["input_ids"].to(model.device), attention_mask=attended)
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 16
-"""Held-out rows that are measured on unless told otherwise."""
+"""Held-out rows that are measured on by default."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def repairs(
     first rows that it learnt from) that are measured on.
 
     The work is done by a process of its own, which holds the unquantized model in the compute dtype and a few copies of one
-    weight. ``folder`` keeps what was measured: with the same folder nothing is measured twice, and what was broken off goes on.
-    Without it, it is gone with the result. ``progress``: True for a bar, or a function that is told the modules done and their
-    total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
+    weight. ``folder`` keeps what was measured: with the same folder nothing is measured twice, and interrupted work continues.
+    Without a folder the measurements go with the result. ``progress``: True for a bar, or a function of the modules done and
+    their total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
 
     Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back, and as ``Changed`` if the base is no
     longer what the run was begun with, unless ``changed_ok``; and while iterating, as ``ModelError`` too, where the process
@@ -163,10 +163,10 @@ class Repairs(Unfolding[Repair]):
     def _start(self) -> Generator[Repair, None, None]:
         wanted = [(module, step) for module in self.modules for step in self.adapters]
         process = Measuring(self._folder.root, "workbench.cost.repairing", self._request, self._poll, self._needed)
-        with reporting(self._progress, "Repairs", "module", total=len(self.modules)) as tell:
+        with reporting(self._progress, "Repairs", "module", total=len(self.modules)) as report:
             try:
                 for key in wanted[len(self._rows) :]:
-                    if not process.until(lambda at=key: at in self._found, self._stopped, lambda: tell(*self._at)):  # type: ignore[misc]
+                    if not process.until(lambda at=key: at in self._found, self._stopped, lambda: report(*self._at)):  # type: ignore[misc]
                         return
                     yield self._found[key]
             finally:
@@ -184,8 +184,8 @@ class Repairs(Unfolding[Repair]):
                 self._at = event["done"], event["total"]
             elif event["k"] == "repair":
                 name, step = event["name"], event["step"]
-                told = (event[field] for field in ("error_base", "error_adapted", "along"))
-                errors = (math.nan if value is None else float(value) for value in told)
+                values = (event[field] for field in ("error_base", "error_adapted", "along"))
+                errors = (math.nan if value is None else float(value) for value in values)
                 self._found[name, step] = Repair(step, name, layer_of(name), kind_of(name), *errors)
         return failure_in(events)
 

@@ -1,7 +1,7 @@
 """Which modules matter: the loss with one module quantized, and with all but that one. ``sensitivity`` and ``Sensitivity``.
 
-Covers every module that a QLoRA load quantizes, one row each, and what a row says. The first of its two losses tells what a
-module costs by itself, the second what leaving it out of 4 bits gains; they differ where errors of several modules add to or
+Covers every module that a QLoRA load quantizes, one row each, and what a row says. The first of its two losses shows what
+a module costs by itself, the second what leaving it out of 4 bits gains; they differ where errors of several modules add to or
 make up for one another. What to do with them is ``mixing``'s part.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from workbench.cost.assignments import Point, spec_key
+from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
 from workbench.cost.measurements import Measurements, MemoryUse
 from workbench.cost.skip_names import names_for
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NF4 = QuantSpec("nf4", double_quant=True)
-"""What modules are quantized to unless told otherwise: what ``TrainConfig`` holds a base in."""
+"""What modules are quantized to by default: the format that ``TrainConfig`` holds a base in."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def sensitivity(
 
     ``modules``: names, in the order in which they are to come; None for all, in the checkpoint's. The numbers are the same in
     every order. A module takes two losses over the held-out rows, so that a model of many layers takes a while: with a
-    ``folder`` a sensitivity that was broken off, by ``cancel``, by a kill or by a lost machine, goes on where it was. Modules
-    come layer by layer, since their weights are exchanged so.
+    ``folder`` a sensitivity that was interrupted, by ``cancel``, by a kill or by a lost machine, continues where it was.
+    Modules come layer by layer, since that is the order in which their weights are exchanged.
 
     The other arguments, and what is raised, are those of ``evaluate``, whose folder may be the same.
     """
@@ -126,12 +126,12 @@ class Sensitivity(Unfolding[ModuleCost]):
     @property
     def loss_16bit(self) -> float | None:
         """The model's loss in 16 bits; None before it is measured."""
-        return self._loss(Point())
+        return self._loss(Assignment())
 
     @property
     def loss_4bit(self) -> float | None:
         """The loss with every module quantized; None before it is measured."""
-        return self._loss(Point(self.spec))
+        return self._loss(Assignment(self.spec))
 
     @property
     def phase(self) -> str:
@@ -155,29 +155,30 @@ class Sensitivity(Unfolding[ModuleCost]):
         lines = [asdict(row) | {"share": row.share, "saved_bytes": row.saved_bytes} for row in self.rows]
         return pd.DataFrame(lines).astype({"layer": "Int64"})
 
-    def _loss(self, point: Point) -> float | None:
-        found = self.measurements.losses.get(point.key)
+    def _loss(self, assignment: Assignment) -> float | None:
+        found = self.measurements.losses.get(assignment.key)
         return None if found is None else found.loss
 
     def _start(self) -> Generator[ModuleCost, None, None]:
-        order = [Point(), Point(self.spec), *self._points()]
+        order = [Assignment(), Assignment(self.spec), *self._assignments()]
         left = set(self.modules[len(self._rows) :])
         ready: set[str] = set()
-        with reporting(self._progress, "Sensitivity", "batch") as tell:
-            for point in self.measurements.measured(order, (self.spec,), tell, self._stopped):
-                for name in (*(point.only or ()), *point.but):
+        with reporting(self._progress, "Sensitivity", "batch") as report:
+            for assignment in self.measurements.measured(order, (self.spec,), report, self._stopped):
+                for name in (*(assignment.only or ()), *assignment.but):
                     if name in left and all(p.key in self.measurements.losses for p in self._of(name)):
                         ready.add(name)
                 while (at := len(self._rows)) < len(self.modules) and self.modules[at] in ready:
                     yield self._row(self.modules[at])
 
-    def _of(self, module: str) -> tuple[Point, Point]:
-        return Point(self.spec, only=(module,)), Point(self.spec, but=(module,))
+    def _of(self, module: str) -> tuple[Assignment, Assignment]:
+        return Assignment(self.spec, only=(module,)), Assignment(self.spec, but=(module,))
 
-    def _points(self) -> Iterator[Point]:
-        """Both points of every module, layer by layer: first one by one, then all but one, and in the next the other way round.
+    def _assignments(self) -> Iterator[Assignment]:
+        """Both assignments of every module, layer by layer.
 
-        So the whole model is quantized anew once a layer, and not twice a module.
+        In one layer first all but one module, then one by one; in the next layer the other way round. So the whole model is
+        quantized anew once a layer, and not twice a module.
         """
         for turn, (_, group) in enumerate(groupby(self.modules, layer_of)):
             alone, without = zip(*map(self._of, group), strict=True)
@@ -185,8 +186,8 @@ class Sensitivity(Unfolding[ModuleCost]):
 
     def _row(self, module: str) -> ModuleCost:
         found, info = self.measurements, self.job.weights[module]
-        base, whole = found.losses[Point().key], found.losses[Point(self.spec).key]
-        only, but = (found.losses[point.key] for point in self._of(module))
+        base, whole = found.losses[Assignment().key], found.losses[Assignment(self.spec).key]
+        only, but = (found.losses[assignment.key] for assignment in self._of(module))
         key = module, spec_key(self.spec)
         return ModuleCost(
             module, layer_of(module), kind_of(module), only.loss, but.loss, only.loss - base.loss, whole.loss - but.loss,

@@ -19,7 +19,7 @@ def names_for(modules: Collection[str], known: Iterable[str], prefix: str = "") 
     """Few names that leave ``modules`` out, and no other of the ``known`` ones: of whole layers, of a kind, or of one module.
 
     They mean the same with ``prefix`` before every module, as transformers names those of a checkpoint of the bare model.
-    ConfigError where modules cannot be told apart so.
+    ConfigError where no names separate these modules from the others.
     """
     wanted, known = frozenset(modules), tuple(known)
     exact = {}
@@ -30,7 +30,7 @@ def names_for(modules: Collection[str], known: Iterable[str], prefix: str = "") 
     chosen: list[str] = []
     left = set(wanted)
     while left:
-        # Of names that leave out as many, the shorter reads better; the last word makes the answer the same each time.
+        # Of names that leave out as many, the shorter reads better; the name itself settles what is left.
         best = max(exact, key=lambda name: (len(exact[name] & left), -len(name), name), default="")
         if not best or not exact[best] & left:
             what = f"No name leaves out {min(left)} and none of the others."
@@ -41,7 +41,7 @@ def names_for(modules: Collection[str], known: Iterable[str], prefix: str = "") 
 
 
 def _candidates(modules: Iterable[str]) -> set[str]:
-    """Names to choose from: what modules lie under, their kinds, and each module as nothing else is named."""
+    """Names to choose from: what modules lie under, their kinds, and each module by a pattern that no other name matches."""
     found = set()
     for module in modules:
         parts = module.split(".")

@@ -1,8 +1,8 @@
 """Which weights peft gives a LoRA adapter, and of what size: from a checkpoint's names and shapes, without loading anything.
 
 Covers what ``get_peft_model`` of peft 0.21 builds on what transformers 5 makes of a checkpoint, for ``all-linear``, lists of
-names and regular expressions, and for the model types in ``KNOWN``; the tests hold it against peft itself. Of other types it
-says between what the answer lies. Does not cover what peft refuses: such a run ends before it begins.
+names and regular expressions, and for the model types in ``KNOWN``; the tests hold it against peft itself. For other types it
+gives the fewest and the most adapters. Does not cover what peft refuses: such a run ends before it begins.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _chosen(weights: list[_Weight], config: Mapping[str, Any], targets: str | It
 
 
 def _last_parts(weights: Iterable[_Weight], targets: str, moved: Mapping[str, str]) -> set[str]:
-    """What peft makes of a text for the types in ``MOVED``: the last parts of the names that it means, wherever they stand."""
+    """How peft reads a regular expression for the types in ``MOVED``: as the last parts of all names that it matches."""
     if targets == ALL_LINEAR:
         return {w.name.rpartition(".")[2] for w in weights if w.linear} | moved.keys()
     parameters = {w.parameter for w in weights}

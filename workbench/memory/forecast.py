@@ -1,7 +1,7 @@
 """Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
 
 Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
-against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is told row
+against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is stated row
 by row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
 """
 
@@ -68,7 +68,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scratch and context": ("dequantized weight", "16-bit casts", "CUDA context"),
     }
 )
-"""The categories gathered for where they are too many to show; each is in one group."""
+"""Groups of categories, for where there is no room to show each; every category is in one group."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,11 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
 
     ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
-    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless told otherwise, pages nothing, and has no context.
+    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
+
+    >>> ledger = wb.forecast("builtin", wb.TrainConfig(max_length=256))
+    >>> max(ledger.rows, key=lambda row: row.bytes).category, ledger.total
+    ('CUDA context', 618457440)
     """
     source = open_model(src)
     tensors, plan = _planned(source, cfg, device)
@@ -130,7 +134,11 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
 
 
 def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
-    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts."""
+    """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts.
+
+    >>> [ledger.title for ledger in wb.forecast_methods("builtin", wb.TrainConfig())][1:3]
+    ['LoRA on a 16-bit base', 'QLoRA, NF4']
+    """
     src = open_model(src)
     tensors, plan = _planned(src, cfg, device)
     base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
@@ -232,7 +240,11 @@ class Fit:
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
-    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it."""
+    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it.
+
+    >>> wb.fit(wb.forecast("builtin", wb.TrainConfig()), "T4").verdict
+    'fits'
+    """
     if not is_a(ledger, MemoryLedger):
         what, remedy = f"{described(ledger)} is no forecast.", "Give that of wb.forecast(src, config)."
         raise WorkbenchError(what, where="ledger", remedy=remedy)
@@ -259,6 +271,10 @@ def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) 
     """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
 
     Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
+
+    >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
+    >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(), "T4")]
+    [{'per_device_train_batch_size': 2}]
     """
     gpu = find(gpu)
     return _cheapest(

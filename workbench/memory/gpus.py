@@ -18,7 +18,7 @@ from workbench.given import described, is_a, nearest, spelling
 GIB = 2**30
 THIS_MACHINE = "the GPU of this machine"
 _WORDS = re.compile(r"nvidia|tesla|geforce|rtx|\bgpu\b|pcie|sxm\d?|hbm\d?e?")
-"""What names of one GPU have and leave out: ``T4``, ``Tesla T4``, ``NVIDIA GeForce RTX 4090``, ``A100-SXM4-40GB``."""
+"""Parts of a GPU's name that may be left out: ``T4``, ``Tesla T4``, ``NVIDIA GeForce RTX 4090``, ``A100-SXM4-40GB``."""
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that happens: what it takes (unless it is there already), touches in this order, and frees when it is over.
+    """A moment: the extents that it takes (unless they are there already), touches in this order, and frees at its end.
 
     Extents are given by their index.
     """
@@ -62,7 +62,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Movement:
-    """What a budget makes of it: arrays over the moments (fewer than asked for where memory ran out)."""
+    """The moments under a budget: arrays over the moments (fewer than asked for where memory ran out)."""
 
     resident: Bytes
     """(moments, extents): bytes on the device at each moment's end, before it frees anything; managed ones in whole pages."""

@@ -1,7 +1,7 @@
 """What double quantization saves: tensor by tensor, and on well-known models from half a billion to 70 billion weights.
 
-The sizes of models that are not at hand are computed from their published shapes, without a network. Does not cover what it
-costs in error, which takes the weights.
+The sizes of models that are not at hand are computed from their published shapes, without a network. Does not cover the
+error that it adds, which only the weights show.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ class DoubleQuantSavings:
 def double_quant_savings(
     src: Source | str | os.PathLike[str], block_size: int = 64, nested_block_size: int = 256
 ) -> DoubleQuantSavings:
-    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``."""
+    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``.
+
+    >>> savings = wb.double_quant_savings("builtin")
+    >>> savings.saved, round(savings.saved_bits_per_weight, 3)
+    (206112, 0.373)
+    """
     plain = QuantSpec("nf4", block_size)
     double = QuantSpec("nf4", block_size, double_quant=True, nested_block_size=nested_block_size)
 
@@ -113,7 +118,11 @@ _LISTED = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-3.1-8B-Instru
 
 @functools.cache
 def savings_of_published(block_size: int = 64, nested_block_size: int = 256) -> Mapping[str, DoubleQuantSavings]:
-    """By the model's id on the Hub, from the smallest to the largest: what it saves there, computed from published shapes."""
+    """By the model's id on the Hub, from the smallest to the largest: what it saves there, computed from published shapes.
+
+    >>> f"{wb.savings_of_published()['meta-llama/Llama-3.1-8B-Instruct'].saved:.3g} bytes"
+    '3.25e+08 bytes'
+    """
     sources = [PublishedShapes(name) for name in _LISTED]
     for name, values in _SHAPES.items():
         config = dict(zip(_KEYS, values, strict=True))

@@ -66,7 +66,11 @@ _GATED = ("meta-llama/",)
 
 
 def shortlist(gpu: Gpu | str = GPU) -> tuple[Candidate, ...]:
-    """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first."""
+    """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first.
+
+    >>> [model.name for model in wb.shortlist("T4")][:2]
+    ['HuggingFaceTB/SmolLM2-135M-Instruct', 'Qwen/Qwen3-0.6B']
+    """
     return _fitting(find(gpu))
 
 
@@ -88,7 +92,7 @@ def _fitting(gpu: Gpu) -> tuple[Candidate, ...]:
 
 
 class PublishedShapes(Source):
-    """A model of which only the shapes are known: it can be listed and forecast, and not read."""
+    """A model of which only the shapes are known: it can be listed and forecast, but not read."""
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
         if config is None and name not in PUBLISHED:

@@ -1,4 +1,4 @@
-"""A chat to text through the tokenizer's template, and what of it the assistant says.
+"""A chat as text, through the tokenizer's template, and which parts of it are the assistant's.
 
 Covers what a chat may hold, content in parts, where each answer begins and ends, and chats that a template does not take. Where
 chats are read from is ``dataset_files``' part, their tokens ``data``'s. A template runs in transformers' sandbox.
@@ -22,7 +22,7 @@ _PROBE, _WITNESS = "wbprobe", "wbwitness"
 
 
 class Refused(DataError):
-    """A chat that the template does not take: the other chats may be learnt all the same."""
+    """A chat that the template does not take; the other chats can still be learnt."""
 
 
 class Template:
@@ -77,7 +77,7 @@ class Template:
             yield start, len(upto)
 
     def _first_opening(self, upto: str, where: str) -> str | None:
-        """What comes before an answer to nothing: up to the opening of a reply, which is the same as after a question."""
+        """What comes before an answer without a question: up to the opening of a reply, found as it is after a question."""
         question = [{"role": "user", "content": self._content(_PROBE)}]
         opening = self._written(question, where, opening=True).removeprefix(self._written(question, where))
         at = upto.find(opening)
@@ -131,7 +131,7 @@ class Template:
 
 
 def _no_json(value: Any) -> str | None:
-    """What JSON has no value for, inside a value; None where there is nothing of the kind."""
+    """What inside a value JSON cannot hold, in words; None where JSON can hold all of it."""
     if isinstance(value, dict):
         return next((fault for inner in value.values() if (fault := _no_json(inner))), None)
     if isinstance(value, list):

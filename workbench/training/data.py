@@ -36,7 +36,7 @@ _LONGEST_TOKEN = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One row, as tokens."""
 
     input_ids: NDArray[np.int32]
@@ -49,7 +49,7 @@ class Row:
 class Rows:
     """A tokenized dataset and what became of its rows; ``rows`` holds those that are learnt from."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     total: int
     """Rows that were read."""
     empty: int
@@ -61,7 +61,7 @@ class Rows:
     refused: int = 0
     """Chats that the template does not take, left out."""
     refusal: Refused | None = None
-    """Of the first of them."""
+    """The error for the first of them."""
 
     def counts(self) -> dict[str, int]:
         """The counts, with tokens, tokens that bear a loss, and the longest row."""
@@ -84,7 +84,7 @@ class Preview:
     whole: bool
     """Whether those are all rows of the dataset, or only its first."""
     refusal: str = ""
-    """Why the chat template refuses the first of the chats that it does; "" where it takes all."""
+    """Why the chat template refuses the first chat that it refuses; "" where it takes all."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def tokenize(rows: Iterable[Text | Refused | None], tokenizer: Any, max_length: 
 
     A token is learnt if any of its characters is. What ``max_length`` surely cuts off is not tokenized.
     """
-    kept: list[Row] = []
+    kept: list[TokenRow] = []
     refused: list[Refused] = []
     total = empty = truncated = without_loss = 0
     most = max_length * _LONGEST_TOKEN
@@ -221,7 +221,7 @@ def tokenize(rows: Iterable[Text | Refused | None], tokenizer: Any, max_length: 
             loss = loss[: min(len(ids), max_length)]
             loss[:1] = False
             if loss.any():
-                kept.append(Row(np.asarray(ids[:max_length], np.int32), loss))
+                kept.append(TokenRow(np.asarray(ids[:max_length], np.int32), loss))
             else:
                 without_loss += 1
     return Rows(tuple(kept), total, empty, truncated, without_loss, len(refused), refused[0] if refused else None)
@@ -231,8 +231,8 @@ def _encoded(rows: list[Text], tokenizer: Any, most: int) -> Iterator[tuple[list
     """Token ids and the characters that each stands for; special tokens stand for none."""
     for chat_rows, together in itertools.groupby(rows, key=lambda row: row.chat):
         batch = [row.text[:most] for row in together]
-        told = tokenizer(batch, add_special_tokens=not chat_rows, return_offsets_mapping=True, verbose=False)
-        yield from zip(told["input_ids"], told["offset_mapping"], strict=True)
+        encoded = tokenizer(batch, add_special_tokens=not chat_rows, return_offsets_mapping=True, verbose=False)
+        yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
 def preview(
@@ -245,7 +245,11 @@ def preview(
 ) -> Preview:
     """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
 
-    ``progress`` is told rows; InterruptedError once ``cancelled`` says yes.
+    ``progress`` counts rows; InterruptedError once ``cancelled`` says yes.
+
+    >>> seen = wb.preview(wb.TrainConfig(), rows=1, scan=10)
+    >>> seen.counts["kept"], seen.whole, seen.rows[0][:3]
+    (10, False, (('<s>', False), ('ab', False), ('as', False)))
     """
     watch = Watch(scan, progress, cancelled)
     check(as_config(config, "preview"))
@@ -259,7 +263,7 @@ def preview(
     return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan, refusal)
 
 
-def _shown(row: Row, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+def _shown(row: TokenRow, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
     return tuple((tokenizer.decode([int(t)]), bool(bears)) for t, bears in zip(row.input_ids, row.loss, strict=True))
 
 

@@ -113,7 +113,7 @@ def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[
 
 
 def _is_data(path: PurePath) -> bool:
-    """Whether ``datasets`` takes a file inside a dataset: none that is hidden, in ``__pycache__``, or describes the data."""
+    """Whether ``datasets`` takes a file inside a dataset: not one that is hidden, in ``__pycache__``, or describes the data."""
     hidden = any(part.startswith(".") for part in path.parts) or any(part.startswith("__") for part in path.parent.parts)
     return not hidden and path.name not in _NO_DATA and kind_of(path) is not None
 
@@ -186,7 +186,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         except Exception as error:
             if not isinstance(_as_model_error(error, name), Unreachable):
                 raise
-            with contextlib.suppress(Exception):  # whatever is the matter with the cache, the Hub's silence is the news
+            with contextlib.suppress(Exception):  # the error to raise is the Hub's, not the cache's
                 return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
             raise
         files = [file for file in info.siblings or () if _is_data(PurePath(file.rfilename))]

@@ -1,6 +1,6 @@
 """The environment of the processes that the workbench starts: what they need, and no secret.
 
-Covers variables alone. Who starts a process, and who ends it, is told by ``runs``, ``supervisor`` and ``cost.process``.
+Covers variables alone. Starting and ending processes is the part of ``runs``, ``supervisor`` and ``cost.process``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ OFFLINE: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-"""What is computed is on this machine already: nothing is fetched."""
+"""Nothing is fetched: all that the processes need is on this machine already."""
 PATIENT: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Beside a busy notebook or browser, OpenMP threads that wait by spinning make a step on a CPU ten times slower (measured)."""
 _SECRET_NAME = re.compile(
@@ -29,7 +29,7 @@ _SECRET_VALUE = re.compile(
 def without_secrets() -> dict[str, str]:
     """This process's variables for a child that needs no token: no file that it writes can come to hold one.
 
-    The child finds this very workbench, wherever it lies.
+    The child imports this same workbench, wherever it lies.
     """
     kept = {k: v for k, v in os.environ.items() if not (_SECRET_NAME.search(k) or _SECRET_VALUE.search(v))}
     home = str(Path(__file__).parents[2])

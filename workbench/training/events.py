@@ -72,7 +72,7 @@ def _finite(value: Any) -> Any:
 class EventReader:
     """Reads what is new since the last ``poll`` in a folder's ``events-*.jsonl``. Cheap where nothing is new.
 
-    Of a run on several processes it reads rank 0's and the supervisor's, which tell the whole run; the others too if asked to.
+    Of a run on several processes it reads rank 0's and the supervisor's, which cover the whole run; the others too if asked to.
     """
 
     def __init__(self, folder: Path, every_rank: bool = False) -> None:

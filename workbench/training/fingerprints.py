@@ -84,7 +84,7 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """One file that is no longer what it was."""
 
     part: str
@@ -102,7 +102,7 @@ class Change:
 class Changed(RunError):
     """A run's base, tokenizer, chat template or rows are no longer what it was begun with; ``changes`` says which, and how."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[FileChange, ...] = ()
 
 
 def take(contents: Contents, commit: str | None = None) -> Fingerprints:
@@ -131,21 +131,21 @@ def changes(
     whole: bool = True,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
-) -> tuple[Change, ...]:
-    """What of ``contents`` is no longer as it was; parts that were not recorded are passed over.
+) -> tuple[FileChange, ...]:
+    """The files of ``contents`` that have changed; parts that were not recorded are skipped.
 
     ``whole``: once nothing else has changed, files whose whole hash is known and that were touched since are hashed again.
     ``progress(done, total)`` counts their bytes, and once ``cancelled()`` says yes the call raises InterruptedError.
     """
-    found: list[Change] = []
+    found: list[FileChange] = []
     touched: list[tuple[str, Fingerprint, Path]] = []
     for part in contents.keys() & known.parts.keys():
         pairs, odd = _paired(known.parts[part], contents[part])
-        found += [Change(part, name, what) for name, what in odd]
+        found += [FileChange(part, name, what) for name, what in odd]
         for then, now in pairs:
             with _opened(now) as (read, size, state):
                 if what := _difference(then, read, size):
-                    found.append(Change(part, then.name, what, (then.size, size) if size != then.size else None))
+                    found.append(FileChange(part, then.name, what, (then.size, size) if size != then.size else None))
                 elif then.pieces and then.sha256 and state != then.state and isinstance(now, Path):
                     touched.append((part, then, now))
     if whole and not found:
@@ -154,7 +154,7 @@ def changes(
             with _opened(now) as (read, size, _):
                 spans = _watched(_spans(size), cancelled, progress and (lambda at, of=done: progress(of + at, total)))
                 if _sha256(read, spans) != then.sha256:
-                    found.append(Change(part, then.name, "content"))
+                    found.append(FileChange(part, then.name, "content"))
             done += then.size
     return tuple(sorted(found, key=lambda change: (change.part, change.name)))
 
@@ -162,7 +162,7 @@ def changes(
 def _paired(
     then: Sequence[Fingerprint], now: Sequence[tuple[str, Content]]
 ) -> tuple[list[tuple[Fingerprint, Content]], list[tuple[str, str]]]:
-    """Files that belong together: by their order, so that other names do not matter, or by name where some came or went."""
+    """Pairs of a file then and now: by their order, so that other names do not matter, or by name where some came or went."""
     if len(then) == len(now):
         return [(old, value) for old, (_, value) in zip(then, now, strict=True)], []
     here, there = dict(now), {old.name for old in then}
@@ -222,7 +222,7 @@ def _whole(then: Fingerprint, cancelled: Cancelled) -> str:
 
 
 def read(run: Path) -> Fingerprints | None:
-    """Those of the run in the folder ``run``; None where none are recorded. ``RunError`` where they cannot be read."""
+    """The fingerprints of the run in ``run``; None where none are recorded. ``RunError`` where they cannot be read."""
     path = run / _FILE
     try:
         kept = json.loads(path.read_text("utf-8"))

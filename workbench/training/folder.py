@@ -41,7 +41,7 @@ class RunStatus:
     pid: int | None = None
     """The supervisor."""
     create_time: float | None = None
-    """When the supervisor began, as ``create_time`` tells: with the pid, its identity."""
+    """When the supervisor began, as ``create_time`` gives it: with the pid, its identity."""
     worker_pid: int | None = None
     """The process that trains."""
     worker_create_time: float | None = None
@@ -131,7 +131,7 @@ class RunFolder:
         return (self.control / what).exists()
 
     def requests(self) -> list[Request]:
-        """Stop and Pause as they stand; one that cannot be read has no patience of its own."""
+        """Stop and Pause as they stand; one that cannot be read gets the usual patience."""
         found = []
         for what in ("stop", "pause"):
             path = self.control / what
@@ -161,7 +161,7 @@ class RunFolder:
         self.remove_unfinished()
 
     def remove_unfinished(self) -> None:
-        """Removes checkpoints that are not whole, and gives back the space; for while nobody writes one."""
+        """Removes checkpoints that are not whole, and frees their space; only to be called while none is being written."""
         whole = set(self.complete_checkpoints())
         for path in (*self.checkpoints.glob("checkpoint-*"), self.fresh):
             if path not in whole:
@@ -226,9 +226,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def steps_of(trained: Path) -> float:
-    """After how many steps a folder's weights were saved: a checkpoint's name tells, elsewhere Trainer's state beside them.
+    """After how many steps a folder's weights were saved: by a checkpoint's name, elsewhere by Trainer's state beside them.
 
-    Infinite where neither does.
+    Infinite where there is neither.
     """
     number = trained.name.removeprefix("checkpoint-")
     if number.isdecimal():

@@ -60,7 +60,7 @@ def held_by(model: Any, tensors: Iterable[str]) -> Held:
 
 
 def read_held(folder: RunFolder) -> Held | None:
-    """What the worker has kept; None in a folder of before it did. RunError where it cannot be read."""
+    """What the worker has kept; None in an older folder, without it. RunError where it cannot be read."""
     try:
         fields = json.loads(folder.held.read_text("utf-8"))
         return Held(frozenset(fields["four_bits"]), dict(fields["layouts"]))

@@ -1,4 +1,4 @@
-"""What the operating system tells of processes and of the machine: the one reader of /proc. Imports no torch.
+"""What the operating system knows of processes and of the machine: the one reader of /proc. Imports no torch.
 
 Covers a process's memory and faults, its identity over time, what it has mapped, and the kernel's count of processes killed for
 want of memory. Does not interpret any of it, and records nothing.
@@ -64,7 +64,7 @@ def mappings(maps: Path = MAPS) -> Iterator[tuple[str, str]]:
 
 
 def oom_kills(vmstat: Path = VMSTAT) -> int | None:
-    """Processes that Linux has killed for want of memory since it started, in containers with a limit too; None if not told."""
+    """Processes that Linux has killed for want of memory since it started, in containers too; None where it has no count."""
     try:
         lines = vmstat.read_text("ascii").splitlines()
     except (OSError, ValueError):
@@ -75,7 +75,7 @@ def oom_kills(vmstat: Path = VMSTAT) -> int | None:
 def create_time(pid: int) -> float | None:
     """When the process began, in seconds; None if there is none, or only its zombie.
 
-    To be compared with itself alone. On Linux it is the kernel's own count since the machine started, which no setting of the
+    Comparable only with itself. On Linux it is the kernel's own count since the machine started, which no setting of the
     clock changes (psutil's seconds since the epoch move with the clock).
     """
     try:

@@ -1,7 +1,7 @@
-"""What only a loaded model can tell against a run, each named at once and before the first batch. Worker only, imports torch.
+"""Faults of a run that only a loaded model shows, named before the first batch. Worker only, imports torch.
 
 Covers weights that the checkpoint lacks, names of modules, token ids beyond the embedding, and rows longer than the model has
-positions; and, once a loss is no number, where that comes from. What the files alone tell is ``model_checks``' part, at launch.
+positions; and, once a loss is no number, where that comes from. What the files alone show is ``model_checks``' part, at launch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workbench.sources.header import shown
 from workbench.text import listed
 from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
-from workbench.training.data import Row, model_folder
+from workbench.training.data import TokenRow, model_folder
 from workbench.training.model_checks import position_faults
 from workbench.training.watch.endings import Diverged
 
@@ -35,8 +35,8 @@ def check_complete(missing: Collection[str], folder: Path) -> None:
     """Raises ``ModelError`` where transformers filled weights at random that the checkpoint lacks, as a classifier's head."""
     if missing:
         names = sorted(missing)
-        told = listed([shown(name) for name in names[:3]]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        what = f"the checkpoint lacks {told}, which would be random: it was not saved as a causal language model."
+        missing = listed([shown(name) for name in names[:3]]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        what = f"the checkpoint lacks {missing}, which would be random: it was not saved as a causal language model."
         raise ModelError(what, where=str(folder), remedy="Choose a causal language model, saved whole.")
 
 
@@ -50,8 +50,8 @@ def check_targets(model: Any, config: TrainConfig) -> None:
     for name in config.target_modules:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
             near = difflib.get_close_matches(name.rpartition(".")[2], leaves, 3)
-            told = f" Near it: {listed(near)}." if near else ""
-            faults.append(f"target_modules names {name!r}, which is no module of the loaded model.{told}")
+            hint = f" Near it: {listed(near)}." if near else ""
+            faults.append(f"target_modules names {name!r}, which is no module of the loaded model.{hint}")
     if faults:
         raise ConfigError(faults, where="TrainConfig", remedy=f"It has {linear_names(model)}.")
 
@@ -78,7 +78,7 @@ def check_length(model: Any, config: TrainConfig, first: bool) -> None:
         raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and launch again.")
 
 
-def check_ids(model: Any, tokenizer: Any, rows: Sequence[Row], pad: int, where: str) -> None:
+def check_ids(model: Any, tokenizer: Any, rows: Sequence[TokenRow], pad: int, where: str) -> None:
     """Raises ``DataError`` for a token of a row, or of padding, that is beyond the embedding or the output head."""
     head = getattr(model.get_output_embeddings(), "out_features", None)
     most = min(size for size in (int(model.get_input_embeddings().weight.shape[0]), head) if size)

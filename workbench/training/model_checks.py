@@ -1,8 +1,8 @@
-"""What a model's own files have against a run, told by ``launch`` before anything is loaded, all faults together.
+"""Faults of a run that the model's own files show, raised by ``launch`` before anything is loaded, all of them together.
 
-Covers what config.json and the headers tell: whether the model is a causal language model, how many positions it has, how a
+Covers what config.json and the headers show: whether the model is a causal language model, how many positions it has, how a
 checkpoint that is packed can be trained, and which modules can be adapted or left out of 4 bits. Token ids are ``vocabulary``'s
-part. Imports no torch and runs no code of the model's; what only the loaded model can tell is ``loaded_checks``' part.
+part. Imports no torch and runs no code of the model's; what only the loaded model shows is ``loaded_checks``' part.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _LISTED = 12
 
 
 def check_model(config: TrainConfig, source: Source) -> None:
-    """Raises ``ConfigError`` with everything that the model's files, and the length of the run, have against it."""
+    """Raises ``ConfigError`` with every fault that the model's files, and the length of the run, show."""
     if faults := model_faults(config, source):
         raise ConfigError(faults, where=config.model, remedy="Change these fields and try again.")
 

@@ -24,7 +24,7 @@ from workbench.text import counted
 from workbench.training import data, fingerprints
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, on_hub
-from workbench.training.fingerprints import Change, Changed, Content, Fingerprints
+from workbench.training.fingerprints import Changed, Content, FileChange, Fingerprints
 
 BASE, TOKENIZER, TEMPLATE, ROWS, HELD_OUT = "base model", "tokenizer", "chat template", "rows", "held-out rows"
 OF_MODEL = (BASE, TOKENIZER, TEMPLATE)
@@ -99,19 +99,19 @@ def changes_of_base(
     parts: Sequence[str],
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
-) -> tuple[Change, ...]:
+) -> tuple[FileChange, ...]:
     """What of these parts of the base that is opened as ``source`` is not what the run was begun with.
 
     Large files that were touched since are read whole: ``progress`` and ``cancelled`` as in ``fingerprints.changes``. Of a base
     that is read from the Hub piece by piece the commit is compared.
     """
     if source.path is None:
-        return (Change(BASE, source.name, "commit"),) if getattr(source, "revision", None) != known.commit else ()
+        return (FileChange(BASE, source.name, "commit"),) if getattr(source, "revision", None) != known.commit else ()
     now = {part: files for part, files in _of_model(source).items() if part in parts}
     return fingerprints.changes(known, now, progress=progress, cancelled=cancelled)
 
 
-def _refused(found: Sequence[Change], run: Path, config: TrainConfig, known: Fingerprints) -> Changed:
+def _refused(found: Sequence[FileChange], run: Path, config: TrainConfig, known: Fingerprints) -> Changed:
     more = f"; and {counted(len(found) - _SHOWN, 'more change')}" if len(found) > _SHOWN else ""
     again = f" (hf download {config.model} --revision {known.commit} --force-download)" if known.commit else ""
     error = Changed(
@@ -129,7 +129,7 @@ def _commit(config: TrainConfig, source: Source) -> str | None:
 
 
 def _of_model(source: Source) -> dict[str, Found]:
-    """What of a model's folder decides what is learnt; JSON by its values."""
+    """The parts of a model's folder that decide what is learnt; JSON by its values."""
     folder = source.path
     if folder is None:
         raise ModelError("the model is not on this machine.", where=source.name, remedy="Download it first.")

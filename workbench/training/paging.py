@@ -1,8 +1,8 @@
-"""Who sees memory move, and why nobody does: the capability lines, the host's page faults, and whether any state is paged.
+"""What sees memory move, and why others do not: the capability lines, the host's page faults, and whether any state is paged.
 
 Covers which collector works and why another does not, and the rule that decides what is paged. A host page fault is never
-called GPU paging, and a prefetch request (``optimizers``) is never called a migration; those are counted in ``cupti``. What
-all of it comes to is in ``truth``.
+called GPU paging, and a prefetch request (``optimizers``) is never called a migration; those are counted in ``cupti``. The
+sums are in ``truth``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Capability:
     works: bool
     why: str = ""
     facts: Mapping[str, int] = field(default_factory=dict)
-    """The numbers behind it, for whoever reads the event."""
+    """The numbers behind it, for readers of the event."""
 
     def to_dict(self) -> dict[str, Any]:
         """As a hello event carries it."""

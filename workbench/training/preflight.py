@@ -1,8 +1,8 @@
-"""What this machine has to say against a run before it starts: 4-bit kernels that would compute wrongly, what is not installed.
+"""Faults of this machine that stop a run before it starts: 4-bit kernels that would compute wrongly, what is not installed.
 
 Covers the one fault of bitsandbytes' CPU kernels that ``workbench.quant.bnb.check_backend`` knows, from a model's headers
-alone, and the options that need a package of their own. Of the kernels the worker asks again, for the weights it has loaded and
-the torch it runs on.
+alone, and the options that need a package of their own. The worker checks the kernels again, for the weights it has loaded
+and the torch it runs on.
 """
 
 from __future__ import annotations

@@ -23,7 +23,11 @@ _AUTO = {
 
 
 def as_code(config: TrainConfig) -> str:
-    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found."""
+    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found.
+
+    >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
+    ['import json', 'import torch']
+    """
     config = as_config(config, "as_code")
     files = training_files(config)
     parts = [_start(config) + _imports(config, files), _data(config, files), _model(config), _training(config)]
@@ -158,9 +162,9 @@ def _passage(config: TrainConfig) -> str:
     first = prompt[0] if prompt else '""'
     only = config.completion_only_loss
     return f"""    prompt, text = ("" if value is None else str(value) for value in ({first}, {completion}))
-    told = tokenizer(prompt + text, return_offsets_mapping=True)
-    ids, bears_loss = told["input_ids"], bool({"text" if only else "(prompt + text)"}.strip())
-    learnt = [bears_loss and end > {"max(start, len(prompt))" if only else "start"} for start, end in told["offset_mapping"]]
+    encoded = tokenizer(prompt + text, return_offsets_mapping=True)
+    ids, bears_loss = encoded["input_ids"], bool({"text" if only else "(prompt + text)"}.strip())
+    learnt = [bears_loss and end > {"max(start, len(prompt))" if only else "start"} for start, end in encoded["offset_mapping"]]
     if tokenizer.eos_token_id is not None and (prompt + text).strip():
         if ids[-1] != tokenizer.eos_token_id:
             ids, learnt = ids + [tokenizer.eos_token_id], learnt + [bears_loss]
@@ -202,9 +206,9 @@ def _chat(config: TrainConfig, files: Files) -> str:
             message["content"] = "".join(part["text"] for part in message["content"])
     text = tokenizer.apply_chat_template(chat, tokenize=False) if chat else ""
 {answers}
-    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = told["input_ids"]
-    learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in told["offset_mapping"]]"""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in encoded["offset_mapping"]]"""
 
 
 def _loaded(config: TrainConfig) -> list[str]:

@@ -146,11 +146,11 @@ class _Json:
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Go past the character ahead."""
+        """Skip the next character."""
         self._at += 1
 
     def value(self, decoder: json.JSONDecoder) -> Any:
-        """The value that begins here, as much of the file as it may take."""
+        """The value that begins here, however much of the file it takes."""
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._at)

@@ -48,7 +48,7 @@ class Run:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.views: list[Callable[[], None]] = []
-        """Called by ``watch``, over and over: each brings something that shows this run up to date."""
+        """Functions that ``watch`` calls over and over: each updates something that shows this run."""
 
     def __repr__(self) -> str:
         return f"<Run {self.dir.name}: {self.status.state}>"
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """What the run is doing now, corrected where its supervisor is no longer there to say so."""
+        """What the run is doing now, corrected where its supervisor is no longer there to write it."""
         _reap()
         status = self._folder.read_status()
         if status is None or (self._process and status.pid != self._process.pid and self._process.poll() is None):
@@ -215,9 +215,9 @@ class Run:
 def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
-    The model's files and the dataset's columns are checked first, so that what can be told now is told now: ``ModelError``,
-    ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong on this CPU), or
-    ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
+    The model's files and the dataset's columns are checked first, so that faults are raised here, not in the run:
+    ``ModelError``, ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong
+    on this CPU), or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
     """
     files = data.check(as_config(config, "launch"))
     model = data.model_folder(config.model)
@@ -291,7 +291,7 @@ def _spawn(run: Run) -> None:
 
 
 def _reap() -> None:
-    """Takes note of supervisors that have ended, so that they do not stay as zombies of this process."""
+    """Reaps supervisors that have ended, so that they do not stay zombies of this process."""
     for pid, process in list(_children.items()):
         if process.poll() is not None:
             del _children[pid]
@@ -318,7 +318,11 @@ def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
 
 
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
-    """The runs in a folder, oldest first by name; [] where there are none."""
+    """The runs in a folder, oldest first by name; [] where there are none.
+
+    >>> wb.runs("a folder without runs")
+    []
+    """
     found = []
     for path in sorted(path_of(folder, "folder").glob("*/config.json")):
         try:

@@ -22,7 +22,7 @@ _REMEDY = (
 
 
 def vocabulary_fault(source: Source, chats: bool = False) -> str | None:
-    """Which token's id lies beyond the embedding's rows; None where none does, or the files do not tell.
+    """Which token's id lies beyond the embedding's rows; None where none does, or the files do not say.
 
     ``chats``: whether rows are chats, which bring the tokens that the template writes.
     """
@@ -34,18 +34,18 @@ def vocabulary_fault(source: Source, chats: bool = False) -> str | None:
     if type(pad) is int and pad >= rows:
         return f"config.json's pad_token_id is {pad:,}, {there}: correct it, or {_REMEDY}"
     known = _json(source.path / "tokenizer.json")
-    told = _json(source.path / "special_tokens_map.json") | _json(source.path / "tokenizer_config.json")
+    special = _json(source.path / "special_tokens_map.json") | _json(source.path / "tokenizer_config.json")
     added = {str(t.get("content")): t["id"] for t in known.get("added_tokens") or [] if type(t.get("id")) is int}
     own = _ids(known.get("model"))
     if (most := max((i for token, i in own.items() if token not in added), default=0)) >= rows:
         return f"its tokenizer has tokens up to id {most:,}, {there}: {_REMEDY}"
     ids = own | added
     for role in ("pad_token", "eos_token", "bos_token"):
-        token = told.get(role)
+        token = special.get(role)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and ids.get(token, 0) >= rows:
             return f"its tokenizer's {role}, {shown(token)}, has id {ids[token]:,}, {there}: {_REMEDY}"
-    template = _template(source.path, told) if chats else ""
+    template = _template(source.path, special) if chats else ""
     for token, i in added.items():
         if i >= rows and token in template:
             return f"the token {shown(token)} of its chat template has id {i:,}, {there}: {_REMEDY}"
@@ -60,13 +60,15 @@ def _ids(model: Any) -> dict[str, int]:
     return {token: i for token, i in vocabulary.items() if type(i) is int} if isinstance(vocabulary, dict) else {}
 
 
-def _template(folder: Path, told: dict[str, Any]) -> str:
+def _template(folder: Path, special: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
-    return file.read_text("utf-8", "replace") if file.is_file() else json.dumps(told.get("chat_template"), ensure_ascii=False)
+    if file.is_file():
+        return file.read_text("utf-8", "replace")
+    return json.dumps(special.get("chat_template"), ensure_ascii=False)
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none: what is wrong with a tokenizer's files is told where it is opened."""
+    """The object in a file; {} where there is none: faults in a tokenizer's files are raised where it is opened."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

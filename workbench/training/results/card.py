@@ -1,7 +1,7 @@
 """The model card of what a run trained: README.md of the adapter's, the trained model's or the merged model's folder.
 
 Covers only what the run knows: base model and revision, data, settings, losses, versions. Says nothing of intended use or bias,
-which nobody measured, and names no path of this machine. Imports no torch.
+which were not measured, and names no path of this machine. Imports no torch.
 """
 
 from __future__ import annotations
@@ -145,17 +145,17 @@ def _rows(events: Iterable[Event]) -> dict[str, str]:
     found = {}
     for event in events:
         if event["k"] == "dataset":
-            told = (
+            counts = (
                 f"{event['kept']:,} of {event['total']:,}, {event['loss_tokens']:,} of {event['tokens']:,} tokens with a loss"
             )
-            found["rows" if event["split"] == "train" else "held-out rows"] = told
+            found["rows" if event["split"] == "train" else "held-out rows"] = counts
     return found
 
 
 def _begun_with(run: Path) -> Fingerprints | None:
     try:
         return read(run)
-    except RunError:  # it cannot be read, and what was trained must be saved all the same
+    except RunError:  # it cannot be read, but what was trained must still be saved
         return None
 
 

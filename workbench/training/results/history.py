@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Event = dict[str, Any]
+from workbench.training.events import Event
+
 Curve = tuple[NDArray[np.float32], NDArray[np.float32]]
 Lane = tuple[str, str]
 
@@ -97,7 +98,7 @@ def _extremes(buckets: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 class RunHistory:
-    """All that has been heard of a run. Times are seconds since its first event; pauses between attempts are left out."""
+    """What a run's events hold so far. Times are seconds since its first event; pauses between attempts are left out."""
 
     def __init__(self) -> None:
         self.hello: Event = {}
@@ -112,11 +113,11 @@ class RunHistory:
         self.counts: dict[Lane, int] = defaultdict(int)
         self.now = 0.0
         self.peaks: dict[int, float] = {}
-        """Of each step: the largest memory, in bytes, as the allocator told it or as it was sampled meanwhile."""
+        """Of each step: the largest memory, in bytes, as the allocator reported it or as it was sampled meanwhile."""
         self.ends: dict[int, float] = {}
         """Of each step: when it ended, in seconds."""
         self.held: list[tuple[float, dict[str, int]]] = []
-        """From some moments on: the bytes of the live tensors by category, until the next moment tells anew."""
+        """From some moments on: the bytes of the live tensors by category, until the next moment."""
         self.forecast: int | None = None
         """What a full batch was forecast to take, in bytes, without interpreter and libraries."""
         self.libraries: float | None = None
@@ -128,7 +129,7 @@ class RunHistory:
         self._shift: dict[int, float] = {}
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Take in events; of a kind that is not known nothing is kept."""
+        """Take in events; those of an unknown kind are dropped."""
         for event in events:
             at = self._seconds(event["t"], event.get("attempt", 1))
             self.now = max(self.now, at)
@@ -138,7 +139,7 @@ class RunHistory:
 
     @property
     def device(self) -> str:
-        """Where the model is trained, as the worker said it: "cpu" or a GPU's name."""
+        """Where the model is trained, as the worker named it: "cpu" or a GPU's name."""
         return str(self.hello.get("device", ""))
 
     @property
@@ -182,7 +183,7 @@ class RunHistory:
         return max(total - last[-1], 0) * max(pace, 0.0)
 
     def lanes(self, *sources: str) -> list[Lane]:
-        """The kinds of paging events heard of so far from these sources, as (source, what)."""
+        """The kinds of paging events so far from these sources, as (source, what)."""
         return sorted(lane for lane in self._slots if lane[0] in sources)
 
     def bar_width(self) -> float:
@@ -290,11 +291,11 @@ def page_view(history: RunHistory) -> PageView:
 def why_no_gpu_paging(history: RunHistory) -> list[str]:
     """The worker's own reasons for seeing no pages move on a GPU, a sentence each."""
     capabilities: dict[str, dict[str, Any]] = history.hello.get("capabilities", {})
-    told = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
+    reasons = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
     order = ("paged optimizer state", "cupti", "prefetch requests")
     titles = {
         "cupti": "CUPTI migrations",
         "paged optimizer state": "Paged optimizer state",
         "prefetch requests": "Prefetch requests",
     }
-    return [f"{titles[name]}: {told[name]}." for name in order if told.get(name)]
+    return [f"{titles[name]}: {reasons[name]}." for name in order if reasons.get(name)]

@@ -3,8 +3,8 @@
 What a QLoRA run trains is an adapter on a *dequantized* 4-bit base. Merging writes one 16-bit weight instead, and may change it
 in three ways: rounding to 16 bits, which is small; putting the adapter on the original 16-bit base, whose difference from the
 4-bit one the adapter never saw; and quantizing the merged weight to 4 bits again, which the adapter's product rarely survives
-whole. ``merge_errors`` tells the three apart, layer by layer. The arithmetic is peft's own ``merge_and_unload``, on a model of
-one module. Writing a merged model is ``export.py``'s part. Imports torch and peft only when called.
+whole. ``merge_errors`` measures each of the three, layer by layer. The arithmetic is peft's own ``merge_and_unload``, on a
+model of one module. Writing a merged model is ``export.py``'s part. Imports torch and peft only when called.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Merge:
         """The weight that the adapter makes of ``held``, in float32: what the run trained."""
         if self.config.init_lora_weights not in _FROM_WEIGHTS:
             return self._merged(info, held)
-        begun = self._begun(info, held.astype(self._held_in))  # such adapters leave the base what they did not take
+        begun = self._begun(info, held.astype(self._held_in))  # the base without what such adapters begin with
         if self.in_four_bits(info):
             begun = quantize(begun, self.spec).dequantize()
         return self._merged(info, np.asarray(begun, np.float32))
@@ -246,7 +246,7 @@ class Merge:
         return self._turned(info, _numpy(merged))
 
     def _begun(self, info: TensorInfo, weight: Array) -> Array:
-        """What an initialisation from the weights leaves of ``weight``, in its dtype."""
+        """What an initialisation from the weights leaves in ``weight``, in its dtype."""
         model = self._alone(info, weight.copy(), begin=self.config.init_lora_weights)
         layer = model.base_model.model.get_submodule(self.paths[info.name])
         return self._turned(info, _numpy(layer.get_base_layer().weight)).astype(weight.dtype, copy=False)

@@ -37,7 +37,7 @@ _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of wha
 
 @dataclass
 class _Attempt:
-    """What one attempt has told."""
+    """What one attempt's events hold."""
 
     forecast: Event = field(default_factory=dict)
     moments: dict[str, Event] = field(default_factory=dict)
@@ -79,15 +79,15 @@ class ReceiptMeter:
         self._attempts: dict[int, _Attempt] = {}
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Takes events in any number of pieces, each piece in order; kinds that say nothing about memory are passed over."""
+        """Takes events in any number of pieces, each piece in order; kinds that have nothing about memory are skipped."""
         for event in events:
             self._attempts.setdefault(event.get("attempt", 1), _Attempt()).take(event)
 
     def receipt(self) -> Receipt:
         """What the events so far come to."""
-        told = [attempt for _, attempt in sorted(self._attempts.items()) if attempt.moments]
-        measured = [attempt for attempt in told if attempt.measured]
-        attempt = (measured or told or [_Attempt()])[-1]
+        held = [attempt for _, attempt in sorted(self._attempts.items()) if attempt.moments]
+        measured = [attempt for attempt in held if attempt.measured]
+        attempt = (measured or held or [_Attempt()])[-1]
         return _Maker(attempt).receipt()
 
 
@@ -104,28 +104,28 @@ def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
 
 
 class _Maker:
-    """Makes the receipt of what one attempt has told."""
+    """Makes the receipt of one attempt."""
 
-    def __init__(self, told: _Attempt) -> None:
-        self.told = told
-        self.last: Event = told.measured or next(reversed(told.moments.values()), {})
-        self.device: str = told.forecast.get("device", "")
+    def __init__(self, attempt: _Attempt) -> None:
+        self.attempt = attempt
+        self.last: Event = attempt.measured or next(reversed(attempt.moments.values()), {})
+        self.device: str = attempt.forecast.get("device", "")
         self.gpu: Mapping[str, int | None] = self.last.get("gpu") or {}
-        self.ledger: Mapping[str, Any] = {row["category"]: row for row in told.forecast.get("rows", ())}
+        self.ledger: Mapping[str, Any] = {row["category"]: row for row in attempt.forecast.get("rows", ())}
 
     def receipt(self) -> Receipt:
         rows = [self._row(category) for category in TITLES if category != UNEXPLAINED]
         totals = tuple(self._totals(rows))
         if totals:
             rows.append(_rest(totals[0], rows[0].place))
-        shape = (self.last["rows"], self.last["longest"]) if self.told.measured else self.told.forecast.get("shape")
+        shape = (self.last["rows"], self.last["longest"]) if self.attempt.measured else self.attempt.forecast.get("shape")
         return Receipt(
-            self.device, tuple(rows), totals, self._step(), self.told.peak, tuple(shape) if shape else None, self._note()
+            self.device, tuple(rows), totals, self._step(), self.attempt.peak, tuple(shape) if shape else None, self._note()
         )
 
     def _row(self, category: str) -> ReceiptRow:
         title, note = TITLES[category], self.ledger.get(category, {}).get("note", "")
-        if category == "weights" and self.told.forecast.get("method") == "qlora":
+        if category == "weights" and self.attempt.forecast.get("method") == "qlora":
             title, note = "weights left in 16 bits", "none: prepare_model_for_kbit_training makes them fp32"
         measured, how, why = self._measured(category)
         if measured is None:
@@ -141,7 +141,7 @@ class _Maker:
         """What was forecast: for the measured batch, or else for a full one; 0 where the forecast has no such category."""
         if not self.ledger or category in _NOT_FORECAST:
             return None
-        of_batch: Mapping[str, int] = self.told.measured.get("forecast") or {}
+        of_batch: Mapping[str, int] = self.attempt.measured.get("forecast") or {}
         return int(of_batch.get(category, 0) if of_batch else self.ledger.get(category, {}).get("bytes", 0))
 
     def _measured(self, category: str) -> tuple[int | None, str, str]:
@@ -154,7 +154,7 @@ class _Maker:
         if category == "dequantized weight":
             return None, "", _SHORT_LIVED
         if category == "libraries":
-            rss = self.told.moments.get("libraries", {}).get("rss")
+            rss = self.attempt.moments.get("libraries", {}).get("rss")
             return rss, "rss" if rss is not None else "", "on the host, once all is imported"
         if self.device == "cpu":
             return 0, "inferred", "there is no CUDA device"
@@ -163,7 +163,7 @@ class _Maker:
                 return None, "", ""
             spare = (self.gpu["reserved"] or 0) - self._allocated
             return max(spare, 0), "allocator", "what it has reserved beyond the peak of what was allocated"
-        made = self.told.moments.get("context", {})
+        made = self.attempt.moments.get("context", {})
         then: Mapping[str, int | None] = made.get("gpu") or {}
         process, context = then.get("nvml_process"), made.get("context")
         if process is not None:
@@ -190,7 +190,7 @@ class _Maker:
 
     @property
     def _rss(self) -> int:
-        return max(self.last.get("rss") or 0, self.told.step_rss.get(self.last.get("n", 0), 0))
+        return max(self.last.get("rss") or 0, self.attempt.step_rss.get(self.last.get("n", 0), 0))
 
     def _totals(self, rows: list[ReceiptRow]) -> Iterator[ReceiptTotal]:
         """The figures that hold everything, the one that is reconciled first."""
@@ -200,7 +200,7 @@ class _Maker:
 
         if self.gpu:
             process, used = self.gpu.get("nvml_process"), self.gpu.get("nvml_used")
-            others = self.told.moments.get("context", {}).get("others") or 0
+            others = self.attempt.moments.get("context", {}).get("others") or 0
             everything = explained("device", "managed")
             if process is not None:
                 yield ReceiptTotal("this process on the GPU", process, "nvml", everything, "as NVML sees it")
@@ -212,17 +212,17 @@ class _Maker:
                 "allocated, at the peak", self._allocated, "allocator", tensors, "by torch, in the measured step"
             )
         if self._rss:
-            note = "at its peak in the measured step" if self.told.measured else "when it was last measured"
+            note = "at its peak in the measured step" if self.attempt.measured else "when it was last measured"
             yield ReceiptTotal("resident memory of the worker", self._rss, "rss", explained("host"), note)
 
     def _step(self) -> MeasuredStep | None:
-        if not (event := self.told.measured):
+        if not (event := self.attempt.measured):
             return None
         size = self._allocated if self.gpu else self._rss
         return MeasuredStep(event["n"], event["rows"], event["longest"], event["padded"], size or None)
 
     def _note(self) -> str:
-        if event := self.told.measured:
+        if event := self.attempt.measured:
             batch = f"{counted(event['rows'], 'row')} × {event['longest']:,} tokens"
             return f"Measured at step {event['n']}, in which a batch had {batch}; forecast for the same batch."
         if self.last:

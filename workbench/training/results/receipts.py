@@ -132,7 +132,7 @@ class Receipt:
     forecast_shape: tuple[int, int] | None
     """Rows and tokens that the forecasts of activations are for: of the measured batch, or before it of a full one."""
     note: str
-    """How much of this the run has told so far, and what the figures are of."""
+    """How much of this the run has recorded so far, and what the figures are of."""
 
     def __getitem__(self, category: str) -> ReceiptRow:
         """The row of a category."""

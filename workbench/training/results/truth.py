@@ -1,8 +1,8 @@
 """The truth about a run's paging: what could page, what was asked for, what really moved, and why nothing did.
 
 Covers the sums of a run's events, each figure with its source, for the run and for every step, and the reasons in the order in
-which they apply. A request is never counted as a migration, a migration that nobody could see is unknown and not zero, and host
-page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and does not simulate (``workbench.memory.pager``).
+which they apply. A request is never counted as a migration, a migration that could not be seen is unknown and not zero, and
+host page faults are no part of it. Does not collect (``cupti``, ``optimizers``) and does not simulate (``memory.pager``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class StepPaging:
-    """The bytes of one step; None where nobody could see them."""
+    """The bytes of one step; None where they could not be seen."""
 
     n: int
     requested: int
@@ -60,7 +60,7 @@ class Reason:
 
     name: str
     """``optimizer``, ``cuda``, ``rule``, ``not yet``, ``unseen`` or ``no pressure``."""
-    told: str
+    text: str
     remedy: str
 
 
@@ -76,7 +76,7 @@ class PagingTruth:
     smallest_rank: int | None
     """The smallest ``lora_r`` at which a state is eligible; None where that is not known, or the rank decides nothing."""
     gpu: int | None = None
-    """Bytes of the GPU's memory, as NVML tells it; None where it has not."""
+    """Bytes of the GPU's memory, as NVML reports it; None where it has not."""
 
     def __getitem__(self, what: str) -> int | None:
         """The bytes of a reading."""
@@ -90,7 +90,7 @@ class PagingTruth:
             return (
                 f"{amount(evicted)} were evicted to the host over the run (measured); {requested} were asked back (requested)."
             )
-        return " ".join(f"{r.told} {r.remedy}".strip() for r in self.reasons)
+        return " ".join(f"{r.text} {r.remedy}".strip() for r in self.reasons)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a reading: what, bytes, source."""
@@ -101,7 +101,7 @@ class PagingTruth:
         )
 
     def beside(self, simulation: PagerSimulation) -> pd.DataFrame:
-        """Bytes a step, simulated and measured (the median of the steps; missing where nobody could see them).
+        """Bytes a step, simulated and measured (the median of the steps; missing where they could not be seen).
 
         One line each for ``h2d`` and ``d2h``; what was measured holds every cause, the driver's own prefetches too.
         """
@@ -209,15 +209,15 @@ class PagingMeter:
             remedy = 'Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
             yield Reason("optimizer", f"The optimizer {config.optim} pages nothing.", remedy)
         if facts.get("cuda") == 0:
-            told = "There is no CUDA device: on a CPU all optimizer state is in ordinary memory."
-            yield Reason("cuda", told, "Run it on a GPU; what it would page there can be simulated (wb.simulate_paging).")
+            text = "There is no CUDA device: on a CPU all optimizer state is in ordinary memory."
+            yield Reason("cuda", text, "Run it on a GPU; what it would page there can be simulated (wb.simulate_paging).")
         small = bool(facts) and facts["largest"] < config.page_min_numel
         if paged and small:
             rank = smallest_rank(config, facts["largest"])
             bound, largest = f"{config.page_min_numel:,}", f"{facts['largest']:,}"
-            told = f"The {bound}-element rule: only larger parameters' states are paged, and the largest here has {largest}."
+            text = f"The {bound}-element rule: only larger parameters' states are paged, and the largest here has {largest}."
             lower = f"lower page_min_numel to {largest} or less."
-            yield Reason("rule", told, f"Raise lora_r to {rank}, or {lower}" if rank else lower.capitalize())
+            yield Reason("rule", text, f"Raise lora_r to {rank}, or {lower}" if rank else lower.capitalize())
         if not paged or small or facts.get("cuda") == 0:
             return
         if not self._managed:
@@ -226,8 +226,8 @@ class PagingMeter:
             yield Reason("unseen", f"Whether pages move cannot be seen here: {why}.", "")
         else:
             left = f", at least {amount(self._headroom)} of the GPU were free" if self._headroom is not None else ""
-            told = f"No pressure: everything fits{left}, so the driver has nothing to evict."
-            yield Reason("no pressure", told, "Longer rows, a larger batch or a smaller GPU make it page.")
+            text = f"No pressure: everything fits{left}, so the driver has nothing to evict."
+            yield Reason("no pressure", text, "Longer rows, a larger batch or a smaller GPU make it page.")
 
 
 @dataclass
@@ -251,7 +251,7 @@ class _Attempt:
 
 
 def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
-    """What shapes alone tell before a run; {} without a model."""
+    """What shapes alone show before a run; {} without a model."""
     if src is None:
         return {}
     from workbench.memory.footprint import Plan, trained
@@ -266,8 +266,7 @@ def paging_truth(
 ) -> PagingTruth:
     """The truth about a run's paging, from its configuration and its events; before a run, from ``src``'s shapes.
 
-    >>> truth = paging_truth(TrainConfig(optim="adamw_8bit"))
-    >>> truth.told
+    >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).told
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
     """
     if not is_several(events):

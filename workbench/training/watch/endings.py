@@ -1,6 +1,6 @@
 """How a worker ends: exit codes, and the named ending that belongs to an exception.
 
-Covers the translation of an exception into kind, message and remedy, and of an exit code where nothing else could be told. Does
+Covers the translation of an exception into kind, message and remedy, and of an exit code where there is nothing else. Does
 not decide the run's state: the supervisor does, from the exit code and the last error event. Imports no torch.
 """
 
@@ -22,7 +22,7 @@ FINISHED, FAILED, STOPPED, PAUSED = 0, 1, 10, 11
 STATE_OF_CODE = {FINISHED: "finished", STOPPED: "stopped", PAUSED: "paused"}
 Find = Callable[[Mapping[str, Any], int | None], Shortage | None]
 _CODES = {"out_of_memory": 20, "disk_full": 21}
-"""Failures that may leave no room to tell of them: the exit code alone names them."""
+"""Failures after which the worker may be unable to write anything: the exit code alone names them."""
 
 
 class Diverged(WorkbenchError):
@@ -30,7 +30,7 @@ class Diverged(WorkbenchError):
 
 
 class OtherEnding(BaseException):
-    """Raised by SIGTERM in the worker: save what there is, then end. No library takes it for an error of its own."""
+    """Raised by SIGTERM in the worker, which then saves what there is and ends. No library takes it for an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def code_of(ending: Ending) -> int:
 
 
 def ending_of_code(code: int) -> Ending | None:
-    """What an exit code tells of a failure that could not be told otherwise; None where it tells nothing."""
+    """The failure that an exit code stands for, where the worker could write nothing; None for any other code."""
     known: dict[int, BaseException] = {
         _CODES["out_of_memory"]: MemoryError(),
         _CODES["disk_full"]: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
@@ -70,7 +70,7 @@ def ending_of_code(code: int) -> Ending | None:
 def ending_of(error: BaseException, where: Mapping[str, Any], find: Find = lambda where, asked: None) -> Ending:
     """The named ending of an exception; ``where`` says what was going on (``phase``, ``step``, ``rows``, ``longest``).
 
-    ``find`` is called where memory ran out, with what of that is true of a batch and the bytes that were asked for, and says
+    ``find`` is called where memory ran out, with what of that is true of a batch and the bytes that were asked for, and returns
     what would have fitted.
     """
     if full := _disk_full(error):
@@ -100,20 +100,20 @@ def _no_memory(error: BaseException, text: str, where: Mapping[str, Any], find: 
     if batch and where.get("rows"):
         batch += f" ({counted(where['rows'], 'row')})"
     what = "The GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "This machine"
-    told = [f"{what} ran out of memory{at}{batch}."]
+    sentences = [f"{what} ran out of memory{at}{batch}."]
     if asked is not None:
-        told.append(f"{amount(asked)} more were asked for.")
+        sentences.append(f"{amount(asked)} more were asked for.")
     found = None
-    with contextlib.suppress(Exception):  # there may be no memory to find out, and the ending must be told all the same
+    with contextlib.suppress(Exception):  # there may be no memory to find out, and the ending must be reported all the same
         found = find(where, asked)
     if found is None:
         return Ending(
             "out_of_memory",
-            " ".join(told),
+            " ".join(sentences),
             "Lower per_device_train_batch_size (raise gradient_accumulation_steps instead) or max_length, "
             "or turn gradient_checkpointing on.",
         )
-    return Ending("out_of_memory", " ".join([*told, found.told]), found.remedy)
+    return Ending("out_of_memory", " ".join([*sentences, found.summary]), found.remedy)
 
 
 def _disk_full(error: BaseException | None) -> str:

@@ -1,8 +1,8 @@
-"""How an attempt ended, told by the supervisor once its worker is gone.
+"""How an attempt ended, as the supervisor finds once its worker is gone.
 
 Covers the final state, message and remedy, from the exit code, the events that the worker left, and what was seen from outside;
 where the kernel killed the worker for want of memory, also the batch and the change that would have fitted. What an exception
-means is ``endings``' part, told by the worker while it lives. Imports no torch.
+means is ``endings``' part, in the worker while it lives. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LESS_MEMORY = "Lower per_device_train_batch_size or max_length, or turn gradien
 def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> dict[str, Any]:
     """The final status's fields (``state``, ``kind``, ``message``, ``remedy``, ``exit_code``)."""
     events = [event for event in EventReader(folder.root, every_rank=True).poll() if event.get("attempt") == attempt]
-    told = next((event for event in events if event["k"] == "error"), {})  # the first rank's: the others fail for want of it
+    error = next((event for event in events if event["k"] == "error"), {})  # the first rank's: the others fail because of it
     done = max((event["n"] for event in events if event["k"] == "step"), default=0)
     steps = counted(done, "step")
     state, kind, remedy = endings.STATE_OF_CODE.get(code, "failed"), "", ""
@@ -47,8 +47,8 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
         guess = "killed, possibly out of memory" if code == -signal.SIGKILL else f"killed by {_signal_name(code)}"
         message = f"The worker was {guess}, after {steps}.{outside.last_words()}"
         remedy = f"Resume continues from the last checkpoint. If memory is short: {_LESS_MEMORY}"
-    elif told:
-        kind, message, remedy = told.get("kind", "error"), told.get("message", ""), told.get("remedy", "")
+    elif error:
+        kind, message, remedy = error.get("kind", "error"), error.get("message", ""), error.get("remedy", "")
     elif mute := endings.ending_of_code(code):
         kind, message, remedy = mute.kind, mute.message, mute.remedy
     else:
@@ -57,7 +57,7 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
 
 
 def _killed_for_memory(folder: RunFolder, events: list[Event], done: int, outside: Outside) -> tuple[str, str]:
-    """The same words as where the worker itself met the end of memory, and who killed it."""
+    """The same message as where the worker itself ran out of memory, and what killed it."""
     where: dict[str, Any] = {}
     for event in events:  # what it was doing
         if event["k"] == "phase":

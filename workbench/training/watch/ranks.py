@@ -25,7 +25,7 @@ _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 
 
 class Ranks:
-    """Workers that make one run; to whoever watches it, like one ``subprocess.Popen``."""
+    """Workers that make one run; from outside like one ``subprocess.Popen``."""
 
     def __init__(
         self, arguments: Sequence[str], processes: int, env: Mapping[str, str], grace: float = GRACE, **how: Any

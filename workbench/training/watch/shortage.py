@@ -60,9 +60,9 @@ class Shortage:
     """A batch that did not fit."""
 
     what: str
-    """The batch, as a sentence begins with it."""
+    """The batch in words, as the beginning of a sentence."""
     asked: int | None
-    """Bytes that were asked for and not given; None where nobody told."""
+    """Bytes that were asked for and not given; None where that is not known."""
     forecast: int
     """What the batch was forecast to take."""
     usable: int | None
@@ -75,7 +75,7 @@ class Shortage:
     """Rows in a batch as it is."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Forecast beside what there was."""
         there = f"; there were {amount(self.usable)} for it" if self.usable is not None else ""
         return f"{self.what} is forecast to take {amount(self.forecast)}{there}."
@@ -94,14 +94,14 @@ class Shortage:
         if rows := fields.get("per_device_train_batch_size"):
             fields["gradient_accumulation_steps"] = self.accumulate * -(-self.rows // rows)
         saved = amount(sum(change.saved for change in self.changes))
-        told = listed([f"{name}={value!r}" for name, value in fields.items()])
-        return f"The cheapest change that would have fitted by the forecast: {told}, which saves {saved}."
+        cheapest = listed([f"{name}={value!r}" for name, value in fields.items()])
+        return f"The cheapest change that would have fitted by the forecast: {cheapest}, which saves {saved}."
 
 
 def shortage(
     src: Source, plan: Plan, where: Mapping[str, Any], asked: int | None, usable: int | None, accumulate: int = 1
 ) -> Shortage:
-    """What is to be said of the batch in ``where`` (``rows``, ``longest``; a full one without them) that did not fit.
+    """The shortage of the batch in ``where`` (``rows``, ``longest``; a full one without them) that did not fit.
 
     After the change the forecast leaves a tenth of what there was, or of what the batch was forecast to take where that is
     less: then the forecast was too low, by an unknown amount. It is also lower by what was asked for, at least.

@@ -52,7 +52,7 @@ class Supervisor:
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
         )
         self._terminated = False
-        self._seen: dict[Request, float] = {}  # when each request was first seen, on a clock that nobody sets
+        self._seen: dict[Request, float] = {}  # when each request was first seen, on the monotonic clock
 
     def set(self, state: str, **fields: Any) -> None:
         """Changes the status; while the run goes, a full disk may keep the old one."""
@@ -60,7 +60,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.folder.write_status(self.status)
 
-    def tell(self, k: str, /, **fields: Any) -> None:
+    def emit(self, k: str, /, **fields: Any) -> None:
         """Records an event; a full disk must not end the watch."""
         with contextlib.suppress(OSError):
             self.events.emit(k, **fields)
@@ -115,7 +115,7 @@ class Supervisor:
         forces = [signal.SIGTERM, signal.SIGKILL]
         while (code := worker.poll()) is None:
             if counters := outside.sample():
-                self.tell("sample", source="supervisor", **counters)
+                self.emit("sample", source="supervisor", **counters)
             if self._thrown_away():
                 worker.send_signal(signal.SIGKILL)
             elif self._terminated and not self.folder.asked("stop"):
@@ -130,12 +130,12 @@ class Supervisor:
                 if forces and time.monotonic() >= at + used * min(TERM_PATIENCE, patience):
                     force = forces.pop(0)
                     worker.send_signal(force)
-                    self.tell("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
+                    self.emit("log", level="warning", text=f"The worker did not end in time and was sent {force.name}.")
             time.sleep(_TICK)
         return code
 
     def _thrown_away(self) -> bool:
-        """Whether the run's folder was removed: nobody could stop it any more. A disk that only fails to answer was not."""
+        """Whether the run's folder was removed, after which it could not be stopped. A failing disk does not count."""
         try:
             self.folder.config.stat()
         except FileNotFoundError:
@@ -155,14 +155,14 @@ class Supervisor:
     def end(self, state: str, **fields: Any) -> None:
         """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
 
-        What the worker left unfinished is removed: nobody writes any more. Nothing is written if the folder is gone.
+        What the worker left unfinished is removed, as no process writes any more. Nothing is written if the folder is gone.
         """
         if self._thrown_away():
             return
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()
-        self.tell("exit", code=fields.get("exit_code"), state=state)
+        self.emit("exit", code=fields.get("exit_code"), state=state)
         self.events.close()
         self.status = replace(self.status, state=state, ended=time.time(), **fields)
         for _ in range(_LAST_TRIES):

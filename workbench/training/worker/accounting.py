@@ -1,7 +1,7 @@
 """Measuring what a run's memory goes to, in the worker: the live tensors by category, and what a forward pass keeps.
 
 Covers the walk over a model's and an optimizer's tensors (storages counted once), the bytes that autograd saves for the
-backward pass, with and without checkpointing, and the events that tell both at marked moments. A forward pass is watched in
+backward pass, with and without checkpointing, and the events that record both at marked moments. A forward pass is watched in
 the first step, and after that only where a batch is larger than any before: other steps run as if this were not here. Does not
 judge: ``receipt_meter`` does. Worker only (needs torch).
 """
@@ -110,7 +110,7 @@ class Kept:
 
     ``saved``: bytes by category when the forward pass ends, parameters, buffers and quantization states left out.
     ``recomputed``: bytes of activations of the layer that takes most while it is computed again; 0 without checkpointing.
-    Casts of weights and logits are told from activations by their shapes.
+    Casts of weights and logits are distinguished from activations by their shapes.
     """
 
     def __init__(self, model: Any) -> None:
@@ -172,7 +172,7 @@ class Kept:
 
 
 class Account:
-    """Tells a run's memory as events: the forecast, what is held at marked moments, and what the largest batch so far took."""
+    """Records a run's memory as events: the forecast, what is held at marked moments, and what the largest batch took."""
 
     def __init__(self, plan: Plan, source: Callable[[], Source], writer: EventWriter, gpu: telemetry.Gpu | None = None) -> None:
         self.plan, self.writer, self.gpu = plan, writer, gpu
@@ -190,11 +190,11 @@ class Account:
         return max((_rss() or 0) - self._before, 0) + headroom()
 
     def shortage(self, config: TrainConfig, where: Mapping[str, Any], asked: int | None) -> Shortage:
-        """What is to be said of a batch that did not fit. Raises ``WorkbenchError`` where the model has no forecast."""
+        """The shortage of a batch that did not fit. Raises ``WorkbenchError`` where the model has no forecast."""
         return shortage(self._source(), self.plan, where, asked, self.usable(), config.gradient_accumulation_steps)
 
     def forecast(self) -> None:
-        """Tells what a full batch is forecast to take; where a model's shapes give no forecast, why."""
+        """Records what a full batch is forecast to take; where a model's shapes give no forecast, why."""
         try:
             ledger = forecast(self._source(), self.plan, self.plan.device)
         except WorkbenchError as error:
@@ -205,7 +205,7 @@ class Account:
         self.writer.emit("forecast", device=self.plan.device, method=self.plan.method, shape=shape, rows=rows)
 
     def moment(self, name: str, model: Any = None, **fields: Any) -> None:
-        """Tells what the process takes now, and what of it the model's weights hold."""
+        """Records what the process takes now, and what of it the model's weights hold."""
         held = weights_held(model, self.plan.method) if model is not None else None
         self.writer.emit("memory", moment=name, rss=_rss(), held=held, gpu=self._counters(), **fields)
 
@@ -213,7 +213,7 @@ class Account:
         return self.gpu.counters(0) | {"nvml_process": self.gpu.process()} if self.gpu else None
 
     def context(self) -> None:
-        """Makes the CUDA context, and tells what the device had in use before and what the context took."""
+        """Makes the CUDA context, and records what the device had in use before and what the context took."""
         if self.gpu is None:
             return
         counters = self.gpu.counters(0)
@@ -259,7 +259,7 @@ class Account:
         self._batch["rss"] = max(self._batch["rss"], _rss() or 0)
 
     def step(self, n: int, model: Any, optimizer: Any) -> None:
-        """Between the optimizer's step and the end of its gradients: tells the step if a batch of it was measured."""
+        """Between the optimizer's step and the end of its gradients: records the step if a batch of it was measured."""
         if "saved" not in self._batch:
             return
         self._mark()
@@ -267,7 +267,7 @@ class Account:
         held = weights_held(model, self.plan.method) | training_held(model, optimizer)
         rows, longest, padded = batch["rows"], batch["longest"], batch["padded"] > 0
         of_batch = dataclasses.replace(self.plan, per_device_train_batch_size=rows, max_length=longest, padded=padded)
-        with contextlib.suppress(WorkbenchError):  # told once, by ``forecast``
+        with contextlib.suppress(WorkbenchError):  # recorded once, by ``forecast``
             ledger = forecast(self._source(), of_batch, self.plan.device)
             batch["forecast"] = {row.category: row.bytes for row in ledger.rows}
         self.writer.emit("memory", moment="step", n=n, held=held, gpu=self._counters(), **batch)

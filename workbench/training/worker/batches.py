@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.training.data import Row
+from workbench.training.data import TokenRow
 
 
 class Collator:
@@ -30,7 +30,7 @@ class Collator:
         """Trainer's form of ``batch``."""
         return self.batch([item["row"] for item in items])
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def batch(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
         """Three tensors (rows, longest) of int64."""
         shape = len(rows), max(len(r.input_ids) for r in rows)
         ids = np.full(shape, self.pad, np.int64)

@@ -134,7 +134,7 @@ class Cupti:
     """
 
     _registered: ClassVar[list[Cupti]] = []
-    """Kept for good: CUPTI calls what was registered, and nothing tells when for the last time."""
+    """Kept for good: CUPTI calls what was registered, and gives no sign of its last call."""
 
     def __init__(self, path: str) -> None:
         self._lib = ctypes.CDLL(path)

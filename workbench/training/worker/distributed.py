@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other: whether all stop now, that a file is written, and their sums. Worker only.
+"""What the ranks of a run exchange: whether all stop now, that a file is written, and their sums. Worker only.
 
 Covers data parallelism on one machine (DDP: gloo on CPUs, NCCL on GPUs [not yet run on several GPUs]), as torchrun's
 environment describes it. Everything here is a no-op for a run of one process, and before the process group is there. The
@@ -16,7 +16,7 @@ _ASKED = (None, "pause", "stop")
 
 
 def rank() -> int:
-    """This process's number in the run; rank 0 tells, saves and measures."""
+    """This process's number in the run; rank 0 reports, saves and measures."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -34,9 +34,9 @@ def agreed(asked: str | None) -> str | None:
     """The same answer on every rank: the strongest of what each has seen (stop before pause). All ranks must call it."""
     if not _together():
         return asked
-    told = _tensor([_ASKED.index(asked)])
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return _ASKED[int(told[0])]
+    strongest = _tensor([_ASKED.index(asked)])
+    dist.all_reduce(strongest, dist.ReduceOp.MAX)
+    return _ASKED[int(strongest[0])]
 
 
 def summed(values: list[int], largest: int) -> tuple[list[int], int]:

@@ -54,8 +54,8 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
     try:
         if config.method != "qlora":
             prepared()
-            model, told = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
-            check_complete(told["missing_keys"], folder)
+            model, loading = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+            check_complete(loading["missing_keys"], folder)
             return model
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -64,19 +64,19 @@ def load_base(config: TrainConfig, folder: Path, dtype: torch.dtype, prepared: C
             bnb_4bit_compute_dtype=dtype,
         )
         with compat.four_bit_loading(config.block_size, config.llm_int8_skip_modules, prepared):
-            model, told = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+            model, loading = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, AttributeError, ImportError, TypeError) as error:
         if "out of memory" in str(error) or "allocate memory" in str(error):
             raise
         remedy = "Check the model's files."
         raise ModelError(f"the model cannot be loaded ({error}).", where=str(folder), remedy=remedy) from error
-    check_complete(told["missing_keys"], folder)
+    check_complete(loading["missing_keys"], folder)
     _check_quantized(model, config)
     return model
 
 
 def _check_quantized(model: Any, config: TrainConfig) -> None:
-    """Holds the base to what was asked for, and keeps bitsandbytes' CPU kernels on the paths that are right."""
+    """Checks that the base is as asked for, and keeps bitsandbytes' CPU kernels on the paths that are right."""
     from bitsandbytes.nn import Linear4bit
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}

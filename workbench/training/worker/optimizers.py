@@ -1,4 +1,4 @@
-"""bitsandbytes' AdamW, telling what it pages. Imported by the worker only (needs torch and bitsandbytes).
+"""bitsandbytes' AdamW, reporting what it pages. Imported by the worker only (needs torch and bitsandbytes).
 
 Covers which states are paged (``page_min_numel``), the bytes of each prefetch request, and paging again after a checkpoint was
 loaded. Does not know whether a page moved: a prefetch is a request, and evictions are the driver's (``paging`` records those).
@@ -62,7 +62,7 @@ class TracedAdamW(bnb.optim.AdamW):
             self._requested[1] += sum(key in state for key in _PAGED_KEYS)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One step; afterwards tells what it requested."""
+        """One step; afterwards reports what it requested."""
         result = super().step(closure)
         size, count = self._requested
         self._requested = [0, 0]

@@ -1,9 +1,8 @@
 """Memory and faults, sampled several times a second by a thread of the worker.
 
 Covers the CUDA allocator's and NVML's figures where there is a GPU, clock anchors, and the thread that records them beside the
-host's counters (``host``). It also watches, on the same beat,
-for what must be noticed while the main thread is busy: a stop before training, a supervisor that is gone. Does not interpret.
-Imports torch only if the worker has already done so.
+host's counters (``host``). With each sample it also looks for what must be noticed while the main thread is busy: a stop before
+training, a supervisor that is gone. Does not interpret. Imports torch only if the worker has already done so.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ INTERVAL = 0.125
 _ANCHOR_EVERY = 30.0
 
 
-class Source(Protocol):
-    """Something that yields events when it is asked: a collector of ``paging``."""
+class Collector(Protocol):
+    """What gathers events between two samples, such as page faults."""
 
     def drain(self) -> list[Event]:
         """Events since the last call."""
 
 
 class Nvml:
-    """One device's memory, all processes together, as NVML tells it through nvidia-ml-py."""
+    """One device's memory, all processes together, as NVML reports it through nvidia-ml-py."""
 
     def __init__(self, uuid: str) -> None:
         self.why = ""
@@ -61,14 +60,14 @@ class Nvml:
         return int(device.used), int(device.total)
 
     def process(self) -> int | None:
-        """Bytes of this process on the device; None where NVML does not tell, as in a container with its own process ids."""
+        """Bytes of this process on the device; None where NVML does not report it, as in some containers."""
         if self.why:
             return None
         try:
             import pynvml
 
             running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except Exception:  # not every driver tells; the device's figure remains
+        except Exception:  # not every driver reports it; the device's figure remains
             return None
         return next((int(p.usedGpuMemory) for p in running if p.pid == os.getpid() and p.usedGpuMemory is not None), None)
 
@@ -88,7 +87,7 @@ class Gpu:
         return self._nvml.why if self._nvml else "no CUDA device"
 
     def process(self) -> int | None:
-        """Bytes of this process on the device by NVML; None where it does not tell."""
+        """Bytes of this process on the device by NVML; None where it does not report it."""
         return self._nvml.process() if self._nvml else None
 
     def counters(self, managed: int) -> dict[str, int | None]:
@@ -115,13 +114,13 @@ def anchors(cupti: Callable[[], int | None] | None = None) -> dict[str, int | No
 
 
 class Sampler:
-    """A thread that records samples, and what its sources collected, every ``INTERVAL`` seconds until it is closed."""
+    """A thread that records samples, and what its collectors gathered, every ``INTERVAL`` seconds until it is closed."""
 
     def __init__(self, writer: EventWriter, watch: Callable[[], None]) -> None:
         self._writer, self._watch = writer, watch
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="workbench-sampler", daemon=True)
-        self.sources: Sequence[Source] = ()
+        self.collectors: Sequence[Collector] = ()
         self.gpu: Gpu | None = None
         self.managed: Callable[[], int] = lambda: 0
         self.cupti_clock: Callable[[], int | None] | None = None
@@ -134,21 +133,21 @@ class Sampler:
         next_anchor = time.monotonic() + _ANCHOR_EVERY
         while not self._stop.wait(INTERVAL):
             self._watch()
-            with contextlib.suppress(OSError, MemoryError):  # the main thread meets a full disk or memory, too, and tells
+            with contextlib.suppress(OSError, MemoryError):  # the main thread meets them, too, and reports it
                 self.sample()
                 if time.monotonic() >= next_anchor:
                     next_anchor += _ANCHOR_EVERY
                     self._writer.emit("anchor", anchors=anchors(self.cupti_clock))
 
     def sample(self) -> None:
-        """Records one sample and what the sources have, in one write."""
+        """Records one sample and what the collectors have, in one write."""
         event: Event = {"k": "sample", "source": "worker", **host_counters()}
         if self.gpu is not None:
             event |= self.gpu.counters(self.managed())
-        self._writer.emit_all([event, *(e for source in self.sources for e in source.drain())])
+        self._writer.emit_all([event, *(e for collector in self.collectors for e in collector.drain())])
 
     def close(self) -> None:
-        """Ends the thread, with a last sample that takes in what the sources still had; twice is fine."""
+        """Ends the thread, with a last sample that takes in what the collectors still had; twice is fine."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5.0)

@@ -18,7 +18,7 @@ from workbench.training.worker import distributed
 def open_board(config: TrainConfig, folder: RunFolder, checkpoints: Sequence[Path]) -> Any | None:
     """A ``SummaryWriter``, or None where none was asked for, and on other ranks than 0.
 
-    ``checkpoints``: those of the run; steps after the last one are told anew, and those told before are to be passed over.
+    ``checkpoints``: those of the run; steps after the last one are written again, and readers are to skip those written before.
     """
     if config.report_to != "tensorboard" or distributed.rank() != 0:
         return None
@@ -29,7 +29,7 @@ def open_board(config: TrainConfig, folder: RunFolder, checkpoints: Sequence[Pat
 
 
 def callbacks(board: Any | None) -> list[Any]:
-    """What ``Trainer`` tells its logs to."""
+    """The callbacks by which ``Trainer`` writes its logs there."""
     if board is None:
         return []
     from transformers.integrations import TensorBoardCallback

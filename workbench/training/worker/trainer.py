@@ -1,4 +1,4 @@
-"""transformers' Trainer, telling each step, obeying Stop and Pause, and the measurements before and after. Worker only.
+"""transformers' Trainer, reporting each step, obeying Stop and Pause, and the measurements before and after. Worker only.
 
 Covers the step events, checkpoints that say when they are complete, held-out loss and generated samples.
 The loop, accumulation, mixed precision, clipping, schedule and checkpoints are Trainer's own, so that a run here is the run
@@ -18,7 +18,7 @@ import torch
 from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import Row
+from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.loaded_checks import diverged
@@ -34,7 +34,7 @@ Asked = Callable[[], str | None]
 class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as Trainer wants them."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class TracedTrainer(Trainer):
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Counts on the device; nobody waits for the figures before the step is told."""
+        """Counts on the device; the figures are waited for only when the step is reported."""
         mask = inputs["attention_mask"]
         self.batches.append((mask.numel(), mask.sum(1).max(), mask.sum()))
         self._where |= {"rows": mask.shape[0], "longest": mask.shape[1]}  # a batch is padded to its longest row
@@ -109,7 +109,7 @@ class TracedTrainer(Trainer):
 
 
 class Steering(TrainerCallback):
-    """Tells each step and ends training when it is asked to, when the loss is lost, or when it is done."""
+    """Reports each step and ends training when it is asked to, when the loss is lost, or when it is done."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Steering(TrainerCallback):
             control.should_save = control.should_save or asked == "pause"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Tells the step; raises ``Diverged`` if its loss is no number."""
+        """Reports the step; raises ``Diverged`` if its loss is no number."""
         if not logs or "loss" not in logs:
             return
         batches, self.trainer.batches = self.trainer.batches, []
@@ -214,7 +214,7 @@ def measuring(model: Any, dtype: torch.dtype) -> Any:
         model.train(was_training)
 
 
-def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, size: int, asked: Asked) -> float | None:
+def held_out_loss(model: Any, rows: Sequence[TokenRow], collator: Collator, size: int, asked: Asked) -> float | None:
     """Mean cross-entropy in nats over all tokens that bear a loss; None if it was broken off."""
     total, count = 0.0, 0
     for at in range(0, len(rows), size):

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
-    from workbench.training.worker.measurements import Material, Measurements
+    from workbench.training.worker.evaluator import Evaluator, Material
     from workbench.training.worker.trainer import TracedTrainer
 
 _SPARE = 1 << 23
-"""Bytes kept for telling of a failure once memory has run out; never written to, they take address space only."""
+"""Bytes kept for reporting a failure once memory has run out; never written to, they take address space only."""
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -71,7 +71,7 @@ class Worker:
         self._spare = bytearray(_SPARE)
 
     def asked(self) -> str | None:
-        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: nobody else could tell how the run ended."""
+        """``"stop"``, ``"pause"`` or None. A supervisor that is gone is a stop: only it could record how the run ended."""
         if self._terminated or self.folder.asked("stop") or os.getppid() != self.supervisor:
             return "stop"
         return "pause" if self.folder.asked("pause") else None
@@ -88,7 +88,7 @@ class Worker:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Marks a phase; an exception leaves it open, which tells where the run ended."""
+        """Marks a phase; an exception leaves it open, which shows where the run ended."""
         before = self.where.get("phase")
         self.where["phase"] = name
         self.writer.emit("phase", name=name, edge="begin")
@@ -97,7 +97,7 @@ class Worker:
         self.where["phase"] = before
 
     def hello(self) -> None:
-        """Tells the versions, the device, the clocks, and which collectors work; told again when more is known."""
+        """Records the versions, the device, the clocks, and which collectors work; again when more is known."""
         self.writer.emit(
             "hello",
             capabilities={name: c.to_dict() for name, c in self.capabilities.items()},
@@ -109,7 +109,7 @@ class Worker:
     def run(self) -> int:
         """Does the whole run; returns the exit code."""
         self.hello()
-        self.sampler.sources = (HostFaults(host_counters),)
+        self.sampler.collectors = (HostFaults(host_counters),)
         self.sampler.start()
         collector = None
         try:
@@ -131,7 +131,7 @@ class Worker:
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
             if collector:
-                self.sampler.sources = (*self.sampler.sources, collector)
+                self.sampler.collectors = (*self.sampler.collectors, collector)
                 self.sampler.cupti_clock = collector.clock
             return self._train(cuda)
         except endings.OtherEnding:
@@ -146,7 +146,7 @@ class Worker:
             self.sampler.close()
 
     def _failed(self, error: BaseException) -> int:
-        """Tells how the run failed, as far as memory and disk still permit; the exit code tells it in any case."""
+        """Records how the run failed, as far as memory and disk still permit; the exit code shows it in any case."""
         self._spare.clear()
         ending = endings.ending_of(error, self.where, self._shortage)
         with contextlib.suppress(OSError, MemoryError):
@@ -160,10 +160,10 @@ class Worker:
         return self.account.shortage(self.config, where, asked) if self.account else None
 
     def _train(self, cuda: bool) -> int:
-        """Everything between the libraries and the last measurement; returns the exit code."""
+        """Everything from loading the model to the last measurement; returns the exit code."""
         from workbench.training import data
         from workbench.training.worker import distributed, model, tensorboard
-        from workbench.training.worker.measurements import Measurements
+        from workbench.training.worker.evaluator import Evaluator
 
         dtype = model.compute_dtype(self.config)
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
@@ -171,16 +171,16 @@ class Worker:
         material = self._material(source, net)
         checkpoints = self.folder.complete_checkpoints()
         board = tensorboard.open_board(self.config, self.folder, checkpoints)
-        measured = Measurements(
+        evaluator = Evaluator(
             config=self.config, net=net, dtype=dtype, material=material, phase=self.phase, asked=self.asked,
             writer=self.writer, board=board,
         )  # fmt: skip
-        loop = self._loop(measured)
-        self._learn(loop, measured, checkpoints)
+        loop = self._loop(evaluator)
+        self._learn(loop, evaluator, checkpoints)
         done = loop.state.global_step
         if done >= self.config.max_steps:
-            measured.evaluate(done)
-            measured.sample("after")
+            evaluator.evaluate(done)
+            evaluator.sample("after")
             if distributed.rank() == 0:
                 write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
         if board:
@@ -216,7 +216,7 @@ class Worker:
         return base
 
     def _adapted(self, base: Any, cuda: bool) -> Any:
-        """The model as it is trained; what of its optimizer's state will be paged is known then, and told."""
+        """The model as it is trained; what of its optimizer's state will be paged is known then, and recorded."""
         from workbench.training.worker import model
 
         assert self.account is not None
@@ -234,14 +234,14 @@ class Worker:
         from workbench.training import data
         from workbench.training.loaded_checks import check_ids, check_length
         from workbench.training.worker.batches import Collator
-        from workbench.training.worker.measurements import Material
+        from workbench.training.worker.evaluator import Material
 
         with self.phase("dataset"):
             tokenizer = data.open_tokenizer(source)
             rows = data.load(self.config, tokenizer)
             config = self.config = self.config.for_rows(len(rows.rows))
             self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
-            held_out: tuple[data.Row, ...] = ()
+            held_out: tuple[data.TokenRow, ...] = ()
             files = data.held_out_files(config) if config.max_eval_rows else None
             if files:
                 found = data.load(config, tokenizer, files, config.max_eval_rows)
@@ -254,19 +254,19 @@ class Worker:
                 tokenizer=tokenizer, collator=collator, rows=rows.rows, held_out=held_out, prompts=data.sample_prompts(config)
             )
 
-    def _loop(self, measured: Measurements) -> TracedTrainer:
+    def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
         from workbench.training.worker import optimizers, tensorboard, trainer
 
         assert self.account is not None
-        steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, measured.evaluate)
-        measured.net.config.use_cache = False
+        steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate)
+        evaluator.net.config.use_cache = False
         steering.trainer = trainer.TracedTrainer(
-            model=measured.net,
-            args=trainer.training_arguments(self.config, self.folder, measured.dtype),
-            train_dataset=trainer.RowSet(measured.material.rows),
-            data_collator=measured.material.collator,
-            callbacks=[steering, *tensorboard.callbacks(measured.board)],
+            model=evaluator.net,
+            args=trainer.training_arguments(self.config, self.folder, evaluator.dtype),
+            train_dataset=trainer.RowSet(evaluator.material.rows),
+            data_collator=evaluator.material.collator,
+            callbacks=[steering, *tensorboard.callbacks(evaluator.board)],
             optimizer_cls_and_kwargs=optimizers.optimizer_for(self.config, functools.partial(self.writer.emit, "prefetch_req")),
             phase=self.phase,
             where=self.where,
@@ -275,7 +275,7 @@ class Worker:
         self.sampler.managed = optimizers.managed_bytes
         return steering.trainer
 
-    def _learn(self, loop: TracedTrainer, measured: Measurements, checkpoints: Sequence[Path]) -> None:
+    def _learn(self, loop: TracedTrainer, evaluator: Evaluator, checkpoints: Sequence[Path]) -> None:
         """Measures, trains from the last checkpoint on, and saves, also what there is when SIGTERM comes."""
         from workbench.training.worker import distributed
 
@@ -284,25 +284,25 @@ class Worker:
         signal.signal(signal.SIGTERM, self._terminate)
         try:
             if self.attempt == 1 or not checkpoints:
-                measured.evaluate(0)
-                measured.sample("before")
+                evaluator.evaluate(0)
+                evaluator.sample("before")
             if not distributed.agreed(self.asked()):
                 with self.phase("train"):
                     loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
         except endings.OtherEnding:
-            self._save_what_is_new(loop, measured, checkpoints)
+            self._save_what_is_new(loop, evaluator, checkpoints)
             raise
-        self._save_what_is_new(loop, measured, checkpoints)
+        self._save_what_is_new(loop, evaluator, checkpoints)
 
-    def _save_what_is_new(self, loop: TracedTrainer, measured: Measurements, checkpoints: Sequence[Path]) -> None:
+    def _save_what_is_new(self, loop: TracedTrainer, evaluator: Evaluator, checkpoints: Sequence[Path]) -> None:
         """Rank 0 saves, unless this is a resumed run that did nothing: it keeps what there was."""
         from workbench.training.worker import distributed
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing breaks the saving off
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing interrupts the saving
         kept = bool(checkpoints) or self._kept.exists()
         if distributed.rank() == 0 and (loop.state.global_step or not kept):
             with self.phase("save"):
-                self._save(measured.net, measured.material.tokenizer, loop.state)
+                self._save(evaluator.net, evaluator.material.tokenizer, loop.state)
 
     def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
@@ -346,7 +346,7 @@ class _LogEvents(logging.Handler):
 
 
 def main(root: str, attempt: str, supervisor: str) -> None:
-    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for whoever started this."""
+    """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for the parent."""
     worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor) or os.getppid())
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import Row
+from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.worker import distributed, trainer
 from workbench.training.worker.batches import Collator
@@ -23,14 +23,14 @@ class Material:
 
     tokenizer: Any
     collator: Collator
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     """Those that are learnt from."""
-    held_out: tuple[Row, ...]
+    held_out: tuple[TokenRow, ...]
     prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurements:
+class Evaluator:
     """Measures ``net`` on ``material``, each time in a phase of its own."""
 
     config: TrainConfig
