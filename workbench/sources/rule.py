@@ -81,7 +81,7 @@ def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[Te
 
 def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
     """Whether the tensor ``name`` is the weight of a Conv1D, which is transposed before it is quantized."""
-    return config.get("model_type") in _CONV1D_MODELS and _CONV1D.search(name) is not None
+    return str(config.get("model_type")) in _CONV1D_MODELS and _CONV1D.search(name) is not None
 
 
 def is_input_embedding(name: str) -> bool:
