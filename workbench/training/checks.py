@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
@@ -86,7 +87,7 @@ def _field_faults(config: TrainConfig) -> list[str]:
         value = getattr(config, name)
         if name == "num_train_epochs" and value is None:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not number or not (low <= value if with_low else low < value) or not value < high:
             above = f"{low:g} or more" if with_low else f"above {low:g}"
             fault(name, f"a number, {above}" + (f" and below {high:g}" if math.isfinite(high) else ""))
