@@ -302,4 +302,4 @@ def test_a_strange_configuration_does_not_keep_the_tensors_from_being_listed(tmp
     (tmp_path / "config.json").write_text(json.dumps(config))
     source = wb.open_model(tmp_path)
     assert len(source.tensors()) == 3
-    assert wb.forecast(source, object()).total > 0
+    assert wb.forecast(source, wb.TrainConfig()).total > 0
