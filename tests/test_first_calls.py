@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
+from widgets.state import State
 from workbench.memory.gpus import find
 from workbench.quant.spec import as_spec, as_specs
 
@@ -117,9 +119,41 @@ def test_choices_of_a_config_are_taken_in_any_case() -> None:
     assert (config.method, config.quant_type, config.optim, config.compute_dtype) == ("qlora", "nf4", "adamw_8bit", "bfloat16")
 
 
+def test_numpy_s_numbers_in_a_config_become_python_s() -> None:
+    given: dict[str, Any] = {"lora_r": np.int64(8), "learning_rate": np.float64(0.1), "use_dora": np.True_, "seed": np.array(3)}
+    config = wb.TrainConfig(**given, target_modules=np.array(["q_proj"]))  # type: ignore[arg-type]
+    same = wb.TrainConfig(lora_r=8, learning_rate=0.1, use_dora=True, seed=3, target_modules=("q_proj",))
+    assert json.dumps(config.to_dict()) == json.dumps(same.to_dict())
+    for wrong in ({"max_steps": np.float64(7)}, {"seed": np.array([1, 2])}, {"learning_rate": 10**400}):
+        with pytest.raises(wb.ConfigError):
+            wb.TrainConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_app_s_state_takes_the_same_names() -> None:
+    state = State(formats=("NF4", "INT4 (sym)"), gpu="t4", mix_gpu="h100", block=np.int64(3))  # type: ignore[arg-type]
+    assert state == State(formats=("nf4", "int4-sym"), gpu="T4 16 GB", mix_gpu="H100 80 GB", block=3)
+    assert State(formats="NF4").formats == ("nf4",)  # type: ignore[arg-type]
+    wrong: dict[str, Any] = {"formats": ("nf4", "NF4"), "gpu": ["t4"], "tab": ["Model"], "train": None, "target_modules": None}
+    for name, value in wrong.items():
+        with pytest.raises(wb.ConfigError):
+            State(**{name: value})
+
+
 def test_a_path_names_a_model_or_a_dataset() -> None:
     config = wb.TrainConfig(model=Path("m"), dataset=Path("d.jsonl"))  # type: ignore[arg-type]
     assert (config.model, config.dataset) == ("m", "d.jsonl")
+
+
+@pytest.mark.parametrize("path", ["~nouser-here/x.jsonl", "x" * 5_000 + ".jsonl", "a\0b.jsonl"])
+def test_a_path_that_can_lead_nowhere_is_said_like_any_other_that_does_not(path: str, tmp_path: Path) -> None:
+    config = wb.TrainConfig(dataset=path)
+    for call in (lambda: wb.preview(config), lambda: wb.launch(config), lambda: wb.open_model(path), lambda: wb.attach(path)):
+        with pytest.raises(wb.WorkbenchError):
+            call()
+    assert wb.runs(path) == []
+    if not path.startswith("~"):
+        with pytest.raises(wb.RunError):
+            wb.launch(wb.TrainConfig(max_steps=1), tmp_path / path)
 
 
 def test_a_misspelt_field_is_said_with_the_nearest() -> None:

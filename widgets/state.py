@@ -11,10 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from widgets.background.listeners import Listeners
 from widgets.views import TABS
 from workbench.errors import ConfigError
+from workbench.given import described, is_a, several
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
+from workbench.memory.gpus import find as find_gpu
 from workbench.quant.formats import BLOCK_SIZES, find_format
 from workbench.quant.spec import QuantSpec
 from workbench.training.config import TrainConfig
@@ -122,14 +126,22 @@ class State:
     """The other fields of ``TrainConfig``, where they differ from their defaults."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "formats", tuple(self.formats))
-        if not isinstance(self.target_modules, str):
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+        object.__setattr__(self, "formats", tuple(find_format(name).name for name in several(self.formats)))
+        if is_a(self.target_modules, list):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if not is_a(self.train, Mapping):
+            raise ConfigError([f"train is {described(self.train)}, and holds no fields."], where="state", remedy="Give a dict.")
         faults = [f"train has {name!r}, a field of its own." for name in self.train if name in _ELSEWHERE]
         if not 1 <= len(self.formats) <= 3 or len(set(self.formats)) != len(self.formats):
             faults.append(f"formats is {self.formats!r}; it must be one to three different names.")
+        for name in ("gpu", "mix_gpu"):
+            if (value := getattr(self, name)) not in _CHOICES[name]:
+                object.__setattr__(self, name, find_gpu(value).name)
         for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) not in known:
+            if not isinstance(value := getattr(self, name), str) or value not in known:
                 faults.append(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         for name in ("block", "weight", "layer"):
             value = getattr(self, name)

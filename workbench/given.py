@@ -7,9 +7,11 @@ is said by the one function that takes it: ``as_spec``, ``gpus.find``, ``as_conf
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 _LONGEST = 300
@@ -24,6 +26,11 @@ def several(given: Any) -> tuple[Any, ...]:
 def is_several(given: Any) -> bool:
     """Whether a list or another iterable was given, rather than one thing."""
     return isinstance(given, Iterable) and not isinstance(given, str | bytes)
+
+
+def expanded(given: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` as the home folder; where there is no such user it stays, as in the shell."""
+    return Path(os.path.expanduser(given))
 
 
 def spelling(name: str) -> str:

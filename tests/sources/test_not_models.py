@@ -81,3 +81,14 @@ def test_no_metadata_may_be_written_as_null(tmp_path: Path) -> None:
     with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
         assert file.metadata() is None
         np.testing.assert_array_equal(file.get_tensor("a.weight"), values)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html></html>", b"# xet version 0\nfilesize = 10\n", b"/annex/objects/SHA256E-s1--a"]
+)
+def test_a_text_in_the_place_of_weights_is_no_header_of_quintillions_of_bytes(model: Path, content: bytes) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(wb.ModelError, match="begins with") as caught:
+        wb.open_model(model)
+    assert content[:8].decode() in caught.value.what
+    assert "header of" not in caught.value.what

@@ -287,6 +287,23 @@ def test_state_space_models_are_told_which_modules_peft_adapts_in_them(kind: str
         assert untrained([*names, "dt_proj"]) == {"dt_proj"}
 
 
+@pytest.mark.filterwarnings("ignore")  # of peft
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3-moe"])
+def test_dropout_and_dora_on_experts_are_refused_as_peft_does_after_loading(kind: str, tmp_path: Path) -> None:
+    from tests.helpers import meta
+
+    model_type, config, _ = tiny.ARCHITECTURES[kind]
+    tiny.save(tmp_path, model_type, config)
+    for asked in ({"lora_dropout": 0.05}, {"lora_dropout": 0.0, "use_dora": True}):
+        (told,) = faults_of(tmp_path, **asked)
+        assert told.startswith(("lora_dropout", "use_dora"))
+        assert "'gate_up_proj'" in told
+        with pytest.raises(ValueError, match="does not work with"):
+            meta.trainable(meta.build(model_type, **config), "all-linear", **asked)
+        assert faults_of(tmp_path, target_modules=("q_proj", "o_proj"), **asked) == []
+    assert faults_of(tmp_path, lora_dropout=0.0) == []
+
+
 def test_every_name_that_gets_no_adapter_is_told_though_peft_passes_over_it_where_others_fit(model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -58,13 +58,15 @@ def test_from_any_checkpoint_the_same_weights(
     assert len(set(losses)) == STEPS
     checkpoints = RunFolder(run.dir).complete_checkpoints()
     assert [path.name for path in checkpoints] == [f"checkpoint-{n}" for n in range(1, STEPS + 1)]
-    for n in after:
+    for n in (*after, STEPS):
         again = tmp_path / f"from-{n}"
         again.mkdir()
         shutil.copytree(checkpoints[n - 1], again / "checkpoints" / f"checkpoint-{n}")
         resumed = in_process.train(config, again, attempt=2)
         assert [(e["n"], e["loss"]) for e in of(resumed, "step")] == [*enumerate(losses, 1)][n:]
         assert adapter_bytes(resumed) == weights
+        assert resumed.adapter_dir is not None
+        assert steps_of(resumed.adapter_dir) == STEPS
 
 
 def test_the_adapter_is_the_one_with_the_most_steps(model: Path, tmp_path: Path) -> None:

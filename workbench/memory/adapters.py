@@ -79,6 +79,8 @@ class Adapter:
     out_features: int
     magnitudes: int
     """Elements of the vector that DoRA adds."""
+    on_parameter: bool = False
+    """Whether it is on a parameter (experts, their router) and no module: peft then takes neither dropout nor DoRA."""
 
 
 def adapters(tensors: Sequence[TensorInfo], config: Mapping[str, Any], targets: str | Iterable[str], r: int) -> list[Adapter]:
@@ -87,7 +89,7 @@ def adapters(tensors: Sequence[TensorInfo], config: Mapping[str, Any], targets: 
     ``tensors`` are those that take memory once loaded, ``targets`` and ``r`` as ``LoraConfig`` has them. Of a type that is not
     in ``KNOWN`` the experts are taken to get none, as peft does with types that it does not know either.
     """
-    return [w.adapter(r * factor) for w, factor in _chosen(_weights(tensors, config), config, targets)]
+    return [w.adapter(r * factor, bare) for w, factor, bare in _chosen(_weights(tensors, config), config, targets)]
 
 
 def bounds(
@@ -101,7 +103,7 @@ def bounds(
     if str(config.get("model_type")) in KNOWN:
         return None
     weights = _weights(tensors, config)
-    most = {w.name: w.adapter(r * factor) for w, factor in _chosen(weights, {}, targets)}
+    most = {w.name: w.adapter(r * factor) for w, factor, _ in _chosen(weights, {}, targets)}
     fewest = list(most.values())
     if experts := {w.name.rpartition(".experts.")[0] for w in weights if w.experts}:
         moved = _MIXTRAL | _QWEN2_MOE
@@ -130,27 +132,30 @@ class _Weight:
     """Whether ``all-linear`` means it."""
     magnitudes: int = 0
 
-    def adapter(self, r: int) -> Adapter:
+    def adapter(self, r: int, on_parameter: bool = False) -> Adapter:
         rank = r * max(1, self.experts)
-        return Adapter(self.name, tuple(self.tensors), rank, self.in_features, self.out_features, self.magnitudes)
+        return Adapter(self.name, tuple(self.tensors), rank, self.in_features, self.out_features, self.magnitudes, on_parameter)
 
 
-def _chosen(weights: list[_Weight], config: Mapping[str, Any], targets: str | Iterable[str]) -> Iterator[tuple[_Weight, int]]:
-    """What gets an adapter, and by how much its rank is above the others'."""
+def _chosen(
+    weights: list[_Weight], config: Mapping[str, Any], targets: str | Iterable[str]
+) -> Iterator[tuple[_Weight, int, bool]]:
+    """What gets an adapter, by how much its rank is above the others', and whether it is adapted as a parameter."""
     moved = MOVED.get(str(config.get("model_type")))
     if moved is None:
         for w in weights:
             if w.linear if targets == ALL_LINEAR else w.module and _matches(w.name, targets):
-                yield w, 1
+                yield w, 1, False
         return
     names = _last_parts(weights, targets, moved) if isinstance(targets, str) else targets
     new = {name: moved.get(name.rpartition(".")[2]) for name in names}
     modules = [name for name, parameter in new.items() if parameter is None]
     parameters = {parameter for parameter in new.values() if parameter is not None}
     for w in weights:
-        if (w.module and _matches(w.name, modules)) or _matches(w.parameter, parameters):
+        bare = _matches(w.parameter, parameters)
+        if bare or (w.module and _matches(w.name, modules)):
             doubled = "gate_up_proj" in parameters and w.name.endswith(".gate_up_proj")
-            yield w, 2 if doubled else 1
+            yield w, 2 if doubled else 1, bare
 
 
 def _last_parts(weights: Iterable[_Weight], targets: str, moved: Mapping[str, str]) -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError, NotListed, Unreachable
-from workbench.given import described, is_a
+from workbench.given import described, expanded, is_a
 from workbench.progress import Cancelled, Progress
 from workbench.sources.base import Source
 from workbench.sources.header import shown
@@ -63,7 +63,7 @@ def open_model(
     if revision is not None and not is_a(revision, str):
         remedy = "Give the name of a branch or tag, or a commit."
         raise ModelError(f"{described(revision)} is no revision.", where="revision", remedy=remedy)
-    local = text == "builtin" or os.path.lexists(os.path.expanduser(text))
+    local = text == "builtin" or os.path.lexists(expanded(text))
     if local and revision is not None:
         raise ModelError("A local model has no revisions.", where=f"revision={shown(revision)}", remedy="Leave revision out.")
     if text == "builtin":
@@ -71,7 +71,7 @@ def open_model(
             remedy = "Reinstall the package, or open a folder."
             raise ModelError("The embedded model is not in this installation.", where=str(BUILTIN), remedy=remedy)
         return LocalSource(BUILTIN, name="builtin", licence="Apache-2.0")
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if not local:
         near = _near(folder)
         if not _HUB_ID.fullmatch(text) or (near and "/" not in text):

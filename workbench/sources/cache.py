@@ -22,6 +22,7 @@ from pathlib import Path
 
 from workbench import caches
 from workbench.errors import WorkbenchError
+from workbench.given import expanded
 from workbench.sources.header import shown
 
 FOLDER, GIGABYTES = "WORKBENCH_CACHE", "WORKBENCH_CACHE_GB"
@@ -127,7 +128,7 @@ def default() -> Cache:
     if gigabytes < 0:
         raise WorkbenchError(f"{shown(text)} is not a size in gigabytes.", where=GIGABYTES, remedy="Set it to 0 or more.")
     named = os.environ.get(FOLDER)
-    return _shared(Path(named).expanduser() if named else caches.user_folder(), limit)
+    return _shared(expanded(named) if named else caches.user_folder(), limit)
 
 
 @functools.lru_cache(8)

@@ -121,7 +121,10 @@ def read_header(fetch: Fetch, size: int, where: str) -> Header:
         _fail("not a safetensors file, or cut off: it is shorter than the eight bytes of its header's length", where)
     length = int.from_bytes(fetch(0, 8), "little")
     if length > MAX_HEADER:
-        check_pointer(fetch(0, min(size, len(_POINTER))), where)
+        head = fetch(0, min(size, len(_POINTER)))
+        check_pointer(head, where)
+        if all(32 <= byte < 127 for byte in head[:8]):  # no length, but a text: a web page, another pointer
+            _fail(f"not a safetensors file: it begins with {shown(head.decode('ascii', 'replace'))}", where)
         _fail(f"not a safetensors file: it claims a header of {length:,} bytes (the format allows {MAX_HEADER:,})", where)
     if length > size - 8:
         _fail(f"truncated or not a safetensors file: a header of {length:,} bytes does not fit its {size:,}", where)

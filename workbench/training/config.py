@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
+import numpy as np
+
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, unknown_fields
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
@@ -195,6 +197,9 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic | np.ndarray):  # as a loop over a range of NumPy's gives them
+                object.__setattr__(self, name, value.tolist())
         for name in ("model", "dataset", "eval_dataset"):
             if isinstance(value := getattr(self, name), PathLike):
                 object.__setattr__(self, name, str(value))

@@ -11,6 +11,7 @@ import contextlib
 import decimal
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from workbench.errors import DataError, ModelError, Unreachable
-from workbench.given import nearest
+from workbench.given import expanded, nearest
 from workbench.training.row_files import ending, header, kind_of, objects, rows
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -53,7 +54,7 @@ class Files:
 
 def on_hub(name: str) -> bool:
     """Whether a name is that of a repository on the Hub (``owner/name``, and nothing of that name here)."""
-    there = Path(name).expanduser().exists()
+    there = os.path.exists(expanded(name))
     return not there and _HUB_ID.fullmatch(name) is not None and kind_of(Path(name)) is None
 
 
@@ -64,10 +65,10 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
     if on_hub(name):
         folder = fetch(name, revision)
         return Files(_of_split(folder, name, split, config), name, folder.name)
-    path = Path(name).expanduser().absolute()
-    if path.is_dir():
+    path = expanded(name).absolute()
+    if os.path.isdir(path):
         return Files(_of_split(path, name, split, config), name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name))
     if kind_of(path) is None:
         what = f"files of the kind {ending(path) or '(no ending)'!r} are not read."
@@ -81,7 +82,7 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
 
 def _remedy(path: Path, name: str) -> str:
     """What else may be meant by a path that is not there."""
-    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    there = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     beside = nearest(path.name, [*there, *(["builtin"] if name == path.name else [])])
     return f"A dataset is 'builtin', a file, a folder, or OWNER/NAME on the Hub. {beside}".strip()
 

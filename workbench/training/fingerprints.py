@@ -238,7 +238,7 @@ def read(run: Path) -> Fingerprints | None:
 
 
 def _from_dict(fields: dict[str, Any]) -> Fingerprint:
-    return Fingerprint(**fields | {"state": tuple(fields["state"])})
+    return Fingerprint(**fields | {"size": int(fields["size"]), "state": tuple(fields["state"])})
 
 
 def write(run: Path, known: Fingerprints) -> None:

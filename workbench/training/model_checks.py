@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError
+from workbench.memory.adapters import adapters
 from workbench.memory.footprint import Plan, in_four_bits, leaves_out
 from workbench.memory.gpus import devices
 from workbench.sources.base import Source
@@ -73,7 +74,7 @@ def model_faults(config: TrainConfig, source: Source) -> list[str]:
     packings = packings_of(source)
     packed = _packing_faults(config, source, packings)
     faults += packed or _four_bit_faults(config, source)
-    return [*faults, *_target_faults(config, source)]
+    return [*faults, *_target_faults(config, source), *_expert_faults(config, source)]
 
 
 # --- what kind of model it is -------------------------------------------------------------------------------------------------
@@ -248,6 +249,21 @@ def _target_faults(config: TrainConfig, source: Source) -> list[str]:
         elif not found and not is_output_head(name) and not _converted(str(source.config.get("model_type")), tensors):
             faults.append(f"target_modules names {name!r}, which is no module of this model; {_near(name, ranks)}.")
     return faults
+
+
+def _expert_faults(config: TrainConfig, source: Source) -> list[str]:
+    """What peft does not do where it adapts experts as the one parameter that holds them all."""
+    asked = [name for name in ("lora_dropout", "use_dora") if getattr(config, name)]
+    if config.method == "full" or not asked:
+        return []
+    found = adapters(as_loaded(source)[0], source.config, config.target_modules, config.lora_r)
+    bare = sorted({adapter.name.rpartition(".")[2] for adapter in found if adapter.on_parameter})
+    return [
+        f"{name} is {getattr(config, name)!r}; peft has none on the parameters ({_named(bare)}) that hold this model's "
+        f"experts: set {False if name == 'use_dora' else 0}, or name target_modules without them."
+        for name in asked
+        if bare
+    ]
 
 
 def _converted(kind: str, tensors: Iterable[TensorInfo]) -> bool:

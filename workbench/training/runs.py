@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
-from workbench.given import described
+from workbench.given import described, expanded
 from workbench.sources import open_model
 from workbench.training import data, fingerprints, origins
 from workbench.training.config import TrainConfig, as_config
@@ -227,7 +227,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
     root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
         (root / "control").mkdir(parents=True)
@@ -235,8 +235,8 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         config = replace(absolute(config), dataset_revision=files.revision)
         write_json(RunFolder(root).config, config.to_dict())
         fingerprints.write(root, begun_with)
-    except OSError as error:
-        what = f"the folder cannot be written ({error.strerror})."
+    except (OSError, ValueError) as error:  # also a name that no file system takes
+        what = f"the folder cannot be written ({getattr(error, 'strerror', error)})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
     _spawn(run)
     return run
@@ -246,14 +246,14 @@ def path_of(given: str | os.PathLike[str], where: str) -> Path:
     """A path as it is whatever the current directory is; RunError on what is none."""
     if not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise RunError(f"{described(given)} is no path.", where=where, remedy="Give the path of a folder.")
-    return Path(given).expanduser().absolute()
+    return expanded(given).absolute()
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """Paths that hold whatever the current directory is."""
 
     def fixed(name: str) -> str:
-        return name if name == "builtin" or on_hub(name) else str(Path(name).expanduser().absolute())
+        return name if name == "builtin" or on_hub(name) else str(expanded(name).absolute())
 
     held_out = config.eval_dataset and fixed(config.eval_dataset)
     return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
@@ -305,7 +305,7 @@ def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
     if isinstance(run_dir, Run):
         return run_dir
     folder = RunFolder(path_of(run_dir, "run_dir"))
-    if not folder.config.is_file():
+    if not os.path.isfile(folder.config):
         remedy = "wb.runs(folder) lists the runs in a folder."
         raise RunError("there is no run in this folder.", where=str(folder.root), remedy=remedy)
     run = Run(folder)
@@ -323,8 +323,9 @@ def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     >>> wb.runs("a folder without runs")
     []
     """
-    found = []
-    for path in sorted(path_of(folder, "folder").glob("*/config.json")):
+    found: list[Run] = []
+    root = path_of(folder, "folder")
+    for path in sorted(root.glob("*/config.json")) if os.path.isdir(root) else ():
         try:
             found.append(attach(path.parent))
         except RunError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,7 +116,7 @@ class Setting:
             return True
         if self.kind in ("whole", "real"):
             number = isinstance(value, int if self.kind == "whole" else int | float) and not isinstance(value, bool)
-            return number and math.isfinite(value) and self.least <= value < self.below and value > self.above
+            return number and abs(value) <= sys.float_info.max and self.least <= value < self.below and value > self.above
         if self.kind == "choice":
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if self.kind in ("flag", "text"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -21,6 +20,7 @@ from widgets.controls.style import column, fields, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures.tables import table
+from workbench.given import expanded
 from workbench.progress import Cancelled, Progress
 from workbench.text import NONE, counted
 from workbench.training.config import TrainConfig
@@ -98,7 +98,7 @@ class RunList:
         with self._quiet:
             self.list.options = [(line, run.dir.name) for line, run in found]
             self.list.value = picked
-        where = Path(self.folder.value.strip() or ".").expanduser().absolute()
+        where = expanded(self.folder.value.strip() or ".").absolute()
         set_note(self._summary, "" if found else f"There are no runs in {where}.")
 
     def _choose(self) -> None:

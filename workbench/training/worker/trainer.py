@@ -12,10 +12,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow
@@ -87,6 +89,11 @@ class TracedTrainer(Trainer):
         self.account = account
         self._first = True
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def restore(self, checkpoint: Path) -> None:
+        """Puts the weights and the count of steps of a checkpoint in place, without a step: ``train`` takes one at least."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Counts on the device; the figures are waited for only when the step is reported."""

@@ -28,7 +28,7 @@ from workbench.sources import open_model
 from workbench.training import origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
-from workbench.training.folder import RunFolder
+from workbench.training.folder import RunFolder, steps_of
 from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 from workbench.training.results.card import write_card
@@ -288,7 +288,11 @@ class Worker:
                 evaluator.sample("before")
             if not distributed.agreed(self.asked()):
                 with self.phase("train"):
-                    loop.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+                    last = checkpoints[-1] if checkpoints else None
+                    if last and steps_of(last) >= self.config.max_steps:  # it ended between its last step and its end
+                        loop.restore(last)
+                    else:
+                        loop.train(resume_from_checkpoint=str(last) if last else None)
         except endings.OtherEnding:
             self._save_what_is_new(loop, evaluator, checkpoints)
             raise
