@@ -21,6 +21,7 @@ from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS
 from workbench.text import amount
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
@@ -56,7 +57,7 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     mixed = c if c == "fp32" else f"{c}, fp32"  # norms and the loss compute in fp32
     frozen = "trained" if full else "frozen"
     sums = dict.fromkeys(("embedding", "linear", "rest"), 0)
-    place = {t.name: "linear" if t.quantizable else "embedding" if "embedding" in t.reason else "rest"
+    place = {t.name: "linear" if t.quantizable else "embedding" if t.role in EMBEDDINGS else "rest"
              for t in as_loaded(src)[0]}  # fmt: skip
     for piece in ledger.pieces:
         if piece.category in ("weights", "weights upcast to fp32", "integer tensors"):

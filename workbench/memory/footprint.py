@@ -18,7 +18,7 @@ from workbench.errors import ConfigError
 from workbench.given import described, is_a
 from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
 from workbench.quant.spec import QuantSpec
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import EMBEDDINGS, QUANTIZED, SKIPPED, Role, TensorInfo
 
 FULL, LORA, QLORA = "full", "lora", "qlora"
 
@@ -29,6 +29,7 @@ NESTED_CODEBOOK = 256 * 4
 MIN_8BIT = 4_096
 """Elements below which bitsandbytes keeps an 8-bit optimizer's state in fp32."""
 _STATE_BLOCK = 256
+_LINEAR = QUANTIZED | SKIPPED | {Role.EXPERT, Role.ROUTER}
 
 _AHEAD = re.compile(r"^(?:model\.)?mtp(?:_layers)?\.")
 _NUMBERED = re.compile(r"^model\.layers\.(\d+)\.")
@@ -107,7 +108,7 @@ class Piece:
 
 def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors that take memory once loaded: a head stored beside the embedding that it is tied to is dropped."""
-    return [t for t in tensors if t.numel and t.reason != "the output head, tied to the embedding"]
+    return [t for t in tensors if t.numel and t.role is not Role.TIED_HEAD]
 
 
 def taken(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[TensorInfo]:
@@ -263,10 +264,10 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     for t in tensors:
         if len(t.shape) != 2 or not t.dtype.startswith(("F", "BF")):
             continue
-        if "embedding" in t.reason:
+        if t.role in EMBEDDINGS:
             hidden = max(hidden, min(t.shape))
         match = _LAYER.match(t.name)
-        if match and (t.reason.startswith(("a linear layer", "an expert"))):
+        if match and t.role in _LINEAR:
             in_features = t.shape[0] if t.layout == "transposed" else t.shape[1]
             layers[match["layer"]].append((in_features, t, share if EXPERT.match(t.name) else 1.0))
     hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "dim"), hidden)

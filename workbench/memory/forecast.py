@@ -37,6 +37,7 @@ from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS, HEADS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,8 +196,8 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
     kept = activations(tensors, config, plan)
     how = "a layer's input each, and one layer computed again" if plan.gradient_checkpointing else "kept by every layer"
     shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
-    heads = [t.numel for t in loaded(tensors) if t.reason.startswith("the output head")]
-    embeddings = [t for t in tensors if t.reason.startswith("an embedding") and len(t.shape) == 2]
+    heads = [t.numel for t in loaded(tensors) if t.role in HEADS]
+    embeddings = [t for t in tensors if t.role in EMBEDDINGS and len(t.shape) == 2]
     vocabulary = max((max(t.shape) for t in embeddings), default=0)
     rows = [
         Row("activations", kept.bytes(tokens, plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),

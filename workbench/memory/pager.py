@@ -30,6 +30,7 @@ from workbench.memory.lru import Bytes, Extent, Moment, demand, move
 from workbench.sources import Source, open_model
 from workbench.sources.kinds import layer_of
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS
 from workbench.text import amount, count
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class _Timeline:
         self.everything = everything
         self.checkpointing = ledger.plan.gradient_checkpointing
         tensors = as_loaded(src)[0]
-        embeddings = {t.name for t in tensors if t.reason.startswith("an embedding")}
+        embeddings = {t.name for t in tensors if t.role in EMBEDDINGS}
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for piece in ledger.pieces:
             place = _place(piece.tensor, embeddings)
