@@ -19,6 +19,21 @@ from widgets.figures.layout import Figure, Told
 from widgets.figures.palette import FORMAT_COLOURS, VERMILION
 from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
+from workbench.memory.ledger import (
+    ACTIVATIONS,
+    ADAPTERS,
+    DEQUANTIZED,
+    FOUR_BIT,
+    FULL_WEIGHTS,
+    GRADIENTS,
+    GROUPS,
+    INTEGERS,
+    LOGITS,
+    OPTIMIZER,
+    PAGED,
+    SCALES,
+    UPCAST,
+)
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.sources.tensor_info import EMBEDDINGS
@@ -45,6 +60,8 @@ class Part:
     """Of the whole model, forecast."""
     role: str
     """``frozen``, ``trained``, or how long it lives."""
+    key: str = ""
+    """What the arrows know it by, where its name depends on the method."""
 
 
 def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
@@ -60,29 +77,32 @@ def parts(src: Source, ledger: MemoryLedger) -> list[Part]:
     place = {t.name: "linear" if t.quantizable else "embedding" if t.role in EMBEDDINGS else "rest"
              for t in as_loaded(src)[0]}  # fmt: skip
     for piece in ledger.pieces:
-        if piece.category in ("weights", "weights upcast to fp32", "integer tensors"):
+        if piece.category in (FULL_WEIGHTS, UPCAST, INTEGERS):
             sums[place[piece.tensor]] += piece.bytes
-    weights = sums["linear"] + ledger["4-bit weights"]
+    weights = sums["linear"] + ledger[FOUR_BIT]
     quantized = f"{plan.quant_type.upper()}, two a byte"
     state = "8 bits" if "8bit" in plan.optim else c if full and "torch" in plan.optim else "fp32"
     row, learnt = (84, c) if full else (16, "fp32")
-    adam = ledger["optimizer state"] + ledger["optimizer state, paged"]
+    adam = ledger[OPTIMIZER] + ledger[PAGED]
     found = [
         Part("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
         Part("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
-        Part("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
+        Part("x, kept for backward", (29.5, 50), mixed, c, ledger[ACTIVATIONS], "one step"),
         Part("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
-        Part("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
-        Part("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
+        Part("logits and loss", (91, 50), mixed, "fp32", ledger[LOGITS], "one step"),
+        Part(
+            "gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger[GRADIENTS], "one step",
+            "gradients",
+        ),
         Part("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
     ]  # fmt: skip
     if four_bit:
-        scales = ledger["absmax scales"] + ledger["second-level scales"] + ledger["codebooks"]
+        scales = sum(ledger[name] for name in GROUPS[SCALES])
         how = "8 bits and fp32" if plan.double_quant else "fp32"
         found.append(Part("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
-        found.append(Part("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
+        found.append(Part("Ŵ, one at a time", (50, 84), c, c, ledger[DEQUANTIZED], "one product"))
     if not full:
-        found.append(Part(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
+        found.append(Part(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger[ADAPTERS], "trained", "adapters"))
     return found
 
 
@@ -90,7 +110,7 @@ def flow(src: Source, ledger: MemoryLedger) -> Told:
     """The diagram."""
     boxes = parts(src, ledger)
     method = ledger.plan.method
-    where = {part.name: part.at for part in boxes}
+    where = {part.key or part.name: part.at for part in boxes}
     where["y"] = (50, 50)
     shapes = [_box(part.at, part.role == "trained") for part in boxes] + [_box(where["y"], False, dashed=True)]
     notes = [_text(part.at, part.name, _lines(part)) for part in boxes]
@@ -164,7 +184,7 @@ def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: flo
 
 def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
     """From, to, kind, and how far an arrow is shifted aside."""
-    names = {part.name for part in boxes}
+    names = {part.key or part.name for part in boxes}
     w, x, head, loss, adam = (
         "linear weights W",
         "x, kept for backward",
@@ -172,8 +192,6 @@ def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
         "logits and loss",
         "Adam's two moments",
     )
-    adapters = next((name for name in names if name.startswith("A and B")), None)
-    gradients = next(name for name in names if name.startswith("gradients"))
     chain = ("embedding", x, "y", head, loss)
     for a, b in itertools.pairwise(chain):
         yield a, b, FORWARD, 4
@@ -187,11 +205,11 @@ def _edges(boxes: list[Part]) -> Iterator[tuple[str, str, str, float]]:
     else:
         yield w, "y", FORWARD, 2
         yield w, "y", BACKWARD, -2
-    if adapters:
-        yield adapters, "y", FORWARD, 2
-        yield adapters, "y", BACKWARD, -2
-        yield adam, adapters, UPDATE, 0
+    if "adapters" in names:
+        yield "adapters", "y", FORWARD, 2
+        yield "adapters", "y", BACKWARD, -2
+        yield adam, "adapters", UPDATE, 0
     else:
         yield adam, w, UPDATE, 0
-    yield "y", gradients, BACKWARD, 0
-    yield gradients, adam, UPDATE, 0
+    yield "y", "gradients", BACKWARD, 0
+    yield "gradients", adam, UPDATE, 0
