@@ -113,7 +113,7 @@ class MemorySource(Source):
             self._where[name] = ("file", Entry(name, DTYPES[dtype], shape, at, at + len(raw)))
             at += len(raw)
 
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
+    def entries(self) -> dict[str, tuple[str, Entry]]:
         return self._where
 
     def _open(self, file: str, begin: int, end: int, watch: Watch) -> AbstractContextManager[Reader]:

@@ -14,15 +14,15 @@ class Shapes(Source):
         from workbench.sources.header import DTYPES, Entry
 
         self.name, self.config, self.path = name, config, None
-        self.entries = {}
+        self._where = {}
         for tensor, shape in shapes.items():
             numel = 1
             for dim in shape:
                 numel *= dim
-            self.entries[tensor] = ("", Entry(tensor, DTYPES["BF16"], shape, 0, 2 * numel))
+            self._where[tensor] = ("", Entry(tensor, DTYPES["BF16"], shape, 0, 2 * numel))
 
-    def _entries(self) -> Any:
-        return self.entries
+    def entries(self) -> Any:
+        return self._where
 
     def _open(self, file: str) -> Any:
         raise AssertionError("a forecast reads no weights")

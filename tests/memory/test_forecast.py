@@ -14,8 +14,9 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.shapes import Shapes, llama
 from workbench.memory.footprint import Plan, base_weights, optimizer_state, trained
-from workbench.memory.forecast import GROUPS, cheapest, fit, forecast_methods, ways_to_fit
+from workbench.memory.forecast import cheapest, fit, forecast_methods, ways_to_fit
 from workbench.memory.gpus import GIB, GPUS, Gpu
+from workbench.memory.ledger import GROUPS
 from workbench.sources.tensor_info import TensorInfo
 
 MIDDLE = {

@@ -6,7 +6,8 @@ import pytest
 
 import workbench as wb
 from tests.helpers.shapes import Shapes, llama
-from workbench.memory.forecast import GROUPS, forecast_methods
+from workbench.memory.forecast import forecast_methods
+from workbench.memory.ledger import GROUPS
 from workbench.memory.savings import double_quant_savings
 
 LLAMA_2 = {

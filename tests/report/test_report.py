@@ -105,8 +105,8 @@ class Renamed(LocalSource):
         self._names = names
         super().__init__(folder, name=name)
 
-    def _entries(self) -> Any:
-        entries = super()._entries()
+    def entries(self) -> Any:
+        entries = super().entries()
         return {self._names[k]: (file, dataclasses.replace(e, name=self._names[k])) for k, (file, e) in entries.items()}
 
 

@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import parse
 
 from tests.helpers import tiny
 from workbench.sources.exact import describe_exactly
@@ -24,6 +26,8 @@ FEW = {
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
     "n_routed_experts": 8,
 }
+ROUTER_WAS_LINEAR = frozenset({"aria_text", "jamba"})
+"""Types whose routers transformers 5.15 makes linear layers of, and 5.23 parameters: the rule goes by the later version."""
 WHOLE = frozenset({"gemma3n_text", "gpt_neo", "prophetnet", "zamba", "zamba2"})
 """Types whose layers are of several kinds, or counted otherwise, and are not cut."""
 GIVEN: dict[str, dict[str, Any]] = {  # what a configuration has no default for
@@ -118,7 +122,13 @@ def told(model: Skeleton, exact: bool) -> dict[str, str]:
 def test_every_causal_language_model_is_told_as_transformers_quantizes_it(exact: bool) -> None:
     found = {kind: told(model, exact) for kind, model in skeletons().items()}
     assert len(found) > 100
-    assert not {k: sorted(found[k].items() ^ m.layouts.items())[:4] for k, m in skeletons().items() if found[k] != m.layouts}
+    if not exact and parse(transformers.__version__) < parse("5.20"):
+        found = {kind: found[kind] for kind in found if kind not in ROUTER_WAS_LINEAR}
+    assert not {
+        k: sorted(found[k].items() ^ m.layouts.items())[:4]
+        for k, m in skeletons().items()
+        if found.get(k, m.layouts) != m.layouts
+    }
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

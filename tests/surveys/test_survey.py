@@ -144,7 +144,7 @@ def test_a_shard_that_is_gone_takes_only_its_own_tensors_along(tmp_path: Path) -
     lost.unlink()
     rows = wb.survey(source, SPECS, "all", progress=False).run().rows
     bad = {row.tensor.name for row in rows if row.error}
-    assert bad == {name for name, (file, _) in source._entries().items() if file == lost.name}
+    assert bad == {name for name, (file, _) in source.entries().items() if file == lost.name}
     assert all("missing" in str(row.error) for row in rows if row.error)
     assert 0 < len(bad) < len(rows)
 
@@ -244,7 +244,7 @@ class Hanging(LocalSource):
     @contextmanager
     def _open(self, file: str, begin: int, end: int, watch: Watch) -> Iterator[Reader]:
         with super()._open(file, begin, end, watch) as read:
-            if begin and begin == list(self._entries().values())[1][1].begin:
+            if begin and begin == list(self.entries().values())[1][1].begin:
                 self.hangs.set()
                 assert self.let_go.wait(60)
             yield read

@@ -151,8 +151,8 @@ HOSTILE = ('"><script>alert(1)</script>', "a,b\n\"c'", "=1+1", "\u202e\x00\x1b[2
 class Renamed(LocalSource):
     """A source that lets through what the header's own rules refuse."""
 
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
-        renamed = zip(HOSTILE, super()._entries().values(), strict=True)
+    def entries(self) -> dict[str, tuple[str, Entry]]:
+        renamed = zip(HOSTILE, super().entries().values(), strict=True)
         return {name: (file, replace(entry, name=name)) for name, (file, entry) in renamed}
 
 

@@ -233,7 +233,11 @@ def test_nulls_that_a_columnar_file_adds_are_not_learnt_and_those_of_the_author_
         for call in calls
     ]
     right = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in chats]
-    pq.write_table(pa.Table.from_pylist([{"chat": messages} for messages in chats]), tmp_path / "chats.parquet")
+    arguments = pa.struct({"city": pa.string(), "days": pa.int64(), "at": pa.struct({"hour": pa.int64()})})
+    called = pa.list_(pa.struct({"name": pa.string(), "arguments": arguments}))
+    message = pa.struct({"role": pa.string(), "content": pa.string(), "tool_calls": called})
+    table = pa.table({"chat": pa.array(chats, pa.list_(message))})
+    pq.write_table(table, tmp_path / "chats.parquet")
     found = data.load(TrainConfig(dataset=str(tmp_path / "chats.parquet"), messages_column="chat"), tokenizer).rows
     assert [text_of(row, tokenizer) for row in found] == right
     calls[0]["unit"] = None

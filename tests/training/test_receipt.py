@@ -19,8 +19,9 @@ import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
+from workbench.memory.ledger import BY_NAME, UNEXPLAINED, WEIGHTS
 from workbench.training.events import Event
-from workbench.training.results.receipts import HOW, TITLES, UNEXPLAINED, WEIGHTS, MeasuredStep
+from workbench.training.results.receipts import HOW, MeasuredStep
 
 WAYS: dict[str, dict[str, Any]] = {
     "qlora, double": {"method": "qlora", "double_quant": True},
@@ -60,7 +61,7 @@ def test_activations_are_forecast_within_15_percent(receipt: wb.Receipt) -> None
 
 
 def test_all_rows_and_what_they_do_not_explain_are_the_total(receipt: wb.Receipt) -> None:
-    assert [row.category for row in receipt.rows] == list(TITLES)
+    assert [row.category for row in receipt.rows] == list(BY_NAME)
     assert {row.how for row in receipt.rows} <= set(HOW)
     assert sum(row.measured or 0 for row in receipt.rows) == receipt.total
     (total,) = receipt.totals
@@ -146,7 +147,7 @@ def test_it_prints_as_a_table_and_gives_a_frame(run: wb.Run) -> None:
     assert "spare" not in text
     assert "same batch" in text.splitlines()[-1]
     frame = receipt.to_frame()
-    assert list(frame["category"]) == list(TITLES)
+    assert list(frame["category"]) == list(BY_NAME)
     assert frame["measured"].sum() == receipt.total
 
 

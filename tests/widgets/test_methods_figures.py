@@ -12,13 +12,14 @@ from tests.helpers.texts import quantities
 from widgets.drawing.wire import encode_figure
 from widgets.figures import methods
 from workbench.cost.methods import MethodResult
-from workbench.training.results.receipts import TITLES, MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
+from workbench.memory.ledger import BY_NAME
+from workbench.training.results.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
 MB = 1_000_000
 
 
 def receipt(measured: dict[str, int]) -> Receipt:
-    rows = tuple(ReceiptRow(name, TITLES[name], None, size, "walked", "") for name, size in measured.items())
+    rows = tuple(ReceiptRow(name, BY_NAME[name].title, None, size, "walked", "") for name, size in measured.items())
     total = ReceiptTotal("resident memory of the worker", 600 * MB, "rss", 0, "")
     return Receipt("cpu", rows, (total,), MeasuredStep(1, 4, 32, 0, None), None, None, "")
 

@@ -19,8 +19,24 @@ from widgets.figures.layout import Described, Figure
 from widgets.figures.palette import FORMAT_COLOURS, VERMILION
 from workbench.memory.footprint import FULL, LORA, QLORA
 from workbench.memory.forecast import MemoryLedger
+from workbench.memory.ledger import (
+    ACTIVATIONS,
+    ADAPTERS,
+    DEQUANTIZED,
+    FOUR_BIT,
+    FULL_WEIGHTS,
+    GRADIENTS,
+    GROUPS,
+    INTEGERS,
+    LOGITS,
+    OPTIMIZER,
+    PAGED,
+    SCALES,
+    UPCAST,
+)
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS
 from workbench.text import amount
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
@@ -44,6 +60,8 @@ class Box:
     """Of the whole model, forecast."""
     role: str
     """``frozen``, ``trained``, or how long it lives."""
+    key: str = ""
+    """What the arrows know it by, where its name depends on the method."""
 
 
 def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
@@ -56,32 +74,35 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
     mixed = c if c == "fp32" else f"{c}, fp32"  # norms and the loss compute in fp32
     frozen = "trained" if full else "frozen"
     sums = dict.fromkeys(("embedding", "linear", "rest"), 0)
-    place = {t.name: "linear" if t.quantizable else "embedding" if "embedding" in t.reason else "rest"
+    place = {t.name: "linear" if t.quantizable else "embedding" if t.role in EMBEDDINGS else "rest"
              for t in as_loaded(src)[0]}  # fmt: skip
     for piece in ledger.pieces:
-        if piece.category in ("weights", "weights upcast to fp32", "integer tensors"):
+        if piece.category in (FULL_WEIGHTS, UPCAST, INTEGERS):
             sums[place[piece.tensor]] += piece.bytes
-    weights = sums["linear"] + ledger["4-bit weights"]
+    weights = sums["linear"] + ledger[FOUR_BIT]
     quantized = f"{plan.quant_type.upper()}, two a byte"
     state = "8 bits" if "8bit" in plan.optim else c if full and "torch" in plan.optim else "fp32"
     row, learnt = (84, c) if full else (16, "fp32")
-    adam = ledger["optimizer state"] + ledger["optimizer state, paged"]
+    adam = ledger[OPTIMIZER] + ledger[PAGED]
     found = [
         Box("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
         Box("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
-        Box("x, kept for backward", (29.5, 50), mixed, c, ledger["activations"], "one step"),
+        Box("x, kept for backward", (29.5, 50), mixed, c, ledger[ACTIVATIONS], "one step"),
         Box("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
-        Box("logits and loss", (91, 50), mixed, "fp32", ledger["logits and loss"], "one step"),
-        Box("gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger["gradients"], "one step"),
+        Box("logits and loss", (91, 50), mixed, "fp32", ledger[LOGITS], "one step"),
+        Box(
+            "gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger[GRADIENTS], "one step",
+            "gradients",
+        ),
         Box("Adam's two moments", (50, row), state, "fp32", adam, "paged in part" if ledger.managed else "kept"),
     ]  # fmt: skip
     if four_bit:
-        scales = ledger["absmax scales"] + ledger["second-level scales"] + ledger["codebooks"]
+        scales = sum(ledger[name] for name in GROUPS[SCALES])
         how = "8 bits and fp32" if plan.double_quant else "fp32"
         found.append(Box("scales, levels", (9, 84), how, "fp32", scales, "frozen"))
-        found.append(Box("Ŵ, one at a time", (50, 84), c, c, ledger["dequantized weight"], "one product"))
+        found.append(Box("Ŵ, one at a time", (50, 84), c, c, ledger[DEQUANTIZED], "one product"))
     if not full:
-        found.append(Box(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger["adapters"], "trained"))
+        found.append(Box(f"A and B, rank {plan.lora_r}", (29.5, 16), "fp32", c, ledger[ADAPTERS], "trained", "adapters"))
     return found
 
 
@@ -96,7 +117,7 @@ def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
     """
     boxes = boxes_of(src, ledger)
     method = ledger.plan.method
-    where = {box.name: box.at for box in boxes}
+    where = {box.key or box.name: box.at for box in boxes}
     where["y"] = (50, 50)
     shapes = [_box(box.at, box.role == "trained") for box in boxes] + [_box(where["y"], False, dashed=True)]
     notes = [_text(box.at, box.name, _lines(box)) for box in boxes]
@@ -170,7 +191,7 @@ def _arrow(a: tuple[float, float], b: tuple[float, float], kind: str, shift: flo
 
 def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
     """From, to, kind, and how far an arrow is shifted aside."""
-    names = {box.name for box in boxes}
+    names = {box.key or box.name for box in boxes}
     w, x, head, loss, adam = (
         "linear weights W",
         "x, kept for backward",
@@ -178,8 +199,6 @@ def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
         "logits and loss",
         "Adam's two moments",
     )
-    adapters = next((name for name in names if name.startswith("A and B")), None)
-    gradients = next(name for name in names if name.startswith("gradients"))
     chain = ("embedding", x, "y", head, loss)
     for a, b in itertools.pairwise(chain):
         yield a, b, FORWARD, 4
@@ -193,11 +212,11 @@ def _edges(boxes: list[Box]) -> Iterator[tuple[str, str, str, float]]:
     else:
         yield w, "y", FORWARD, 2
         yield w, "y", BACKWARD, -2
-    if adapters:
-        yield adapters, "y", FORWARD, 2
-        yield adapters, "y", BACKWARD, -2
-        yield adam, adapters, UPDATE, 0
+    if "adapters" in names:
+        yield "adapters", "y", FORWARD, 2
+        yield "adapters", "y", BACKWARD, -2
+        yield adam, "adapters", UPDATE, 0
     else:
         yield adam, w, UPDATE, 0
-    yield "y", gradients, BACKWARD, 0
-    yield gradients, adam, UPDATE, 0
+    yield "y", "gradients", BACKWARD, 0
+    yield "gradients", adam, UPDATE, 0

@@ -14,13 +14,13 @@ import numpy as np
 from widgets.figures.layout import Described, Figure, axes, level, unit_for
 from widgets.figures.palette import CRIMSON, GREY, VERMILION
 from widgets.figures.tables import table
+from workbench.memory.ledger import PAGED, SCRATCH
 from workbench.memory.pager import KEPT, PagerSimulation
 from workbench.text import NONE, amount, counted
 from workbench.training.results.truth import MOVED, PagingTruth
 
 _MOVES = (("h2d", "brought to the GPU", GREY), ("d2h", "evicted to the host", CRIMSON))
-_FIXED = "scratch and context"
-_COLOURED = {KEPT: {"color": "#c8c8c8"}, "optimizer state, paged": {"color": CRIMSON}}
+_COLOURED = {KEPT: {"color": "#c8c8c8"}, PAGED: {"color": CRIMSON}}
 """Memory that holds nothing is grey, and what may leave is as its evictions are; the others take the page's eight colours."""
 
 
@@ -36,10 +36,10 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     'Simulated, with 1.00 GB:'
     """
     last = simulation.step == simulation.step.max(initial=0)
-    fixed = simulation.categories.index(_FIXED)
+    fixed = simulation.categories.index(SCRATCH)
     always = int(simulation.resident[last, fixed].max(initial=0))
     resident = np.delete(simulation.resident[last], fixed, axis=1)
-    names = [name for name in simulation.categories if name != _FIXED]
+    names = [name for name in simulation.categories if name != SCRATCH]
     room = max(simulation.budget - always, 0)
     top = max(float(resident.sum(1).max(initial=0)), float(room), 1.0)
     unit, scale = unit_for(top)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from widgets.figures.layout import Described, Figure, axes, level, unit_for
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
-from workbench.memory.forecast import GROUPS
+from workbench.memory.ledger import GROUPS
 from workbench.text import amount
 from workbench.training.results.history import RunHistory, kept
 

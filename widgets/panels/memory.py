@@ -20,6 +20,7 @@ from widgets.session import Analysis
 from workbench.memory.footprint import base_weights
 from workbench.memory.forecast import Change, MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
 from workbench.memory.gpus import find, known
+from workbench.memory.ledger import INTEGERS, UPCAST
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
@@ -133,7 +134,7 @@ class MemoryView(View):
         reasons = {t.name: (t.reason, t.nbytes) for t in tensors}
         pieces = [
             piece for piece in base_weights(tensors, chosen.plan)
-            if piece.category in ("weights upcast to fp32", "integer tensors")
+            if piece.category in (UPCAST, INTEGERS)
         ]  # fmt: skip
         pieces.sort(key=lambda piece: -piece.bytes)
         whole = sum(piece.bytes for piece in pieces)

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workbench._version import __version__
-from workbench.memory.forecast import GROUPS, Fit, MemoryLedger
+from workbench.memory.forecast import Fit, MemoryLedger
+from workbench.memory.ledger import GROUPS
 from workbench.quant.formats import FORMATS
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec

@@ -28,6 +28,7 @@ from workbench.memory.footprint import loaded
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.finite import not_finite
+from workbench.sources.tensor_info import Role
 from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
@@ -118,7 +119,7 @@ def job_of(
         remedy = "Choose a causal language model that transformers knows without code of its own."
         raise ModelError(f"transformers cannot load it as a causal language model: {fault}.", where=source.name, remedy=remedy)
     if not any(t.quantizable for t in source.tensors()):
-        packed = next((t.reason for t in source.tensors() if t.reason.startswith("already in")), "")
+        packed = next((t.reason for t in source.tensors() if t.role is Role.PACKED), "")
         what = f"Its weights are {packed}: there are none in 16 bits to compare with." if packed else "It has no linear layer."
         raise ModelError(what, where=source.name, remedy="Open a checkpoint in 16 or 32 bits.")
     if data is None:
@@ -140,7 +141,7 @@ def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     for t in source.tensors():
         digest.update(json.dumps([t.name, t.dtype, t.shape]).encode())
-        _, entry = source._find(t.name)
+        _, entry = source.find(t.name)
         head = np.empty(min(t.numel, _LOOKED_AT), entry.dtype.numpy)
         source.read_into(t.name, head)
         digest.update(head.tobytes())

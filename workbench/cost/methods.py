@@ -23,7 +23,6 @@ from workbench.text import NONE, known_amount, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
-from workbench.training.results.receipts import TITLES
 from workbench.training.runs import Run, absolute, attach, default_dir, launch, path_of
 
 if TYPE_CHECKING:
@@ -34,11 +33,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workbench.memory.footprint import Plan, loaded, trained
+from workbench.memory.ledger import BY_NAME, OF_TRAINING, SAVED, WEIGHTS
 from workbench.sources import open_model
 from workbench.sources.packed import as_loaded
 from workbench.training.events import Event
 from workbench.training.results.receipt_meter import receipt
-from workbench.training.results.receipts import OF_TRAINING, SAVED, WEIGHTS, Receipt
+from workbench.training.results.receipts import Receipt
 
 Curve = tuple[tuple[int, float], ...]
 """(step, nats a token), in the order of the steps."""
@@ -236,7 +236,7 @@ class MethodComparison(Unfolding[MethodResult]):
         import pandas as pd
 
         measured = {r.method: {row.category: row.measured for row in r.receipt.rows} for r in self._done()}
-        return pd.DataFrame(measured, index=list(TITLES)).astype("Int64")
+        return pd.DataFrame(measured, index=list(BY_NAME)).astype("Int64")
 
     def __repr__(self) -> str:
         head = ("method", "held out before", "after", "a step", "in all", "tensors", "trained", "saved", "")

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.errors import ModelError, RunError
 from workbench.sources import Source, TensorInfo, open_model
+from workbench.sources.tensor_info import Role
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 
 
@@ -50,7 +51,7 @@ def _answer(found: dict[str, Any]) -> tuple[TensorInfo, ...]:
         what = f"transformers cannot tell which of its weights a load quantizes: {found['what']}"
         remedy = "Choose a causal language model that transformers knows without code of its own."
         raise ModelError(what, where=found["where"], remedy=remedy)
-    return tuple(TensorInfo(**fields | {"shape": tuple(fields["shape"])}) for fields in found["tensors"])
+    return tuple(TensorInfo(**t | {"shape": tuple(t["shape"]), "role": Role(t["role"])}) for t in found["tensors"])
 
 
 if __name__ == "__main__":

@@ -14,23 +14,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.sources.rule import is_transposed
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import EMBEDDINGS, HEADS, QUANTIZED, SKIPPED, Role, TensorInfo
 
 ALL_LINEAR = "all-linear"
 _KNOWN = """
-    afmoe apertus arcee aria_text axk1 bamba beam bitnet bloom codegen cohere cohere2 cohere2_moe cwm dbrx deepseek_v2
+    afmoe apertus arcee axk1 bamba beam bitnet bloom codegen cohere cohere2 cohere2_moe cwm dbrx deepseek_v2
     deepseek_v3 deepseek_v32 diffllama doge dots3_note_text ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1
     falcon_mamba flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text gemma4 gemma4_text gemma4_unified
     gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa got_ocr2 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss
     gptj granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense
-    hunyuan_v1_moe hyperclovax jais2 jamba jetmoe kimi_linear kolibri1 lfm2 lfm2_moe llama llama4_text longcat_flash mamba
+    hunyuan_v1_moe hyperclovax jais2 jetmoe kimi_linear kolibri1 lfm2 lfm2_moe llama llama4_text longcat_flash mamba
     mamba2 mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt
     nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
     qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 solar_open stablelm starcoder2
     vaultgemma xglm youtu zaya
     """
 KNOWN = frozenset(_KNOWN.split())
-"""Model types, as config.json names them, whose adapters are known to the element."""
+"""Model types, as config.json names them, whose adapters are known to the element. Jamba and Aria are not among them: their
+routers are linear layers in some versions of transformers 5, and parameters in others."""
 
 EXPERT = re.compile(r"^(?P<block>.+\.experts)\.\d+\.(?P<part>\w+)\.weight$")
 """The weight of one expert, where a checkpoint holds them one by one."""
@@ -60,8 +61,8 @@ _RENAMED = {
 }
 """Model type → what a module's name has in the checkpoint alone, and once loaded."""
 
-_LINEAR = ("a linear layer", "not quantized further:", "already in ")
-_NO_MODULE = ("a norm", "a parameter of its own", "fused experts:")
+_LINEAR = QUANTIZED | SKIPPED | {Role.KEPT_LINEAR, Role.PACKED}
+_NO_MODULE = frozenset({Role.ROUTER, Role.NORM, Role.PARAMETER, Role.FUSED_EXPERTS})
 
 
 @dataclass(frozen=True)
@@ -207,24 +208,22 @@ def _of_module(t: TensorInfo, config: Mapping[str, Any]) -> _Weight:
     if model_type in _RENAMED:
         name = re.sub(*_RENAMED[model_type], name)
     rows, columns = t.shape[0], math.prod(t.shape[1:])
-    packed = t.reason.startswith("already in ")  # a Conv1D in 4 bits lies like any other linear layer
-    turned = t.reason.startswith("an embedding") or (is_transposed(t.name, config) and not packed)
+    packed = t.role is Role.PACKED  # a Conv1D in 4 bits lies like any other linear layer
+    turned = t.role in EMBEDDINGS or (is_transposed(t.name, config) and not packed)
     in_features, out_features = (rows, columns) if turned else (columns, rows)
-    router = t.reason.startswith("an expert router")
-    if router and model_type in _LINEAR_ROUTERS:
+    if t.role is Role.ROUTER and model_type in _LINEAR_ROUTERS:
         return _Weight(f"{name.rpartition('.')[0]}.router", t.name, [t.name], columns, rows, 0, True, True, rows)
-    linear = len(t.shape) == 2 and t.reason.startswith(_LINEAR)
-    module = not router and not t.reason.startswith(_NO_MODULE)
-    return _Weight(name, t.name, [t.name], in_features, out_features, 0, module, linear, out_features)
+    linear = len(t.shape) == 2 and t.role in _LINEAR
+    return _Weight(name, t.name, [t.name], in_features, out_features, 0, t.role not in _NO_MODULE, linear, out_features)
 
 
 def _tied_head(weights: Iterable[_Weight], tensors: Sequence[TensorInfo]) -> _Weight | None:
     """The output head of a checkpoint that holds none: its weight is the embedding's."""
-    reasons = {t.name: t.reason for t in tensors}
-    if any(reason.startswith("the output head") for reason in reasons.values()):
+    roles = {t.name: t.role for t in tensors}
+    if not HEADS.isdisjoint(roles.values()):
         return None
-    tables = [w for w in weights if reasons[w.tensors[0]].startswith("an embedding")]
-    tied = [w for w in tables if reasons[w.tensors[0]].startswith("an embedding, tied")]
+    tables = [w for w in weights if roles[w.tensors[0]] in EMBEDDINGS]
+    tied = [w for w in tables if roles[w.tensors[0]] is Role.TIED_EMBEDDING]
     table = max(tied or tables, key=lambda w: w.in_features, default=None)
     if table is None:
         return None

@@ -17,8 +17,9 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.given import described, is_a
 from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
+from workbench.memory.ledger import ABSMAX, CODEBOOKS, FOUR_BIT, FULL_WEIGHTS, INTEGERS, OPTIMIZER, PAGED, SECOND_LEVEL, UPCAST
 from workbench.quant.spec import QuantSpec
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import EMBEDDINGS, QUANTIZED, SKIPPED, Role, TensorInfo
 
 FULL, LORA, QLORA = "full", "lora", "qlora"
 
@@ -29,6 +30,7 @@ NESTED_CODEBOOK = 256 * 4
 MIN_8BIT = 4_096
 """Elements below which bitsandbytes keeps an 8-bit optimizer's state in fp32."""
 _STATE_BLOCK = 256
+_LINEAR = QUANTIZED | SKIPPED | {Role.EXPERT, Role.ROUTER}
 
 _AHEAD = re.compile(r"^(?:model\.)?mtp(?:_layers)?\.")
 _NUMBERED = re.compile(r"^model\.layers\.(\d+)\.")
@@ -107,7 +109,7 @@ class Piece:
 
 def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors that take memory once loaded: a head stored beside the embedding that it is tied to is dropped."""
-    return [t for t in tensors if t.numel and t.reason != "the output head, tied to the embedding"]
+    return [t for t in tensors if t.numel and t.role is not Role.TIED_HEAD]
 
 
 def taken(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> list[TensorInfo]:
@@ -142,18 +144,18 @@ def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
     pieces = []
     for t in loaded(tensors):
         if not t.dtype.startswith(("F", "BF")):
-            pieces.append(Piece("integer tensors", t.name, t.nbytes))
+            pieces.append(Piece(INTEGERS, t.name, t.nbytes))
         elif plan.method != QLORA:
-            pieces.append(Piece("weights", t.name, t.numel * plan.compute_bytes))
+            pieces.append(Piece(FULL_WEIGHTS, t.name, t.numel * plan.compute_bytes))
         elif in_four_bits(t, plan):
             parts = plan.spec.storage(t.numel)
-            pieces.append(Piece("4-bit weights", t.name, parts.pop("codes")))
+            pieces.append(Piece(FOUR_BIT, t.name, parts.pop("codes")))
             nested = parts.pop("nested absmax", 0) + parts.pop("offset", 0)
-            pieces.append(Piece("absmax scales", t.name, sum(parts.values())))
-            pieces.append(Piece("second-level scales", t.name, nested))
-            pieces.append(Piece("codebooks", t.name, CODEBOOK + (NESTED_CODEBOOK if plan.double_quant else 0)))
+            pieces.append(Piece(ABSMAX, t.name, sum(parts.values())))
+            pieces.append(Piece(SECOND_LEVEL, t.name, nested))
+            pieces.append(Piece(CODEBOOKS, t.name, CODEBOOK + (NESTED_CODEBOOK if plan.double_quant else 0)))
         else:
-            pieces.append(Piece("weights upcast to fp32", t.name, t.numel * 4))
+            pieces.append(Piece(UPCAST, t.name, t.numel * 4))
     return pieces
 
 
@@ -202,11 +204,11 @@ def optimizer_state(parameters: Mapping[str, int], plan: Plan) -> list[Piece]:
         elif eight_bit and numel >= MIN_8BIT:
             state, scales = 2 * numel, 8 * -(-numel // _STATE_BLOCK)
         managed = plan.paged and numel >= plan.page_min_numel
-        pieces.append(Piece("optimizer state, paged" if managed else "optimizer state", name, state))
+        pieces.append(Piece(PAGED if managed else OPTIMIZER, name, state))
         if scales:
-            pieces.append(Piece("optimizer state", name, scales))
+            pieces.append(Piece(OPTIMIZER, name, scales))
     if eight_bit and any(numel >= MIN_8BIT for numel in parameters.values()):
-        pieces.append(Piece("optimizer state", "(8-bit levels)", 2 * 256 * 4))
+        pieces.append(Piece(OPTIMIZER, "(8-bit levels)", 2 * 256 * 4))
     return pieces
 
 
@@ -263,10 +265,10 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     for t in tensors:
         if len(t.shape) != 2 or not t.dtype.startswith(("F", "BF")):
             continue
-        if "embedding" in t.reason:
+        if t.role in EMBEDDINGS:
             hidden = max(hidden, min(t.shape))
         match = _LAYER.match(t.name)
-        if match and (t.reason.startswith(("a linear layer", "an expert"))):
+        if match and t.role in _LINEAR:
             in_features = t.shape[0] if t.layout == "transposed" else t.shape[1]
             layers[match["layer"]].append((in_features, t, share if EXPERT.match(t.name) else 1.0))
     hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "dim"), hidden)

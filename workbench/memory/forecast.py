@@ -35,40 +35,28 @@ from workbench.memory.footprint import (
 from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
+from workbench.memory.ledger import (
+    ACTIVATIONS,
+    ADAPTERS,
+    BY_NAME,
+    CASTS,
+    COMPUTED,
+    CONTEXT,
+    DEQUANTIZED,
+    DEVICE,
+    ESTIMATED,
+    GRADIENTS,
+    LOGITS,
+    MANAGED,
+)
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS, HEADS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPUTED, ESTIMATED = "computed", "estimated"
 _CUDA_CONTEXT = 500 * 2**20
-
-_NOTES = {
-    "weights": "every weight in the compute dtype",
-    "4-bit weights": "two weights a byte",
-    "absmax scales": "one a block; with double quantization in 8 bits",
-    "second-level scales": "double quantization: fp32, one for 256 scales, and the offset",
-    "codebooks": "bitsandbytes keeps its tables of levels once for every 4-bit weight",
-    "weights upcast to fp32": "what stays out of 4 bits; prepare_model_for_kbit_training makes it fp32",
-    "integer tensors": "counted as they are stored; what transformers makes of them is not known here",
-    "optimizer state": "Adam's two moments, on the device",
-    "optimizer state, paged": "in managed memory: the driver may move it to the host under pressure",
-}
-
-
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "base model": ("weights", "4-bit weights", "weights upcast to fp32", "integer tensors"),
-        "scales of the 4-bit weights": ("absmax scales", "second-level scales", "codebooks"),
-        "adapters": ("adapters",),
-        "gradients": ("gradients",),
-        "optimizer state": ("optimizer state", "optimizer state, paged"),
-        "activations and logits": ("activations", "logits and loss"),
-        "scratch and context": ("dequantized weight", "16-bit casts", "CUDA context"),
-    }
-)
-"""Groups of categories, for where there is no room to show each; every category is in one group."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Row:
     known: str
     """``computed`` from shapes, or ``estimated``."""
     note: str
-    place: str = "device"
+    place: str = DEVICE
     """``device``, or ``managed``: memory that the driver may move to the host."""
 
 
@@ -103,7 +91,7 @@ class MemoryLedger:
     @property
     def managed(self) -> int:
         """Bytes that may leave the device under pressure."""
-        return sum(row.bytes for row in self.rows if row.place == "managed")
+        return sum(row.bytes for row in self.rows if row.place == MANAGED)
 
     def __getitem__(self, category: str) -> int:
         """The bytes of a category, 0 where the ledger has none."""
@@ -176,13 +164,12 @@ def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, pl
     if plan.method == FULL:
         size, note = plan.compute_bytes, "of every weight, in its dtype"
     else:
-        rows.append(Row("adapters", 4 * sum(parameters.values()), known, note))
-    rows.append(
-        Row("gradients", size * sum(parameters.values()), known, note if plan.method == FULL else "of the adapters, fp32")
-    )
+        rows.append(Row(ADAPTERS, 4 * sum(parameters.values()), known, note))
+        note = "of the adapters, fp32"
+    rows.append(Row(GRADIENTS, size * sum(parameters.values()), known, note))
     rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
     rows += _transient(tensors, config, plan, parameters)
-    adapters = [Piece("adapters", name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
+    adapters = [Piece(ADAPTERS, name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
     return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
 
 
@@ -190,11 +177,12 @@ def _rows(pieces: Iterable[Piece]) -> list[Row]:
     sums: dict[str, int] = defaultdict(int)
     for piece in pieces:
         sums[piece.category] += piece.bytes
-    return [
-        Row(name, sums[name], COMPUTED, note, "managed" if name.endswith("paged") else "device")
-        for name, note in _NOTES.items()
-        if name in sums
-    ]
+    return [_row(name, sums[name]) for name in BY_NAME if name in sums]
+
+
+def _row(name: str, size: int, note: str = "") -> Row:
+    category = BY_NAME[name]
+    return Row(name, size, category.known, note or category.note, category.place)
 
 
 def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int]) -> list[Row]:
@@ -203,27 +191,26 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
     kept = activations(tensors, config, plan)
     how = "a layer's input each, and one layer computed again" if plan.gradient_checkpointing else "kept by every layer"
     shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
-    heads = [t.numel for t in loaded(tensors) if t.reason.startswith("the output head")]
-    embeddings = [t for t in tensors if t.reason.startswith("an embedding") and len(t.shape) == 2]
+    heads = [t.numel for t in loaded(tensors) if t.role in HEADS]
+    embeddings = [t for t in tensors if t.role in EMBEDDINGS and len(t.shape) == 2]
     vocabulary = max((max(t.shape) for t in embeddings), default=0)
     rows = [
-        Row("activations", kept.bytes(tokens, plan.gradient_checkpointing), ESTIMATED, f"{shape}, {how}; {kept.formula}"),
-        Row(
-            "logits and loss",
+        _row(ACTIVATIONS, kept.bytes(tokens, plan.gradient_checkpointing), f"{shape}, {how}; {kept.formula}"),
+        _row(
+            LOGITS,
             tokens * vocabulary * 12,
-            ESTIMATED,
             f"{shape} × vocabulary {vocabulary:,} × (4 + 4 + 4) bytes: log-probabilities, their gradient, that of the logits",
         ),
     ]
     if plan.method == QLORA:
         largest = max((t.numel for t in tensors if in_four_bits(t, plan)), default=0)
-        rows.append(Row("dequantized weight", largest * c, ESTIMATED, "the largest linear, unpacked while it multiplies"))
+        rows.append(_row(DEQUANTIZED, largest * c))
     if plan.method != FULL and c == 2:
         head = sum(heads) or max((t.numel for t in embeddings), default=0)
         casts = sum(parameters.values()) + (head if plan.method == QLORA else 0)
-        rows.append(Row("16-bit casts", casts * c, ESTIMATED, "autocast's copies of the fp32 adapters and of the fp32 head"))
+        rows.append(_row(CASTS, casts * c))
     if plan.device == "cuda":
-        rows.append(Row("CUDA context", _CUDA_CONTEXT, ESTIMATED, "driver and libraries, 0.3–0.8 GB; an H100 took 0.65 GB"))
+        rows.append(_row(CONTEXT, _CUDA_CONTEXT))
     return rows
 
 

@@ -23,13 +23,29 @@ import numpy as np
 
 from workbench.errors import ConfigError
 from workbench.given import is_number
-from workbench.memory.footprint import activations
+from workbench.memory.footprint import FULL, activations
 from workbench.memory.forecast import MemoryLedger, forecast
 from workbench.memory.gpus import Gpu, find
+from workbench.memory.ledger import (
+    ACTIVATIONS,
+    ADAPTERS,
+    BASE,
+    BY_NAME,
+    FULL_WEIGHTS,
+    GRADIENTS,
+    GROUPS,
+    LIVE,
+    LOGITS,
+    OPTIMIZER,
+    PAGED,
+    SCALES,
+    SCRATCH,
+)
 from workbench.memory.lru import Bytes, Extent, Moment, demand, move
 from workbench.sources import Source, open_model
 from workbench.sources.kinds import layer_of
 from workbench.sources.packed import as_loaded
+from workbench.sources.tensor_info import EMBEDDINGS
 from workbench.text import amount, count
 
 if TYPE_CHECKING:
@@ -43,17 +59,9 @@ PCIE: Mapping[str, float] = MappingProxyType(
 )
 """Bytes a second each way, by the specification: 16 lanes × transfers a second × 128/130 (coding) / 8. Real transfers take
 longer, and page faults longer still."""
-CATEGORIES = (
-    "weights", "scales", "adapters", "gradients", "activations", "optimizer state", "optimizer state, paged",
-    "scratch and context",
-)  # fmt: skip
+CATEGORIES = ("weights", "scales", ADAPTERS, GRADIENTS, ACTIVATIONS, OPTIMIZER, PAGED, SCRATCH)
 KEPT = "kept by the allocator"
-_CATEGORY = {
-    "4-bit weights": "weights", "weights": "weights", "weights upcast to fp32": "weights", "integer tensors": "weights",
-    "absmax scales": "scales", "second-level scales": "scales", "codebooks": "scales", "adapters": "adapters",
-    "optimizer state": "optimizer state", "optimizer state, paged": "optimizer state, paged",
-}  # fmt: skip
-_SCRATCH = ("dequantized weight", "16-bit casts", "CUDA context")
+_COLUMNS = {BASE: "weights", SCALES: "scales", LIVE: ACTIVATIONS}
 _STEPS = 3
 """Simulated steps: in the first the optimizer's state comes into being, and from the second on they repeat."""
 
@@ -201,28 +209,28 @@ class _Timeline:
         self.everything = everything
         self.checkpointing = ledger.plan.gradient_checkpointing
         tensors = as_loaded(src)[0]
-        embeddings = {t.name for t in tensors if t.reason.startswith("an embedding")}
+        embeddings = {t.name for t in tensors if t.role in EMBEDDINGS}
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for piece in ledger.pieces:
             place = _place(piece.tensor, embeddings)
-            sums[place, _CATEGORY[piece.category]] += piece.bytes
-            if piece.category == "adapters" or (ledger.plan.method == "full" and piece.category == "weights"):
-                sums[place, "gradients"] += piece.bytes
+            sums[place, _column(piece.category)] += piece.bytes
+            if piece.category == ADAPTERS or (ledger.plan.method == FULL and piece.category == FULL_WEIGHTS):
+                sums[place, GRADIENTS] += piece.bytes
         inner = {place for place, _ in sums if place not in _OUTER}
         self.layers = sorted(inner, key=lambda place: ("decoder" in place, _natural(place)))
         self.parts = {key: self._extent(key[1], key[0], size) for key, size in sums.items()}
         kept = activations(tensors, src.config, ledger.plan)
         share = kept.checkpoints if self.checkpointing else kept.all_layers
         per_layer = ledger.plan.tokens * share // max(1, len(self.layers))
-        self.kept = {place: self._extent("activations", place, per_layer) for place in self.layers}
+        self.kept = {place: self._extent(ACTIVATIONS, place, per_layer) for place in self.layers}
         again = ledger.plan.tokens * kept.largest_layer if self.checkpointing else 0
-        self.again = self._extent("activations", "one layer computed again", again)
-        self.logits = self._extent("activations", "logits and loss", ledger["logits and loss"])
-        scratch = sum(ledger[name] for name in _SCRATCH)
-        self.scratch = self._extent("scratch and context", "scratch and context", scratch, fixed=True)
+        self.again = self._extent(ACTIVATIONS, "one layer computed again", again)
+        self.logits = self._extent(ACTIVATIONS, LOGITS, ledger[LOGITS])
+        scratch = sum(ledger[name] for name in GROUPS[SCRATCH])
+        self.scratch = self._extent(SCRATCH, SCRATCH, scratch, fixed=True)
 
     def _extent(self, category: str, name: str, size: int, fixed: bool = False) -> int:
-        managed = not fixed and (self.everything or category == "optimizer state, paged")
+        managed = not fixed and (self.everything or category == PAGED)
         self.extents.append(Extent(category, name, size, managed))
         return len(self.extents) - 1
 
@@ -231,19 +239,19 @@ class _Timeline:
 
     def moments(self, batches: int) -> tuple[list[Extent], list[Moment]]:
         """All extents, and the moments of loading and of a step of so many batches."""
-        base = ("weights", "scales", "adapters")
+        base = ("weights", "scales", ADAPTERS)
         there = {place for place, _ in self.parts}
         places = [place for place in (_BEFORE, *self.layers, _AFTER) if place in there]
         everywhere = tuple(i for place in places for i in self._at(place, *base))
         step: list[Moment] = []
         for _ in range(batches):
             step += [self._forward(place, base) for place in places]
-            step.append(Moment("forward", "logits and loss", (self.logits,), (self.logits,)))
+            step.append(Moment("forward", LOGITS, (self.logits,), (self.logits,)))
             step += [self._backward(place, base, place == places[-1]) for place in reversed(places)]
-        gradients = tuple(i for place in places for i in self._at(place, "gradients"))
+        gradients = tuple(i for place in places for i in self._at(place, GRADIENTS))
         for place in places:
-            if state := self._at(place, "optimizer state", "optimizer state, paged"):
-                touched = self._at(place, "adapters", "gradients")
+            if state := self._at(place, OPTIMIZER, PAGED):
+                touched = self._at(place, ADAPTERS, GRADIENTS)
                 step.append(Moment("optimizer", place, state, (*touched, *state)))
         step[-1] = dataclasses.replace(step[-1], frees=gradients)
         return self.extents, [Moment("load", "model and adapters", (*everywhere, self.scratch)), *step]
@@ -255,13 +263,19 @@ class _Timeline:
     def _backward(self, place: str, base: Sequence[str], first: bool) -> Moment:
         kept = (self.kept[place],) if place in self.kept else ()
         again = (self.again,) if kept and self.checkpointing else ()
-        gradients = self._at(place, "gradients")
+        gradients = self._at(place, GRADIENTS)
         logits = (self.logits,) if first else ()
         touches = (*logits, *kept, *self._at(place, *base), *again, *gradients)
         return Moment("backward", place, (*again, *gradients), touches, (*logits, *kept, *again))
 
 
 _BEFORE, _AFTER = _OUTER = ("embedding", "norm and head")
+
+
+def _column(category: str) -> str:
+    """Where the simulation counts a category of the forecast: what may leave the device apart, and else by its group."""
+    group = BY_NAME[category].group
+    return PAGED if category == PAGED else _COLUMNS.get(group, group)
 
 
 def _place(tensor: str, embeddings: set[str]) -> str:

@@ -110,7 +110,8 @@ class PublishedShapes(Source):
             self._where[tensor] = ("", Entry(tensor, bfloat16, shape, at, end))
             at = end
 
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
+    def entries(self) -> dict[str, tuple[str, Entry]]:
+        """As ``Source`` has it."""
         return self._where
 
     def _open(self, file: str, begin: int, end: int, watch: Watch) -> AbstractContextManager[Reader]:

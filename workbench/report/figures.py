@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.memory.forecast import GROUPS, MemoryLedger
+from workbench.memory.forecast import MemoryLedger
+from workbench.memory.ledger import GROUPS
 from workbench.quant.formats import FORMATS
 from workbench.quant.spec import QuantSpec
 from workbench.sources.kinds import order_of

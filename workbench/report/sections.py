@@ -9,8 +9,9 @@ import html
 import math
 from dataclasses import dataclass, field
 
-from workbench.memory.forecast import GROUPS, fit
+from workbench.memory.forecast import fit
 from workbench.memory.gpus import known
+from workbench.memory.ledger import GROUPS
 from workbench.quant.formats import FORMATS
 from workbench.report import figures
 from workbench.report.contents import HEAVIEST, Contents

@@ -86,7 +86,7 @@ def open_model(
 
 def _decodable(source: Source) -> Source:
     """The source; ModelError where its weights are quantized in a way that is named and not decoded (GPTQ, AWQ …)."""
-    entries = {name: entry for name, (_, entry) in source._entries().items()}
+    entries = {name: entry for name, (_, entry) in source.entries().items()}
     refuse(entries, source.config, str(source.path or source.name))
     return source
 

@@ -63,7 +63,7 @@ class Source(ABC):
     """The licence as the model's card or licence file names it; empty where neither does."""
 
     @abstractmethod
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
+    def entries(self) -> dict[str, tuple[str, Entry]]:
         """Tensor name → (the file that holds it, where in it), in the order of the checkpoint."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Source(ABC):
         """
         from workbench.sources.rule import describe
 
-        entries = {name: entry for name, (_, entry) in self._entries().items()}
+        entries = {name: entry for name, (_, entry) in self.entries().items()}
         if exact:
             from workbench.sources.exact import describe_exactly
 
@@ -91,7 +91,7 @@ class Source(ABC):
         ``progress(done, total)`` is called with the bytes as they arrive. Once ``cancelled()`` says yes the call raises
         InterruptedError, within a tenth of a second also while the network keeps it waiting.
         """
-        file, entry = self._find(name)
+        file, entry = self.find(name)
         array = np.empty(entry.shape, entry.dtype.numpy)
         self._fill(file, entry.begin, array, progress, cancelled)
         return array
@@ -106,7 +106,7 @@ class Source(ABC):
         cancelled: Cancelled | None = None,
     ) -> None:
         """Fill ``out`` (contiguous, of the stored dtype) with the tensor's elements from flat position ``start`` on."""
-        file, entry = self._find(name)
+        file, entry = self.find(name)
         itemsize = _check_out(out, entry, start)
         self._fill(file, entry.begin + start * itemsize, out, progress, cancelled)
 
@@ -128,9 +128,9 @@ class Source(ABC):
         it, so that a survey can take one through every tensor; without it one is allocated. An iterator is asked for a buffer
         before each chunk is read, so that one can be filled while another is in use. ``cancelled`` as in ``read``.
         """
-        file, entry = self._find(name)
+        file, entry = self.find(name)
         dtype = entry.dtype.numpy
-        assert dtype is not None  # _find refuses what has none
+        assert dtype is not None  # find refuses what has none
         total = (entry.end - entry.begin) // dtype.itemsize
         size = min(max(count, 1), total) * dtype.itemsize
         if buffer is None or isinstance(buffer, np.ndarray):
@@ -146,8 +146,9 @@ class Source(ABC):
                 read(entry.begin + start * dtype.itemsize, _bytes(part))
                 yield part.view(dtype)
 
-    def _find(self, name: str) -> tuple[str, Entry]:
-        entries = self._entries()
+    def find(self, name: str) -> tuple[str, Entry]:
+        """The file that holds a tensor, and where in it; ModelError where there is none of that name or it cannot be read."""
+        entries = self.entries()
         if not is_a(name, str):
             remedy = "Give its name; tensors() lists them."
             raise ModelError(f"{described(name)} is no tensor's name.", where=self.name, remedy=remedy)

@@ -16,7 +16,7 @@ from workbench.errors import ModelError
 from workbench.sources.header import Entry, shown
 from workbench.sources.packed_names import find_packings
 from workbench.sources.rule import AS_STORED, FUSED, SPLIT, TRANSPOSED, describe, info
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import Role, TensorInfo
 
 _COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w+)?|depths?")
 
@@ -43,22 +43,20 @@ def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], wh
     modules = dict(model.named_modules())
     becomes = loaded_into(model, entries)
 
-    def judge(entry: Entry, by_rule: TensorInfo) -> tuple[bool, str, str]:
+    def judge(entry: Entry, by_rule: TensorInfo) -> tuple[Role, str, str]:
         if entry.name not in becomes:
-            return False, f"{type(model).__name__} has no such parameter", AS_STORED
+            return Role.UNUSED, Role.UNUSED.sentence(type(model).__name__), AS_STORED
         loaded, layout = becomes[entry.name]
         path, _, leaf = loaded.rpartition(".")
         module = modules.get(path)
         linear = type(module) is torch.nn.Linear or isinstance(module, Conv1D)
         if linear and leaf == "weight" and should_convert_module(path, skipped):
-            if isinstance(module, Conv1D):
-                return True, "a linear layer (Conv1D), transposed before it is quantized", TRANSPOSED
-            return True, "a linear layer's weight", layout
-        if not by_rule.quantizable:
-            return False, by_rule.reason, layout
-        if linear:
-            return False, "a linear layer that transformers skips", layout
-        return False, f"a weight of {type(module).__name__}, which transformers does not replace", layout
+            role, layout = (Role.CONV1D, TRANSPOSED) if isinstance(module, Conv1D) else (Role.LINEAR, layout)
+        elif not by_rule.quantizable:
+            return by_rule.role, by_rule.reason, layout
+        else:
+            role = Role.SKIPPED_LINEAR if linear else Role.OTHER_MODULE
+        return role, role.sentence(type(module).__name__), layout
 
     return [
         info(entry, *judge(entry, by_rule)) for entry, by_rule in zip(entries.values(), describe(entries, config), strict=True)

@@ -141,7 +141,8 @@ class HubSource(Source):
         self.path = self._snapshot([*names, *([CONFIG] if CONFIG in self._listing.files else [])])
         return self
 
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
+    def entries(self) -> dict[str, tuple[str, Entry]]:
+        """As ``Source`` has it."""
         return self._where
 
     def _place(self, file: str) -> str:

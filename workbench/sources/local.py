@@ -41,7 +41,8 @@ class LocalSource(Source):
         self._sizes: dict[str, int] = {}
         self._where = join(files, ((file, self._header(file)) for file in dict.fromkeys(files.values())), self._place)
 
-    def _entries(self) -> dict[str, tuple[str, Entry]]:
+    def entries(self) -> dict[str, tuple[str, Entry]]:
+        """As ``Source`` has it."""
         return self._where
 
     def _place(self, file: str) -> str:

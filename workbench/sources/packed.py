@@ -28,7 +28,7 @@ from workbench.sources.header import Entry, shown, unique
 from workbench.sources.packed_names import Packing, find_packing, find_packings, tile_of
 from workbench.sources.packed_weight import PackedWeight
 from workbench.sources.rule import TRANSPOSED, is_transposed
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import Role, TensorInfo
 
 _NONE = np.zeros(0, np.float32)
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
@@ -39,7 +39,7 @@ def packed(source: Source, name: str) -> PackedWeight | None:
 
     Reads the scales and the state, not the codes. ModelError where they do not fit the codes, or are hostile.
     """
-    _, entry = source._find(name)
+    _, entry = source.find(name)
     entries = _entries(source)
     packing = find_packing(name, entries, source.config)
     return None if packing is None else _Opener(source, entry, packing, entries).open()
@@ -77,7 +77,8 @@ def as_loaded(source: Source) -> tuple[list[TensorInfo], QuantSpec | None]:
                 state = _Opener(source, entries[info.name], packing, entries).state()
                 nested = state.nested_block_size
                 spec = QuantSpec(state.quant_type, state.block_size, double_quant=nested > 0, nested_block_size=nested or 256)
-            info = replace(info, quantizable=True, reason=f"a linear layer's weight, {info.reason}")
+            reason = f"{Role.LINEAR.sentence()}, {info.reason}"
+            info = replace(info, quantizable=True, reason=reason, role=Role.LINEAR)
         found.append(info)
     return found, spec
 
@@ -103,7 +104,7 @@ def weights(
     source = open_model(source)
     if (held := packed(source, name)) is not None:
         return held.dequantize(progress=progress, cancelled=cancelled)
-    _, entry = source._find(name)
+    _, entry = source.find(name)
     if not entry.dtype.floating:
         what = f"The tensor {shown(name)} is stored as {entry.dtype.name} and holds no weights that could be shown."
         raise ModelError(what, where=source.name)
@@ -113,7 +114,7 @@ def weights(
 
 
 def _entries(source: Source) -> dict[str, Entry]:
-    return {name: entry for name, (_, entry) in source._entries().items()}
+    return {name: entry for name, (_, entry) in source.entries().items()}
 
 
 class _Opener:
@@ -209,7 +210,7 @@ class _Opener:
 
     def bytes_as_levels(self) -> NDArray[np.float32]:
         dtype = self.entry.dtype.numpy
-        assert dtype is not None  # Source._find refuses what has none
+        assert dtype is not None  # Source.find refuses what has none
         with np.errstate(invalid="ignore"):  # a NaN among the 256 codes of an FP8 format
             return np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
 

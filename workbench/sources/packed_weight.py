@@ -25,8 +25,8 @@ from workbench.quant.double_quant import NestedScales
 from workbench.sources.base import Source
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.packed_names import Packing
-from workbench.sources.rule import AS_STORED, already_in
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.rule import AS_STORED
+from workbench.sources.tensor_info import Role, TensorInfo
 
 if TYPE_CHECKING:
     from workbench.quant.quantize import Quantized
@@ -83,8 +83,8 @@ class PackedWeight:
     def info(self) -> TensorInfo:
         """The weight, with its own shape and dtype, in the place of the tensor that holds its codes."""
         dtype = next(d.name for d in DTYPES.values() if d.numpy == self.dtype)
-        reason = already_in(self.packing.bits, self.title)
-        return TensorInfo(self.name, self.shape, dtype, self.numel, self.nbytes, False, reason, AS_STORED)
+        reason = Role.PACKED.sentence(f"{self.packing.bits} bits: {self.title}")
+        return TensorInfo(self.name, self.shape, dtype, self.numel, self.nbytes, False, reason, AS_STORED, Role.PACKED)
 
     def dequantize(
         self, dtype: Any = None, *, progress: Progress | None = None, cancelled: Cancelled | None = None
@@ -132,7 +132,7 @@ class PackedWeight:
         return 8 // self.packing.bits
 
     def _code_chunks(self, count: int, cancelled: Cancelled | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        stored = self._source._entries()[self.name][1].dtype
+        stored = self._source.entries()[self.name][1].dtype
         start = 0
         size = count * 8 // self._per_byte // stored.bits
         for part in self._source.chunks(self.name, size, cancelled=cancelled):

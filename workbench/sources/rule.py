@@ -18,11 +18,9 @@ from typing import Any
 
 from workbench.sources.header import Entry
 from workbench.sources.packed_names import Packing, find_packings
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import QUANTIZED, SKIPPED, Role, TensorInfo
 
 AS_STORED, TRANSPOSED, FUSED, SPLIT = "as stored", "transposed", "fused", "split"
-_ALREADY = "already in "
-_PART = "a part of the packed weight "
 
 
 def _words(text: str) -> frozenset[str]:
@@ -31,8 +29,9 @@ def _words(text: str) -> frozenset[str]:
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
-# Model type → endings of the weights that this is so for.
-_OWN_LINEAR = {"falcon": (".weight",), "deepseek_v4": (".wo_a.weight",)}
+# Model type → the class of linear layer that is its own, and how the weights end that are of it.
+_OWN_LINEAR = {"falcon": ("FalconLinear", ".weight"), "deepseek_v4": ("DeepseekV4GroupedLinear", ".wo_a.weight")}
+# Model type → how the weights end that the model keeps in fp32.
 _KEPT_FP32: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_words("t5 mt5 umt5 udop pop2piano"), (".wo.weight",)),
     **dict.fromkeys(_words("deepseek_v32 glm_moe_dsa mistral_large4 mistral_large4_text axk2"), (".weights_proj.weight",)),
@@ -59,8 +58,8 @@ _ROUTERS = frozenset({"gate", "router"})
 _ROUTER_OF = {"hy_v3": ".mlp.router.gate.weight"}
 _CLIP = _words("clip chinese_clip altclip clipseg metaclip_2 owlvit owlv2 blip aimv2")
 _IN_PROJ = ".in_proj_weight"
-# Reasons that begin so are told of weights that are multiplied like a linear layer's and stay in 16 bits all the same.
-_UNEXPECTED = ("an expert:", "fused experts:", "a linear layer ", "a weight of ", "not quantized further:")
+# What is multiplied like a linear layer's weight and stays in 16 bits all the same.
+_UNEXPECTED = SKIPPED | {Role.EXPERT, Role.FUSED_EXPERTS, Role.OTHER_MODULE, Role.KEPT_LINEAR}
 
 
 def describe(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> list[TensorInfo]:
@@ -113,28 +112,23 @@ def left_in_16_bits(tensors: Iterable[TensorInfo]) -> list[LeftOut]:
     """What stays in 16 bits, by reason, the largest first; integers and what is packed already are no part of it."""
     from workbench.quant.spec import QuantSpec
 
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[Role, str], list[int]] = {}
     for t in tensors:
-        if not t.quantizable and t.numel and t.dtype.startswith(("F", "BF")) and not t.reason.startswith((_ALREADY, _PART)):
-            groups.setdefault(t.reason, []).append(t.numel)
+        if not t.quantizable and t.numel and t.dtype.startswith(("F", "BF")) and t.role not in (Role.PACKED, Role.PACKED_PART):
+            groups.setdefault((t.role, t.reason), []).append(t.numel)
     spec = QuantSpec("nf4", 64, double_quant=True)
     found = []
-    for reason, sizes in groups.items():
+    for (role, reason), sizes in groups.items():
         numel, in_4_bits = sum(sizes), sum(map(spec.nbytes, sizes))
-        found.append(LeftOut(reason, len(sizes), numel, 2 * numel, 2 * numel - in_4_bits, reason.startswith(_UNEXPECTED)))
+        found.append(LeftOut(reason, len(sizes), numel, 2 * numel, 2 * numel - in_4_bits, role in _UNEXPECTED))
     return sorted(found, key=lambda left: -left.nbytes)
 
 
-def info(entry: Entry, quantizable: bool, reason: str, layout: str) -> TensorInfo:
+def info(entry: Entry, role: Role, reason: str, layout: str) -> TensorInfo:
     """The ``TensorInfo`` of an entry with a judgement."""
     nbytes = entry.end - entry.begin
     numel = nbytes * 8 // entry.dtype.bits
-    return TensorInfo(entry.name, entry.shape, entry.dtype.name, numel, nbytes, quantizable, reason, layout)
-
-
-def already_in(bits: int, title: str) -> str:
-    """The reason of a weight that is packed in the checkpoint."""
-    return f"{_ALREADY}{bits} bits: {title}"
+    return TensorInfo(entry.name, entry.shape, entry.dtype.name, numel, nbytes, role in QUANTIZED, reason, layout, role)
 
 
 class _Rule:
@@ -146,51 +140,49 @@ class _Rule:
         self.expert_blocks, self.attentions, self.vocabulary, self.shared = expert_blocks, attentions, vocabulary, shared
         self.parts = {part: codes for codes, packing in packings.items() for part in packing.parts.values()}
 
-    def judge(self, entry: Entry) -> tuple[bool, str, str]:
-        """(quantizable, reason, layout)."""
-        if entry.name in self.packings:
-            packing = self.packings[entry.name]
-            return False, already_in(packing.bits, packing.title), AS_STORED
-        if entry.name in self.parts:
-            return False, f"{_PART}{self.parts[entry.name]}", AS_STORED
-        left = self._left_out(entry)
-        if left is None and self.packings:
-            title = next(iter(self.packings.values())).title
-            left = f"not quantized further: a linear layer's weight that the checkpoint, in {title}, keeps as it is"
-        if left is not None:
-            return False, left, FUSED if _EXPERT.match(entry.name) else AS_STORED
-        if is_transposed(entry.name, {"model_type": self.model_type}):
-            return True, "a linear layer (Conv1D), transposed before it is quantized", TRANSPOSED
-        return True, "a linear layer's weight", AS_STORED
+    def judge(self, entry: Entry) -> tuple[Role, str, str]:
+        """(role, reason, layout)."""
+        role, detail = self._role(entry)
+        layout = TRANSPOSED if role is Role.CONV1D else AS_STORED
+        if role not in QUANTIZED | {Role.PACKED, Role.PACKED_PART} and _EXPERT.match(entry.name):
+            layout = FUSED
+        return role, role.sentence(detail), layout
 
-    def _left_out(self, entry: Entry) -> str | None:
+    def _role(self, entry: Entry) -> tuple[Role, str]:
+        """The role, and what its sentence says besides."""
+        if (packing := self.packings.get(entry.name)) is not None:
+            return Role.PACKED, f"{packing.bits} bits: {packing.title}"
+        if entry.name in self.parts:
+            return Role.PACKED_PART, self.parts[entry.name]
+        if (left := self._left_out(entry)) is not None:
+            return left, _OWN_LINEAR[self.model_type][0] if left is Role.OWN_LINEAR else entry.dtype.name
+        if self.packings:
+            return Role.KEPT_LINEAR, next(iter(self.packings.values())).title
+        return Role.CONV1D if is_transposed(entry.name, {"model_type": self.model_type}) else Role.LINEAR, ""
+
+    def _left_out(self, entry: Entry) -> Role | None:
         name, rank = entry.name, len(entry.shape)
         parts = name.split(".")
         module = parts[-2] if len(parts) > 1 else ""
         if not entry.dtype.floating:
-            return f"stored as {entry.dtype.name}: not a floating-point weight, listed and not measured"
+            return Role.NOT_FLOATING
         if 0 in entry.shape:
-            return "empty"
+            return Role.EMPTY
         if rank == 2 and self.tied and module in _INPUTS:
-            return "an embedding, tied to the output head"
+            return Role.TIED_EMBEDDING
         if rank == 2 and (module in _INPUTS or _is_table(parts)):
-            return "an embedding: looked up, not multiplied"
+            return Role.EMBEDDING
         if rank < 2:
-            return "a bias, norm or other vector"
+            return Role.VECTOR
         if rank > 2:
-            return self._high_rank(name)
+            return Role.FUSED_EXPERTS if _EXPERTS.match(name) else Role.HIGH_RANK
         if _EXPERT.match(name):
-            return "an expert: fused with the others into one 3-D parameter on loading, which stays in 16 bits"
+            return Role.EXPERT
         if parts[-1] != "weight":
-            return "a parameter of its own, not a linear layer's weight"
+            return Role.PARAMETER
         return self._special_linear(entry, parts, module)
 
-    def _high_rank(self, name: str) -> str:
-        if _EXPERTS.match(name):
-            return "fused experts: one 3-D parameter, which bitsandbytes leaves in 16 bits"
-        return "a convolution or other parameter of more than two dimensions"
-
-    def _special_linear(self, entry: Entry, parts: list[str], module: str) -> str | None:
+    def _special_linear(self, entry: Entry, parts: list[str], module: str) -> Role | None:
         name, outside = entry.name, not any(part.isdigit() for part in parts)
         if (
             module in _HEADS
@@ -198,28 +190,28 @@ class _Rule:
             or parts[:-1] in _HEAD_PATHS
             or (outside and module in _OUTER_HEADS)
         ):
-            return "the output head, tied to the embedding" if self.tied else "the output head: transformers skips it"
+            return Role.TIED_HEAD if self.tied else Role.HEAD
         if outside and len(parts) < 5 and entry.shape[0] in self.vocabulary:
-            return "an embedding or output head, by its shape: a row for every token"
+            return Role.EMBEDDING_OR_HEAD
         block = ".".join(parts[:-2])
         if (
             (module in _ROUTERS and block in self.expert_blocks)
             or block.endswith(".block_sparse_moe.router")
             or name.endswith(_ROUTER_OF.get(self.model_type, ()))
         ):
-            return "an expert router: a parameter of its own, not a linear layer"
+            return Role.ROUTER
         if "norm" in module.lower():
-            return "a norm"
-        if name.endswith(_OWN_LINEAR.get(self.model_type, ())):
-            return "a linear layer of the model's own class, which transformers does not replace"
+            return Role.NORM
+        if self.model_type in _OWN_LINEAR and name.endswith(_OWN_LINEAR[self.model_type][1]):
+            return Role.OWN_LINEAR
         if name.endswith(_KEPT_FP32.get(self.model_type, ())):
-            return "a linear layer that the model keeps in fp32"
+            return Role.FP32_LINEAR
         if self.shared and self.shared in name:
-            return "a linear layer that several layers share, and that transformers skips for being tied"
+            return Role.SHARED_LINEAR
         if module == "out_proj" and block in self.attentions:
-            return "a linear layer of torch's own attention, which transformers does not replace"
+            return Role.ATTENTION_LINEAR
         if self.model_type in _CLIP and parts == ["text_projection", "weight"]:
-            return "a linear layer that transformers skips: the model's last"
+            return Role.LAST_LINEAR
         return None
 
 

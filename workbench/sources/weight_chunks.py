@@ -29,7 +29,7 @@ Chunks = Callable[[], Iterator[NDArray[Any]]]
 
 def packings_of(source: Source) -> dict[str, Packing]:
     """The weights that the source holds packed, by the name of the tensor with their codes."""
-    return find_packings({name: entry for name, (_, entry) in source._entries().items()}, source.config)
+    return find_packings({name: entry for name, (_, entry) in source.entries().items()}, source.config)
 
 
 def weight_chunks(

@@ -133,7 +133,7 @@ def _of_model(source: Source) -> dict[str, Found]:
     folder = source.path
     if folder is None:
         raise ModelError("the model is not on this machine.", where=source.name, remedy="Download it first.")
-    weights = sorted({file for file, _ in source._entries().values()})
+    weights = sorted({file for file, _ in source.entries().values()})
     tokenizer = _json(folder / _TOKENIZER_CONFIG)
     template = tokenizer.pop(_TEMPLATE, None)
     files = sorted(path for path in folder.iterdir() if path.is_file())

@@ -82,10 +82,11 @@ def smallest_rank(config: TrainConfig, largest: int) -> int | None:
 def paging_facts(config: TrainConfig, cuda: bool | None, sizes: Sequence[int]) -> dict[str, int]:
     """What the rule makes of parameters of these sizes (elements): parameters, eligible, eligible_bytes, largest, cuda."""
     from workbench.memory.footprint import Plan, optimizer_state
+    from workbench.memory.ledger import PAGED
 
     plan = Plan.of(config, "cuda")
     states = optimizer_state({str(i): n for i, n in enumerate(sizes)}, plan)
-    eligible = [piece.bytes for piece in states if piece.category == "optimizer state, paged"]
+    eligible = [piece.bytes for piece in states if piece.category == PAGED]
     known = {} if cuda is None else {"cuda": int(cuda)}
     return {
         "parameters": len(sizes), "eligible": len(eligible), "eligible_bytes": sum(eligible), "largest": max(sizes, default=0),

@@ -13,14 +13,14 @@ from widgets.drawing.plot import Plot
 from widgets.figures.layout import Described, Figure, axes, unit_for
 from widgets.figures.palette import BLUE, GREY, OCHRE
 from widgets.figures.tables import table
+from workbench.memory.ledger import LIBRARIES, UNEXPLAINED
 from workbench.text import NONE, amount, known_amount
-from workbench.training.results.receipts import HOW, UNEXPLAINED, Receipt, ReceiptRow
+from workbench.training.results.receipts import HOW, MEASURED, Receipt, ReceiptRow
 
 _ROW = 34
 """Pixels of a bar's row."""
 _FRAME = 130
 _COLOURS = {"forecast": OCHRE, "measured": BLUE}
-_EXPLAINED_BELOW = [how for how, text in HOW.items() if text.startswith("measured: ")]
 
 
 class RunReceipt:
@@ -57,7 +57,7 @@ def bars(receipt: Receipt) -> Described:
 
     Interpreter and libraries are in the table only: on a CPU they would dwarf a small model.
     """
-    rows = [row for row in shown(receipt) if row.category != "libraries"]
+    rows = [row for row in shown(receipt) if row.category != LIBRARIES]
     top = max((size for row in rows for size in (row.forecast, row.measured) if size), default=0)
     unit, scale = unit_for(top)
     names = [row.title for row in rows]
@@ -99,13 +99,13 @@ def receipt_table(receipt: Receipt) -> str:
 
 def _known(how: str) -> str:
     """In a word or two; ``hows`` says the rest."""
-    return HOW[how].partition(":")[0].partition(" from")[0] + (f" ({how})" if how in _EXPLAINED_BELOW else "")
+    return f"measured ({how})" if how in MEASURED else how or HOW[how]
 
 
 def hows(receipt: Receipt) -> str:
     """What the words in brackets stand for, of those that the table has."""
     used = dict.fromkeys([row.how for row in shown(receipt)] + [total.how for total in receipt.totals])
-    return " ".join(f"{how}: {HOW[how].partition(': ')[2]}." for how in used if how in _EXPLAINED_BELOW)
+    return " ".join(f"{how}: {MEASURED[how]}." for how in used if how in MEASURED)
 
 
 def _difference(row: ReceiptRow) -> str:

@@ -24,7 +24,7 @@ from workbench.progress import Cancelled, Progress
 from workbench.sources.base import Watch
 from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
-from workbench.sources.tensor_info import TensorInfo
+from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
 from workbench.training import fingerprints
 from workbench.training.origins import OF_MODEL, changes_of_base
@@ -125,8 +125,8 @@ class _Exporter:
         self.errors: dict[str, float] = {}
 
     def _plan(self, info: TensorInfo) -> Planned:
-        _, entry = self.merge.source._find(info.name)
-        if entry.dtype.floating or info.quantizable or "already in" in info.reason:  # codes of weights are integers too
+        _, entry = self.merge.source.find(info.name)
+        if entry.dtype.floating or info.quantizable or info.role is Role.PACKED:  # codes of weights are integers too
             shape = info.shape[::-1] if info.layout == TRANSPOSED and not entry.dtype.floating else info.shape
             return Planned(info.name, shape, _NAMES[self.dtype], 2)
         return Planned(info.name, info.shape, entry.dtype.name, entry.dtype.bits // 8)

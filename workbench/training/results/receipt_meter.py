@@ -13,14 +13,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from workbench.memory.ledger import (
+    ACTIVATIONS,
+    BY_NAME,
+    CONTEXT,
+    DEQUANTIZED,
+    DEVICE,
+    FULL_WEIGHTS,
+    HOST,
+    LIBRARIES,
+    LOGITS,
+    MANAGED,
+    OF_TRAINING,
+    SAVED,
+    SPARE,
+    UNEXPLAINED,
+    WEIGHTS,
+)
 from workbench.text import amount, counted
 from workbench.training.events import Event
 from workbench.training.results.receipts import (
-    OF_TRAINING,
-    SAVED,
-    TITLES,
-    UNEXPLAINED,
-    WEIGHTS,
     MeasuredStep,
     Receipt,
     ReceiptRow,
@@ -30,7 +42,6 @@ from workbench.training.results.receipts import (
 if TYPE_CHECKING:
     from workbench.training.runs import Run
 
-_NOT_FORECAST = ("buffers", "spare", "libraries")
 _NOT_YET = "not measured: the run had not come so far"
 _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of what is not explained"
 
@@ -114,7 +125,7 @@ class _Maker:
         self.ledger: Mapping[str, Any] = {row["category"]: row for row in attempt.forecast.get("rows", ())}
 
     def receipt(self) -> Receipt:
-        rows = [self._row(category) for category in TITLES if category != UNEXPLAINED]
+        rows = [self._row(category) for category in BY_NAME if category != UNEXPLAINED]
         totals = tuple(self._totals(rows))
         if totals:
             rows.append(_rest(totals[0], rows[0].place))
@@ -124,22 +135,18 @@ class _Maker:
         )
 
     def _row(self, category: str) -> ReceiptRow:
-        title, note = TITLES[category], self.ledger.get(category, {}).get("note", "")
-        if category == "weights" and self.attempt.forecast.get("method") == "qlora":
+        title, note = BY_NAME[category].title, self.ledger.get(category, {}).get("note", "")
+        if category == FULL_WEIGHTS and self.attempt.forecast.get("method") == "qlora":
             title, note = "weights left in 16 bits", "none: prepare_model_for_kbit_training makes them fp32"
         measured, how, why = self._measured(category)
         if measured is None:
             why = why or _NOT_YET
-        place = "device"
-        if self.device == "cpu" or category == "libraries":
-            place = "host"
-        elif category.endswith("paged"):
-            place = "managed"
+        place = HOST if self.device == "cpu" else BY_NAME[category].place
         return ReceiptRow(category, title, self._forecast(category), measured, how, why or note, place)
 
     def _forecast(self, category: str) -> int | None:
         """What was forecast: for the measured batch, or else for a full one; 0 where the forecast has no such category."""
-        if not self.ledger or category in _NOT_FORECAST:
+        if not self.ledger or not BY_NAME[category].group:
             return None
         of_batch: Mapping[str, int] = self.attempt.measured.get("forecast") or {}
         return int(of_batch.get(category, 0) if of_batch else self.ledger.get(category, {}).get("bytes", 0))
@@ -151,14 +158,14 @@ class _Maker:
             return (held[category], "walked", "") if category in held else (None, "", "")
         if category in SAVED:
             return self._saved(category)
-        if category == "dequantized weight":
+        if category == DEQUANTIZED:
             return None, "", _SHORT_LIVED
-        if category == "libraries":
+        if category == LIBRARIES:
             rss = self.attempt.moments.get("libraries", {}).get("rss")
             return rss, "rss" if rss is not None else "", "on the host, once all is imported"
         if self.device == "cpu":
             return 0, "inferred", "there is no CUDA device"
-        if category == "spare":
+        if category == SPARE:
             if not self.gpu:
                 return None, "", ""
             spare = (self.gpu["reserved"] or 0) - self._allocated
@@ -176,11 +183,11 @@ class _Maker:
             return None, "", ""
         kept, again = saved[category], 0
         note = ""
-        if category == "logits and loss":
+        if category == LOGITS:
             note = "what the forward pass keeps; forecast is the backward pass, which holds two more of that size for a moment"
-        elif category == "activations":
+        elif category == ACTIVATIONS:
             note = "kept by the forward pass"
-        if category == "activations" and (again := self.last["recomputed"]):
+        if category == ACTIVATIONS and (again := self.last["recomputed"]):
             note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
         return kept + again, "saved", note
 
@@ -201,19 +208,19 @@ class _Maker:
         if self.gpu:
             process, used = self.gpu.get("nvml_process"), self.gpu.get("nvml_used")
             others = self.attempt.moments.get("context", {}).get("others") or 0
-            everything = explained("device", "managed")
+            everything = explained(DEVICE, MANAGED)
             if process is not None:
                 yield ReceiptTotal("this process on the GPU", process, "nvml", everything, "as NVML sees it")
             elif used is not None:
                 note = "what NVML sees in use, less what was in use before the run"
                 yield ReceiptTotal("the GPU's memory in use", used - others, "inferred", everything, note)
-            tensors = explained("device", besides=("spare", "CUDA context"))
+            tensors = explained(DEVICE, besides=(SPARE, CONTEXT))
             yield ReceiptTotal(
                 "allocated, at the peak", self._allocated, "allocator", tensors, "by torch, in the measured step"
             )
         if self._rss:
             note = "at its peak in the measured step" if self.attempt.measured else "when it was last measured"
-            yield ReceiptTotal("resident memory of the worker", self._rss, "rss", explained("host"), note)
+            yield ReceiptTotal("resident memory of the worker", self._rss, "rss", explained(HOST), note)
 
     def _step(self) -> MeasuredStep | None:
         if not (event := self.attempt.measured):
@@ -234,4 +241,4 @@ def _rest(total: ReceiptTotal, place: str) -> ReceiptRow:
     note = f"{total.name}, less all rows above"
     if total.unexplained < 0:
         note += "; below zero, since the rows' peaks do not come at the same moment"
-    return ReceiptRow(UNEXPLAINED, TITLES[UNEXPLAINED], None, total.unexplained, "inferred", note, place)
+    return ReceiptRow(UNEXPLAINED, BY_NAME[UNEXPLAINED].title, None, total.unexplained, "inferred", note, place)

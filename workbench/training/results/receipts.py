@@ -13,58 +13,26 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from workbench.memory.ledger import DEVICE
 from workbench.text import amount, known_amount
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MEASURED: Mapping[str, str] = MappingProxyType(
+    {
+        "walked": "storages of the live tensors, each counted once",
+        "saved": "what autograd kept of one forward pass, storages counted once",
+        "allocator": "the CUDA allocator",
+        "nvml": "NVML",
+        "rss": "resident memory of the process",
+    }
+)
+"""How a figure was measured, by the short names that rows and totals carry."""
 HOW: Mapping[str, str] = MappingProxyType(
-    {
-        "walked": "measured: storages of the live tensors, each counted once",
-        "saved": "measured: what autograd kept of one forward pass, storages counted once",
-        "allocator": "measured: the CUDA allocator",
-        "nvml": "measured: NVML",
-        "rss": "measured: resident memory of the process",
-        "inferred": "inferred from other figures",
-        "": "not measured",
-    }
+    {how: f"measured: {by}" for how, by in MEASURED.items()} | {"inferred": "inferred from other figures", "": "not measured"}
 )
-"""How a figure is known, by the short names that rows and totals carry."""
-
-WEIGHTS = (
-    "4-bit weights", "absmax scales", "second-level scales", "codebooks", "weights", "weights upcast to fp32",
-    "integer tensors", "buffers", "adapters",
-)  # fmt: skip
-OF_TRAINING = ("gradients", "optimizer state", "optimizer state, paged")
-"""Categories whose tensors the worker walks, with ``WEIGHTS``."""
-SAVED = ("activations", "logits and loss", "16-bit casts")
-"""Categories that the worker measures over a forward pass."""
-UNEXPLAINED = "unexplained"
-TITLES: Mapping[str, str] = MappingProxyType(
-    {
-        "4-bit weights": "4-bit weights, packed",
-        "absmax scales": "absmax scales",
-        "second-level scales": "nested state of the scales",
-        "codebooks": "codebooks",
-        "weights": "weights in the compute dtype",
-        "weights upcast to fp32": "weights upcast to fp32",
-        "integer tensors": "integer tensors",
-        "buffers": "buffers",
-        "adapters": "adapters",
-        "gradients": "gradients",
-        "optimizer state": "optimizer state",
-        "optimizer state, paged": "optimizer state, paged",
-        "activations": "activations",
-        "logits and loss": "logits and loss",
-        "dequantized weight": "dequantized weight",
-        "16-bit casts": "16-bit casts",
-        "spare": "reserved by the allocator, not in use",
-        "CUDA context": "CUDA context",
-        "libraries": "interpreter and libraries",
-        "unexplained": "not explained",
-    }
-)
-"""The categories in the order of the rows, with their titles."""
+"""How a figure is known: measured, or otherwise."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +49,7 @@ class ReceiptRow:
     how: str
     """How the measured figure is known: a key of ``HOW``."""
     note: str
-    place: str = "device"
+    place: str = DEVICE
     """``device``; ``managed`` (the driver may move it to the host); or ``host``. On a CPU all are ``host``."""
 
 

@@ -20,11 +20,30 @@ from workbench import compat
 from workbench.errors import WorkbenchError
 from workbench.memory.footprint import QLORA, Plan
 from workbench.memory.forecast import forecast
+from workbench.memory.ledger import (
+    ABSMAX,
+    ACTIVATIONS,
+    ADAPTERS,
+    BUFFERS,
+    CASTS,
+    CODEBOOKS,
+    FOUR_BIT,
+    FULL_WEIGHTS,
+    GRADIENTS,
+    INTEGERS,
+    LOGITS,
+    OF_TRAINING,
+    OPTIMIZER,
+    PAGED,
+    SAVED,
+    SECOND_LEVEL,
+    UPCAST,
+    WEIGHTS,
+)
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.host import host_counters
-from workbench.training.results.receipts import OF_TRAINING, SAVED, WEIGHTS
 from workbench.training.watch.shortage import Shortage, headroom, shortage
 from workbench.training.worker import telemetry
 
@@ -52,22 +71,22 @@ def weights_held(model: Any, method: str) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:
-            walk.add("4-bit weights", parameter)
-            walk.add("absmax scales", state.absmax)
-            walk.add("codebooks", state.code)
+            walk.add(FOUR_BIT, parameter)
+            walk.add(ABSMAX, state.absmax)
+            walk.add(CODEBOOKS, state.code)
             if state.nested:
-                walk.add("second-level scales", state.state2.absmax)
-                walk.add("second-level scales", state.offset)
-                walk.add("codebooks", state.state2.code)
+                walk.add(SECOND_LEVEL, state.state2.absmax)
+                walk.add(SECOND_LEVEL, state.offset)
+                walk.add(CODEBOOKS, state.state2.code)
         elif not parameter.is_floating_point():
-            walk.add("integer tensors", parameter)
+            walk.add(INTEGERS, parameter)
         elif "lora_" in name:
-            walk.add("adapters", parameter)
+            walk.add(ADAPTERS, parameter)
         else:
             upcast = method == QLORA and parameter.dtype is torch.float32
-            walk.add("weights upcast to fp32" if upcast else "weights", parameter)
+            walk.add(UPCAST if upcast else FULL_WEIGHTS, parameter)
     for buffer in model.buffers():
-        walk.add("buffers", buffer)
+        walk.add(BUFFERS, buffer)
     return walk.held
 
 
@@ -75,11 +94,11 @@ def training_held(model: Any, optimizer: Any) -> dict[str, int]:
     """Bytes of the gradients and of the optimizer's state; the part of it in managed memory by itself."""
     walk = Walk(OF_TRAINING)
     for parameter in model.parameters():
-        walk.add("gradients", parameter.grad)
+        walk.add(GRADIENTS, parameter.grad)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     for state in optimizer.state.values():
         for tensor in state.values() if isinstance(state, dict) else ():
-            walk.add("optimizer state, paged" if getattr(tensor, "is_paged", False) else "optimizer state", tensor)
+            walk.add(PAGED if getattr(tensor, "is_paged", False) else OPTIMIZER, tensor)
     return walk.held
 
 
@@ -128,11 +147,11 @@ class Kept:
     def _add(self, alive: Alive, tensor: torch.Tensor) -> None:
         if tensor.untyped_storage().data_ptr() in self._fixed:
             return
-        shape, category = tuple(tensor.shape), "activations"
+        shape, category = tuple(tensor.shape), ACTIVATIONS
         if tensor.dtype in (torch.bfloat16, torch.float16) and (shape in self._casts or shape[::-1] in self._casts):
-            category = "16-bit casts"
+            category = CASTS
         elif shape and shape[-1] == self._vocabulary:
-            category = "logits and loss"
+            category = LOGITS
         alive.add(category, tensor)
 
     @contextlib.contextmanager
@@ -163,7 +182,7 @@ class Kept:
 
             def see(tensor: torch.Tensor) -> None:
                 self._add(alive, tensor)
-                self.recomputed = max(self.recomputed, alive.held()["activations"])
+                self.recomputed = max(self.recomputed, alive.held()[ACTIVATIONS])
 
             return see
 
