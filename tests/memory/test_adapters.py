@@ -151,7 +151,9 @@ def test_peft_adapts_the_experts_of_the_types_that_the_table_names() -> None:
         if model_type in CONFIG_MAPPING and pattern in peft_moe._MOE_TARGET_MODULE_MAPPING
         if get_checkpoint_conversion_mapping(model_type) is not None
     }
-    assert theirs == {model_type: moved for model_type, moved in MOVED.items() if model_type in CONFIG_MAPPING}
+    ours = {model_type: moved for model_type, moved in MOVED.items() if model_type in CONFIG_MAPPING}
+    assert theirs.items() <= ours.items()
+    assert ours.keys() - theirs.keys() <= {"qwen3_omni_moe_text"}  # peft 0.20 leaves its experts alone
 
 
 @pytest.mark.filterwarnings("ignore")
