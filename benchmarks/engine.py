@@ -24,7 +24,7 @@ import torch
 
 import workbench as wb
 from workbench.kernels import pool
-from workbench.quant.measure import histogram
+from workbench.quant.histogram import histogram
 
 PEER = "bitsandbytes + torch"
 

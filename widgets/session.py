@@ -27,8 +27,9 @@ from widgets.state import State, Store
 from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, double_quantize
 from workbench.quant.formats import BLOCK_SIZES, FORMATS, find_format
+from workbench.quant.histogram import histogram
 from workbench.quant.inspect import BinErrors
-from workbench.quant.measure import ErrorStats, histogram, measure
+from workbench.quant.measure import ErrorStats, measure
 from workbench.quant.quantize import as_weights, quantize
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model

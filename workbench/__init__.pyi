@@ -48,6 +48,7 @@ from .quant.double_quant import dynamic_levels as dynamic_levels
 from .quant.formats import FORMATS as FORMATS
 from .quant.formats import Format as Format
 from .quant.formats import register_format as register_format
+from .quant.histogram import histogram as histogram
 from .quant.inspect import BinErrors as BinErrors
 from .quant.inspect import Block as Block
 from .quant.inspect import bin_errors as bin_errors
@@ -55,7 +56,6 @@ from .quant.inspect import inspect_block as inspect_block
 from .quant.measure import ErrorStats as ErrorStats
 from .quant.measure import Tally as Tally
 from .quant.measure import Totals as Totals
-from .quant.measure import histogram as histogram
 from .quant.measure import measure as measure
 from .quant.normality import Quantiles as Quantiles
 from .quant.normality import quantiles as quantiles

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.helpers.interrupts import printed_after_interrupt
 from workbench.kernels import pool
-from workbench.quant.measure import histogram, merge_equal_levels, pool_blocks
+from workbench.quant.histogram import histogram
+from workbench.quant.measure import merge_equal_levels, pool_blocks
 
 
 def weights(shape, seed: int = 0) -> np.ndarray:

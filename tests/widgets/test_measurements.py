@@ -10,8 +10,8 @@ import workbench as wb
 from widgets.background import measurements
 from widgets.background.measurements import Measurements
 from widgets.session import Session
+from workbench.quant.histogram import histogram
 from workbench.quant.inspect import bin_errors
-from workbench.quant.measure import histogram
 
 NF4, INT4 = wb.QuantSpec("nf4"), wb.QuantSpec("int4")
 

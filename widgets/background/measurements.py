@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.progress import Cancelled
+from workbench.quant.histogram import histogram
 from workbench.quant.inspect import BinErrors, bin_errors
-from workbench.quant.measure import ErrorStats, histogram, measure
+from workbench.quant.measure import ErrorStats, measure
 from workbench.quant.normality import Quantiles, quantiles
 from workbench.quant.outliers import Outliers, outliers_of
 from workbench.quant.scales import is_plain

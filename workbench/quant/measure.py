@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import FormatError
-from workbench.given import described, is_number, is_several, is_whole
+from workbench.given import is_number, is_several
 from workbench.kernels.sampling import evenly_spaced
 from workbench.progress import Cancelled
 from workbench.quant.formats import Format
@@ -218,32 +218,6 @@ class Tally:
             self._specs,
             lambda size, specs: [Totals(**fields) for fields in _Pass.join(self._passes[size]).fields(specs, self._fed)],
         )
-
-
-def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
-    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin.
-
-    >>> wb.histogram(np.linspace(-1, 1, 64, dtype=np.float32), bins=4)
-    array([16, 16, 16, 16])
-    """
-    from workbench.kernels import blocks as block_kernels
-    from workbench.kernels import pool
-    from workbench.kernels.bits import as_bits
-
-    block_size = QuantSpec("nf4", block_size).block_size  # the same check, the same message
-    if not is_whole(bins, 1):
-        raise FormatError(f"{described(bins)} is no number of bins.", where="bins", remedy="Give a whole number from 1 on.")
-    bits = as_bits(as_weights(array))
-    tail = bits.size % block_size
-    parts: list[NDArray[np.int64]] = []
-
-    def count(span: slice) -> None:
-        part = np.zeros(bins, np.int64)
-        block_kernels.histogram_span(bits[span], block_size, tail if span.stop == bits.size else 0, part)
-        parts.append(part)
-
-    pool.run(count, bits.size, cancelled)
-    return np.asarray(np.sum(parts, axis=0), np.int64)
 
 
 def pool_blocks(
