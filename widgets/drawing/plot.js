@@ -85,7 +85,11 @@ async function draw(view) {
   plot.setAttribute("aria-label", state.content.summary || "Plot");
   const empty = !view.listening && !state.content.data.length && !Object.keys(state.content.layout).length;
   if (empty) return void complain(view, state.content.error); // its figure is on the way
-  if (!plot.clientWidth) return void (view.stale = true); // hidden: the size observer draws it when it appears
+  if (!plot.clientWidth) {
+    view.stale = true; // hidden: the size observer draws it when it appears
+    requestAnimationFrame(() => plot.clientWidth && schedule(view)); // it sees nothing of what lasts less than a frame
+    return;
+  }
   view.stale = false;
   try {
     if (!view.plotly) {
