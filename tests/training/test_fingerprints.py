@@ -229,7 +229,10 @@ def test_hashing_that_is_cancelled_or_whose_run_is_removed_leaves_nothing_half_d
     assert not large.run.exists(), "nobody wanted it back"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"parts": {"base": [{"sha256": 1}]}}', '{"parts": {"base": 3}}'])
+NO_SIZE = '{"commit": null, "accepted": [], "parts": {"base": [{"name": "a", "size": "many", "state": []}]}}'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"parts": {"base": [{"sha256": 1}]}}', '{"parts": {"base": 3}}', NO_SIZE])
 def test_fingerprints_that_cannot_be_read_are_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
     assert fingerprints.read(tmp_path) is None
     (tmp_path / "fingerprints.json").write_text(text)

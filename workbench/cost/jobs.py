@@ -32,7 +32,6 @@ from workbench.sources.tensor_info import Role
 from workbench.text import amount
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
-from workbench.training.data import held_out_files
 from workbench.training.dataset_files import on_hub
 from workbench.training.model_checks import causal_fault
 from workbench.training.runs import absolute
@@ -195,7 +194,7 @@ def effort(src: Source, data: TrainConfig, losses: int) -> Effort:
 
 def _tokens(data: TrainConfig) -> int:
     most = data.max_eval_rows * data.max_length
-    if on_hub(data.eval_dataset or data.dataset) or (files := held_out_files(data)) is None:
+    if on_hub(data.eval_dataset or data.dataset) or (files := rows_of.held_out_files(data)) is None:
         return most
     if any(path.suffix not in _BY_LINE for path in files.paths):
         return most

@@ -24,7 +24,7 @@ _COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks?|experts|heads)(?:_\w
 def describe_exactly(entries: Mapping[str, Entry], config: Mapping[str, Any], where: str) -> list[TensorInfo]:
     """A ``TensorInfo`` for every entry, as the model class of ``config`` would load it; ModelError where it cannot be built.
 
-    A checkpoint that is quantized already is loaded as it is, so that the rule's answer, told from its parts, is exact for it.
+    A checkpoint that is quantized already is loaded as it is, so that the rule's answer, which its parts give, is exact for it.
     """
     if find_packings(entries, config):
         return describe(entries, config)

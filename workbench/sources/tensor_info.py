@@ -110,5 +110,5 @@ class TensorInfo:
     """Why, or why not, in words; ``role`` is what to ask for."""
     layout: str
     """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or on loading ``fused`` with others or
-    ``split`` into several (which only the exact answer tells)."""
+    ``split`` into several (which only the exact answer knows)."""
     role: Role = Role.OTHER

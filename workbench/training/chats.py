@@ -66,7 +66,7 @@ class Template:
             if before is None or not upto.startswith(before) or not text.startswith(upto):
                 raise DataError(
                     "the model's chat template writes a turn otherwise once others follow, or once it is answered (often: it "
-                    f"drops or adds thoughts), so which part of message {i + 1} is the answer cannot be told.",
+                    f"drops or adds thoughts), so which part of message {i + 1} is the answer is not known.",
                     where=where,
                     remedy="Set completion_only_loss=False, which learns whole chats as the template writes them, or give "
                     "chats with one answer each, at their end.",

@@ -1,7 +1,7 @@
 """Everything that is wrong with a ``TrainConfig``'s fields, at once: each by its declaration, and which exclude each other.
 
 Covers everything that the fields alone decide. What the model, the dataset or the machine adds (a missing column, 4-bit kernels
-that are wrong on this CPU) is told by ``runs.launch`` and by the worker. Takes any value with these fields, not the class.
+that are wrong on this CPU) is checked by ``runs.launch`` and by the worker. Takes any value with these fields, not the class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def faults_of(config: Any) -> list[str]:
 
 
 def schedule_faults(config: Any) -> list[str]:
-    """A warm-up that is longer than the run, once its steps are known; told by the form, by launch and by the worker.
+    """A warm-up that is longer than the run, once its steps are known; the form, launch and the worker ask for it.
 
     Not among ``faults_of``: a run that was launched so can still be looked at.
     """

@@ -7,7 +7,6 @@ positions; and, once a loss is no number, where that comes from. What the files 
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from workbench.text import listed
 from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow, model_folder
-from workbench.training.model_checks import position_faults
+from workbench.training.model_checks import leaves_of, named, near_leaves, position_faults
 from workbench.training.watch.endings import Diverged
-
-_LISTED = 12
 
 
 def check_complete(missing: Collection[str], folder: Path) -> None:
@@ -45,11 +42,10 @@ def check_targets(model: Any, config: TrainConfig) -> None:
     if isinstance(config.target_modules, str):
         return
     modules = [name for name, _ in model.named_modules()]
-    leaves = sorted({leaf for name in modules if (leaf := name.rpartition(".")[2]) and not leaf.isdigit()})
     faults = []
     for name in config.target_modules:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
-            near = difflib.get_close_matches(name.rpartition(".")[2], leaves, 3)
+            near = near_leaves(name, modules)
             hint = f" Near it: {listed(near)}." if near else ""
             faults.append(f"target_modules names {name!r}, which is no module of the loaded model.{hint}")
     if faults:
@@ -59,13 +55,8 @@ def check_targets(model: Any, config: TrainConfig) -> None:
 def linear_names(model: Any) -> str:
     """The last names of a model's linear layers, in words."""
     head = model.get_output_embeddings()
-    found = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    }
-    names = sorted(name for name in found if not name.isdigit())
-    return listed([shown(name) for name in names[:_LISTED]]) + (" …" if len(names) > _LISTED else "")
+    linear = torch.nn.Linear | Conv1D
+    return named(leaves_of(name for name, module in model.named_modules() if isinstance(module, linear) and module is not head))
 
 
 def check_length(model: Any, config: TrainConfig, first: bool) -> None:

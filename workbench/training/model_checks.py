@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,17 +86,13 @@ def auto_mappings() -> Mapping[str, Mapping[str, str]]:
 
     Read from its source, as importing it would load torch; empty where transformers is not installed.
     """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    file = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(file.read_text("utf-8")).body:
+    for node in ast.parse(_transformers_source("models", "auto", "modeling_auto.py")).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.List(elts=pairs)])):
-                if named := re.fullmatch(r"MODEL_(?:FOR_(\w+)_)?MAPPING_NAMES", name):
+                if task := re.fullmatch(r"MODEL_(?:FOR_(\w+)_)?MAPPING_NAMES", name):
                     literal = [pair for pair in pairs if not isinstance(pair, ast.Starred)]
-                    found[named[1] or ""] = dict(map(ast.literal_eval, literal))
+                    found[task[1] or ""] = dict(map(ast.literal_eval, literal))
     return found
 
 
@@ -121,12 +117,12 @@ def causal_fault(config: Mapping[str, Any]) -> str | None:
     decodes = config.get("is_decoder") is True or config.get("causal") is True
     if kind in mappings.get("MASKED_LM", {}) and not decodes:
         return f"it is an encoder ({shown(kind, 60)}, is_decoder is not set), in which a token sees those that follow it"
-    named = config.get("architectures")
-    named = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    if any(named in mappings.get(task, {}).values() for task in _WITHOUT_HEAD):
-        return f"it was saved as {named}, which has no output head over the vocabulary"
-    if config.get("tie_word_embeddings") is False and named in mappings.get("", {}).values():
-        return f"it was saved as {named}, without an output head, which would begin at random"
+    saved = config.get("architectures")
+    saved = saved[0] if isinstance(saved, list) and saved and isinstance(saved[0], str) else ""
+    if any(saved in mappings.get(task, {}).values() for task in _WITHOUT_HEAD):
+        return f"it was saved as {saved}, which has no output head over the vocabulary"
+    if config.get("tie_word_embeddings") is False and saved in mappings.get("", {}).values():
+        return f"it was saved as {saved}, without an output head, which would begin at random"
     return None
 
 
@@ -230,7 +226,7 @@ def _target_faults(config: TrainConfig, source: Source) -> list[str]:
     refused = _NOT_ADAPTED.get(str(source.config.get("model_type")), frozenset())
     matrices = [t for t in tensors if len(t.shape) == 2 and "." in t.name and not is_input_embedding(t.name)]
     linear = sorted({t.name.split(".")[-2] for t in [t for t in matrices if t.quantizable] or matrices} - refused)
-    takes = f"use {_named(linear)}."
+    takes = f"use {named(linear)}."
     if isinstance(config.target_modules, str):
         return [f'target_modules is "all-linear", which this model does not take: {takes}'] if refused else []
     ranks: dict[str, int] = {}
@@ -259,7 +255,7 @@ def _expert_faults(config: TrainConfig, source: Source) -> list[str]:
     found = adapters(as_loaded(source)[0], source.config, config.target_modules, config.lora_r)
     bare = sorted({adapter.name.rpartition(".")[2] for adapter in found if adapter.on_parameter})
     return [
-        f"{name} is {getattr(config, name)!r}; peft has none on the parameters ({_named(bare)}) that hold this model's "
+        f"{name} is {getattr(config, name)!r}; peft has none on the parameters ({named(bare)}) that hold this model's "
         f"experts: set {False if name == 'use_dora' else 0}, or name target_modules without them."
         for name in asked
         if bare
@@ -274,17 +270,32 @@ def _converted(kind: str, tensors: Iterable[TensorInfo]) -> bool:
 @cache
 def _conversions() -> str:
     """transformers' own table of what loading changes, by model type, as its source says it."""
+    return _transformers_source("conversion_mapping.py")
+
+
+def _transformers_source(*parts: str) -> str:
+    """A file of the installed transformers, which is not imported; "" where there is none."""
     spec = importlib.util.find_spec("transformers")
     places = spec.submodule_search_locations if spec else None
-    file = Path(places[0]) / "conversion_mapping.py" if places else Path()
+    file = Path(places[0], *parts) if places else Path()
     return file.read_text("utf-8") if file.is_file() else ""
 
 
-def _near(name: str, modules: Iterable[str]) -> str:
-    leaves = sorted({leaf for module in modules if (leaf := module.rpartition(".")[2]) and not leaf.isdigit()})
-    near = difflib.get_close_matches(name.rpartition(".")[2], leaves, 3)
-    return f"near it: {_named(near)}" if near else f"it has {_named(leaves)}"
+def _near(name: str, modules: Collection[str]) -> str:
+    near = near_leaves(name, modules)
+    return f"near it: {named(near)}" if near else f"it has {named(leaves_of(modules))}"
 
 
-def _named(names: Sequence[str]) -> str:
+def near_leaves(name: str, modules: Iterable[str]) -> list[str]:
+    """The last names of modules that are spelt much like that of ``name``: three at most."""
+    return difflib.get_close_matches(name.rpartition(".")[2], leaves_of(modules), 3)
+
+
+def leaves_of(modules: Iterable[str]) -> list[str]:
+    """The last names of modules, each once, in order; numbers are none."""
+    return sorted({leaf for module in modules if (leaf := module.rpartition(".")[2]) and not leaf.isdigit()})
+
+
+def named(names: Sequence[str]) -> str:
+    """Names in words; of very many the first."""
     return listed([shown(name) for name in names[:_LISTED]]) + (" …" if len(names) > _LISTED else "")

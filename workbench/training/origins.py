@@ -7,7 +7,6 @@ part. Imports no torch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -19,12 +18,13 @@ from typing import Any
 from workbench.errors import ModelError, RunError
 from workbench.progress import Cancelled, Progress
 from workbench.sources import Source, open_model
-from workbench.sources.files import CONFIG, parse_json
+from workbench.sources.files import CONFIG
 from workbench.text import counted
 from workbench.training import data, fingerprints
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.fingerprints import Changed, Content, FileChange, Fingerprints
+from workbench.training.vocabulary import chat_templates, json_object
 
 BASE, TOKENIZER, TEMPLATE, ROWS, HELD_OUT = "base model", "tokenizer", "chat template", "rows", "held-out rows"
 OF_MODEL = (BASE, TOKENIZER, TEMPLATE)
@@ -134,7 +134,7 @@ def _of_model(source: Source) -> dict[str, Found]:
     if folder is None:
         raise ModelError("the model is not on this machine.", where=source.name, remedy="Download it first.")
     weights = sorted({file for file, _ in source.entries().values()})
-    tokenizer = _json(folder / _TOKENIZER_CONFIG)
+    tokenizer = json_object(folder / _TOKENIZER_CONFIG)
     template = tokenizer.pop(_TEMPLATE, None)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return {
@@ -143,20 +143,8 @@ def _of_model(source: Source) -> dict[str, Found]:
             (_TOKENIZER_CONFIG, _values(tokenizer)),
             *((path.name, path) for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in _OF_TOKENIZER)),
         ],
-        TEMPLATE: [(name, text.encode("utf-8", "replace")) for name, text in sorted(_templates(folder, template).items())],
+        TEMPLATE: [(name, text.encode("utf-8", "replace")) for name, text in sorted(chat_templates(folder, template).items())],
     }
-
-
-def _templates(folder: Path, configured: Any) -> dict[str, str]:
-    """The chat templates by name, as transformers finds them: in files of their own, else in the tokenizer's configuration."""
-    found = {path.stem: path for path in folder.glob("additional_chat_templates/*.jinja")}
-    if (path := folder / "chat_template.jinja").is_file():
-        found["default"] = path
-    if found:
-        return {name: path.read_text("utf-8", "replace") for name, path in found.items()}
-    if isinstance(configured, list):
-        return {str(one.get("name")): str(one.get("template")) for one in configured if isinstance(one, dict)}
-    return {} if configured is None else {"default": str(configured)}
 
 
 def _of_rows(config: TrainConfig, files: Files) -> dict[str, Found]:
@@ -168,13 +156,6 @@ def _named(paths: Sequence[Path]) -> Found:
     """By their names inside the folder that holds them all."""
     root = os.path.commonpath([path.parent for path in paths])
     return [(path.relative_to(root).as_posix(), path) for path in paths]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none."""
-    with contextlib.suppress(OSError, ModelError):
-        return parse_json(path.read_bytes(), str(path))
-    return {}
 
 
 def _values(config: dict[str, Any]) -> bytes:

@@ -33,8 +33,8 @@ def vocabulary_fault(source: Source, chats: bool = False) -> str | None:
     pad = source.config.get("pad_token_id")
     if type(pad) is int and pad >= rows:
         return f"config.json's pad_token_id is {pad:,}, {there}: correct it, or {_REMEDY}"
-    known = _json(source.path / "tokenizer.json")
-    special = _json(source.path / "special_tokens_map.json") | _json(source.path / "tokenizer_config.json")
+    known = json_object(source.path / "tokenizer.json")
+    special = json_object(source.path / "special_tokens_map.json") | json_object(source.path / "tokenizer_config.json")
     added = {str(t.get("content")): t["id"] for t in known.get("added_tokens") or [] if type(t.get("id")) is int}
     own = _ids(known.get("model"))
     if (most := max((i for token, i in own.items() if token not in added), default=0)) >= rows:
@@ -45,9 +45,9 @@ def vocabulary_fault(source: Source, chats: bool = False) -> str | None:
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and ids.get(token, 0) >= rows:
             return f"its tokenizer's {role}, {shown(token)}, has id {ids[token]:,}, {there}: {_REMEDY}"
-    template = _template(source.path, special) if chats else ""
+    templates = chat_templates(source.path, special.get("chat_template")).values() if chats else ()
     for token, i in added.items():
-        if i >= rows and token in template:
+        if i >= rows and any(token in template for template in templates):
             return f"the token {shown(token)} of its chat template has id {i:,}, {there}: {_REMEDY}"
     return None
 
@@ -60,14 +60,19 @@ def _ids(model: Any) -> dict[str, int]:
     return {token: i for token, i in vocabulary.items() if type(i) is int} if isinstance(vocabulary, dict) else {}
 
 
-def _template(folder: Path, special: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8", "replace")
-    return json.dumps(special.get("chat_template"), ensure_ascii=False)
+def chat_templates(folder: Path, configured: Any) -> dict[str, str]:
+    """The chat templates by name, as transformers finds them: in files of their own, else in the tokenizer's configuration."""
+    found = {path.stem: path for path in folder.glob("additional_chat_templates/*.jinja")}
+    if (path := folder / "chat_template.jinja").is_file():
+        found["default"] = path
+    if found:
+        return {name: path.read_text("utf-8", "replace") for name, path in found.items()}
+    if isinstance(configured, list):
+        return {str(one.get("name")): str(one.get("template")) for one in configured if isinstance(one, dict)}
+    return {} if configured is None else {"default": str(configured)}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
     """The object in a file; {} where there is none: faults in a tokenizer's files are raised where it is opened."""
     try:
         value = json.loads(file.read_text("utf-8"))
