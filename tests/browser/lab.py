@@ -136,9 +136,10 @@ class Lab:
         return self.page.locator(selector).first.inner_text()
 
     def theme(self, name: str) -> None:
-        """Choose a theme in the settings menu and wait until the page has it."""
+        """Choose a theme in the settings menu and wait until the page has it, and no longer shows JupyterLab's sign over it."""
         self.menu("Settings", "Theme", name)
         self.until("(light) => document.body.dataset.jpThemeLight === light", argument=str("Light" in name).lower())
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def kernel(self, code: str) -> str:
         """Run code in the notebook's kernel, as a cell would but without one, and return what it printed."""
