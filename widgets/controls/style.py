@@ -26,6 +26,7 @@ class Manners(anywidget.AnyWidget):
     _esm = script("controls/manners.js")
     _css = script(
         "controls/style.css",
+        "controls/header.css",
         "panels/views.css",
         "panels/train/train.css",
     )
