@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-import ipywidgets
-
 from widgets.background.tasks import guard
 from widgets.controls.breadcrumb import Breadcrumb
+from widgets.controls.front_ends import Tabs
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import Panel, column
 from widgets.drawing.plot import PlotlyLibrary
@@ -46,10 +45,7 @@ class Workbench(Panel):
         super().__init__("QLoRA Workbench")
         self.controls, self.progress = Controls(self.session), ProgressRow(self.session)
         self.crumbs = Breadcrumb(self.session, self.message)
-        self.tabs = ipywidgets.Tab([column() for _ in TABS])
-        with self.tabs.hold_sync():  # else a message for each
-            for i, title in enumerate(TABS):
-                self.tabs.set_title(i, title)
+        self.tabs = Tabs([(title, column()) for title in TABS])
         self.tabs.observe(guard(self.message)(self._chosen), "selected_index")
         self._show_tab(self.session.store.value.tab)
         self.children = (*self.children[:-1], self.crumbs, self.controls, self.progress, self.message, self.tabs)

@@ -13,6 +13,7 @@ from widgets import code
 from widgets.background.tasks import UI, guard
 from widgets.controls.binding import Quiet
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.front_ends import slider
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import Panel, fields, set_note
 from widgets.drawing.plot import PlotlyLibrary
@@ -137,9 +138,7 @@ class Controls(ipywidgets.VBox):
         self.lead = ipywidgets.Dropdown(description="Format", options=_titles(names), value=state.formats[0])
         self.second = ipywidgets.Dropdown(description="Compare with", options=[(_NONE, _NONE), *_titles(names)])
         self.third = ipywidgets.Dropdown(description="and with", options=[(_NONE, _NONE), *_titles(names)])
-        self.block_size = ipywidgets.SelectionSlider(
-            description="Block size (weights)", options=BLOCK_SIZES, value=state.block_size, continuous_update=False
-        )
+        self.block_size = slider("Block size (weights)", BLOCK_SIZES, state.block_size)
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False, value=state.double_quant)
         self.status = ipywidgets.HTML()
         inputs = (self.tensor, self.lead, self.second, self.third, self.block_size, self.double_quant)

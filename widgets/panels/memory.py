@@ -10,6 +10,7 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.binding import Quiet
+from widgets.controls.front_ends import slider
 from widgets.controls.message import Message
 from widgets.controls.style import fields, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -55,16 +56,14 @@ class MemoryView(View):
 
     def build(self) -> list[Any]:
         """Controls, the verdict, the stacked bars, the ledger, what stays in 16 bits."""
-        state, slider = self.session.store.value, {"continuous_update": False}
+        state = self.session.store.value
         self.methods = Plot(height=360)
         self.plots = [self.methods]
         self.gpu = ipywidgets.Dropdown(description="GPU", options=list(dict.fromkeys([*known(), state.gpu])), value=state.gpu)
-        self.rank = ipywidgets.SelectionSlider(description="LoRA rank", options=_with(RANKS, state.lora_r), **slider)
+        self.rank = slider("LoRA rank", _with(RANKS, state.lora_r))
         self.targets = ipywidgets.Dropdown(description="Adapters on", options=[("all linear layers", "all-linear")])
         self.batch = ipywidgets.BoundedIntText(description="Batch (rows)", value=4, min=1, max=1024)
-        self.length = ipywidgets.SelectionSlider(
-            description="Sequence length (tokens)", options=_with(LENGTHS, state.max_length), **slider
-        )
+        self.length = slider("Sequence length (tokens)", _with(LENGTHS, state.max_length))
         self.optimizer = ipywidgets.Dropdown(description="Optimizer", options=OPTIMIZERS)
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False)
         self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", indent=False)

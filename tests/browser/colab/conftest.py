@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.colab import npm
-from tests.browser.colab.page import KERNEL, Notebook, prepare
+from tests.browser.colab.page import Notebook, prepare
 from tests.browser.server import Server, jupyterlab
 
 Opener = Callable[..., Notebook]

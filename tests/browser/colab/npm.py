@@ -45,7 +45,9 @@ def missing() -> str:
 
 def _place(archive: Path) -> int:
     """Which of the packages an archive holds: npm names it without @ and /."""
-    return [package.lstrip("@").replace("/", "-").replace("@", "-") for package in PACKAGES].index(archive.name.removesuffix(".tgz"))
+    return [package.lstrip("@").replace("/", "-").replace("@", "-") for package in PACKAGES].index(
+        archive.name.removesuffix(".tgz")
+    )
 
 
 def file_at(address: str) -> Path | None:

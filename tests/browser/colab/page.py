@@ -10,9 +10,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from playwright.sync_api import Browser, FrameLocator, Page, Route
@@ -68,7 +66,13 @@ class Notebook:
         self.page.set_default_timeout(PATIENCE * 1000)
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
-        options = {"kernel": self._start_kernel(), "token": TOKEN, "theme": theme, "clipboard": int(clipboard), "opened": int(opened)}
+        options = {
+            "kernel": self._start_kernel(),
+            "token": TOKEN,
+            "theme": theme,
+            "clipboard": int(clipboard),
+            "opened": int(opened),
+        }
         self.page.goto(f"{server.url}/static/host.html?{urlencode(options)}")
         self.page.evaluate("colabPage.ready")
         self.run("import google.colab")
@@ -137,7 +141,9 @@ class Notebook:
         else:
             file = npm.file_at(address)
         if file is not None and file.is_file():
-            return route.fulfill(body=file.read_bytes(), content_type=_TYPES.get(file.suffix, "application/octet-stream"), headers=_ANYONE)
+            return route.fulfill(
+                body=file.read_bytes(), content_type=_TYPES.get(file.suffix, "application/octet-stream"), headers=_ANYONE
+            )
         if "font-awesome" in address:  # the manager asks for an icon font, which the app does not use
             return route.fulfill(body="", content_type="text/css", headers=_ANYONE)
         self.outside.append(address)

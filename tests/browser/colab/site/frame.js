@@ -115,7 +115,7 @@ const heard = {
   },
 };
 
-function setIframeHeight(height, grows, { maxHeight = 0 } = {}) {
+function setIframeHeight(_height, _grows, { maxHeight = 0 } = {}) {
   if (maxHeight) void post({ kind: "limit", height: maxHeight });
 }
 
@@ -128,3 +128,5 @@ globalThis.addEventListener("message", ({ data, ports: [port] }) => {
   const tell = () => void post({ kind: "height", height: Math.ceil(document.body.getBoundingClientRect().height) });
   new ResizeObserver(tell).observe(document.body);
 });
+
+export {}; // a module: it has a scope of its own

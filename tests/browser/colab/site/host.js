@@ -5,7 +5,7 @@
 // In the query: kernel and token; theme; clipboard=0 for frames that may not write there; opened=0 for frames that are not
 // told of models made after they were there.
 
-/** @typedef {{channel: string, header: {msg_type: string}, parent_header: {msg_id?: string}, content: any, metadata: any}} Message */
+/** @typedef {{channel: string, header: {msg_type: string}, parent_header: {msg_id: string}, content: any, metadata: any}} Message */
 
 const asked = new URLSearchParams(location.search);
 const VIEW = "application/vnd.jupyter.widget-view+json";
@@ -167,3 +167,4 @@ function runCell(code) {
 
 const ready = new Promise((resolve) => socket.addEventListener("open", resolve));
 Object.assign(globalThis, { colabPage: { runCell, ready } });
+export {}; // a module: it has a scope of its own
