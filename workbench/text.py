@@ -46,15 +46,34 @@ def counted(many: int, thing: str) -> str:
 
 
 def amount(nbytes: float) -> str:
-    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count).
+    """Bytes of a file, or of what a file holds, in powers of ten as disks and papers count: 1234567 → 1.23 MB.
 
     >>> wb.amount(1_234_567)
     '1.23 MB'
     """
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(nbytes) >= size:
-            return f"{nbytes / size:,.2f} {unit}"
-    return f"{nbytes:,.0f} B"
+    return _in_units(nbytes, 1000, ("B", "kB", "MB", "GB"))
+
+
+def memory_size(nbytes: float) -> str:
+    """Bytes of a GPU's or a machine's memory, in powers of two as drivers and PyTorch count: 1610612736 → 1.50 GiB.
+
+    >>> wb.memory_size(1_610_612_736)
+    '1.50 GiB'
+    """
+    return _in_units(nbytes, 1024, ("B", "KiB", "MiB", "GiB"))
+
+
+def memory_unit(top: float) -> tuple[str, float]:
+    """The unit of an axis on which memory is drawn up to ``top`` bytes, and how many bytes one is."""
+    return ("GiB", 2**30) if top >= 2**30 else ("MiB", 2**20)
+
+
+def _in_units(nbytes: float, base: int, units: Sequence[str]) -> str:
+    """In the largest unit of which there is one at least; each is ``base`` times the one before."""
+    for power in range(len(units) - 1, 0, -1):
+        if abs(nbytes) >= base**power:
+            return f"{nbytes / base**power:,.2f} {units[power]}"
+    return f"{nbytes:,.0f} {units[0]}"
 
 
 def known_amount(nbytes: float | None) -> str:
@@ -62,9 +81,19 @@ def known_amount(nbytes: float | None) -> str:
     return NONE if nbytes is None else amount(nbytes)
 
 
+def known_memory_size(nbytes: float | None) -> str:
+    """``memory_size`` of what may not be known."""
+    return NONE if nbytes is None else memory_size(nbytes)
+
+
 def amount_or_none(nbytes: float) -> str:
     """``amount`` for the cells of a table, in which a dash reads better than 0 B."""
     return amount(nbytes) if nbytes else NONE
+
+
+def memory_size_or_none(nbytes: float) -> str:
+    """``memory_size`` for the cells of a table, in which a dash reads better than 0 B."""
+    return memory_size(nbytes) if nbytes else NONE
 
 
 def listed(items: Sequence[str]) -> str:

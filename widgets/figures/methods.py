@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from widgets.figures.layout import Described, Figure, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.model import Places, Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.ledger import GROUPS
 from workbench.sources.kinds import order_of
-from workbench.text import NONE, amount, counted, known_amount, listed, percent
+from workbench.text import NONE, amount, counted, known_amount, listed, memory_unit, percent
 
 if TYPE_CHECKING:
     from workbench.cost.methods import MethodResult
@@ -78,7 +78,7 @@ def methods_memory(results: Sequence[MethodResult], key: str = "methods memory")
     """
     measured = {r.method: {row.category: row.measured or 0 for row in r.receipt.rows} for r in results if r.receipt.step}
     names = [TITLES[method] for method in measured]
-    unit, scale = unit_for(max((sum(_group(sizes, group) for group in GROUPS) for sizes in measured.values()), default=0))
+    unit, scale = memory_unit(max((sum(_group(sizes, group) for group in GROUPS) for sizes in measured.values()), default=0))
     traces: list[Figure] = []
     for group in GROUPS:
         sizes = [_group(of, group) for of in measured.values()]

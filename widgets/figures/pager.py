@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Described, Figure, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level
 from widgets.figures.palette import CRIMSON, GREY, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.ledger import PAGED, SCRATCH
 from workbench.memory.pager import KEPT, PagerSimulation
-from workbench.text import NONE, amount, counted
+from workbench.text import NONE, amount, counted, memory_unit
 from workbench.training.results.truth import MOVED, PagingTruth
 
 _MOVES = (("h2d", "brought to the GPU", GREY), ("d2h", "evicted to the host", CRIMSON))
@@ -42,7 +42,7 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     names = [name for name in simulation.categories if name != SCRATCH]
     room = max(simulation.budget - always, 0)
     top = max(float(resident.sum(1).max(initial=0)), float(room), 1.0)
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     x = np.arange(int(last.sum()), dtype=np.float32)
     moments = [
         html.escape(f"{phase}, {name}") for phase, name, now in zip(simulation.phase, simulation.name, last, strict=True) if now
@@ -103,7 +103,7 @@ def steps_figure(simulation: PagerSimulation, truth: PagingTruth) -> Described |
     n = np.array([step.n for step in seen], np.float32)
     moved = {"h2d": [step.h2d or 0 for step in seen], "d2h": [step.evicted or 0 for step in seen]}
     last = simulation.per_step[-1].tolist() if len(simulation.per_step) else [0, 0]
-    unit, scale = unit_for(max(*map(max, moved.values()), *last))
+    unit, scale = memory_unit(max(*map(max, moved.values()), *last))
     ends = np.array([n[0] - 0.5, n[-1] + 0.5], np.float32)
     traces: list[Figure] = []
     for (way, name, colour), each_step, dash in zip(_MOVES, last, ("dash", "dot"), strict=True):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.layout import Described, Figure, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
 from workbench.memory.ledger import GROUPS
-from workbench.text import amount
+from workbench.text import amount, memory_unit
 from workbench.training.results.history import RunHistory, kept
 
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
@@ -36,7 +36,7 @@ def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -
     at, beside = history.memory[lane].curve() if lane in history.memory else (np.zeros(0), np.zeros(0))
     beside = np.where(beside >= base, beside - base, np.nan)
     top = max(float(np.nanmax(total, initial=0.0)), float(np.nanmax(beside, initial=0.0)))
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     traces: list[Figure] = [
         {"type": "scatter", "mode": "lines", "stackgroup": "held", "name": name, "x": x[index].astype(np.float32),
          "y": (y[index] / scale).astype(np.float32), "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"width": 1}}
@@ -119,7 +119,7 @@ def batches_figure(history: RunHistory, key: str = "") -> Described:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     on_gpu = ("worker", "allocated") in history.memory
     longest, padded = history.step_curve("longest"), history.step_curve("padded")
     source = "allocated" if on_gpu else "resident, sampled 8 times a second"

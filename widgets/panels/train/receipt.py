@@ -10,11 +10,11 @@ import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
 from widgets.drawing.plot import Plot
-from widgets.figures.layout import Described, Figure, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.palette import BLUE, GREY, OCHRE
 from widgets.figures.tables import table
 from workbench.memory.ledger import LIBRARIES, UNEXPLAINED
-from workbench.text import NONE, amount, known_amount
+from workbench.text import NONE, amount, known_amount, memory_unit
 from workbench.training.results.receipts import HOW, MEASURED, Receipt, ReceiptRow
 
 _ROW = 34
@@ -59,7 +59,7 @@ def bars(receipt: Receipt) -> Described:
     """
     rows = [row for row in shown(receipt) if row.category != LIBRARIES]
     top = max((size for row in rows for size in (row.forecast, row.measured) if size), default=0)
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     names = [row.title for row in rows]
     traces: list[Figure] = []
     for field in ("measured", "forecast"):  # plotly draws the last one on top of its pair
