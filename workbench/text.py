@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 NONE = "–"
-_LONGEST = 160
 
 
 def printable(text: str) -> str:
@@ -15,9 +14,29 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
-def short(name: str) -> str:
-    """A name out of a file as a label: printable, and at most 160 characters long."""
-    return printable(name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}")
+def short(name: str, longest: int = 160) -> str:
+    """A name out of a file as a label: printable, and at most so many characters long; its middle goes first."""
+    if len(name) > longest:
+        name = f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
+    text = printable(name)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int | Collection[int] = 1) -> str:
+    """A table of aligned columns; ``texts`` (those, or so many of the first) stand to the left, numbers to the right.
+
+    Without a ``head`` the rows alone.
+    """
+    left = range(texts) if isinstance(texts, int) else texts
+    lines = [[printable(cell) for cell in row] for row in ([head, *rows] if head else rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def percent(ratio: float, digits: int = 2) -> str:
@@ -84,11 +103,6 @@ def known_amount(nbytes: float | None) -> str:
 def known_memory_size(nbytes: float | None) -> str:
     """``memory_size`` of what may not be known."""
     return NONE if nbytes is None else memory_size(nbytes)
-
-
-def amount_or_none(nbytes: float) -> str:
-    """``amount`` for the cells of a table, in which a dash reads better than 0 B."""
-    return amount(nbytes) if nbytes else NONE
 
 
 def memory_size_or_none(nbytes: float) -> str:

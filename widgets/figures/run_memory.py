@@ -14,7 +14,7 @@ from widgets.figures.layout import Described, Figure, axes, level
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
 from workbench.memory.ledger import GROUPS
-from workbench.text import amount, memory_unit
+from workbench.text import memory_size, memory_unit
 from workbench.training.results.history import RunHistory, kept
 
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
@@ -49,12 +49,12 @@ def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -
              "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"dash": "dot", "width": 1.5}}
         )  # fmt: skip
     lines, summary = _lines(history, host, on_gpu, top, scale)
-    above = f" above interpreter and libraries ({amount(base)})" if base else ""
+    above = f" above interpreter and libraries ({memory_size(base)})" if base else ""
     title = "GPU memory" if on_gpu else f"Memory of the training process{above}, resident, CPU"
     layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
     layout["shapes"] = [*shading(history), *lines]
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]
-    now = f"{amount(total[-1])} now, {amount(top)} at most{above}" if len(index) else "no sample yet"
+    now = f"{memory_size(total[-1])} now, {memory_size(top)} at most{above}" if len(index) else "no sample yet"
     what = "GPU memory" if on_gpu else "Memory of the training process (RSS)"
     return {"data": traces, "layout": layout}, f"{what}: {now}. {summary}".strip()
 
@@ -108,9 +108,9 @@ def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scal
     drawn, named = [], []
     for name, at, colour in lines:
         near = at <= _FAR * max(top, 1.0)
-        named.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
+        named.append(f"{name}: {memory_size(at)}{'' if near else ', above the picture'}")
         if near:
-            drawn.append(level(at / scale, f"{name}: {amount(at)}", colour))
+            drawn.append(level(at / scale, f"{name}: {memory_size(at)}", colour))
     summary = "; ".join(named)
     return drawn, f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
