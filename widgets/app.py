@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-import ipywidgets
-
 from widgets.background.tasks import guard
+from widgets.controls.front_ends import Tabs
 from widgets.controls.style import Panel, column
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.base import View
@@ -45,10 +44,7 @@ class Workbench(Panel):
         super().__init__("QLoRA Workbench")
         controls = Controls(self.session, self.message)
         self.header, self.download = controls.header, controls.download
-        self.tabs = ipywidgets.Tab([column() for _ in TABS])
-        with self.tabs.hold_sync():  # else a message for each
-            for i, title in enumerate(TABS):
-                self.tabs.set_title(i, title)
+        self.tabs = Tabs([(title, column()) for title in TABS])
         self.tabs.observe(guard(self.message)(self._chosen), "selected_index")
         self._in_front: list[Any] = []
         self._show_tab(self.session.store.value.tab)

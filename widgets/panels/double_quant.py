@@ -9,6 +9,7 @@ import numpy as np
 
 from widgets import code
 from widgets.background.tasks import guard
+from widgets.controls.front_ends import slider
 from widgets.controls.style import fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
@@ -33,12 +34,8 @@ class DoubleQuantView(View):
         """The sum, the two plots, the table."""
         self.overhead, self.spread, self.codes = Plot(height=300), Plot(height=300), Plot(height=260)
         self.plots = [self.overhead, self.spread, self.codes]
-        self.nested = ipywidgets.SelectionSlider(
-            description="Nested block size (scales a second-level scale)",
-            options=NESTED_SIZES,
-            value=min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size)),
-            continuous_update=False,
-        )
+        now = min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size))
+        self.nested = slider("Nested block size (scales a second-level scale)", NESTED_SIZES, now)
         self.nested.add_class("wb-span")
         self.nested.observe(guard(self.message)(lambda change: self.update(nested_block_size=change["new"])), "value")
         self.sum, self.table, self.tensors, self.sizes = note(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
