@@ -27,6 +27,7 @@ class Manners(anywidget.AnyWidget):
     _css = script(
         "controls/style.css",
         "panels/views.css",
+        "panels/plots.css",
         "panels/train/train.css",
     )
     title = traitlets.Unicode().tag(sync=True)
