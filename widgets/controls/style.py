@@ -116,6 +116,21 @@ def row(*children: Any) -> ipywidgets.Box:
     return _box("wb-row", children)
 
 
+def bar(*children: Any) -> ipywidgets.Box:
+    """One line over a picture: its heading, and beside it the controls, each with its label before it."""
+    box = row(*children)
+    box.add_class("wb-bar")
+    return box
+
+
+def split(picture: Any, figures: Any, wide: bool = False) -> ipywidgets.Box:
+    """A picture, and beside it what it comes to in numbers; one below the other where it is narrow. ``wide``: the numbers."""
+    box = _box("wb-split", (picture, figures))
+    if wide:
+        box.add_class("wb-wide")
+    return box
+
+
 def grid(*children: Any) -> ipywidgets.Box:
     """Equal cells, as many in a row as fit: plots beside one another."""
     return _box("wb-grid", children)
