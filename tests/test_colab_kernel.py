@@ -33,7 +33,7 @@ session.send = send
 APP = """
 from widgets import Workbench
 app = Workbench("builtin")
-print(app.distribution.plots[0].model_id, app.controls.block_size.model_id, app.controls.block_size.index)
+print(app.distribution.plots[0].model_id, app.header.model_id)
 """
 
 BUSY_UNTIL = """
@@ -76,9 +76,9 @@ class Page:
         """What a cell printed."""
         return self.ended(self.start(code))
 
-    def change(self, model: str, **state: Any) -> None:
-        """A control was moved."""
-        data = {"method": "update", "state": state, "buffer_paths": []}
+    def choose(self, model: str, **choice: Any) -> None:
+        """Something was chosen in the header."""
+        data = {"method": "custom", "content": {"kind": "choose", "value": choice}}
         self.client.shell_channel.send(self.client.session.msg("comm_msg", {"comm_id": model, "data": data}))
 
     def until_drawn(self, model: str) -> None:
@@ -99,16 +99,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def test_results_reach_the_page_between_cells_and_from_the_kernels_own_thread(page: Page, tmp_path: Path) -> None:
-    plot, slider, index = page.run(APP).split()
+    plot, header = page.run(APP).split()
     page.until_drawn(plot)
 
-    page.change(slider, index=int(index) + 1)
+    page.choose(header, block_size=128)
     page.until_drawn(plot)
     assert page.run("print(app.state['block_size'], all(own for _, own in senders), len(senders) > 50)") == "128 True True"
 
     let_go = tmp_path / "let go"
     busy = page.start(BUSY_UNTIL.format(path=str(let_go)))
-    page.change(slider, index=int(index) + 2)
+    page.choose(header, block_size=256)
     let_go.touch()
     assert page.ended(busy) == "128", "while a cell runs, the kernel takes no message"
     page.until_drawn(plot)

@@ -27,6 +27,7 @@ class Manners(anywidget.AnyWidget):
     _css = script(
         "drawing/colab.css",
         "controls/style.css",
+        "controls/header.css",
         "panels/views.css",
         "panels/train/train.css",
     )
