@@ -29,6 +29,7 @@ class Manners(anywidget.AnyWidget):
         "controls/style.css",
         "controls/header.css",
         "panels/views.css",
+        "panels/plots.css",
         "panels/train/train.css",
     )
     title = traitlets.Unicode().tag(sync=True)
