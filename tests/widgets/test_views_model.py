@@ -13,7 +13,6 @@ from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
 from widgets.figures import model
-from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel
 from widgets.panels import model_map
 from widgets.session import Session
@@ -21,6 +20,7 @@ from widgets.state import State
 from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
+from workbench.surveys.places import Places
 
 
 class Later(Executor):

@@ -110,7 +110,13 @@ class BlockMap(Drawing):
     Methods may be called from any thread. ``error`` and ``summary`` are those of every drawing.
     """
 
-    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js", "drawing/blockmap_alone.js")
+    _esm = script(
+        "drawing/element.js",
+        "drawing/drawing.js",
+        "drawing/blockmap_canvas.js",
+        "drawing/blockmap.js",
+        "drawing/blockmap_alone.js",
+    )
 
     def __init__(self, height: int = DEFAULT_HEIGHT, **more: Any) -> None:
         self._values: _Values | None = None
@@ -177,8 +183,9 @@ class BlockMap(Drawing):
         self._values, self._number = shown, self._number + 1
         down, across = (columns, rows) if lying else (rows, columns)
         return {
-            "number": self._number, "shape": list(shown.shape), "lying": lying, "count": blocks.size, "name": name, "unit": unit,
-            "rows": down, "columns": across, "low": low, "high": high, "bad": 0 if whole else int((~finite).sum()),
+            "number": self._number, "shape": list(shown.shape), "lying": lying, "count": blocks.size, "name": name,
+            "unit": unit, "rows": down, "columns": across, "low": low, "high": high,
+            "bad": 0 if whole else int((~finite).sum()),
             "selected": self._within(selected), "overview": self._overview(shown),
         }  # fmt: skip
 
