@@ -12,15 +12,15 @@ import workbench as wb
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
+from widgets.background import surveying
 from widgets.figures import model
-from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel
-from widgets.panels import model_map
 from widgets.session import Session
 from widgets.state import State
 from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
+from workbench.surveys.places import Places
 
 
 class Later(Executor):
@@ -78,7 +78,7 @@ def test_the_map_has_a_cell_for_each_tensor_with_what_the_survey_says(app):
         assert app.state["map_field"] == field
         z = app.map.map._state["content"]["data"][1]["z"]
         assert z["shape"] == [6, 7]
-        places = Places.arrange(app.map._tensors)
+        places = Places.arrange(app.session.survey.tensors)
         figure = model.model_map(places, app.map.rows, field)
         for name, (row, column) in places.of.items():
             assert figure["data"][1]["z"][row, column] == pytest.approx(table[field][name], rel=1e-6)
@@ -175,7 +175,7 @@ def test_experts_share_a_cell_which_shows_the_worst(tmp_path):
 
 
 def test_rows_appear_while_the_survey_goes_on_and_it_can_be_cancelled_and_gone_on_with(later, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_map, "_EVERY", 0.0)
+    monkeypatch.setattr(surveying, "EVERY", 0.0)
     view = ModelMapView(folder(tmp_path / "m", layers(3)), executor=later)
     later.run()  # opens the model
     later.run()  # measures its first tensor, whereupon the survey is asked for
@@ -184,7 +184,7 @@ def test_rows_appear_while_the_survey_goes_on_and_it_can_be_cancelled_and_gone_o
     def watch(change):
         seen.append(change["new"])
         if "3 of 12" in change["new"]:
-            view.work.cancel()
+            view.session.survey.cancel()
 
     view.summary.observe(watch, "value")
     later.run()
@@ -235,7 +235,7 @@ def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path)
 
 
 def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_map, "OF_ITSELF", 1000)
+    monkeypatch.setattr(surveying, "OF_ITSELF", 1000)
     monkeypatch.setattr(formats_panel, "OF_ITSELF", 1000)
     path = folder(tmp_path / "m", layers(2))
     view = ModelMapView(path, executor=Immediate())
