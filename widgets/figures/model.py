@@ -14,44 +14,10 @@ from widgets.figures.palette import CHOSEN, CRIMSON, FORMAT_COLOURS, GREY, QUIET
 from widgets.state import MAP_FIELDS
 from workbench.quant.formats import FORMATS, find_format
 from workbench.report.figures import error_bars
-from workbench.sources import TensorInfo
-from workbench.sources.kinds import kind_of, layer_of, order_of
+from workbench.surveys.places import Places as Places
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, Pareto, ParetoPoint
 from workbench.text import amount, number, percent
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where each tensor stands on the map: the columns are kinds, the rows layers, those outside the layers last.
-
-    >>> import widgets
-    >>> places = widgets.Places.named(["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"])
-    >>> places.kinds, places.layers, places.in_cell(0, 1)
-    (('up', 'lm_head'), (0, 1, None), ['model.layers.1.mlp.up_proj'])
-    """
-
-    kinds: tuple[str, ...]
-    layers: tuple[int | None, ...]
-    of: Mapping[str, tuple[int, int]]
-    """Tensor name → (row, column). Several may share a cell: the experts of a layer."""
-
-    @classmethod
-    def arrange(cls, tensors: Iterable[TensorInfo]) -> Places:
-        """A cell for each layer and kind that there is."""
-        return cls.named(tensor.name for tensor in tensors)
-
-    @classmethod
-    def named(cls, names: Iterable[str]) -> Places:
-        """A cell for each layer and kind, from the names of tensors or of modules."""
-        found = {name: (layer_of(name), kind_of(name)) for name in names}
-        kinds = tuple(sorted({kind for _, kind in found.values()}, key=order_of))
-        layers = tuple(sorted({layer for layer, _ in found.values()}, key=lambda layer: (layer is None, layer)))
-        return cls(kinds, layers, {name: (layers.index(a), kinds.index(b)) for name, (a, b) in found.items()})
-
-    def in_cell(self, x: float, y: float) -> list[str]:
-        """The tensors of the cell at (x, y)."""
-        return [name for name, place in self.of.items() if place == (round(y), round(x))]
 
 
 def value_of(row: Row, field: str) -> float:
@@ -119,13 +85,9 @@ def cell_map(
     """
     shape = (len(places.layers), len(places.kinds))
     z, text = np.full(shape, np.nan, np.float32), np.full(shape, "", object)
-    worst: dict[tuple[int, int], float] = {}
-    for one in shown:
-        at = places.of.get(one.name)
-        if at is None or (at in worst and not (math.isnan(worst[at]) or one.bad > worst[at])):
-            continue
-        worst[at], z[at] = one.bad, one.value
-        text[at] = f"{escaped(one.name)}<br>{escaped(one.text)}"
+    known = {one.name: one for one in shown}
+    for at, name in places.worst({name: one.bad for name, one in known.items()}).items():
+        z[at], text[at] = known[name].value, f"{escaped(name)}<br>{escaped(known[name].text)}"
     there = np.full(shape, np.nan, np.float32)
     for place in places.of.values():
         there[place] = 0.0

@@ -10,6 +10,7 @@ import numpy as np
 
 from widgets import code
 from widgets.background.tasks import guard
+from widgets.controls.front_ends import slider
 from widgets.controls.style import bar, column, heading, set_heading, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
@@ -41,12 +42,8 @@ class DoubleQuantView(View):
         self.overhead = Plot(height=92, waiting="Bytes and errors come with the first measurement.")
         self.spread, self.codes = Plot(height=148), Plot(height=148)
         self.plots = [self.overhead, self.spread, self.codes]
-        self.nested = ipywidgets.SelectionSlider(
-            description="Nested block size (scales a second-level scale)",
-            options=NESTED_SIZES,
-            value=min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size)),
-            continuous_update=False,
-        )
+        now = min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size))
+        self.nested = slider("Nested block size (scales a second-level scale)", NESTED_SIZES, now)
         self.nested.observe(guard(self.message)(lambda change: self.update(nested_block_size=change["new"])), "value")
         self.key, self.sum, self.table, self.tensors, self.sizes = (ipywidgets.HTML() for _ in range(5))
         pictures, figures = column(self.overhead, self.spread, self.codes), column(self.key, self.table, self.sizes)
