@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.colab import npm
 from tests.browser.colab.page import Notebook, prepare
+from tests.browser.lab import PATIENCE
 from tests.browser.server import Server, jupyterlab
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 Opener = Callable[..., Notebook]
 
