@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from playwright.sync_api import Locator, expect
@@ -10,7 +11,7 @@ from tests.browser import fold
 from tests.browser.colab.page import Notebook
 from tests.browser.lab import PATIENCE
 
-OPEN = "from widgets import Workbench\napp = Workbench({model!r})\napp"
+OPEN = "from widgets import Workbench\napp = Workbench({model!r}, state={state!r})\napp"
 
 _SETTLED = """panel => {
   const seen = [...panel.querySelectorAll('[role=figure], .wb-progress progress')].filter((e) => e.checkVisibility());
@@ -19,12 +20,13 @@ _SETTLED = """panel => {
 
 
 class App:
-    """The app in a cell of ``book``, which is opened there; or as it is shown again, in its newest output frame."""
+    """The app in a new cell of ``book``: opened there, with ``state``, or shown ``again``."""
 
-    def __init__(self, book: Notebook, model: str = "builtin", *, again: bool = False) -> None:
+    def __init__(self, book: Notebook, model: str = "builtin", *, again: bool = False, **state: Any) -> None:
         self.book = book
-        book.run("app" if again else OPEN.format(model=model))
+        book.run("app" if again else OPEN.format(model=model, state=state))
         self.output = book.output
+        book.page.locator("iframe").last.scroll_into_view_if_needed()  # what is not in sight is not laid out
         self.panel = self.output.get_by_role("region", name="QLoRA Workbench")
         self.settled()
 
@@ -88,6 +90,16 @@ class App:
     def double_quant(self) -> Locator:
         """The switch."""
         return self.panel.get_by_role("checkbox", name="Double quantization").first
+
+    # ------------------------------------------------------------ what the Train tab holds
+
+    def lane(self, name: str) -> Locator:
+        """A live drawing of the run on show: Loss, Memory, Paging or Phases."""
+        return self.pages.get_by_label(re.compile(f"^(training )?{name}", re.IGNORECASE)).locator("visible=true").first
+
+    def until_steps(self, count: int) -> None:
+        """Waits until the run on show has done more steps than that."""
+        self.book.until(f"sum(event.kind == 'step' for event in app.train.run.events()) > {count}", "True")
 
     # ------------------------------------------------------------ what the Error tab holds
 

@@ -135,13 +135,18 @@ class Notebook:
     def close(self) -> None:
         """Ends the page and its kernel."""
         self._context.close()
+        self._kernels("DELETE", f"/{self._kernel}")
 
     def _start_kernel(self) -> str:
-        body = json.dumps({"name": "colab"}).encode()
-        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(f"{self._server.url}/api/kernels", body, headers)) as answer:
-            self._kernel: str = json.load(answer)["id"]
+        self._kernel: str = json.loads(self._kernels("POST", "", {"name": "colab"}))["id"]
         return self._kernel
+
+    def _kernels(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        content = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"{self._server.url}/api/kernels{path}", content, headers, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
 
     def _answer(self, route: Route) -> None:
         """From site/ and npm's packages; the server answers for the rest of what is its own."""
