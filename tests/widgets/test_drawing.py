@@ -37,7 +37,7 @@ def test_a_picture_goes_to_the_cell_that_last_showed_the_drawing(monkeypatch: py
     panel = Panel("A panel", column(plot))
     for cell in ("first", "second"):
         notebook.shown(panel)
-        panel.children[2].children = (plot, later)
+        panel.children[1].children = (plot, later)
         assert notebook.cell_of(plot) == notebook.cell_of(later) == {"header": {"msg_id": cell}}
     panel.close()
     del panel

@@ -22,10 +22,9 @@ function decode(node) {
 /** The theme's template in the page's own font and colours. */
 function themed(themes, element) {
   const template = themes[isDark() ? "dark" : "light"];
-  const { font: family, text, page } = pageColours(element);
+  const { font: family, text } = pageColours(element);
   const font = { ...template.layout.font, family, color: text };
-  const modebar = { bgcolor: page };
-  return { ...template, layout: { ...template.layout, font, modebar } };
+  return { ...template, layout: { ...template.layout, font } };
 }
 
 // ---------------------------------------------------------------- what the reader does
@@ -97,7 +96,7 @@ async function draw(view) {
       return schedule(view); // and not all that waited for it in one long task
     }
     const { data, layout, frames } = figureOf(state, view.library, plot);
-    const config = { displaylogo: false, responsive: false };
+    const config = { displayModeBar: false, responsive: false };
     await view.plotly.react(plot, frames ? { data, layout, config, frames } : { data, layout, config });
     if (!view.listening) listen(view);
     view.listening = true;

@@ -39,8 +39,8 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
             "colorway": list(colours),
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 60, "r": 20, "t": 52, "b": 40},  # room for the legend below plotly's own buttons
-            "font": {**template["layout"].get("font", {}), "size": 12},
+            "margin": {"l": 52, "r": 8, "t": 24, "b": 36},  # room for a legend in one row
+            "font": {**template["layout"].get("font", {}), "size": 11},
             "title": {
                 "x": 0,
                 "xref": "paper",

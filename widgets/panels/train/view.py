@@ -110,10 +110,8 @@ class TrainingCell(Panel):
         self._renew = self._button("Look again", self.earlier.renew)
         self._preview = self._button("Preview rows", self.preview.ask)
         at_once(self._stop, self._pause)
-        manners, title = self.children[:2]
         self.children = (
-            manners,
-            title,
+            self.children[0],
             note(_INTRODUCTION),
             self.form.widget,
             row(self._launch, self._stop, self._pause, self._resume, self._preview, self._attach),
