@@ -312,13 +312,15 @@ def test_an_answer_is_broken_off_and_the_next_question_answered(process: Answeri
 
 
 @pytest.mark.slow
-def test_loading_is_cancelled_by_ending_the_process(run: wb.Run) -> None:
+def test_what_is_cancelled_while_it_loads_is_loaded_for_the_next_question(run: wb.Run) -> None:
     with answering(run) as process:
         pids: list[int | None] = []
         with pytest.raises(InterruptedError):
-            process.ask(PROMPT, Sampling(3), BOTH, lambda heard: pids.append(process.pid), lambda: bool(pids))
-        assert process.pid is None
-        assert create_time(pids[0] or 0) is None
+            process.ask(PROMPT, Sampling(200), BOTH, lambda heard: pids.append(process.pid), lambda: bool(pids))
+        heard: list[Answer | Loading] = []
+        assert process.ask(PROMPT, Sampling(2), BOTH, heard.append)["adapter"].tokens == 2
+        assert heard[0] == Loading(Voice.BASE)
+        assert [process.pid] == pids
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ class Manners(anywidget.AnyWidget):
         "controls/style.css",
         "panels/views.css",
         "panels/train/train.css",
+        "panels/train/try_it.css",
     )
     title = traitlets.Unicode().tag(sync=True)
 

@@ -52,7 +52,8 @@ class _Gone(Exception):
 class Answering:
     """The models of one run in a process of its own, loaded once. ``close`` ends it; so does the end of this process.
 
-    Safe to use from several threads: questions wait for each other, and ``close`` waits for none.
+    Safe to use from several threads: questions wait for each other, and ``close`` waits for none. A question that is cancelled
+    leaves the process as it is, loaded or loading.
     """
 
     def __init__(self, run: Path, adapter: Path, idle: float = IDLE) -> None:
@@ -65,6 +66,7 @@ class Answering:
         self._log: IO[bytes] | None = None
         self._oom: int | None = None
         self._asked = 0
+        self._loaded = False
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +79,11 @@ class Answering:
         """The process; None while there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has answered, so that nothing but the 16-bit base may still have to be loaded."""
+        return self._loaded
 
     def ask(
         self,
@@ -103,8 +110,8 @@ class Answering:
             self._turn.release()
 
     def _ask(self, prompt: str, sampling: Sampling, voices: Sequence[Voice], hear: Hear, check: Callable[[], None]) -> Tried:
-        ready = self._begin()
-        if not ready:
+        self._begin()
+        if not self._loaded:
             hear(Loading(voices[0]))
         self._asked += 1
         n, answers, without = self._asked, dict[Voice, Answer](), ""
@@ -115,7 +122,7 @@ class Answering:
                 check()
                 if (message := self._next()) is None or message.pop("n") != n:
                     continue
-                ready = True
+                self._loaded = True
                 match message.pop("k"):
                     case "answer":
                         answer = Answer(**message | {"voice": Voice(message["voice"])})
@@ -131,7 +138,7 @@ class Answering:
                     case "done":
                         return Tried(prompt, answers, without)
         except BaseException:
-            self._leave(ready)
+            self._cancel()
             raise
 
     def close(self) -> None:
@@ -140,13 +147,13 @@ class Answering:
             self._closed = True
             self._end()
 
-    def _begin(self) -> bool:
-        """Starts the process where there is none; returns whether there was one."""
+    def _begin(self) -> None:
+        """Starts the process where there is none."""
         with self._state:
             if self._closed:
                 raise InterruptedError("closed")
             if self._process is not None and self._process.poll() is None:
-                return True
+                return
             self._end()
             ours, theirs = Pipe()
             self._oom, self._log = oom_kills(), tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
@@ -169,7 +176,6 @@ class Answering:
             finally:
                 theirs.close()
             self._channel = ours
-            return False
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -199,32 +205,30 @@ class Answering:
             )
             raise RunError(what, where=str(self.run), remedy=remedy)
 
-    def _leave(self, ready: bool) -> None:
-        """Breaks the present answer off; a process that is still loading hears nothing, and is ended."""
-        with self._state:
-            if ready and self._channel is not None:
-                with contextlib.suppress(OSError):
-                    self._channel.send_bytes(json.dumps({"k": "cancel"}).encode())
-            else:
-                self._end()
+    def _cancel(self) -> None:
+        """Has the process break off its present answer, once what it loads is loaded."""
+        with self._state, contextlib.suppress(OSError):
+            if self._channel is not None:
+                self._channel.send_bytes(json.dumps({"k": "cancel"}).encode())
 
     def _died(self) -> Exception:
         """Why there is no process any more."""
         with self._state:
-            process, closed = self._process, self._closed
-            if closed or process is None:
+            process = self._process
+            if self._closed or process is None:
                 return InterruptedError("closed")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_ENDS_WITHIN)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDS_WITHIN)
+        with self._state:
             code, words = process.poll(), self._last_words()
             self._end()
         if code == 0:
             return _Gone()
-        again = "Free some memory, or leave the 16-bit base out, and ask again: it is loaded anew."
         if code == -signal.SIGKILL:
             oom = self._oom is not None and (oom_kills() or 0) > self._oom
             why = "out of memory: the kernel killed it" if oom else "killed, possibly out of memory"
-            return RunError(f"the answering process was {why}.", where=str(self.run), remedy=again)
+            remedy = "Free some memory, or leave the 16-bit base out, and ask again: it is loaded anew."
+            return RunError(f"the answering process was {why}.", where=str(self.run), remedy=remedy)
         what = f"the answering process ended with exit code {code}. {words}".strip()
         return RunError(what, where=str(self.run), remedy="Ask again: it is loaded anew.")
 
@@ -246,3 +250,4 @@ class Answering:
         if self._log is not None:
             self._log.close()
         self._process = self._channel = self._log = None
+        self._loaded = False

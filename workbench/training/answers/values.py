@@ -163,10 +163,12 @@ class Answers:
         return pd.DataFrame(lines, columns=["prompt", "voice", "text", "tokens", "seconds", "ended"])
 
     def __repr__(self) -> str:
-        how = "the likeliest tokens"
+        how = "greedy"
         if self.sampling.temperature:
             how = f"temperature {self.sampling.temperature:g}, seed {self.sampling.seed}"
-        head = f"Answers to {counted(len(self.rows), 'prompt')}: {how}, {self.sampling.max_new_tokens} at most"
+        head = (
+            f"Answers to {counted(len(self.rows), 'prompt')}: {how}, at most {counted(self.sampling.max_new_tokens, 'token')}"
+        )
         shown = [line for row in self.rows[:_SHOWN] for line in _lines(row, self.titles)]
         return "\n".join(filter(None, [head, *shown, self._more, self.without]))
 
