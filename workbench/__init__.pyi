@@ -97,6 +97,7 @@ from .training.results.truth import paging_truth as paging_truth
 from .training.runs import Run as Run
 from .training.runs import attach as attach
 from .training.runs import launch as launch
+from .training.runs import live_runs as live_runs
 from .training.runs import runs as runs
 
 __version__: str
