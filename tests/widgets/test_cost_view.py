@@ -59,7 +59,7 @@ def test_nothing_is_measured_before_a_button_is_pressed_and_the_view_says_what_a
     for part, times in ((view.formats, 9), (view.modules, 30)):
         said = part.stream.cost.value
         assert not missing(said, f"{times} evaluations", "12 held-out rows", "Forecast")
-        assert " MB of memory" in said
+        assert " MiB of memory" in said
         assert "costs/tiny-llama" in said
     assert view.mix.missing.layout.display == ""
     assert "Forecast" in view.methods.stream.cost.value

@@ -16,7 +16,7 @@ from widgets.controls.search_field import SearchField, Suggestion
 from workbench.errors import ModelError, Unreachable
 from workbench.memory.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist
 from workbench.sources.search import LEAST, HubModel, search_folders, search_hub
-from workbench.text import amount
+from workbench.text import memory_size
 
 REST = 0.3
 """Seconds without a keystroke after which the Hub is asked."""
@@ -101,7 +101,7 @@ def _on_the_hub(text: str) -> list[Suggestion]:
 
 
 def _size(model: Candidate) -> str:
-    size = f"{model.parameters / 1e9:.2g} B parameters, {amount(model.training)} of GPU memory"
+    size = f"{model.parameters / 1e9:.2g} B parameters, {memory_size(model.training)} of GPU memory"
     return f"{size}, gated" if model.gated else size
 
 

@@ -17,6 +17,7 @@ from workbench.memory.gpus import Gpu
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.spec import QuantSpec
 from workbench.report.figures import stacked_memory
+from workbench.text import memory_size, memory_unit
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
@@ -101,7 +102,7 @@ MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
 
 
 def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
-    """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
+    """Stacked bars of forecast memory, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
 
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
 
@@ -109,25 +110,25 @@ def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
     >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
     >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
-    'GB, forecast; T4 16 GB has 15.8'
+    'MiB, forecast; T4 16 GB has 14.70 GiB'
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
     data = stacked_memory(names, ledgers, MEMORY_COLOURS)
-    usable = gpu.usable / 1e9
-    largest = max(ledger.total for ledger in ledgers) / 1e9
-    inside = usable <= 4 * largest
+    largest = max(ledger.total for ledger in ledgers)
+    unit, size = memory_unit(largest)
+    usable, inside = memory_size(gpu.usable), gpu.usable <= 4 * largest
     if inside:
         data.append(
             {
-                "type": "scatter", "mode": "lines", "x": np.array([usable, usable]), "y": [names[0], names[-1]],
+                "type": "scatter", "mode": "lines", "x": np.array([gpu.usable / size] * 2), "y": [names[0], names[-1]],
                 "line": {"color": CRIMSON, "width": 2, "dash": "dash"}, "name": gpu.name,
-                "hovertemplate": f"{gpu.name}: {usable:.2f} GB usable<extra></extra>",
+                "hovertemplate": f"{gpu.name}: {usable} usable<extra></extra>",
             }
         )  # fmt: skip
     layout = {
         "barmode": "stack", "bargap": 0.35, "uirevision": "memory",
         "xaxis": {
-            "title": {"text": "GB, forecast" + ("" if inside else f"; {gpu.name} has {usable:.1f}")}, "rangemode": "tozero",
+            "title": {"text": f"{unit}, forecast" + ("" if inside else f"; {gpu.name} has {usable}")}, "rangemode": "tozero",
         },
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
         "legend": {"traceorder": "normal"}, "margin": {"l": 180, "r": 20, "t": 76, "b": 48},

@@ -19,7 +19,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
 from workbench.progress import Cancelled, Progress, reporting
 from workbench.resumable import Unfolding
-from workbench.text import NONE, known_amount, percent
+from workbench.text import NONE, known_amount, known_memory_size, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
@@ -349,5 +349,5 @@ def _cells(result: MethodResult) -> tuple[str, ...]:
     step = NONE if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s"
     state = "" if result.state == "finished" else f"{result.state}: {result.message}"
     trained = f"{result.trained:,} ({percent(result.share)})"
-    size = known_amount(result.tensor_bytes)
+    size = known_memory_size(result.tensor_bytes)
     return result.method, before, after, step, f"{result.seconds:.1f} s", size, trained, known_amount(result.saved_bytes), state

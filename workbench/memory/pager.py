@@ -46,7 +46,7 @@ from workbench.sources import Source, open_model
 from workbench.sources.kinds import layer_of
 from workbench.sources.packed import as_loaded
 from workbench.sources.tensor_info import EMBEDDINGS
-from workbench.text import amount, count
+from workbench.text import count, memory_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,16 +117,16 @@ class PagerSimulation:
     @property
     def told(self) -> str:
         """The outcome in a sentence."""
-        with_budget = f"Simulated, with {amount(self.budget)}: "
+        with_budget = f"Simulated, with {memory_size(self.budget)}: "
         if self.out_of_memory:
-            return f"{with_budget}out of memory at {self.out_of_memory}; {amount(self.least)} is the least that would do."
+            return f"{with_budget}out of memory at {self.out_of_memory}; {memory_size(self.least)} is the least that would do."
         if not self.d2h.any():
-            return f"{with_budget}nothing is evicted; {amount(self.enough)} would do for that."
+            return f"{with_budget}nothing is evicted; {memory_size(self.enough)} would do for that."
         to_device, to_host = self.per_step[-1].tolist()
         return (
-            f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({amount(to_host)}) and brings "
-            f"{amount(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
-            f"{amount(self.enough)} on none is."
+            f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({memory_size(to_host)}) and brings "
+            f"{memory_size(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
+            f"{memory_size(self.enough)} on none is."
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def simulate_paging(
     account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
-    'Simulated, with 15.78 GB: nothing is evicted; 663.90 MB would do for that.'
+    'Simulated, with 14.70 GiB: nothing is evicted; 633.14 MiB would do for that.'
     """
     src = open_model(src)
     size, rate = _checked(budget, page_size, bandwidth, managed)

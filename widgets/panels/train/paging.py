@@ -23,7 +23,7 @@ from widgets.figures import pager
 from workbench.memory.gpus import GIB
 from workbench.memory.pager import PAGE_SIZES, PCIE, PagerSimulation, simulate_paging
 from workbench.sources import Source, open_model
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.config import TrainConfig
 from workbench.training.results.truth import PagingTruth
 
@@ -111,7 +111,7 @@ class RunPaging:
     def _show(self, found: Simulated) -> None:
         self._found = found
         own = self._truth.gpu if self._truth else None
-        options = tuple((amount(size) + ", own" * (size == own), size) for size in found.budgets)
+        options = tuple((memory_size(size) + ", own" * (size == own), size) for size in found.budgets)
         with self._quiet:
             if self.budget.options != options:
                 self.budget.options = options

@@ -30,7 +30,7 @@ from workbench.memory.ledger import (
     UNEXPLAINED,
     WEIGHTS,
 )
-from workbench.text import amount, counted
+from workbench.text import counted, memory_size
 from workbench.training.events import Event
 from workbench.training.results.receipts import (
     MeasuredStep,
@@ -188,7 +188,7 @@ class _Maker:
         elif category == ACTIVATIONS:
             note = "kept by the forward pass"
         if category == ACTIVATIONS and (again := self.last["recomputed"]):
-            note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
+            note = f"{memory_size(kept)} kept by the forward pass, {memory_size(again)} computed again for one layer at a time"
         return kept + again, "saved", note
 
     @property

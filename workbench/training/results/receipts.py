@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.memory.ledger import DEVICE
-from workbench.text import amount, known_amount
+from workbench.text import known_memory_size, memory_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,9 +137,9 @@ class Receipt:
     def __repr__(self) -> str:
         shown = [row for row in self.rows if row.forecast or row.measured]
         cells = [("", "forecast", "measured", "")]
-        cells += [(row.title, known_amount(row.forecast), known_amount(row.measured), row.how) for row in shown]
+        cells += [(row.title, known_memory_size(row.forecast), known_memory_size(row.measured), row.how) for row in shown]
         for total in self.totals:
-            cells.append((f"total: {total.name}", "", amount(total.bytes), total.how))
+            cells.append((f"total: {total.name}", "", memory_size(total.bytes), total.how))
         widths = [max(len(line[i]) for line in cells) for i in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in cells]
         return "\n".join([*lines, self.note])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import RunError
 from workbench.given import described, is_several
 from workbench.sources import Source, open_model
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.events import Event
 from workbench.training.paging import paging_facts, smallest_rank
@@ -86,10 +86,9 @@ class PagingTruth:
     def told(self) -> str:
         """All of it in a sentence or two."""
         if evicted := self["evicted"]:
-            requested = amount(self["prefetch requested"] or 0)
-            return (
-                f"{amount(evicted)} were evicted to the host over the run (measured); {requested} were asked back (requested)."
-            )
+            requested = memory_size(self["prefetch requested"] or 0)
+            moved = f"{memory_size(evicted)} were evicted to the host over the run (measured)"
+            return f"{moved}; {requested} were asked back (requested)."
         return " ".join(f"{r.text} {r.remedy}".strip() for r in self.reasons)
 
     def to_frame(self) -> pd.DataFrame:
@@ -225,7 +224,7 @@ class PagingMeter:
         elif not seen:
             yield Reason("unseen", f"Whether pages move cannot be seen here: {why}.", "")
         else:
-            left = f", at least {amount(self._headroom)} of the GPU were free" if self._headroom is not None else ""
+            left = f", at least {memory_size(self._headroom)} of the GPU were free" if self._headroom is not None else ""
             text = f"No pressure: everything fits{left}, so the driver has nothing to evict."
             yield Reason("no pressure", text, "Longer rows, a larger batch or a smaller GPU make it page.")
 
