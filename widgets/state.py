@@ -151,9 +151,9 @@ class State:
             faults.append(f"duel_bits is {self.duel_bits!r}; it must be a number of bits up to 32.")
         if self.mix_megabytes is not None and not (_is_number(self.mix_megabytes) and self.mix_megabytes > 0):
             faults.append(f"mix_megabytes is {self.mix_megabytes!r}; it must be a number above 0, or None.")
-        if not isinstance(folder := self.cost_folder, str):
+        if not is_a(folder := self.cost_folder, str):
             faults.append(f"cost_folder is {folder!r}; it must be a text.")
-        if not isinstance(folder := self.runs_folder, str) or not folder.strip():
+        if not is_a(folder := self.runs_folder, str) or not folder.strip():
             faults.append(f"runs_folder is {folder!r}; it must be the path of a folder.")
         if faults:
             raise ConfigError(faults, where="state", remedy="Change these fields and try again.")

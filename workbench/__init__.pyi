@@ -21,6 +21,8 @@ from .errors import FormatError as FormatError
 from .errors import ModelError as ModelError
 from .errors import RunError as RunError
 from .errors import WorkbenchError as WorkbenchError
+from .memory.alternatives import Alternative as Alternative
+from .memory.alternatives import alternatives as alternatives
 from .memory.forecast import Change as Change
 from .memory.forecast import Fit as Fit
 from .memory.forecast import MemoryLedger as MemoryLedger

@@ -73,11 +73,14 @@ class EventReader:
     """Reads what is new since the last ``poll`` in a folder's ``events-*.jsonl``. Cheap where nothing is new.
 
     Of a run on several processes it reads rank 0's and the supervisor's, which cover the whole run; the others too if asked to.
-    ``check()`` is called before each look and may raise.
+    ``check()`` is called before each look and may raise. Events of the kinds in ``without`` are passed over.
     """
 
-    def __init__(self, folder: Path, every_rank: bool = False, check: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, every_rank: bool = False, check: Callable[[], object] = lambda: None, without: Iterable[str] = ()
+    ) -> None:
         self._folder, self._every_rank, self._check = folder, every_rank, check
+        self._passed_over = tuple(f'{{"k":"{kind}"'.encode() for kind in without)
         self._offsets: dict[Path, int] = {}
 
     def poll(self) -> list[Event]:
@@ -99,6 +102,8 @@ class EventReader:
             whole = data.rfind(b"\n") + 1
             self._offsets[path] = offset + whole
             for line in data[:whole].splitlines():
+                if line.startswith(self._passed_over):
+                    continue
                 try:
                     event = json.loads(line)
                 except ValueError:

@@ -236,12 +236,14 @@ class Run:
         return status
 
 
-def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
+def launch(
+    config: TrainConfig, run_dir: str | os.PathLike[str] | None = None, *, folder: str | os.PathLike[str] = "runs"
+) -> Run:
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
     The model's files and the dataset's columns are checked first, so that faults are raised here, not in the run:
     ``ModelError``, ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong
-    on this CPU), or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
+    on this CPU), or ``RunError`` if ``run_dir`` (default: ``<time>-<model>`` in ``folder``) already holds something.
 
     Where another run in the folder around this one is going on, both are slower and share the memory: the new one's events say
     so in a warning. ``live_runs`` asks beforehand.
@@ -253,7 +255,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     check_model(config, source)
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
-    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)
+    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model, folder=folder)
     if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
@@ -296,11 +298,11 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
 
 
-def default_dir(config: TrainConfig, model: Path, ending: str = "") -> Path:
-    """A folder under ``runs`` here that is not there yet, named by the time and the model."""
+def default_dir(config: TrainConfig, model: Path, ending: str = "", folder: str | os.PathLike[str] = "runs") -> Path:
+    """A folder inside ``folder`` that is not there yet, named by the time and the model."""
     name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}{ending}"
-    root = Path("runs").absolute()
+    root = path_of(folder, "folder")
     return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())
 
 

@@ -26,7 +26,7 @@ from widgets.figures.layout import Described
 from widgets.panels.train import words
 from widgets.panels.train.paging import RunPaging
 from widgets.panels.train.receipt import RunReceipt
-from workbench.training.folder import ENDED, RunStatus
+from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.results.history import RunHistory
 from workbench.training.results.receipt_meter import ReceiptMeter
 from workbench.training.results.receipts import Receipt
@@ -84,8 +84,7 @@ class Following:
     def _read(self) -> bool:
         """Take in what is new; whether there was anything."""
         status = self.run.status  # before the events: an ended run writes no more of them
-        events = self._reader.poll()
-        log = words.tail(self.run.log)
+        events, log = ([], self._log) if status.state == GONE else (self._reader.poll(), words.tail(self.run.log))
         if not events and status == self.status and log == self._log:
             return False
         self.history.feed(events)

@@ -160,11 +160,14 @@ class Supervisor:
             if (moved := self._moved_to()) is None:
                 return
             self.folder = RunFolder(moved)
-            state, fields = "killed", {
-                "kind": "moved",
-                "message": "The run's folder was renamed or moved while it was going on, which ended it.",
-                "remedy": "Resume continues from the last checkpoint, in the folder where it is now.",
-            }
+            state, fields = (
+                "killed",
+                {
+                    "kind": "moved",
+                    "message": "The run's folder was renamed or moved while it was going on, which ended it.",
+                    "remedy": "Resume continues from the last checkpoint, in the folder where it is now.",
+                },
+            )
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()
