@@ -64,6 +64,11 @@ def counted(many: int, thing: str) -> str:
     return f"{many:,} {thing}" if many == 1 else f"{many:,} {thing}s"
 
 
+def whole_or_sampled(share: float | None) -> str:
+    """How much was looked at: ``whole``, or the share of it that was sampled; None is all of it."""
+    return "whole" if share is None else f"sampled: {percent(share)}"
+
+
 def amount(nbytes: float) -> str:
     """Bytes of a file, or of what a file holds, in powers of ten as disks and papers count: 1234567 → 1.23 MB.
 

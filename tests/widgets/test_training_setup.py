@@ -1,4 +1,4 @@
-"""What a run is set up with, without a browser: the form's state, what is on show and what is trained, the forecast's changes."""
+"""What a run is set up with, without a browser: what is on show and what is trained, and the forecast's changes."""
 
 from __future__ import annotations
 

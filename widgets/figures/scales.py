@@ -5,6 +5,8 @@ Plain functions from values to values, no widgets.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,10 @@ from workbench.quant.spec import QuantSpec
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
-    """Bits per weight that scales take without and with double quantization, on top of the four of the codes."""
+    """Bits per weight that scales take without and with double quantization, on top of the four of the codes.
+
+    Each bar says at its end what it is made of.
+    """
     block, nested = spec.block_size, spec.nested_block_size
     rows = ["without", "with"]
     parts = [
@@ -23,18 +28,28 @@ def scale_overhead(spec: QuantSpec) -> Figure:
         ("8-bit absmax", [0.0, 8 / block], BLUE),
         ("second-level scales", [0.0, 32 / (block * nested)], GREEN),
     ]
-    data = [
+    data: list[dict[str, Any]] = [
         {
             "type": "bar", "orientation": "h", "y": rows, "x": np.array(bits), "name": name, "marker": {"color": colour},
             "hovertemplate": f"{name}: %{{x:.4f}} bits per weight<extra></extra>",
         }
         for name, bits, colour in parts
     ]  # fmt: skip
+    total = spec.bits_per_weight - spec.definition.bits
+    data.append(
+        {
+            "type": "scatter", "mode": "text", "x": np.array([32 / block, total]), "y": rows, "hoverinfo": "skip",
+            "name": "what it is made of", "textposition": "middle right", "cliponaxis": False,
+            "text": [
+                f" {32 / block:.4g}: float32 absmax",
+                f" {total:.4f}: {8 / block:.4g} 8-bit absmax + {32 / (block * nested):.2g} second-level scales",
+            ],
+        }
+    )  # fmt: skip
     layout = {
-        "barmode": "stack", "bargap": 0.45,
-        "xaxis": {"title": {"text": "bits per weight for scales"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": ""}, "autorange": "reversed", "type": "category"},
-        "legend": {"traceorder": "normal"}, "margin": {"l": 84, "r": 20, "t": 56, "b": 48},
+        "barmode": "stack", "bargap": 0.35, "showlegend": False, "margin": {"l": 52, "r": 8, "t": 2, "b": 34},
+        "xaxis": {"title": {"text": "bits per weight for scales"}, "range": [0, 1.4 * 32 / block], "nticks": 6},
+        "yaxis": {"autorange": "reversed", "type": "category", "fixedrange": True},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -59,12 +74,12 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
                 "hovertemplate": "%{x:.4g}: %{y:.2f} % of blocks<extra></extra>",
             }
         )  # fmt: skip
+    share = {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"}
     layout = {
-        "bargap": 0, "showlegend": False,
-        "xaxis": {"title": {"text": "absmax"}, "domain": [0, 0.44], "exponentformat": "e", "nticks": 5},
-        "xaxis2": {"title": {"text": "its change, %"}, "domain": [0.58, 1], "anchor": "y2", "nticks": 5},
-        "yaxis": {"title": {"text": "% of blocks"}},
-        "yaxis2": {"title": {"text": "% of blocks"}, "anchor": "x2"},
+        "bargap": 0, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
+        "xaxis": {"title": {"text": "absmax of a block"}, "domain": [0, 0.44], "nticks": 5},
+        "xaxis2": {"title": {"text": "its change by 8 bits, %"}, "domain": [0.56, 1], "anchor": "y2", "nticks": 5},
+        "yaxis": share, "yaxis2": {**share, "anchor": "x2"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -84,8 +99,8 @@ def nested_codes(nested: NestedScales) -> Figure:
         }
     ]  # fmt: skip
     layout = {
-        "bargap": 0.1, "showlegend": False, "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "bargap": 0.1, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
         "xaxis": {"title": {"text": "8-bit code of an absmax, from level −0.99 to 1 (finer towards 0, in the middle)"}},
-        "yaxis": {"title": {"text": "% of blocks"}},
+        "yaxis": {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"},
     }  # fmt: skip
     return {"data": data, "layout": layout}

@@ -19,12 +19,12 @@ from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import methods
-from widgets.figures.model import Places
 from widgets.session import Analysis, Session
 from workbench.cost.methods import MethodComparison, compare_methods
 from workbench.cost.repairs import Repairs, repairs
 from workbench.errors import RunError
 from workbench.memory.forecast import forecast_methods
+from workbench.surveys.places import Places
 from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
 

@@ -30,6 +30,7 @@ from workbench.memory.ledger import (
     UNEXPLAINED,
     WEIGHTS,
 )
+from workbench.show import Shown, View
 from workbench.text import counted, memory_size
 from workbench.training.events import Event
 from workbench.training.results.receipts import (
@@ -83,7 +84,7 @@ class _Attempt:
             self.peak = MeasuredStep(n, None, event["longest"], event["padded"], size)
 
 
-class ReceiptMeter:
+class ReceiptMeter(Shown):
     """Gathers a run's memory as its events come; ``receipt()`` at any time."""
 
     def __init__(self) -> None:
@@ -100,6 +101,9 @@ class ReceiptMeter:
         measured = [attempt for attempt in held if attempt.measured]
         attempt = (measured or held or [_Attempt()])[-1]
         return _Maker(attempt).receipt()
+
+    def _show_(self) -> View:
+        return self.receipt()._show_()
 
 
 def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
