@@ -79,6 +79,16 @@ def fault(panel: TrainingCell, name: str) -> str:
     return shown[0].value if shown else ""
 
 
+def press(panel: TrainingCell, name: str) -> None:
+    """What the cockpit's button sends."""
+    panel.view.cockpit._receive(panel.view.cockpit, {"type": name}, [])
+
+
+def offered(panel: TrainingCell) -> list[str]:
+    """The cockpit's buttons that can be pressed now."""
+    return list(panel.view.cockpit._state["content"]["actions"])
+
+
 def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given() -> None:
     without = {f.name for f in dataclasses.fields(wb.TrainConfig)} - set(FIELDS)
     assert without == WITHOUT_A_CONTROL
@@ -244,32 +254,36 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     panel._launch.click()
     assert panel.message.value == ""
     assert panel._launch.disabled
-    assert not panel._stop.disabled
+    assert offered(panel) == ["pause", "stop"]
     until(lambda: panel.message.value != "")  # the last thing that the end of a run changes
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
     assert not panel._launch.disabled
     assert "Finished after 3 steps" in panel.message.value
-    assert "after 3 steps" in panel.view.plots["loss"].summary
-    assert "RSS" in panel.view.plots["memory"].summary
-    assert "not GPU paging" in panel.view.plots["paging"].summary
-    assert "train" in panel.view.plots["phases"].summary
-    results = panel.view._results.value
+    shown = panel.view.cockpit._state["content"]
+    assert "finished, 3 steps" in panel.view.cockpit.summary
+    assert [len(shown["tables"][name]["t"]["data"]) // 4 for name in ("steps", "evals")] == [3, 2]
+    assert {"import", "train", "save"} <= set(shown["names"])
+    assert "There is no CUDA device" in shown["why"]
+    assert offered(panel) == [], "a finished run is replayed by the page itself"
+    results = panel.view.details.open("Samples").widget.value
     assert "Held-out loss, measured" in results
     assert str(panel.run.adapter_dir) in results
     assert results.count("<tr>") == 4, "a heading and three prompts, before and after"
-    assert "step 3 of 3" in panel.view._log.value
+    assert "step 3 of 3" in panel.view.details.open("Log").widget.value
+    assert "per_device_train_batch_size" in panel.view.details.open("Settings").widget.value
 
     again = cell(run=panel.run.dir)
-    assert again.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert again.view.cockpit.summary == panel.view.cockpit.summary
     assert again.form.controls["max_steps"].value == 3
-    assert again.view._results.value == results
+    assert again.view.details.open("Samples").widget.value == results
 
     # Its receipt and its truth are tables; a smaller GPU is simulated beside them, from the run's own configuration.
-    assert "Receipt of the run's memory" in html.unescape(again.view.receipt._table.value)
-    assert "are not explained" in again.view.receipt.plot.summary
-    assert "evicted" in again.view.paging._table.value
-    assert "There is no CUDA device" in again.view.paging._summary.value
+    receipt = again.view.details.open("Receipt").part
+    assert "Receipt of the run's memory" in html.unescape(receipt._table.value)
+    assert "are not explained" in receipt.plot.summary
+    assert "evicted" in again.view.details.open("Paging truth").part._table.value
+    assert "There is no CUDA device" in again.view.details.open("Paging truth").part._summary.value
 
     # Chosen in the list it is compared, has a picture of its own where no run is on show, and can be attached to.
     other = cell(executor=Immediate())
@@ -281,10 +295,13 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert "1 earlier run" in other.earlier.plot.summary
     assert other.earlier.plot.layout.display == ""
     other._choose.click()
-    assert other.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert other.view.cockpit.summary == panel.view.cockpit.summary
     assert other.form.controls["max_steps"].value == 3
-    assert other.view.paging.plot.summary.startswith("Simulated, with")
-    assert "simulated" in other.view.paging._beside.value
+    paging = other.view.details.open("Paging truth").part
+    assert paging.plot.summary.startswith("Simulated, with")
+    assert "simulated" in paging._beside.value
+    simulated = other.view.cockpit._state["content"]["simulated"]
+    assert simulated["told"].endswith("all optimizer state paged"), "on a CPU what would page is simulated"
 
     # Without a view, a cell that watches prints the steps.
     capsys.readouterr()
@@ -310,9 +327,9 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
     assert panel.run is not None
     assert panel.run.watch().state == panel.run.watch().state == "finished"
     assert capsys.readouterr().out == "", "the view says it all"
-    assert "after 3 steps" in panel.view.plots["loss"].summary
+    assert "finished, 3 steps" in panel.view.cockpit.summary
     assert "Finished after 3 steps" in panel.message.value
-    results = panel.view._results.value
+    results = panel.view.details.open("Samples").widget.value
     assert "AutoModelForCausalLM.from_pretrained" in html.unescape(results)
     assert str(panel.run.model_dir) in results
     assert "LoRA adapter" not in results
@@ -322,14 +339,14 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48, max_eval_rows=0, sample_prompts=()))
     panel._launch.click()
-    until(lambda: "after" in panel.view.plots["loss"].summary)
-    panel._stop.click()
+    until(lambda: "training loss" in panel.view.cockpit.summary)
+    press(panel, "stop")
     assert "Stop was asked for" in panel.message.value
     until(lambda: "Stopped after" in panel.message.value)
     assert not panel._launch.disabled
     assert panel.run is not None
     assert panel.run.adapter_dir is not None
-    assert not panel._resume.disabled
+    assert offered(panel) == ["resume"]
 
 
 def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[..., TrainingCell]) -> None:

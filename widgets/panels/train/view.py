@@ -18,7 +18,7 @@ from typing import Any, Self
 import ipywidgets
 
 from widgets import code
-from widgets.background.tasks import at_once, guard
+from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.style import Panel, fold, note, row
@@ -102,21 +102,19 @@ class TrainingCell(Panel):
 
     def _build(self) -> None:
         self._launch = self._button("Launch", self._on_launch, "primary")
-        self._stop = self._button("Stop", self._on_stop, "danger")
-        self._pause = self._button("Pause", self._on_pause)
-        self._resume = self._button("Resume", self._on_resume)
         self._attach = self._button("Attach to run folder", self._on_attach)
         self._choose = self._button("Attach to the chosen run", self._on_choose)
         self._renew = self._button("Look again", self.earlier.renew)
         self._preview = self._button("Preview rows", self.preview.ask)
-        at_once(self._stop, self._pause)
+        steering = {"stop": self._on_stop, "pause": self._on_pause, "resume": self._on_resume}
+        self.view.cockpit.on_action(guard(self.message)(lambda name: steering[name]()))
         manners, title = self.children[:2]
         self.children = (
             manners,
             title,
             note(_INTRODUCTION),
             self.form.widget,
-            row(self._launch, self._stop, self._pause, self._resume, self._preview, self._attach),
+            row(self._launch, self._preview, self._attach),
             self.message,
             self.preview.widget,
             fold(
@@ -217,8 +215,6 @@ class TrainingCell(Panel):
         state = status.state if status else ""
         going = status is not None and state not in ENDED
         self._launch.disabled = self._attach.disabled = self._choose.disabled = going
-        self._stop.disabled = self._pause.disabled = not going or state == "stopping"
-        self._resume.disabled = status is None or going or state == "finished"
         if status is None:
             return
         self.export.update(status)
