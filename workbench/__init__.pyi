@@ -36,6 +36,8 @@ from .memory.gpus import devices as devices
 from .memory.pager import PCIE as PCIE
 from .memory.pager import PagerSimulation as PagerSimulation
 from .memory.pager import simulate_paging as simulate_paging
+from .memory.pressure import Pressure as Pressure
+from .memory.pressure import under_pressure as under_pressure
 from .memory.savings import DoubleQuantSavings as DoubleQuantSavings
 from .memory.savings import double_quant_savings as double_quant_savings
 from .memory.savings import savings_of_published as savings_of_published
@@ -86,6 +88,7 @@ from .training.data import Preview as Preview
 from .training.data import preview as preview
 from .training.folder import RunStatus as RunStatus
 from .training.recipe import as_code as as_code
+from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported
 from .training.results.export import export as export
 from .training.results.history import RunHistory as RunHistory

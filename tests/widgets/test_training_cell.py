@@ -68,6 +68,16 @@ def fault(panel: TrainingCell, name: str) -> str:
     return shown[0].value if shown else ""
 
 
+def press(panel: TrainingCell, name: str) -> None:
+    """What the cockpit's button sends."""
+    panel.view.cockpit._receive(panel.view.cockpit, {"type": name}, [])
+
+
+def offered(panel: TrainingCell) -> list[str]:
+    """The cockpit's buttons that can be pressed now."""
+    return list(panel.view.cockpit._state["content"]["actions"])
+
+
 def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given() -> None:
     without = {f.name for f in dataclasses.fields(wb.TrainConfig)} - set(FIELDS)
     assert without == WITHOUT_A_CONTROL
@@ -237,32 +247,36 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert panel.message.value == ""
     assert shown(panel._during)
     assert not shown(panel._before)
-    assert not panel._stop.disabled
+    assert offered(panel) == ["edit", "pause", "stop"]
     until(lambda: panel.message.value != "")  # the last thing that the end of a run changes
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
     assert "Finished after 3 steps" in panel.message.value
     until(lambda: shown(panel.result.widget))
-    assert "after 3 steps" in panel.view.plots["loss"].summary
-    assert "RSS" in panel.view.plots["memory"].summary
-    assert "not GPU paging" in panel.view.plots["paging"].summary
-    assert "train" in panel.view.plots["phases"].summary
-    results = panel.view._results.value
+    seen = panel.view.cockpit._state["content"]
+    assert "finished, 3 steps" in panel.view.cockpit.summary
+    assert [len(seen["tables"][name]["t"]["data"]) // 4 for name in ("steps", "evals")] == [3, 2]
+    assert {"import", "train", "save"} <= set(seen["names"])
+    assert "There is no CUDA device" in seen["why"]
+    assert offered(panel) == ["new"], "a finished run is replayed by the page itself"
+    results = panel.view.details.open("Samples").widget.value
     assert "Held-out loss, measured" in results
     assert str(panel.run.adapter_dir) in results
     assert results.count("<tr>") == 4, "a heading and three prompts, before and after"
-    assert "step 3 of 3" in panel.view._log.value
+    assert "step 3 of 3" in panel.view.details.open("Log").widget.value
+    assert "per_device_train_batch_size" in panel.view.details.open("Settings").widget.value
 
     again = cell(run=panel.run.dir)
-    assert again.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert again.view.cockpit.summary == panel.view.cockpit.summary
     assert again.form.controls["max_steps"].value == 3
-    assert again.view._results.value == results
+    assert again.view.details.open("Samples").widget.value == results
 
     # Its receipt and its truth are tables; a smaller GPU is simulated beside them, from the run's own configuration.
-    assert "Receipt of the run's memory" in html.unescape(again.view.receipt._table.value)
-    assert "are not explained" in again.view.receipt.plot.summary
-    assert "evicted" in again.view.paging._table.value
-    assert "There is no CUDA device" in again.view.paging._summary.value
+    receipt = again.view.details.open("Receipt").part
+    assert "Receipt of the run's memory" in html.unescape(receipt._table.value)
+    assert "are not explained" in receipt.plot.summary
+    assert "evicted" in again.view.details.open("Paging truth").part._table.value
+    assert "There is no CUDA device" in again.view.details.open("Paging truth").part._summary.value
 
     # Ticked in the list it is compared, has a picture of its own where no run is on show, and can be opened.
     other = cell(executor=Immediate())
@@ -278,12 +292,15 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert other.earlier.plot.layout.display == ""
     other.earlier.table.press("open", "a run")
     assert shown(other._during)
-    assert other.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert other.view.cockpit.summary == panel.view.cockpit.summary
     assert other.form.controls["max_steps"].value == 100, "it is looked at, not taken over"
     other.earlier.table.press("use", "a run")
     assert other.form.controls["max_steps"].value == 3
-    assert other.view.paging.plot.summary.startswith("Simulated, with")
-    assert "simulated" in other.view.paging._beside.value
+    paging = other.view.details.open("Paging truth").part
+    assert paging.plot.summary.startswith("Simulated, with")
+    assert "simulated" in paging._beside.value
+    simulated = other.view.cockpit._state["content"]["simulated"]
+    assert simulated["told"].endswith("all optimizer state paged"), "on a CPU what would page is simulated"
 
     # Without a view, a cell that watches prints the steps.
     capsys.readouterr()
@@ -309,9 +326,9 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
     assert panel.run is not None
     assert panel.run.watch().state == panel.run.watch().state == "finished"
     assert capsys.readouterr().out == "", "the view says it all"
-    assert "after 3 steps" in panel.view.plots["loss"].summary
+    assert "finished, 3 steps" in panel.view.cockpit.summary
     assert "Finished after 3 steps" in panel.message.value
-    results = panel.view._results.value
+    results = panel.view.details.open("Samples").widget.value
     assert "AutoModelForCausalLM.from_pretrained" in html.unescape(results)
     assert str(panel.run.model_dir) in results
     assert "LoRA adapter" not in results
@@ -321,13 +338,13 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48, max_eval_rows=0, sample_prompts=()))
     panel._launch.click()
-    until(lambda: "after" in panel.view.plots["loss"].summary)
-    panel._stop.click()
+    until(lambda: "training loss" in panel.view.cockpit.summary)
+    press(panel, "stop")
     assert "Stop was asked for" in panel.message.value
     until(lambda: "Stopped after" in panel.message.value)
     assert panel.run is not None
     assert panel.run.adapter_dir is not None
-    assert not panel._resume.disabled
+    assert offered(panel) == ["resume", "new"]
 
 
 def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[..., TrainingCell]) -> None:
@@ -352,7 +369,7 @@ def test_a_run_that_goes_on_is_found_and_launch_asks_before_a_second_one(
         assert shown(panel._during)
         assert "first" in panel.message.value
         assert panel.config.max_steps == 100, "what the form says stays"
-        panel._new.click()
+        press(panel, "new")
         assert shown(panel._before)
         assert not shown(panel._question)
         assert panel.earlier.table.lines[0]["actions"] == ["watch", "use"]
@@ -365,7 +382,7 @@ def test_a_run_that_goes_on_is_found_and_launch_asks_before_a_second_one(
         assert panel.run.dir == first.dir
         assert shown(panel._during)
 
-        panel._new.click()
+        press(panel, "new")
         panel._launch.click()
         put(panel, max_steps=1)
         panel._anyway.click()
@@ -385,7 +402,7 @@ def test_a_run_whose_folder_goes_while_it_is_watched_is_named_and_the_controls_c
     panel._launch.click()
     assert panel.run is not None
     status = panel.run.status
-    until(lambda: "after" in panel.view.plots["loss"].summary)
+    until(lambda: "training loss" in panel.view.cockpit.summary)
     folder = panel.run.dir
     if how == "removed":
         (folder / "config.json").unlink()
@@ -394,8 +411,8 @@ def test_a_run_whose_folder_goes_while_it_is_watched_is_named_and_the_controls_c
         folder.rename(tmp_path / "elsewhere")
     until(lambda: "no longer there" in panel.message.value)
     assert str(folder) in panel.message.value
-    assert panel._stop.disabled
-    panel._new.click()
+    assert offered(panel) == ["new"]
+    press(panel, "new")
     assert shown(panel._before)
     assert not panel._launch.disabled
     until(lambda: all(create_time(pid) is None for pid in (panel.run.status.pid, status.pid) if pid))  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
 from widgets.figures.memory import METHODS
 from widgets.figures.tables import table
-from widgets.panels.train.words import duration
+from widgets.panels.train.words import duration, rate
 from workbench.errors import WorkbenchError
 from workbench.given import expanded
 from workbench.progress import Cancelled, Progress
@@ -198,8 +198,7 @@ def settings_of_run(config: TrainConfig) -> str:
     method = METHODS[config.method] + ("" if config.method == "full" else f" r {config.lora_r}")
     length = f"{config.per_device_train_batch_size} × {config.max_length:,}"
     steps = counted(config.max_steps, "step") if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
-    mantissa, exponent = f"{config.learning_rate:.2e}".split("e")
-    return f"{method} · {length} · lr {float(mantissa):g}e{int(exponent)} · {steps}"
+    return f"{method} · {length} · lr {rate(config.learning_rate)} · {steps}"
 
 
 def _written(run: Run) -> int:

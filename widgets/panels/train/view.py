@@ -16,8 +16,9 @@ from typing import Any, Self
 
 import ipywidgets
 
-from widgets.background.tasks import at_once, guard
+from widgets.background.tasks import guard
 from widgets.controls.style import Panel, column, row
+from widgets.drawing.cockpit import ACTIONS
 from widgets.panels.train.export import RunExport
 from widgets.panels.train.live import RunView
 from widgets.panels.train.result import RunResult
@@ -71,7 +72,8 @@ class TrainingCell(Panel):
             hidden=("model",) if self._shared else (), fixed_model=model is not None,
         )  # fmt: skip
         self.form, self.preview, self.forecast = self.setup.form, self.setup.preview, self.setup.forecast
-        self.view = RunView(self._changed, self.message.error, executor)
+        self.view = RunView(self._changed, self.message.error, executor, offers=ACTIONS)
+        self.view.cockpit.on_action(guard(self.message)(self._steer))
         self.earlier = RunList(self.view.overlay, guard(self.message)(self._act), self._found, self.message.error, executor)
         self.export = RunExport(executor)
         self.result = RunResult(self.export, column(), self.message.error, executor)
@@ -93,12 +95,7 @@ class TrainingCell(Panel):
 
     def _build(self) -> None:
         self._launch = self._button("Launch", self._on_launch, "primary")
-        self._stop = self._button("Stop", lambda: self._steer("stop"), "danger")
-        self._pause = self._button("Pause", lambda: self._steer("pause"))
-        self._resume = self._button("Resume", lambda: self._steer("resume"))
-        self._new = self._button("New run", lambda: self._steer("new"))
         self._back = self._button("Back to the run", lambda: self._show(run=True))
-        at_once(self._stop, self._pause)
         self._asked, self._anyway = ipywidgets.HTML(), self._button("Launch anyway", lambda: self._begin(), "warning")
         self._instead = self._button("Attach to it", self._on_instead)
         cancel = self._button("Cancel", lambda: self._ask(()))
@@ -112,9 +109,7 @@ class TrainingCell(Panel):
             self.setup.widget,
             self.setup.earlier(self.earlier.widget, self._elsewhere, self._attach),
         )
-        self._during = column(
-            row(self._pause, self._stop, self._resume, self._new), self.result.widget, self.export.widget, self.view.widget
-        )
+        self._during = column(self.result.widget, self.export.widget, self.view.widget)
         self.children = (self.children[0], self.message, self._before, self._during)
         self._others: tuple[Run, ...] = ()
         self._ask(())
@@ -208,7 +203,7 @@ class TrainingCell(Panel):
             self._follow(run)
 
     def _steer(self, action: str) -> None:
-        """What a button of the run does."""
+        """What a button of the cockpit does."""
         if self.run is None:
             raise RunError("there is no run yet.", where="Train", remedy="Launch one, or attach to an earlier one.")
         if action == "stop":
@@ -233,12 +228,9 @@ class TrainingCell(Panel):
         self._show(run=True)
 
     def _changed(self, status: RunStatus) -> None:
-        """Enable what can be done now, and say how a run ended."""
-        going = status.state not in ENDED
-        self._stop.disabled = self._pause.disabled = not going or status.state == "stopping"
-        self._resume.disabled = going or status.state in ("finished", GONE)
+        """Show what came of the run, and say how it ended."""
         self.result.update(status)
-        if going:
+        if status.state not in ENDED:
             return
         if status.state in ("failed", "killed", GONE):
             where = "" if status.state == GONE or self.run is None else str(self.run.dir)
