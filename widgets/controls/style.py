@@ -31,6 +31,7 @@ class Manners(anywidget.AnyWidget):
         "panels/views.css",
         "panels/plots.css",
         "panels/train/train.css",
+        "panels/train/try_it.css",
     )
     title = traitlets.Unicode().tag(sync=True)
 

@@ -15,6 +15,7 @@ import ipywidgets
 from widgets.background.tasks import UI, ErrorDisplay
 from widgets.controls.binding import Quiet
 from widgets.controls.lazy_fold import LazyFold
+from widgets.controls.segments import Segments
 from widgets.controls.style import column, fields, heading
 from widgets.panels.train.fields import (
     FIELDS,
@@ -136,9 +137,7 @@ class RunForm:
 
 def _control(name: str, field: Setting) -> Any:
     if name == "method":
-        options = [(title.partition(":")[0], value) for title, value in field.options]
-        tooltips = [title for title, _ in field.options]
-        return ipywidgets.ToggleButtons(description=field.label, options=options, tooltips=tooltips)
+        return Segments(field.label, {value: title.partition(":")[0] for title, value in field.options})
     if field.kind == "choice":
         return ipywidgets.Dropdown(description=field.label, options=field.options)
     if field.kind == "flag":

@@ -24,6 +24,7 @@ from widgets.panels.train.live import RunView
 from widgets.panels.train.result import RunResult
 from widgets.panels.train.runs import Listed, RunList
 from widgets.panels.train.setup import RunSetup
+from widgets.panels.train.try_it import TryIt
 from widgets.session import Session
 from widgets.state import State, Store
 from workbench.errors import ConfigError, RunError
@@ -75,9 +76,9 @@ class TrainingCell(Panel):
         self.view = RunView(self._changed, self.message.error, executor, offers=ACTIONS)
         self.view.cockpit.on_action(guard(self.message)(self._steer))
         self.earlier = RunList(self.view.overlay, guard(self.message)(self._act), self._found, self.message.error, executor)
-        self.export = RunExport(executor)
-        self.result = RunResult(self.export, column(), self.message.error, executor)
-        for part in (self.view, self.setup, self.earlier, self.export, self.result):
+        self.export, self.try_it = RunExport(executor), TryIt(executor)
+        self.result = RunResult(self.export, self.try_it.widget, self.message.error, executor)
+        for part in (self.view, self.setup, self.earlier, self.export, self.try_it, self.result):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
         self._looked = run is not None
@@ -221,14 +222,15 @@ class TrainingCell(Panel):
             self._show(run=False)
 
     def _follow(self, run: Run) -> None:
-        self.export.follow(run)
-        self.result.follow(run)
+        for part in (self.export, self.try_it, self.result):
+            part.follow(run)
         self.run = run
         self.view.follow(run)
         self._show(run=True)
 
     def _changed(self, status: RunStatus) -> None:
         """Show what came of the run, and say how it ended."""
+        self.try_it.update(status)
         self.result.update(status)
         if status.state not in ENDED:
             return
