@@ -133,10 +133,11 @@ export default {
     };
     const tell = () => {
       const { text, more } = model.get("status"), progress = model.get("progress"), busy = Boolean(progress.what);
-      said.textContent = busy ? `${progress.what}${progress.text}` : text;
-      said.title = busy ? said.textContent : [text, more].filter(Boolean).join(". ");
+      const told = model.get("of_one_tensor") && model.get("whole");
+      said.textContent = busy ? `${progress.what}${progress.text}` : told ? text : "";
+      said.title = busy || !told ? said.textContent : [text, more].filter(Boolean).join(". ");
       explanation.textContent = more;
-      why.hidden = busy || !more;
+      why.hidden = busy || !told || !more;
       if (why.hidden) explanation.hidden = true;
       cancel.hidden = bar.hidden = !busy;
       bar.setAttribute("aria-label", progress.what ?? "");
@@ -151,7 +152,8 @@ export default {
         state = model.get("state");
         draw();
       },
-      choices: draw, of_one_tensor: draw, whole: draw,
+      choices: draw,
+      of_one_tensor: () => (draw(), tell()),
       status: tell, progress: tell,
       suggestions: () => {
         search.offer(model.get("suggestions"));
