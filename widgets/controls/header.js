@@ -44,11 +44,13 @@ export default {
 
     // formats, block size, double quantization
     const taken = (i, value) => {
-      const formats = [...state.formats];
+      const formats = [...state.formats], before = formats.indexOf(value);
       if (value === "") formats.splice(i, 1);
-      else if (formats.includes(value)) [formats[i], formats[formats.indexOf(value)]] = [value, formats[i] ?? value];
-      else formats[i] = value;
-      choose({ formats: formats.filter(Boolean) });
+      else {
+        if (before >= 0) formats[before] = formats[i]; // the two change places
+        formats[i] = value;
+      }
+      choose({ formats });
     };
     const chips = ["Format", "Compare with", "Also compare with"].map((label, i) => menu(popups, label, (value) => taken(i, value)));
     chips.forEach(({ button }, i) => {

@@ -74,17 +74,16 @@ class App:
     @property
     def format(self) -> Locator:
         """The choice of the leading format."""
-        return self.panel.get_by_label("Format", exact=True)
+        return self.panel.get_by_role("combobox", name="Format", exact=True)
 
     @property
     def block_size(self) -> Locator:
-        """The slider's handle."""
-        return self.panel.get_by_role("slider", name="Block size (weights)")
+        """The choice of the block size."""
+        return self.panel.get_by_role("combobox", name="Block size", exact=True)
 
-    @property
-    def block_sizes(self) -> Locator:
-        """The slider's track, from the smallest size to the largest."""
-        return self.panel.locator(".noUi-target").first
+    def line(self, name: str, text: str) -> Locator:
+        """A line of the list that one of them opens."""
+        return self.panel.get_by_role("listbox", name=name, exact=True).get_by_role("option", name=re.compile(f"^{text}\\b"))
 
     @property
     def double_quant(self) -> Locator:
