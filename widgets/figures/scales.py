@@ -96,7 +96,7 @@ def nested_codes(nested: NestedScales) -> Figure:
     return {"data": data, "layout": layout}
 
 
-MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
+MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY, "#c4c4c4")
 """Of the groups in ``workbench.memory.forecast.GROUPS``, in their order."""
 
 
@@ -109,7 +109,7 @@ def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
     >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
     >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
-    'GB, forecast; T4 16 GB has 15.8'
+    'GB, forecast; T4 16 GB has 15.6'
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
     data = stacked_memory(names, ledgers, MEMORY_COLOURS)

@@ -149,7 +149,7 @@ def simulate_paging(
     account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
-    'Simulated, with 15.78 GB: nothing is evicted; 663.90 MB would do for that.'
+    'Simulated, with 15.63 GB: nothing is evicted; 238.54 MB would do for that.'
     """
     src = open_model(src)
     size, rate = _checked(budget, page_size, bandwidth, managed)
