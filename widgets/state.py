@@ -46,9 +46,18 @@ SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
 QUANTILES_OF = {"weights": "weights as they are", "blocks": "weights / absmax of their block"}
 """What is set against the normal distribution."""
 
+DISTRIBUTION_FIGURES = {"numbers": "Numbers", "normal": "How normal"}
+"""What stands beside the distribution."""
+
+COST_PARTS = {
+    "losses": "Losses", "sensitivity": "Sensitivity", "mix": "Mix", "methods": "Methods", "repairs": "Repairs",
+}  # fmt: skip
+"""The parts of the Cost tab."""
+
 _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
     "gpu": (*GPUS, THIS_MACHINE), "cost_field": COST_FIELDS, "cost_bits": COST_BITS, "mix_gpu": ("", *GPUS, THIS_MACHINE),
+    "distribution_figures": DISTRIBUTION_FIGURES, "cost_part": COST_PARTS,
 }  # fmt: skip
 _FORGETS: dict[str, dict[str, Any]] = {
     "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
@@ -93,6 +102,8 @@ class State:
     """Whether counts are on a logarithmic axis."""
     quantiles_of: str = "weights"
     """What is set against the normal distribution: a key of ``QUANTILES_OF``."""
+    distribution_figures: str = "numbers"
+    """What stands beside the distribution: a key of ``DISTRIBUTION_FIGURES``."""
     tab: str = "Distribution"
     """The tab in front: one of ``views.TABS``."""
     map_field: str = "relative_rmse"
@@ -103,6 +114,8 @@ class State:
     """What formats are compared on: a key of ``SCOPES``."""
     duel_bits: float = 4.5
     """Bits per weight that a format of the duel may take."""
+    cost_part: str = "losses"
+    """The part of the Cost tab in front: a key of ``COST_PARTS``."""
     cost_bits: str = "own"
     """The bits per weight at which formats' losses are compared: a key of ``COST_BITS``."""
     cost_folder: str = ""

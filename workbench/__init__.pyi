@@ -77,6 +77,7 @@ from .surveys.scores import Pareto as Pareto
 from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
+from .text import memory_size as memory_size
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview

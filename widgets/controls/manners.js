@@ -51,9 +51,12 @@ function markFolds(within) {
   }
 }
 
+const HEIGHT = 5000; // pixels that Colab may give a cell's outputs; without being asked it gives 1,000, and they scroll there
+
 export default {
   render({ model, el }) {
     el.classList.add("wb-manners");
+    globalThis.google?.colab?.output?.setIframeHeight?.(0, true, { maxHeight: HEIGHT });
     let frame, panel;
     const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {

@@ -25,8 +25,11 @@ class Manners(anywidget.AnyWidget):
 
     _esm = script("controls/manners.js")
     _css = script(
+        "drawing/colab.css",
         "controls/style.css",
+        "controls/header.css",
         "panels/views.css",
+        "panels/plots.css",
         "panels/train/train.css",
     )
     title = traitlets.Unicode().tag(sync=True)

@@ -34,15 +34,17 @@ from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
 from workbench.memory.ledger import ADAPTERS, BY_NAME, COMPUTED, CONTEXT, ESTIMATED, GRADIENTS, GROUPS, MANAGED, SPARE
 from workbench.memory.phases import PHASES, Row, row, transient
+from workbench.show import Line, Record, Shown, ShownList, ShownTuple, View, bar
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
+from workbench.text import memory_size, percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class MemoryLedger:
+@dataclass(frozen=True, repr=False)
+class MemoryLedger(Shown):
     """What a fine-tune is forecast to take: at its peak, which comes while the loss or while a layer is computed."""
 
     title: str
@@ -106,6 +108,26 @@ class MemoryLedger:
     def _at(self, phase: str) -> int:
         return sum(row.at(phase) for row in self.rows)
 
+    def _line_(self) -> Line:
+        return {"forecast of": self.title, "in all": memory_size(self.total), "may page": memory_size(self.managed)}
+
+    def _show_(self) -> View:
+        plan, phase = self.plan, self.phase
+        shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
+        lines = [
+            {
+                "category": row.category, "memory": memory_size(row.bytes), "of all": percent(row.at(phase) / self.total, 1),
+                "": bar(row.at(phase) / self.total), "known": row.known + (", may page" if row.place == MANAGED else ""),
+            }
+            for row in self.rows
+        ]  # fmt: skip
+        return View(
+            f"Forecast of {self.title} on {self.model}: {memory_size(self.total)} for {shape}, device {plan.device}",
+            lines=lines,
+            total={"category": "in all", "memory": memory_size(self.total)},
+            note=f"Forecast, not measured. The peak is while a {phase} is computed; what comes elsewhere is 0 % of it.",
+        )
+
 
 def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> MemoryLedger:
     """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
@@ -140,7 +162,8 @@ def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str
         "+ double quantization": double,
         "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
     }
-    return [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+    ledgers = [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+    return ShownList(ledgers, f"Memory of fine-tuning {src.name}, forecast")
 
 
 def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
@@ -180,8 +203,15 @@ def _rows(pieces: Iterable[Piece]) -> list[Row]:
     return [row(name, sums[name]) for name in BY_NAME if name in sums]
 
 
-@dataclass(frozen=True)
-class Fit:
+_FITS, _CLOSE = 0.85, 0.91
+"""Of a GPU's memory: up to what need, without slack, steps were seen to complete on a T4, and where one ran out.
+
+Anassbzdd/fitcheck, ``data/measurements``: a Kaggle T4, torch 2.10 and 2.14.
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class Fit(Shown):
     """Whether a ledger fits a GPU."""
 
     gpu: Gpu
@@ -198,12 +228,12 @@ class Fit:
         """Bytes that could be taken and it would still fit; negative where it does not."""
         return self.headroom - (self.gpu.usable - int(_FITS * self.gpu.usable))
 
+    def _line_(self) -> Line:
+        left = f"{memory_size(self.headroom)} left" if self.headroom >= 0 else f"{memory_size(-self.headroom)} missing"
+        return {"GPU": self.gpu.name, "usable memory": memory_size(self.gpu.usable), "forecast": self.verdict, "room": left}
 
-_FITS, _CLOSE = 0.85, 0.91
-"""Of a GPU's memory: up to what need, without slack, steps were seen to complete on a T4, and where one ran out.
-
-Anassbzdd/fitcheck, ``data/measurements``: a Kaggle T4, torch 2.10 and 2.14.
-"""
+    def _show_(self) -> View:
+        return View(f"Forecast on {self.gpu.name}: {self.verdict}", self._line_())
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
@@ -225,12 +255,16 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
     return Fit(gpu, verdict, gpu.usable - ledger.needed, ledger)
 
 
-@dataclass(frozen=True)
-class Change:
+@dataclass(frozen=True, repr=False)
+class Change(Record):
     """Fields of the configuration to change, and what that saves after the changes before it."""
 
     fields: Mapping[str, Any]
     saved: int
+
+    def _line_(self) -> Line:
+        change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return {"change": change, "saves": memory_size(self.saved)}
 
 
 def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
@@ -287,10 +321,11 @@ def _cheapest(
         if short(after(*without)) <= best:
             found = without
     totals = [after(*found[:n]).total for n in range(len(found) + 1)]
-    return tuple(
+    changes = (
         Change(MappingProxyType(steps[i]), before - then)
         for i, (before, then) in zip(found, itertools.pairwise(totals), strict=True)
     )
+    return ShownTuple(changes, "The cheapest changes after which it fits, forecast")
 
 
 def _changes(plan: Plan) -> list[dict[str, Any]]:

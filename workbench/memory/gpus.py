@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
 from workbench.given import described, is_a, nearest, spelling
+from workbench.show import Line, Record, ShownMapping
+from workbench.text import memory_size
 
 GIB = 2**30
 THIS_MACHINE = "the GPU of this machine"
@@ -26,8 +28,8 @@ T = TypeVar("T")
 _MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Gpu:
+@dataclass(frozen=True, repr=False)
+class Gpu(Record):
     """A GPU's memory. ``usable`` is about what CUDA reports as the total, which is below the name's round number."""
 
     name: str
@@ -37,12 +39,15 @@ class Gpu:
     how: str = "driver and libraries, 100 to 650 MiB by GPU: not known of this one"
     """How ``context`` is known."""
 
+    def _line_(self) -> Line:
+        return {"GPU": self.name, "usable memory": memory_size(self.usable)}
+
 
 def _gpu(name: str, gib: float, context: int, how: str = "between a T4's and an H100's by its SMs") -> Gpu:
     return Gpu(name, int(gib * GIB), context * _MIB, f"driver and libraries, {how}")
 
 
-GPUS: Mapping[str, Gpu] = MappingProxyType(
+GPUS: Mapping[str, Gpu] = ShownMapping(
     {
         gpu.name: gpu
         for gpu in (
@@ -54,11 +59,13 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             _gpu("A100 80 GB", 79.1, 450),
             _gpu("H100 80 GB", 79.1, 650, "as an H100 had it"),
         )
-    }
+    },
+    "GPUs known by name",
+    "GPU",
 )
+"""GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
 UNKNOWN = GPUS["T4 16 GB"]
 """Whose context a forecast has that no GPU was named for."""
-"""GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
 
 
 def devices() -> int:

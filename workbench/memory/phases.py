@@ -24,8 +24,10 @@ from workbench.memory.ledger import (
     SPARE,
     WORKSPACE,
 )
+from workbench.show import Line, Record
 from workbench.sources import TensorInfo
 from workbench.sources.tensor_info import EMBEDDINGS, HEADS
+from workbench.text import memory_size
 
 HEAD, LAYER = PHASES = "head", "layer"
 
@@ -37,8 +39,8 @@ allocated."""
 _SLACK = "what the allocator reserves beyond what is in use: 4 to 25 % of that on a T4; it gives way where memory is short"
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Record):
     """One category of memory."""
 
     category: str
@@ -55,6 +57,9 @@ class Row:
     def at(self, phase: str) -> int:
         """Its bytes in a phase."""
         return self.phases.get(phase, self.bytes)
+
+    def _line_(self) -> Line:
+        return {"category": self.category, "memory": memory_size(self.bytes), "known": self.known, "note": self.note}
 
 
 def row(name: str, size: int, note: str = "", **phases: int) -> Row:

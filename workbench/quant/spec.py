@@ -15,10 +15,11 @@ import numpy as np
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.show import Line, Record, in_words
 
 
-@dataclass(frozen=True)
-class QuantSpec:
+@dataclass(frozen=True, repr=False)
+class QuantSpec(Record):
     """How an array is quantized. Raises FormatError on an unknown format or block size.
 
     >>> spec = wb.QuantSpec("nf4", block_size=64, double_quant=True)
@@ -132,6 +133,12 @@ class QuantSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
         return asdict(self)
+
+    def _line_(self) -> Line:
+        return {
+            "format": self.definition.title, "blocks of": in_words(self.block_size), "scales": in_words(self.scale_dtype),
+            "double quantized": in_words(self.double_quant), "bits per weight": f"{self.bits_per_weight:.4f}",
+        }  # fmt: skip
 
 
 SpecLike = QuantSpec | Format | str

@@ -19,6 +19,7 @@ import numpy as np
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, unknown_fields
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
+from workbench.show import Record, View, as_python, in_words
 from workbench.training.checks import faults_of
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, Group, setting, settings_of
 
@@ -49,8 +50,8 @@ _FORMER = ("bnb_4bit_quant_storage", "fsdp")
 """Fields that there once were, which a run's folder may still hold: no run was launched with another value than the default."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, repr=False)
+class TrainConfig(Record):
     """One fine-tuning run. Raises ``ConfigError`` with every fault at once.
 
     >>> TrainConfig(max_steps=20).to_dict()["optim"]
@@ -242,6 +243,33 @@ class TrainConfig:
         batches = -(-rows // (self.per_device_train_batch_size * self.nproc_per_node))
         steps = max(-(-batches // self.gradient_accumulation_steps), 1)
         return dataclasses.replace(self, max_steps=math.ceil(self.num_train_epochs * steps), num_train_epochs=None)
+
+    def _chosen(self) -> dict[str, Any]:
+        """The fields that are not as by default."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    def __repr__(self) -> str:
+        return as_python(self, self._chosen())
+
+    def _show_(self) -> View:
+        chosen, declared = self._chosen(), settings_of(self)
+        shown = [name for name, each in declared.items() if name in chosen or each.group == Group.USUAL]
+        lines = [
+            {
+                "field": name, "value": in_words(getattr(self, name)), "what it is": each.label,
+                "by default": in_words(each.default) if name in chosen else "",
+            }
+            for name, each in declared.items() if name in shown
+        ]  # fmt: skip
+        return View(
+            "A training run's configuration",
+            lines=lines,
+            note=f"The other {len(declared) - len(shown)} fields are as by default.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; ``from_dict`` gives the same configuration back."""

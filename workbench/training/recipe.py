@@ -297,6 +297,10 @@ def _training(config: TrainConfig) -> str:
     note = ""
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
         note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
+    if config.logits_at_once and config.method != "full":
+        note += (
+            f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
+        )
     return f"""
 {note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
     fp16=dtype is torch.float16,

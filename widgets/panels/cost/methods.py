@@ -19,13 +19,13 @@ from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import methods
-from widgets.figures.model import Places
 from widgets.session import Analysis, Session
 from workbench.cost.methods import MethodComparison, compare_methods
 from workbench.cost.repairs import Repairs, repairs
 from workbench.errors import RunError
 from workbench.memory.forecast import forecast_methods
-from workbench.text import amount, counted
+from workbench.surveys.places import Places
+from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
 
 
@@ -74,7 +74,7 @@ class MethodsPart:
         steps = f"{config.max_steps:,} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
         self.stream.offer(
             "Go on with the three methods" if begun else "Train with the three methods",
-            f"Trains three times for {steps}, in processes of their own. Forecast: {amount(self._most)} of memory at most, "
+            f"Trains three times for {steps}, in processes of their own. Forecast: {memory_size(self._most)} of memory at most "
             "besides Python and its libraries; how long it takes shows once steps go by. It can be cancelled and gone on with.",
         )
 

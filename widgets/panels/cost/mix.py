@@ -14,6 +14,7 @@ import ipywidgets
 from widgets.background.tasks import guard
 from widgets.controls.binding import Quiet
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.front_ends import number_slider
 from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
 from widgets.controls.style import column, fields, heading, note, row, set_note
@@ -38,15 +39,7 @@ class MixPart:
         self.stream = Streamed(
             message, session.executor, begin=self._begin, show=lambda mixes: self._show(mixes[0]), ended=self._offer, style=""
         )
-        self.memory = ipywidgets.FloatSlider(
-            description="All weights may take (MB)",
-            min=0,
-            max=1,
-            value=1,
-            step=0.01,
-            readout_format=".2f",
-            continuous_update=False,
-        )
+        self.memory = number_slider("All weights may take (MB)", step=0.01, readout_format=".2f")
         self.memory.add_class("wb-span")
         self.gpu = ipywidgets.Dropdown(
             description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
@@ -125,7 +118,7 @@ class MixPart:
 
     def _show_state(self, whole: Mix) -> None:
         least, most = whole.all_4bit.nbytes / 1e6, whole.all_16bit.nbytes / 1e6
-        with self._quiet:
+        with self._quiet, self.memory.hold_sync():  # no page can make a slider whose ends are one
             self.memory.min = min(least, self.memory.max)
             self.memory.max, self.memory.min = most, least
             self.memory.step = (most - least) / 100
