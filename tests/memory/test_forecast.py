@@ -223,7 +223,7 @@ def test_a_7b_model_fits_a_16_gb_gpu_and_a_70b_model_does_not(llama_7b: Shapes) 
     big = wb.forecast(llama("70b", 8192, 28_672, 80, 32_000, keys=1024), cfg)
     assert fit(big, "RTX 4090 24 GB").verdict == "does not fit"
     on_an_a100 = fit(big, GPUS["A100 80 GB"])
-    assert on_an_a100.headroom == GPUS["A100 80 GB"].usable - on_an_a100.ledger.needed
+    assert on_an_a100.headroom == int(0.91 * GPUS["A100 80 GB"].usable) - on_an_a100.ledger.needed
     assert on_an_a100.ledger["CUDA context"] == GPUS["A100 80 GB"].context
     with pytest.raises(wb.ConfigError, match="is no GPU known here"):
         fit(big, "T5")

@@ -219,14 +219,14 @@ class Fit(Shown):
     """``fits``: up to 85 % of the GPU is needed; ``close``: up to 91 %; ``pages``: only if the paged optimizer state moves out;
     ``does not fit``."""
     headroom: int
-    """Bytes that are left for the allocator's slack, and for what the estimates miss; negative where they are missing."""
+    """Bytes that may still be needed before it neither fits nor is close; negative where they are missing."""
     ledger: MemoryLedger
     """The ledger on this GPU."""
 
     @property
     def spare(self) -> int:
         """Bytes that could be taken and it would still fit; negative where it does not."""
-        return self.headroom - (self.gpu.usable - int(_FITS * self.gpu.usable))
+        return int(_FITS * self.gpu.usable) - self.ledger.needed
 
     def _line_(self) -> Line:
         left = f"{memory_size(self.headroom)} left" if self.headroom >= 0 else f"{memory_size(-self.headroom)} missing"
@@ -247,12 +247,12 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
         raise WorkbenchError(what, where="ledger", remedy=remedy)
     gpu = find(gpu)
     ledger = ledger.on(gpu)
-    share = ledger.needed / gpu.usable
-    if share <= _CLOSE:
-        verdict = "fits" if share <= _FITS else "close"
+    headroom = int(_CLOSE * gpu.usable) - ledger.needed
+    if headroom >= 0:
+        verdict = "fits" if ledger.needed <= _FITS * gpu.usable else "close"
     else:
-        verdict = "pages" if ledger.needed - ledger.managed <= _CLOSE * gpu.usable else "does not fit"
-    return Fit(gpu, verdict, gpu.usable - ledger.needed, ledger)
+        verdict = "pages" if headroom + ledger.managed >= 0 else "does not fit"
+    return Fit(gpu, verdict, headroom, ledger)
 
 
 @dataclass(frozen=True, repr=False)

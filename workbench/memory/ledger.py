@@ -21,7 +21,7 @@ ACTIVATIONS, LOGITS, DEQUANTIZED, CASTS = "activations", "logits and loss", "deq
 WORKSPACE, SPARE, CONTEXT = "cuBLAS workspace", "spare", "CUDA context"
 LIBRARIES, UNEXPLAINED = "libraries", "unexplained"
 BASE, SCALES, LIVE = "base model", "scales of the 4-bit weights", "activations and logits"
-SCRATCH, SLACK = "scratch and context", "slack of the allocator"
+SCRATCH = "scratch and context"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ _TABLE = (
     Category(DEQUANTIZED, DEQUANTIZED, SCRATCH, ESTIMATED, "", "the largest linear, unpacked while it multiplies"),
     Category(CASTS, CASTS, SCRATCH, ESTIMATED, PASS, "autocast's copies of the fp32 adapters and of the fp32 head"),
     Category(WORKSPACE, WORKSPACE, SCRATCH, ESTIMATED, "", "what cuBLAS keeps for its products"),
-    Category(SPARE, "reserved by the allocator, not in use", SLACK, ESTIMATED, ""),
+    Category(SPARE, "reserved by the allocator, not in use", SPARE, ESTIMATED, ""),
     Category(CONTEXT, CONTEXT, SCRATCH, ESTIMATED, "", "driver and libraries"),
     Category(LIBRARIES, "interpreter and libraries", "", "", "", place=HOST),
     Category(UNEXPLAINED, "not explained", "", "", ""),
