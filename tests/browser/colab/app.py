@@ -14,7 +14,7 @@ from tests.browser.lab import PATIENCE
 OPEN = "from widgets import Workbench\napp = Workbench({model!r}, state={state!r})\napp"
 
 _SETTLED = """panel => {
-  const seen = [...panel.querySelectorAll('[role=figure], .wb-progress progress')].filter((e) => e.checkVisibility());
+  const seen = [...panel.querySelectorAll('[role=figure], :is(.wb-progress, .wb-header) progress')].filter((e) => e.checkVisibility());
   return seen.every((e) => e.getAttribute('role') === 'figure' && e.getAttribute('aria-label') && e.dataset.revision);
 }"""
 
