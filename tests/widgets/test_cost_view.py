@@ -125,7 +125,7 @@ def test_another_view_finds_what_was_measured_and_a_state_brings_it_back(measure
 def test_a_cell_a_point_and_a_line_of_the_list_choose_the_tensor_everywhere(app):
     view = app.cost.modules
     view._clicked_cell({"x": 6.2, "y": 1.1})
-    assert app.session.analysis.tensor.name == app.controls.tensor.value == "model.layers.1.mlp.down_proj.weight"
+    assert app.session.analysis.tensor.name == app.header.state["tensor"] == "model.layers.1.mlp.down_proj.weight"
     assert view.list.value == "model.layers.1.mlp.down_proj"
     view._clicked_point({"customdata": "model.layers.0.self_attn.k_proj"})
     assert app.state["tensor"] == "model.layers.0.self_attn.k_proj.weight"

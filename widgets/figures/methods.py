@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from widgets.figures.layout import Described, Figure, axes
-from widgets.figures.model import Places, Shown, cell_map
+from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.ledger import GROUPS
 from workbench.sources.kinds import order_of
+from workbench.surveys.places import Places
 from workbench.text import NONE, counted, known_amount, known_memory_size, listed, memory_size, memory_unit, percent
 
 if TYPE_CHECKING:

@@ -114,6 +114,18 @@ class Block(Shown):
         ]
         return View(f"Block {self.index}: {self.weights.size} weights in {self.spec.title}", facts, lines)
 
+    def bin(self, weight: int) -> tuple[float, float]:
+        """Between which quotients a weight gets the level that this one has; −inf and inf at the ends."""
+        levels = np.unique(self.spec.definition.levels).astype(np.float64)
+        edges = np.concatenate([[-np.inf], (levels[:-1] + levels[1:]) / 2, [np.inf]])
+        rank = int(np.searchsorted(levels, self.levels[weight]))
+        return float(edges[rank]), float(edges[rank + 1])
+
+    @property
+    def scale_steps(self) -> tuple[str, ...]:
+        """How the block's scale comes about, its own quantization included, step by step with its numbers."""
+        return (*_scale(self), *_nested_line(self)) if self.finite else ()
+
     def arithmetic(self, weight: int) -> tuple[str, ...]:
         """How one weight of the block is quantized, step by step with its numbers; FormatError if there is no such weight."""
         if not 0 <= weight < self.weights.size:
@@ -307,10 +319,9 @@ def _rounding(block: Block, weight: int) -> Iterator[str]:
         sum_ = f"{_n(x)} / {_n(block.divisor)}{shift}"
         yield f"x[{weight}] / {name}{' + zero point' if shift else ''} = {sum_} = {_bare(quotient)}"
     level, code = block.levels[weight], int(block.codes[weight])
-    rank = int(np.searchsorted(np.unique(form.levels), level))
-    borders = (np.unique(form.levels)[:-1].astype(np.float64) + np.unique(form.levels)[1:]) / 2
-    below = f"from {_bare(borders[rank - 1])}" if rank > 0 else "from below"
-    above = f"to {_bare(borders[rank])}" if rank < borders.size else "upwards"
+    low, high = block.bin(weight)
+    below = f"from {_bare(low)}" if np.isfinite(low) else "from below"
+    above = f"to {_bare(high)}" if np.isfinite(high) else "upwards"
     yield f"nearest level {_bare(level)}, code {code}: its bin reaches {below} {above}"
     if form.rule == FITTED:
         q, w = block.levels.astype(np.float64), block.weights.astype(np.float64)

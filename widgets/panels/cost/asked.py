@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from widgets.figures.model import Places
 from widgets.panels.train.words import duration
 from widgets.state import State
 from workbench.cost.evaluation import Evaluation, evaluate
@@ -22,6 +21,7 @@ from workbench.cost.sensitivities import Sensitivity, sensitivity
 from workbench.errors import WorkbenchError
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
+from workbench.surveys.places import Places
 from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
 

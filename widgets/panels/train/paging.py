@@ -16,6 +16,7 @@ import ipywidgets
 
 from widgets.background.work import Work
 from widgets.controls.binding import Quiet
+from widgets.controls.front_ends import slider
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -51,9 +52,7 @@ class RunPaging:
         self._quiet = Quiet()
         self._summary, self._table = note(), ipywidgets.HTML()
         self.truth = column(heading("What pages, and what does not"), self._summary, self._table)
-        self.budget = ipywidgets.SelectionSlider(
-            description="GPU memory (simulated)", options=[("0 B", 0)], continuous_update=False
-        )
+        self.budget = slider("GPU memory (simulated)", [("…", 0), ("…", 1)])  # until a simulation says which are worth it
         self.may_page = ipywidgets.Dropdown(description="What may page", options=_MAY_PAGE)
         self.page_size = ipywidgets.Dropdown(
             description="Page", options=[("2 MiB, as evicted", PAGE_SIZES[0]), ("64 KiB, as fetched", PAGE_SIZES[1])]
