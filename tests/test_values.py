@@ -129,7 +129,7 @@ class Renamed(wb.PublishedShapes):
 
 
 def made(kind: Any, depth: int = 0) -> Any:
-    """A value of a type, with hostile texts and long collections."""
+    """A value of a type, hostile and long."""
     if kind in FACTORIES:
         return FACTORIES[kind]()
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -167,8 +167,7 @@ def unfolded(measurement: Any, rows: list[Any]) -> Any:
 
 def of_sixteen_bins(kind: type) -> Any:
     """Statistics under a specification of that many levels."""
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: made(hints[field.name], 1) for field in dataclasses.fields(kind)}
+    fields = {name: made(hint, 1) for name, hint in typing.get_type_hints(kind).items()}
     return kind(**fields | {"spec": SPEC, "numel": 16})
 
 
