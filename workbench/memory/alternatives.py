@@ -60,8 +60,8 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     found = []
     for fields in changes:
-        ledger = forecast(source, dataclasses.replace(plan, **fields))
-        found.append(Alternative(MappingProxyType(fields), ledger.total, fit(ledger, gpu)))
+        judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
+        found.append(Alternative(MappingProxyType(fields), judged.ledger.total, judged))
     return ShownTuple(found, f"What would change the forecast of {memory_size(present.total)}")
 
 
