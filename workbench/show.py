@@ -272,7 +272,9 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: Iter
         sides = ("left" if i in left else "right" for i in range(len(row)))
         # The attribute is what GitHub keeps, the style what JupyterLab's own style sheet gives way to.
         opened = (f'<{tag} align="{side}" style="text-align: {side}">' for side in sides)
-        return "".join(f"{tag_}{html.escape(cell)}</{tag}>" for tag_, cell in zip(opened, row, strict=True))
+        # A number and its unit stay on one line.
+        shown = (html.escape(cell if i in left else cell.replace(" ", "\u00a0")) for i, cell in enumerate(row))
+        return "".join(f"{tag_}{cell}</{tag}>" for tag_, cell in zip(opened, shown, strict=True))
 
     head = f"<thead><tr>{cells(heads, 'th')}</tr></thead>" if any(heads) else ""
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import DataError
 from workbench.given import described, is_a, is_number, is_whole, several
+from workbench.show import Record
 from workbench.text import counted, printable
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Voice(StrEnum):
     """The base's own 16-bit weights, where the run held them in 4 bits."""
 
 
-@dataclass(frozen=True)
-class Sampling:
+@dataclass(frozen=True, repr=False)
+class Sampling(Record):
     """How answers are made. Raises ``DataError`` for values that mean nothing."""
 
     max_new_tokens: int = 64
