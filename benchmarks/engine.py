@@ -17,12 +17,14 @@ import tracemalloc
 from collections.abc import Callable
 from functools import partial
 
+import workbench as wb  # before bitsandbytes, which would ask the Hub for code as it is imported
+
+# isort: split
 import bitsandbytes.functional as bnb
 import ml_dtypes
 import numpy as np
 import torch
 
-import workbench as wb  # isort: split  # before bitsandbytes, which would ask the Hub for code as it is imported
 from workbench.kernels import pool
 from workbench.quant.histogram import histogram
 

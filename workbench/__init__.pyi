@@ -21,6 +21,8 @@ from .errors import FormatError as FormatError
 from .errors import ModelError as ModelError
 from .errors import RunError as RunError
 from .errors import WorkbenchError as WorkbenchError
+from .memory.alternatives import Alternative as Alternative
+from .memory.alternatives import alternatives as alternatives
 from .memory.forecast import Change as Change
 from .memory.forecast import Fit as Fit
 from .memory.forecast import MemoryLedger as MemoryLedger
@@ -79,6 +81,11 @@ from .surveys.scores import Pareto as Pareto
 from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
+from .text import memory_size as memory_size
+from .training.answers.asking import try_out as try_out
+from .training.answers.values import Answer as Answer
+from .training.answers.values import Answers as Answers
+from .training.answers.values import Tried as Tried
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview
@@ -100,6 +107,7 @@ from .training.results.truth import paging_truth as paging_truth
 from .training.runs import Run as Run
 from .training.runs import attach as attach
 from .training.runs import launch as launch
+from .training.runs import live_runs as live_runs
 from .training.runs import runs as runs
 
 __version__: str

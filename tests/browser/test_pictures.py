@@ -28,7 +28,7 @@ blocks.show(np.arange(600, dtype=np.float32), 30, name="RMSE", summary="Six hund
 panel = Panel("Two drawings", column(plot))
 panel
 """
-LATER = "panel.children[2].children = (plot, blocks)"
+LATER = "panel.children[1].children = (plot, blocks)"
 
 
 def save(lab: Lab) -> None:

@@ -1,6 +1,6 @@
 // @ts-check
-// What every panel does alike: plain keys stay in the panel, folds open and close, and accessible names that ipywidgets leaves
-// out are added: slider handles, wrong fields.
+// What every panel does alike: plain keys stay in the panel, folds and explanations open and close, and accessible names that
+// ipywidgets leaves out are added: slider handles, wrong fields.
 
 /** Keys pressed in a panel are not the notebook's shortcuts; Escape still leaves to the notebook, and Tab keeps its default. */
 function keepKeys(event) {
@@ -15,6 +15,17 @@ function nameHandles(panel) {
       const label = handles.length > 1 ? `${name}, ${i ? "to" : "from"}` : name;
       if (name && handle.getAttribute("aria-label") !== label) handle.setAttribute("aria-label", label);
     });
+  }
+}
+
+/** What a "?" explains lies over what is below it, until it is pressed again or something else is. */
+function explain(event) {
+  const pressed = event.target.closest(".wb-why");
+  for (const why of event.currentTarget.querySelectorAll(".wb-why")) {
+    const open = why === pressed && why.getAttribute("aria-expanded") === "false";
+    why.setAttribute("aria-expanded", String(open));
+    const explanation = why.parentElement.querySelector(".wb-explanation");
+    if (explanation) explanation.hidden = !open;
   }
 }
 
@@ -40,26 +51,33 @@ function markFolds(within) {
   }
 }
 
+const HEIGHT = 5000; // pixels that Colab may give a cell's outputs; without being asked it gives 1,000, and they scroll there
+
 export default {
-  render({ el }) {
+  render({ model, el }) {
     el.classList.add("wb-manners");
-    let frame, panel;
+    globalThis.google?.colab?.output?.setIframeHeight?.(0, true, { maxHeight: HEIGHT });
+    let frame, panel, quiet;
     const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
       if (!panel) return void (frame = requestAnimationFrame(settle)); // the view is not in its panel yet
       panel.addEventListener("click", toggle);
+      if (!panel.parentElement?.closest(".wb-panel")) panel.addEventListener("click", explain);
       panel.addEventListener("keydown", keepKeys);
       panel.setAttribute("role", "region");
-      panel.setAttribute("aria-label", panel.querySelector(".wb-title")?.textContent ?? "Panel");
+      panel.setAttribute("aria-label", model.get("title"));
       observer.observe(panel, { childList: true, subtree: true });
       nameHandles(panel);
+      quiet = tellBusy(model, panel);
     };
     settle();
     return () => {
       cancelAnimationFrame(frame);
       observer.disconnect();
+      quiet?.();
       panel?.removeEventListener("click", toggle);
+      panel?.removeEventListener("click", explain);
       panel?.removeEventListener("keydown", keepKeys);
     };
   },

@@ -13,21 +13,38 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import traitlets
 
+from widgets.background.tasks import hears_between_cells
 from widgets.controls.message import Message
 from widgets.drawing import notebook
 from widgets.drawing.drawing import script
 
 
 class Manners(anywidget.AnyWidget):
-    """Brings style.css to the page and does for its panel what CSS cannot; shows nothing itself."""
+    """Brings the style sheets to the page and does for its panel what CSS cannot; shows nothing itself."""
 
-    _esm = script("controls/manners.js")
-    _css = script("controls/style.css")
+    _esm = script("controls/busy.js", "controls/manners.js")
+    _css = script(
+        "drawing/colab.css",
+        "controls/style.css",
+        "controls/header.css",
+        "panels/views.css",
+        "panels/plots.css",
+        "panels/train/train.css",
+        "panels/train/try_it.css",
+    )
+    title = traitlets.Unicode().tag(sync=True)
+    hears_between_cells = traitlets.Bool().tag(sync=True)
+    """Whether the kernel takes what the page sends only while no cell runs."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title=title, hears_between_cells=hears_between_cells())
+        self.on_msg(lambda *_: self.send({"type": "heard"}))
 
 
 class Panel(notebook.Noted, ipywidgets.VBox):
-    """A titled panel: title, what it holds, and a place for messages.
+    """A panel: what it holds, and a place for messages. Its title is read out, not shown: the picture comes first.
 
     ``message`` shows notes and errors (``widgets.background.tasks.guard`` takes it). ``close`` runs what ``when_closed`` was
     given, newest first, then frees every widget inside, with its style and layout models; closing twice is harmless. Pictures
@@ -39,7 +56,7 @@ class Panel(notebook.Noted, ipywidgets.VBox):
     def __init__(self, title: str, *children: Any) -> None:
         self.message = Message()
         self._endings: list[Callable[[], None]] = []
-        super().__init__([Manners(), heading(title, level=2), *children, self.message])
+        super().__init__([Manners(title=title), *children, self.message])
         self.add_class("wb-panel")
 
     def when_closed(self, ending: Callable[[], None]) -> None:
@@ -70,10 +87,21 @@ def close_tree(widget: Any) -> None:
             part.close()
 
 
-def heading(text: str, level: int = 3) -> ipywidgets.HTML:
-    """A heading: level 2 for a panel's title, 3 for a part of it."""
-    kind = "wb-title" if level == 2 else "wb-heading"
-    return ipywidgets.HTML(f'<h{level} class="{kind}">{html.escape(text)}</h{level}>')
+def heading(text: str, why: str = "", aside: str = "") -> ipywidgets.HTML:
+    """A part's heading in one line; ``set_heading`` changes it."""
+    widget = ipywidgets.HTML()
+    set_heading(widget, text, why, aside)
+    return widget
+
+
+def set_heading(widget: ipywidgets.HTML, text: str, why: str = "", aside: str = "") -> None:
+    """Set a heading, the explanation that its ``?`` opens over what is below, and the quieter words after it; all escaped."""
+    button = '<button type="button" class="wb-why" aria-expanded="false" aria-label="What this shows">?</button>' if why else ""
+    explanation = f'<div class="wb-explanation" role="note" hidden>{html.escape(why)}</div>' if why else ""
+    widget.value = (
+        f'<div class="wb-caption"><h3 class="wb-heading">{html.escape(text)}</h3>{button}'
+        f"<small>{html.escape(aside)}</small>{explanation}</div>"
+    )
 
 
 def note(text: str = "") -> ipywidgets.HTML:
@@ -96,6 +124,21 @@ def column(*children: Any) -> ipywidgets.Box:
 def row(*children: Any) -> ipywidgets.Box:
     """Side by side, wrapping where there is no room: buttons, a control and what it says."""
     return _box("wb-row", children)
+
+
+def bar(*children: Any) -> ipywidgets.Box:
+    """One line over a picture: its heading, and beside it the controls, each with its label before it."""
+    box = row(*children)
+    box.add_class("wb-bar")
+    return box
+
+
+def split(picture: Any, figures: Any, wide: bool = False) -> ipywidgets.Box:
+    """A picture, and beside it what it comes to in numbers; one below the other where it is narrow. ``wide``: the numbers."""
+    box = _box("wb-split", (picture, figures))
+    if wide:
+        box.add_class("wb-wide")
+    return box
 
 
 def grid(*children: Any) -> ipywidgets.Box:

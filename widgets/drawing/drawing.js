@@ -236,7 +236,7 @@ function buildFrame(model, el, kind, body, tools = []) {
   const frame = element("div", { class: `workbench-drawing ${kind}` }, style, body, alert, toolbar, live);
   el.style.minWidth = "0";
   el.append(frame);
-  const resize = () => (frame.style.height = `${model.get("height")}px`);
+  const resize = () => (frame.style.height = model.get("height") ? `${model.get("height")}px` : ""); // 0: what it needs
   resize();
   model.on("change:height", resize);
   // Keys pressed here are not the notebook's shortcuts; Escape still leaves to the notebook, and Tab keeps its default.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from widgets.figures.layout import Described, Figure, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes
+from workbench.text import memory_unit
 from workbench.training.results.history import RunHistory
 
 
@@ -12,7 +13,7 @@ def batches_figure(history: RunHistory, key: str = "") -> Described:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     on_gpu = ("worker", "allocated") in history.memory
     longest, padded = history.step_curve("longest"), history.step_curve("padded")
     source = "allocated" if on_gpu else "resident, sampled 8 times a second"

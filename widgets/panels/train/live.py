@@ -25,7 +25,7 @@ from widgets.panels.train.details import Known, RunDetails
 from workbench.errors import WorkbenchError
 from workbench.memory.pressure import Pressure, under_pressure
 from workbench.training.config import TrainConfig
-from workbench.training.folder import ENDED, RunStatus
+from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.recorded import note_of
 from workbench.training.results.history import RunHistory
 from workbench.training.results.receipt_meter import ReceiptMeter
@@ -55,8 +55,10 @@ class Following:
         """Read what is new; None where nothing is that was not taken."""
         with self._lock:
             status = self.run.status  # before the events: an ended run writes no more of them
-            events = self._reader.poll()
-            log = words.tail(self.run.log)
+            if status.state == GONE:
+                events, log = [], self._log
+            else:
+                events, log = self._reader.poll(), words.tail(self.run.log)
             if not events and status == self.status and log == self._log:
                 return self._untaken or None
             self.history.feed(events)

@@ -16,7 +16,7 @@ from workbench.memory.ledger import BASE, BY_NAME, LIVE, PAGED, SCALES, SPARE
 from workbench.memory.pressure import Pressure
 from workbench.text import counted
 from workbench.training.config import TrainConfig
-from workbench.training.folder import ENDED, RunStatus
+from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.results.history import RunHistory
 from workbench.training.results.timeline import BELOW, LAYERS
 from workbench.training.runs import Run
@@ -56,7 +56,7 @@ def actions(status: RunStatus) -> tuple[str, ...]:
         return "edit", "pause", "stop"
     if status.state not in ENDED:
         return ("edit",)
-    return ("new",) if status.state == "finished" else ("resume", "new")
+    return ("new",) if status.state in ("finished", GONE) else ("resume", "new")
 
 
 def layers(on_gpu: bool) -> list[list[str]]:
