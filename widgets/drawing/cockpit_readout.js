@@ -66,16 +66,7 @@ function memoryRows(run, at, inks, low) {
   if (gpu && facts.capacity && layers.length < 9) rows.push(["", "still free", text(facts.capacity - heldBy(run, row)), "of the GPU's memory, as NVML reports it"]);
   if (!low) return rows.slice(0, 10);
   const first = rows.filter(([, name]) => /paged|activations|base/.test(name));
-  return [rows[0], ["", "peak", text(peakUntil(run, at))], ...first].slice(0, 5);
-}
-
-/** The most that was held up to a moment. */
-function peakUntil(run, at) {
-  let most = 0;
-  for (let i = 0, end = countUntil(run.samples.t, at), gpu = onGpu(run) ? 1 : 0; i < end; i++) {
-    if (run.samples.gpu[i] === gpu) most = Math.max(most, heldBy(run, i));
-  }
-  return most;
+  return [rows[0], ["", "peak", text(run.peaks[row])], ...first].slice(0, 5);
 }
 
 function pagingRows(run, at, row, inks, low) {
