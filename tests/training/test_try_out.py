@@ -1,4 +1,4 @@
-"""A run is tried out: base and adapter answer as plain transformers and peft do, from a process that ends when it should."""
+"""A run is tried out: its base and its adapter answer as plain transformers and peft do; what cannot be tried out is named."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import dataclasses
 import html
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,13 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process, tiny
-from tests.helpers.live_runs import until_gone
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench import compat
+from workbench.errors import from_fields, to_fields
 from workbench.training.answers.asking import answering
-from workbench.training.answers.process import Answering
-from workbench.training.answers.values import Answer, Loading, Sampling, Voice
+from workbench.training.answers.values import Answer, Sampling, Voice
+from workbench.training.chats import Refused
+from workbench.training.fingerprints import Changed
 from workbench.training.folder import RunFolder, RunStatus
 from workbench.training.host import create_time
 
@@ -47,27 +44,14 @@ def train(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
 
     def train(of: Path = model, **fields: Any) -> wb.Run:
         config = in_process.config_of(of, **{"max_eval_rows": 0, "max_steps": 3, **fields})
-        return ended(in_process.train(config, tmp_path_factory.mktemp("run")))
+        return in_process.ended(in_process.train(config, tmp_path_factory.mktemp("run")))
 
     return train
-
-
-def ended(run: wb.Run, state: str = "finished") -> wb.Run:
-    """A run's status is its supervisor's, which there is none of in this process."""
-    RunFolder(run.dir).write_status(RunStatus(state))
-    return run
 
 
 @pytest.fixture(scope="module")
 def run(train: Train) -> wb.Run:
     return train()
-
-
-@pytest.fixture(scope="module")
-def process(run: wb.Run) -> Iterator[Answering]:
-    """One process for all tests that leave it as it was."""
-    with answering(run) as process:
-        yield process
 
 
 def voices_of(run: wb.Run, **how: Any) -> Any:
@@ -201,7 +185,7 @@ def test_what_cannot_be_tried_out_is_named(train: Train, run: wb.Run, tmp_path: 
     RunFolder(moved).write_status(RunStatus("running", pid=here, create_time=create_time(here)))
     with pytest.raises(wb.RunError, match="is still going"):
         answering(handle)
-    ended(handle)
+    in_process.ended(handle)
     shutil.rmtree(moved / "adapter")
     with pytest.raises(wb.RunError, match="no adapter"):
         answering(handle)
@@ -242,6 +226,15 @@ def test_what_is_no_prompt_and_no_sampling_is_refused(run: wb.Run, prompts: Any,
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize("kind", [wb.WorkbenchError, wb.ModelError, wb.DataError, wb.RunError, Refused, Changed])
+def test_an_error_of_the_process_is_raised_here(kind: type[wb.WorkbenchError]) -> None:
+    raised = from_fields(**to_fields(kind("It is wrong.", where="a file", remedy="Mend it.")))
+    assert isinstance(raised, wb.WorkbenchError)
+    assert issubclass(kind, type(raised))
+    assert str(raised) == "a file: It is wrong. Mend it."
+    assert str(from_fields(**to_fields(wb.ConfigError(["One.", "Two."], where="w")))) == "w: One. Two."
+
+
 # --- how answers show themselves ----------------------------------------------------------------------------------------------
 
 
@@ -266,7 +259,7 @@ def test_answers_show_themselves_and_nothing_in_them_is_html() -> None:
     assert "No room." in alone._repr_html_()
 
 
-# --- the process --------------------------------------------------------------------------------------------------------------
+# --- all of it ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_tried_out(run: wb.Run) -> None:
@@ -280,108 +273,9 @@ def test_a_run_is_tried_out(run: wb.Run) -> None:
 
 
 @pytest.mark.slow
-def test_answers_stream_from_one_process_that_is_loaded_once(process: Answering) -> None:
-    heard: list[Answer | Loading] = []
-    first = process.ask(PROMPT, Sampling(200), ALL, heard.append)
-    pid = process.pid
-    partial = [one for one in heard if isinstance(one, Answer) and not one.complete]
-    assert {one.voice for one in partial} == set(ALL), "each is heard of before it is whole"
-    for voice in BOTH:
-        counts = [one.tokens for one in partial if one.voice is voice]
-        assert counts == sorted(counts)
-    assert Loading(Voice.ORIGINAL) in heard
-    heard.clear()
-    assert {v: a.text for v, a in process.ask(PROMPT, Sampling(200), ALL, heard.append).answers.items()} == {
-        voice: answer.text for voice, answer in first.answers.items()
-    }
-    assert process.pid == pid
-    assert not any(isinstance(one, Loading) for one in heard)
-
-
-@pytest.mark.slow
-def test_an_answer_is_broken_off_and_the_next_question_answered(process: Answering) -> None:
-    process.ask(PROMPT, Sampling(1), BOTH)
-    pid, begun = process.pid, threading.Event()
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(200), BOTH, lambda heard: begun.set(), begun.is_set)
-    again = process.ask(PROMPT, Sampling(3), BOTH)
-    assert [answer.tokens for answer in again.answers.values()] == [3, 3]
-    assert process.pid == pid, "what is loaded stays"
-    with pytest.raises(wb.RunError, match="seconds"):
-        process.ask(PROMPT, Sampling(10**6), BOTH, timeout=0.01)
-
-
-@pytest.mark.slow
-def test_what_is_cancelled_while_it_loads_is_loaded_for_the_next_question(run: wb.Run) -> None:
-    with answering(run) as process:
-        pids: list[int | None] = []
-        with pytest.raises(InterruptedError):
-            process.ask(PROMPT, Sampling(200), BOTH, lambda heard: pids.append(process.pid), lambda: bool(pids))
-        heard: list[Answer | Loading] = []
-        assert process.ask(PROMPT, Sampling(2), BOTH, heard.append)["adapter"].tokens == 2
-        assert heard[0] == Loading(Voice.BASE)
-        assert [process.pid] == pids
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_the_next_question_starts_another(run: wb.Run) -> None:
-    with answering(run) as process:
-        process.ask(PROMPT, Sampling(1), BOTH)
-
-        def kill(heard: object) -> None:
-            if process.pid:
-                os.kill(process.pid, signal.SIGKILL)
-
-        with pytest.raises(wb.RunError, match="killed") as died:
-            process.ask(PROMPT, Sampling(200), BOTH, kill)
-        assert "memory" in died.value.remedy
-        assert process.ask(PROMPT, Sampling(2), BOTH)["adapter"].tokens == 2
-    assert process.pid is None
-
-
-@pytest.mark.slow
-def test_closing_ends_it_while_it_answers_and_twice_is_fine(run: wb.Run) -> None:
-    process = answering(run)
-    process.ask(PROMPT, Sampling(1), BOTH)
-    pid = process.pid
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(200), BOTH, lambda heard: process.close())
-    process.close()
-    assert create_time(pid or 0) is None
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(1), BOTH)
-
-
-@pytest.mark.slow
-def test_a_process_that_nobody_asks_ends_and_is_started_again(run: wb.Run) -> None:
-    assert run.adapter_dir is not None
-    with Answering(run.dir, run.adapter_dir, idle=0.01) as process:
-        process.ask(PROMPT, Sampling(1), BOTH)
-        first = process.pid
-        until_gone(run, first)
-        assert process.ask(PROMPT, Sampling(1), BOTH)["base"].tokens == 1
-        assert process.pid != first
-
-
-@pytest.mark.slow
-def test_it_dies_with_its_parent(run: wb.Run) -> None:
-    script = (
-        "import os, signal, sys\n"
-        "from workbench.training.answers.asking import answering\n"
-        "from workbench.training.answers.values import Sampling, Voice\n"
-        "process = answering(sys.argv[1])\n"
-        "process.ask('a', Sampling(1), (Voice.BASE,))\n"
-        "print(process.pid, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(run.dir)], capture_output=True, text=True)
-    until_gone(run, int(done.stdout))
-
-
-@pytest.mark.slow
 def test_what_the_embedded_model_says_is_what_plain_peft_says(tmp_path: Path) -> None:
     config = wb.TrainConfig(max_steps=3, learning_rate=5e-3, warmup_steps=0, max_length=48, max_eval_rows=0, sample_prompts=())
-    run = ended(in_process.train(config, tmp_path), "stopped")
+    run = in_process.ended(in_process.train(config, tmp_path), "stopped")
     answers = wb.try_out(run, PROMPT, max_new_tokens=16, original=False)
     assert {voice: answers[0][voice].text for voice in BOTH} == {
         voice: plainly(run, PROMPT, voice, tokens=16) for voice in BOTH

@@ -189,7 +189,7 @@ class TryIt:
             return
         text = html.escape(heard.text.strip())
         if heard.complete and not text:
-            text = "<small>nothing: it ended at once</small>"
+            text = f"<small>{'nothing: it ended at once' if heard.ended else 'nothing but blanks'}</small>"
         elif not heard.ended:
             text += " <small>…</small>"
         self._draw(heard.voice, text, heard.figures)

@@ -34,8 +34,6 @@ _ROOM = 1 << 29
 """Bytes beside the weights, for what a model computes with while it answers."""
 _REWRITING = ("olora", "pissa")
 """Beginnings of adapters for which peft takes something out of the base's own weights."""
-_EVERY = 0.1
-"""Seconds between two partial answers."""
 
 
 def free_memory(device: str) -> int:
@@ -110,13 +108,9 @@ class Voices:
         tokens = self._room(encoded["input_ids"].shape[1], sampling.max_new_tokens)
         torch.manual_seed(sampling.seed)
         began = time.monotonic()
-        told = 0.0
 
         def grown(text: str, tokens: int) -> None:
-            nonlocal told
-            if (now := time.monotonic()) >= told + _EVERY:
-                told = now
-                hear(Answer(voice, text, tokens, now - began, complete=False))
+            hear(Answer(voice, text, tokens, time.monotonic() - began, complete=False))
 
         with without, torch.inference_mode():
             made = generate(model, self.tokenizer, encoded, tokens, asked, temperature=sampling.temperature, hear=grown)
