@@ -22,6 +22,7 @@ from widgets.background import recents
 from widgets.background.listeners import Listeners
 from widgets.background.measurements import Measurements
 from widgets.background.pace import Pace, Step
+from widgets.background.surveying import ModelSurvey
 from widgets.background.tasks import Latest
 from widgets.state import State, Store
 from workbench.errors import ModelError
@@ -108,6 +109,7 @@ class Session:
         self.store = Store(state)
         self.analysis: Analysis | None = None
         self.executor = executor
+        self.survey = ModelSurvey(executor)
         self._listeners, self._failed, self._busy, self._progress = (Listeners() for _ in range(4))
         self._wanted: frozenset[str] = frozenset()
         self._refused: Callable[[Exception], None] | None = None
@@ -220,6 +222,7 @@ class Session:
     def close(self) -> None:
         """Ends the thread and forgets every listener; closing twice is harmless."""
         self._forget()
+        self.survey.close()
         self._opening.close()
         self._ahead.close()
         self._work.close()

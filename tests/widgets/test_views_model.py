@@ -12,15 +12,15 @@ import workbench as wb
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
+from widgets.background import surveying
 from widgets.figures import model
-from widgets.figures.model import Places
 from widgets.panels import formats as formats_panel
-from widgets.panels import model_map
 from widgets.session import Session
 from widgets.state import State
 from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
+from workbench.surveys.places import Places
 
 
 class Later(Executor):
@@ -78,7 +78,7 @@ def test_the_map_has_a_cell_for_each_tensor_with_what_the_survey_says(app):
         assert app.state["map_field"] == field
         z = app.map.map._state["content"]["data"][1]["z"]
         assert z["shape"] == [6, 7]
-        places = Places.arrange(app.map._tensors)
+        places = Places.arrange(app.session.survey.tensors)
         figure = model.model_map(places, app.map.rows, field)
         for name, (row, column) in places.of.items():
             assert figure["data"][1]["z"][row, column] == pytest.approx(table[field][name], rel=1e-6)
@@ -90,7 +90,7 @@ def test_a_cell_and_a_line_of_the_list_choose_the_tensor_everywhere(app):
     app.session.store.update(tab="Model")
     app.map._clicked({"x": 3.2, "y": 2})
     assert app.state["tensor"] == "model.layers.2.self_attn.o_proj.weight"
-    assert app.session.analysis.tensor.name == app.map.list.value == app.controls.tensor.value == app.state["tensor"]
+    assert app.session.analysis.tensor.name == app.map.list.value == app.header.state["tensor"] == app.state["tensor"]
     app.map.list.index = 0
     assert app.state["tensor"] == app.map.list.options[0][1]
     assert app.map.list.options[0][1] in app.map.map.summary, "the list begins with the worst"
@@ -104,25 +104,28 @@ def test_what_is_bad_comes_first_whatever_is_shown(app):
         assert app.map.list.options[0][1] == table.worst(1, by=field)["tensor"][0]
 
 
-def test_the_way_down_and_back_up(app):
+def test_the_list_beside_the_map_is_of_the_model_or_of_one_layer(app):
+    app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Model")
+    assert len(app.map.list.options) == 42
+    assert app.map.one_layer.description == "only layer 4"
+    app.map.one_layer.value = True
+    assert app.state["layer"] == 4
+    assert {name.split(".")[2] for _, name in app.map.list.options} == {"4"}
+    assert len(app.map.list.options) == 7
+    app.header.ask("choose", {"layer": 2})
+    assert {name.split(".")[2] for _, name in app.map.list.options} == {"2"}
+    app.map.one_layer.value = False
+    assert len(app.map.list.options) == 42
+
+
+def test_a_weight_chosen_in_its_block_is_in_the_state(app):
     app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Error")
     app.error.list.index = 2
     block = app.state["block"]
     app.error.inspector._clicked({"x": 7.1})
-    assert app.state["weight"] == 7
-    labels = [button.description for button in app.crumbs.levels]
-    assert labels == ["builtin", "layer 4", "model.layers.4.mlp.up_proj.weight", f"block {block:,}", "weight 7"]
-    app.crumbs.block.click()
-    assert (app.state["tab"], app.state["block"], app.state["weight"]) == ("Error", block, None)
-    app.crumbs.layer.click()
-    assert (app.state["tab"], app.state["layer"]) == ("Model", 4)
-    assert {name.split(".")[2] for _, name in app.map.list.options} == {"4"}
-    assert len(app.map.list.options) == 7
-    app.crumbs.model.click()
-    assert len(app.map.list.options) == 42
-    app.crumbs.tensor.click()
-    assert (app.state["tab"], app.state["block"]) == ("Distribution", None)
-    assert app.tabs.selected_index == TABS.index("Distribution")
+    assert (app.state["block"], app.state["weight"]) == (block, 7)
+    app.session.store.update(tab="Model")
+    assert app.tabs.selected_index == TABS.index("Model")
 
 
 def test_a_state_brings_tab_block_weight_and_settings_back(app):
@@ -134,7 +137,7 @@ def test_a_state_brings_tab_block_weight_and_settings_back(app):
     assert again.error.inspector.sum.value == app.error.inspector.sum.value
     assert "Weight 5" in again.error.inspector.sum.value
     again.session.store.update(tab="Memory")
-    assert (again.memory.rank.value, again.memory.gpu.value) == (64, "L4 24 GB")
+    assert (again.memory.rank.value, again.memory.bar.gpu) == (64, "L4 24 GB")
     again.close()
 
 
@@ -172,7 +175,7 @@ def test_experts_share_a_cell_which_shows_the_worst(tmp_path):
 
 
 def test_rows_appear_while_the_survey_goes_on_and_it_can_be_cancelled_and_gone_on_with(later, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_map, "_EVERY", 0.0)
+    monkeypatch.setattr(surveying, "EVERY", 0.0)
     view = ModelMapView(folder(tmp_path / "m", layers(3)), executor=later)
     later.run()  # opens the model
     later.run()  # measures its first tensor, whereupon the survey is asked for
@@ -181,7 +184,7 @@ def test_rows_appear_while_the_survey_goes_on_and_it_can_be_cancelled_and_gone_o
     def watch(change):
         seen.append(change["new"])
         if "3 of 12" in change["new"]:
-            view.work.cancel()
+            view.session.survey.cancel()
 
     view.summary.observe(watch, "value")
     later.run()
@@ -232,7 +235,7 @@ def test_a_tensor_that_cannot_be_read_is_in_the_map_as_what_went_wrong(tmp_path)
 
 
 def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_map, "OF_ITSELF", 1000)
+    monkeypatch.setattr(surveying, "OF_ITSELF", 1000)
     monkeypatch.setattr(formats_panel, "OF_ITSELF", 1000)
     path = folder(tmp_path / "m", layers(2))
     view = ModelMapView(path, executor=Immediate())
@@ -333,12 +336,13 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     view.targets.value = ("q_proj", "v_proj")
     assert view.session.store.value.target_modules == ("q_proj", "v_proj")
     assert 0 < wb.forecast(view.session.source, view.config)["adapters"] < every
-    assert not missing(view.stays_summary.value, "14 tensors", "4.21 MB")
+    assert not missing(view.stays_summary.value, "14 tensors", "4.01 MiB")
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing
-    view.gpu.value, view.length.value, view.batch.value = "RTX 3060 12 GB", 8192, 64
-    assert "Cheapest changes" in view.verdict.value
+    view.bar.gpu, view.length.value, view.batch.value = "RTX 3060 12 GB", 8192, 64
+    assert view.bar.content["verdict"] == "does not fit"
+    assert "Cheapest changes" in view.ways.value
     view.close()
 
 
@@ -355,7 +359,7 @@ def test_packed_weights_are_shown_dequantized_and_said_to_be(tmp_path):
     np.testing.assert_array_equal(
         app.session.analysis.weights.reshape(64, 128), bnb.functional.dequantize_4bit(packed, state).numpy()
     )
-    assert "The checkpoint holds it in NF4" in app.controls.status.value
+    assert "The checkpoint holds it in NF4" in app.header.status["more"]
     for tab in TABS:
         app.session.store.update(tab=tab)
     assert [view.message.value for view in app.views] == [""] * len(app.views)

@@ -1,12 +1,13 @@
 // @ts-check
-// What the reader does on a block map and what the page asks Python for; drawing.js and blockmap_canvas.js come before it.
+// What the reader does on a block map and what the page asks Python for; drawing.js and blockmap_canvas.js come before it, a
+// widget that has such a map in it after it: a view is its `state`, `body`, `canvas`, `tip`, `look` and `draw`.
 
-const PICTURE = { width: 800, scale: 2 };
 const MAX_CELLS = 200000; // of one view, as widgets/drawing/blockmap.py has it
 const REST = 60; // ms that the pointer, the cursor or the zoom rests before Python is asked
 const LEAST = 4; // blocks that the window holds at least
 const PATIENCE = 5000; // ms after which an unanswered request no longer holds up the next
-
+const PICTURE = { width: 800, scale: 2 };
+const HELP = "Arrow keys go from block to block, Enter chooses one, plus and minus zoom, Home shows the whole, P inserts a picture.";
 let views = 0;
 
 /** The map as canvas code takes it: typed cells, one object as long as the cells are the same. */
@@ -23,11 +24,11 @@ function sceneOf(view, map) {
   const focused = document.activeElement === view.canvas;
   const marks = { selected: map.selected, cursor: focused ? cursorOf(view, map) : null, box: view.box ?? null };
   const detail = view.detail?.number === map.number ? view.detail : null;
-  return { map, overview: overviewOf(map), detail, window: view.window, marks };
+  return { map, overview: overviewOf(map), detail, window: view.window, look: view.look, marks };
 }
 
 function cursorOf(view, map) {
-  const first = Math.floor(view.window.rows[0]) * map.shape[1] + Math.floor(view.window.columns[0]);
+  const first = blockAt(map, Math.floor(view.window.rows[0]), Math.floor(view.window.columns[0]));
   return Math.min(view.cursor ?? map.selected ?? first, map.count - 1);
 }
 
@@ -37,23 +38,36 @@ function schedule(view) {
   if (view.frameRequest || view.gone) return;
   view.frameRequest = requestAnimationFrame(() => {
     view.frameRequest = 0;
-    draw(view);
+    view.draw(view);
   });
 }
 
-function draw(view) {
-  const { state, body, canvas } = view, { map, summary, error } = state.content;
-  body.setAttribute("aria-label", summary || "Block map");
-  canvas.setAttribute("aria-label", `${map ? map.name : "Values"} by block. ${HELP}`);
-  complain(view, error);
-  if (!map || !body.clientWidth) return; // hidden: the size observer draws it when it appears
-  follow(view, map);
-  const ratio = devicePixelRatio, width = body.clientWidth, height = body.clientHeight;
-  const [wide, tall] = [Math.round(width * ratio), Math.round(height * ratio)];
+/** A canvas as large as it is on screen, or `scale` times as fine for a picture, and its context, which counts in CSS pixels. */
+function sized(canvas, width, height, scale = devicePixelRatio) {
+  const [wide, tall] = [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
   const context = inkOf(canvas);
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  const scene = sceneOf(view, map), area = plotArea(width, height);
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  return context;
+}
+
+/** A PNG of what was drawn on a canvas, on the page's own ground. */
+function asPicture(canvas, colours) {
+  const context = inkOf(canvas);
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.globalCompositeOperation = "destination-over";
+  context.fillStyle = colours.page;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no PNG"))), "image/png"));
+}
+
+function drawBlocks(view) {
+  const { state, body, canvas } = view, { map } = state.content;
+  if (!map || !body.clientWidth) return; // hidden: the size observer draws it when it appears
+  follow(view, map);
+  const width = body.clientWidth, height = body.clientHeight;
+  const context = sized(canvas, width, height);
+  const scene = sceneOf(view, map), area = plotArea(width, height, view.look);
   drawMap(context, width, height, scene, pageColours(body));
   const finest = scene.detail ?? scene.overview;
   Object.assign(body.dataset, {
@@ -63,8 +77,6 @@ function draw(view) {
   });
   refine(view);
 }
-
-const HELP = "Arrow keys go from block to block, Enter chooses one, plus and minus zoom, Home shows the whole, P inserts a picture.";
 
 /** Fit window and cursor to a map that changed: another shape is seen whole, another choice is brought into view. */
 function follow(view, map) {
@@ -77,24 +89,9 @@ function follow(view, map) {
   }
 }
 
-function pictureOf(state, model) {
-  const { map } = state.content;
-  if (!map) throw new Error("There is no map yet.");
-  const view = shownView(state), shown = view?.window && view.body.clientWidth ? view : null;
-  const width = shown?.body.clientWidth ?? PICTURE.width, height = model.get("height");
-  const marks = { selected: map.selected, cursor: null, box: null };
-  const scene = shown ? { ...sceneOf(shown, map), marks } : { map, overview: overviewOf(map), window: wholeOf(map), marks };
-  const canvas = Object.assign(document.createElement("canvas"), { width: width * PICTURE.scale, height: height * PICTURE.scale });
-  const context = inkOf(canvas), colours = pageColours(view?.frame ?? document.body);
-  context.setTransform(PICTURE.scale, 0, 0, PICTURE.scale, 0, 0);
-  drawMap(context, width, height, scene, colours);
-  context.globalCompositeOperation = "destination-over";
-  context.fillStyle = colours.page;
-  context.fillRect(0, 0, width, height);
-  return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no PNG"))), "image/png"));
-}
-
 // ---------------------------------------------------------------- asking Python
+
+const areaOf = ({ body, look }) => plotArea(body.clientWidth, body.clientHeight, look);
 
 /** Ask for the part in the window at the screen's resolution, unless it is there already; one request at a time, the newest wins. */
 function refine(view) {
@@ -102,7 +99,7 @@ function refine(view) {
   view.refining = setTimeout(() => {
     const { map } = view.state.content;
     if (view.gone || !map || !view.body.clientWidth) return;
-    const area = plotArea(view.body.clientWidth, view.body.clientHeight);
+    const area = areaOf(view);
     const ends = ([low, high], count) => [Math.max(Math.floor(low), 0), Math.min(Math.ceil(high), count)];
     const rows = ends(view.window.rows, map.shape[0]), columns = ends(view.window.columns, map.shape[1]);
     const [most, broadest] = [Math.min(area.height, rows[1] - rows[0]), Math.min(area.width, columns[1] - columns[0])];
@@ -186,8 +183,8 @@ function zoom(view, factor, at) {
     const centre = place >= low && place <= high ? place : (low + high) / 2;
     return [centre - ((high - low) * factor) / 2, centre + ((high - low) * factor) / 2];
   };
-  const row = Math.floor(cursor / map.shape[1]) + 0.5, column = (cursor % map.shape[1]) + 0.5;
-  moveTo(view, map, about(rows, at?.row, row), about(columns, at?.column, column));
+  const [row, column] = placeOfBlock(map, cursor);
+  moveTo(view, map, about(rows, at?.row, row + 0.5), about(columns, at?.column, column + 0.5));
   const { rows: [top, bottom], columns: [left, right] } = view.window;
   askNoMore(view);
   say(view, `Rows ${Math.floor(top)} to ${Math.ceil(bottom) - 1}, columns ${Math.floor(left)} to ${Math.ceil(right) - 1}`);
@@ -208,13 +205,14 @@ function reveal(view, map, block) {
     const by = place < low ? place - low : Math.max(place + 1 - high, 0);
     return [low + by, high + by];
   };
-  moveTo(view, map, into(view.window.rows, Math.floor(block / map.shape[1])), into(view.window.columns, block % map.shape[1]));
+  const [row, column] = placeOfBlock(map, block);
+  moveTo(view, map, into(view.window.rows, row), into(view.window.columns, column));
 }
 
 function pressed(view, event) {
   const { map } = view.state.content;
-  if (!map || event.target !== view.canvas || event.ctrlKey || event.metaKey || event.altKey) return;
-  const [, columns] = map.shape, cursor = cursorOf(view, map), row = Math.floor(cursor / columns), column = cursor % columns;
+  if (!map || event.ctrlKey || event.metaKey || event.altKey) return;
+  const [row, column] = placeOfBlock(map, cursorOf(view, map));
   const cells = sceneOf(view, map), { tall, wide } = cells.detail ?? cells.overview;
   const [down, across] = event.shiftKey ? [10 * tall, 10 * wide] : [1, 1];
   const steps = { ArrowUp: [-down, 0], ArrowDown: [down, 0], ArrowLeft: [0, -across], ArrowRight: [0, across] };
@@ -226,9 +224,9 @@ function pressed(view, event) {
   };
   if (step) {
     const place = (at, by, count) => Math.min(Math.max(at + by, 0), count - 1);
-    view.cursor = Math.min(place(row, step[0], map.shape[0]) * columns + place(column, step[1], columns), map.count - 1);
+    view.cursor = Math.min(blockAt(map, place(row, step[0], map.shape[0]), place(column, step[1], map.shape[1])), map.count - 1);
     reveal(view, map, view.cursor);
-    const [atRow, atColumn] = [Math.floor(view.cursor / columns), view.cursor % columns];
+    const [atRow, atColumn] = placeOfBlock(map, view.cursor);
     view.hovering = false;
     askAbout(view, { rows: [atRow, atRow + 1], columns: [atColumn, atColumn + 1] });
   } else if (acts[event.key]) acts[event.key]();
@@ -240,7 +238,7 @@ function pressed(view, event) {
 
 function placeOf(view, event) {
   const box = view.canvas.getBoundingClientRect(), x = event.clientX - box.x, y = event.clientY - box.y;
-  const area = plotArea(view.body.clientWidth, view.body.clientHeight), to = transform(area, view.window);
+  const area = areaOf(view), to = transform(area, view.window);
   const inside = x >= area.left && y >= area.top && x < area.left + area.width && y < area.top + area.height;
   return { x, y, row: to.row(y), column: to.column(x), inside };
 }
@@ -304,7 +302,7 @@ function followPointer(view) {
     from.moved = true;
     hideTip(view);
     if (from.pans) {
-      const { rows, columns } = from.window, scale = transform(plotArea(view.body.clientWidth, view.body.clientHeight), from.window);
+      const { rows, columns } = from.window, scale = transform(areaOf(view), from.window);
       const [down, across] = [(from.y - to.y) / scale.down, (from.x - to.x) / scale.across];
       moveTo(view, map, rows.map((end) => end + down), columns.map((end) => end + across));
     } else {
@@ -332,42 +330,44 @@ function followPointer(view) {
   }, { passive: false });
 }
 
-// ---------------------------------------------------------------- the view
+// ---------------------------------------------------------------- its elements
 
 const CANVAS = "display:block;width:100%;height:100%;touch-action:pan-y;cursor:crosshair";
 const TIP = `position:absolute;pointer-events:none;max-width:90%;padding:4px 8px;border-radius:3px;font-size:12px;line-height:1.35;
   background:var(--jp-layout-color1, Canvas);color:var(--jp-ui-font-color1, CanvasText);border:1px solid var(--jp-border-color1, GrayText)`;
 
-export default {
-  initialize: ({ model }) => keepState(model, { redraw: schedule, picture: pictureOf, received }),
+/** What a block map is made of; `followMap` makes it live. */
+function mapElements() {
+  const canvas = element("canvas", { tabindex: "0", role: "application", style: CANVAS });
+  const tip = element("div", { style: TIP, hidden: "" });
+  return { canvas, tip, body: element("div", { role: "figure", style: "position:relative;width:100%;height:100%" }, canvas, tip) };
+}
 
-  render({ model, el }) {
-    const canvas = element("canvas", { tabindex: "0", role: "application", style: CANVAS });
-    const tip = element("div", { style: TIP, hidden: "" });
-    const body = element("div", { role: "figure", style: "position:relative;width:100%;height:100%" }, canvas, tip);
-    const tools = [
-      ["+", "Zoom in", "Zoom in (+)", () => zoom(view, 0.5)],
-      ["−", "Zoom out", "Zoom out (−)", () => zoom(view, 2)],
-      ["⤢", "Show the whole map", "Show the whole map (Home)", () => showAll(view)],
-    ];
-    const view = { name: `${shared.page}-${++views}`, canvas, tip, body, ...buildFrame(model, el, "workbench-map", body, tools) };
-    view.state.views.add(view);
-    view.frame.addEventListener("keydown", (event) => pressed(view, event));
-    for (const event of ["focus", "blur"]) canvas.addEventListener(event, () => schedule(view));
-    followPointer(view);
-    const unwatch = watchTheme(() => schedule(view));
-    const sizes = new ResizeObserver(() => schedule(view));
-    sizes.observe(body);
-    schedule(view);
-    return () => {
-      view.gone = true;
-      cancelAnimationFrame(view.frameRequest);
-      clearTimeout(view.refining);
-      hideTip(view);
-      unwatch();
-      view.unframe();
-      sizes.disconnect();
-      view.state.views.delete(view);
-    };
-  },
-};
+/** Begin to follow the reader, the theme and the size; returns what ends that. */
+function followMap(view) {
+  view.state.views.add(view);
+  view.canvas.addEventListener("keydown", (event) => pressed(view, event));
+  for (const event of ["focus", "blur"]) view.canvas.addEventListener(event, () => schedule(view));
+  followPointer(view);
+  const unwatch = watchTheme(() => schedule(view));
+  const sizes = new ResizeObserver(() => schedule(view));
+  sizes.observe(view.body);
+  schedule(view);
+  return () => {
+    view.gone = true;
+    cancelAnimationFrame(view.frameRequest);
+    clearTimeout(view.refining);
+    hideTip(view);
+    unwatch();
+    view.unframe();
+    sizes.disconnect();
+    view.state.views.delete(view);
+  };
+}
+
+/** The buttons for what a touch screen has no wheel and keys for; `view` is asked when one is pressed. */
+const zoomTools = (view) => [
+  ["+", "Zoom in", "Zoom in (+)", () => zoom(view(), 0.5)],
+  ["−", "Zoom out", "Zoom out (−)", () => zoom(view(), 2)],
+  ["⤢", "Show the whole map", "Show the whole map (Home)", () => showAll(view())],
+];

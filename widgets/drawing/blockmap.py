@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ MAX_CELLS = 200_000
 """Cells of one view at most, a byte each."""
 
 _START = (320, 480)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,13 @@ class _Values:
     blocks: NDArray[np.float32]
     """float32 (blocks,)."""
     per_row: int
+    lying: bool
+    """Whether the matrix lies down: its rows go across the picture, its blocks down."""
     name: str
     unit: str
-    rows: str
-    columns: str
+    row: str
+    block: str
+    """What one row and one block of a row are called."""
     low: float
     high: float
     bad: NDArray[np.float32] | None
@@ -61,24 +65,27 @@ class _Values:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return -(-self.blocks.size // self.per_row), self.per_row
+        """Of the picture: what stands below one another, and side by side."""
+        return self._turned(-(-self.blocks.size // self.per_row), self.per_row)
 
     def view(self, rows: tuple[int, int], columns: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
         """The part of the map inside the window, pooled to at most ``size`` (height, width) cells, as the page takes it."""
-        height, width = size
-        window = (self.per_row, height, width, rows, columns)
-        cells, (tall, wide) = pool_blocks(self.blocks, *window)
+        window = (self.per_row, *self._turned(*size), *self._turned(rows, columns))
+        cells, covered = pool_blocks(self.blocks, *window)
+        tall, wide = self._turned(*covered)
         span = self.high - self.low
         with np.errstate(invalid="ignore"):
             scaled = (cells - self.low) * (TOP / span if span else 0.0)
             codes = np.where(np.isfinite(cells), np.rint(scaled), NO_BLOCK).astype(np.uint8)
         if self.bad is not None:  # a block that could not be measured must not hide behind its neighbours
             codes[pool_blocks(self.bad, *window)[0] > 0] = NOT_FINITE
+        codes = np.ascontiguousarray(codes.T if self.lying else codes)
         return {"rows": rows, "columns": columns, "tall": tall, "wide": wide, "cells": codes.reshape(-1)}
 
     def worst(self, rows: tuple[int, int], columns: tuple[int, int]) -> int | None:
         """The block with the largest value inside a window, one without a finite value before all others; None: no block."""
-        places = np.add.outer(np.arange(*rows) * self.per_row, np.arange(*columns)).reshape(-1)
+        down, across = self._turned(rows, columns)
+        places = np.add.outer(np.arange(*down) * self.per_row, np.arange(*across)).reshape(-1)
         places = places[places < self.blocks.size]
         if not places.size:
             return None
@@ -88,10 +95,13 @@ class _Values:
     def describe(self, block: int, among: int = 1) -> str:
         """A block's place and value in words."""
         row, column = divmod(block, self.per_row)
-        place = f"{self.rows.split()[0]} {row:,}, {self.columns.split()[0]} {column:,}"
+        place = f"{self.row} {row:,}, {self.block} {column:,}"
         value = float(self.blocks[block])
         number = f"{value:.4g} {self.unit}".strip() if np.isfinite(value) else "no finite value"
         return f"{place}: {self.name} {number}" + (f", the largest of {among:,} blocks here" if among > 1 else "")
+
+    def _turned(self, down: _T, across: _T) -> tuple[_T, _T]:
+        return (across, down) if self.lying else (down, across)
 
 
 class BlockMap(Drawing):
@@ -100,13 +110,19 @@ class BlockMap(Drawing):
     Methods may be called from any thread. ``error`` and ``summary`` are those of every drawing.
     """
 
-    _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/blockmap_canvas.js", "drawing/blockmap.js")
+    _esm = script(
+        "drawing/element.js",
+        "drawing/drawing.js",
+        "drawing/blockmap_canvas.js",
+        "drawing/blockmap.js",
+        "drawing/blockmap_alone.js",
+    )
 
-    def __init__(self, height: int = DEFAULT_HEIGHT) -> None:
+    def __init__(self, height: int = DEFAULT_HEIGHT, **more: Any) -> None:
         self._values: _Values | None = None
         self._number = 0
         self._size = _START
-        super().__init__({"map": None}, "", height)
+        super().__init__({"map": None} | more, "", height)
 
     @property
     def selected(self) -> int | None:
@@ -132,26 +148,8 @@ class BlockMap(Drawing):
         row and one block. Values that are not finite are shown as such. A map of the same shape keeps the reader's zoom.
         Raises ValueError if ``per_row`` is below 1 or there is no value.
         """
-        blocks = np.ascontiguousarray(values, np.float32).reshape(-1)
-        if per_row < 1 or not blocks.size:
-            raise ValueError(f"A block map needs values and rows: {blocks.size} values, {per_row} in a row.")
-        finite = np.isfinite(blocks)
-        whole = bool(finite.all())
-        low = float(np.min(blocks, initial=np.inf, where=finite))
-        high = float(np.max(blocks, initial=-np.inf, where=finite))
-        if low > high:
-            low = high = 0.0
-        bad = None if whole else (~finite).astype(np.float32)
-        shown = _Values(
-            blocks=blocks, per_row=per_row, name=name, unit=unit, rows=rows, columns=columns, low=low, high=high, bad=bad
-        )
         with self._lock:
-            self._values, self._number = shown, self._number + 1
-            content = {
-                "number": self._number, "shape": list(shown.shape), "count": blocks.size, "name": name, "unit": unit,
-                "rows": rows, "columns": columns, "low": low, "high": high, "bad": 0 if whole else int((~finite).sum()),
-                "selected": self._within(selected), "overview": self._overview(shown),
-            }  # fmt: skip
+            content = self._map(values, per_row, name, unit, rows, columns, selected)
             self._become({"map": content, "summary": summary, "error": ""})
 
     def select(self, block: int | None) -> None:
@@ -163,6 +161,33 @@ class BlockMap(Drawing):
     def on_select(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(block)`` when the reader has chosen a block, which is marked; returns a function that ends that."""
         return self._chosen.add(callback)
+
+    def _map(
+        self, values: NDArray[Any], per_row: int, name: str, unit: str, rows: str, columns: str, selected: int | None,
+        *, lying: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Take in other values; returns what the page needs of them. The caller holds the lock."""
+        blocks = np.ascontiguousarray(values, np.float32).reshape(-1)
+        if per_row < 1 or not blocks.size:
+            raise ValueError(f"A block map needs values and rows: {blocks.size} values, {per_row} in a row.")
+        finite = np.isfinite(blocks)
+        whole = bool(finite.all())
+        low = float(np.min(blocks, initial=np.inf, where=finite))
+        high = float(np.max(blocks, initial=-np.inf, where=finite))
+        if low > high:
+            low = high = 0.0
+        shown = _Values(
+            blocks=blocks, per_row=per_row, lying=lying, name=name, unit=unit, row=rows.split()[0], block=columns.split()[0],
+            low=low, high=high, bad=None if whole else (~finite).astype(np.float32),
+        )  # fmt: skip
+        self._values, self._number = shown, self._number + 1
+        down, across = (columns, rows) if lying else (rows, columns)
+        return {
+            "number": self._number, "shape": list(shown.shape), "lying": lying, "count": blocks.size, "name": name,
+            "unit": unit, "rows": down, "columns": across, "low": low, "high": high,
+            "bad": 0 if whole else int((~finite).sum()),
+            "selected": self._within(selected), "overview": self._overview(shown),
+        }  # fmt: skip
 
     def _within(self, block: int | None) -> int | None:
         return None if block is None or self._values is None else max(0, min(int(block), self._values.blocks.size - 1))
@@ -186,7 +211,11 @@ class BlockMap(Drawing):
                 self.send({"type": "described", "id": message["id"], "text": values.describe(block, among)})
             else:
                 self.select(block)
-                self._choose(block)
+                self._picked(block)
+
+    def _picked(self, block: int) -> None:
+        """Tell who listens that the reader chose this block."""
+        self._choose(block)
 
     def _refine(self, values: _Values, rows: tuple[int, int], columns: tuple[int, int], message: dict[str, Any]) -> None:
         """Answer with a part of the map; the whole of it becomes what every page starts from."""

@@ -2,7 +2,9 @@
 // Puts a block map on a canvas: cells, axes, colour bar, marks. Knows nothing of events and messages (blockmap.js); the geometry is
 // counted in CSS pixels, and block i of an axis lies from i to i + 1.
 
-const MARGIN = { left: 64, right: 96, top: 10, bottom: 46 };
+// What stands around the cells: titles of the axes and a colour bar, or, where the drawing around tells them, numbers alone.
+const FRAMED = { left: 64, right: 96, top: 10, bottom: 46, titles: true };
+const BARE = { left: 30, right: 2, top: 3, bottom: 17, titles: false };
 const BAR = { gap: 16, width: 14 };
 const TOP = 253, NO_BLOCK = 254, NOT_FINITE = 255; // widgets/drawing/blockmap.py
 
@@ -48,12 +50,25 @@ function paintCells(part, dark) {
   return canvas;
 }
 
-/** Where the cells go on a canvas of this size. */
-function plotArea(width, height) {
-  return {
-    left: MARGIN.left, top: MARGIN.top,
-    width: Math.max(width - MARGIN.left - MARGIN.right, 20), height: Math.max(height - MARGIN.top - MARGIN.bottom, 20),
-  };
+/** Where the cells go on a canvas of this size with that around them. */
+function plotArea(width, height, { left, right, top, bottom }) {
+  return { left, top, width: Math.max(width - left - right, 20), height: Math.max(height - top - bottom, 20) };
+}
+
+/** Row and column of a block on the map, and back: blocks are numbered along the matrix's rows, which a map that lies has upright. */
+function placeOfBlock({ lying, shape: [rows, columns] }, block) {
+  return lying ? [block % rows, Math.floor(block / rows)] : [Math.floor(block / columns), block % columns];
+}
+
+function blockAt({ lying, shape: [rows, columns] }, row, column) {
+  return lying ? column * rows + row : row * columns + column;
+}
+
+/** The rectangle that marks a block, larger than a block that would not be seen: left, top, width, height. */
+function markOf(map, to, block) {
+  const [row, column] = placeOfBlock(map, block);
+  const width = Math.max(to.across, 9) + 2, height = Math.max(to.down, 9) + 2;
+  return [to.x(column + 0.5) - width / 2, to.y(row + 0.5) - height / 2, width, height];
 }
 
 /** Blocks to pixels and back, for a window of the map in a plot area. */
@@ -82,11 +97,11 @@ function short(value, digits = 3) {
   return size === 0 || (size >= 1e-3 && size < 1e5) ? rounded.toString() : rounded.toExponential();
 }
 
-/** The whole drawing. `scene`: map, detail, window, marks {selected, cursor, box}; `colours` from pageColours. */
+/** The whole drawing. `scene`: map, detail, window, look, marks {selected, cursor, box}; `colours` from pageColours. */
 function drawMap(context, width, height, scene, colours) {
-  const area = plotArea(width, height), to = transform(area, scene.window), { map } = scene;
+  const area = plotArea(width, height, scene.look), to = transform(area, scene.window), { map } = scene;
   context.clearRect(0, 0, width, height);
-  context.font = `12px ${colours.font}`;
+  context.font = `${scene.look.titles ? 12 : 11}px ${colours.font}`;
   context.fillStyle = context.strokeStyle = colours.text;
   context.save();
   context.beginPath();
@@ -104,7 +119,7 @@ function drawMap(context, width, height, scene, colours) {
   }
   context.restore();
   drawAxes(context, area, to, scene);
-  drawBar(context, area, map, colours);
+  if (scene.look.titles) drawBar(context, area, map, colours);
   context.save();
   context.beginPath();
   context.rect(area.left - 1, area.top - 1, area.width + 2, area.height + 2);
@@ -113,7 +128,7 @@ function drawMap(context, width, height, scene, colours) {
   context.restore();
 }
 
-function drawAxes(context, area, to, { map, window }) {
+function drawAxes(context, area, to, { map, window, look }) {
   const right = area.left + area.width, bottom = area.top + area.height;
   context.globalAlpha = 0.4;
   context.strokeRect(area.left - 0.5, area.top - 0.5, area.width + 1, area.height + 1);
@@ -124,18 +139,19 @@ function drawAxes(context, area, to, { map, window }) {
     const x = to.x(column + 0.5);
     if (x < area.left || x > right) continue;
     context.fillRect(x - 0.5, bottom + 1, 1, 4);
-    context.fillText(column.toLocaleString("en"), x, bottom + 8);
+    const text = column.toLocaleString("en"), named = look.titles || column > window.columns[0] ? text : `${map.columns.split(" ")[0]} ${text}`;
+    context.fillText(named, Math.max(x, context.measureText(named).width / 2), bottom + (look.titles ? 8 : 5));
   }
-  context.fillText(map.columns, area.left + area.width / 2, bottom + 26);
+  if (look.titles) context.fillText(map.columns, area.left + area.width / 2, bottom + 26);
   context.textAlign = "right";
   context.textBaseline = "middle";
-  for (const row of ticks(window.rows[0], window.rows[1] - 1, area.height / 50, 1)) {
+  for (const row of ticks(window.rows[0], window.rows[1] - 1, area.height / (look.titles ? 50 : 40), 1)) {
     const y = to.y(row + 0.5);
     if (y < area.top || y > bottom) continue;
     context.fillRect(area.left - 5, y - 0.5, 4, 1);
     context.fillText(row.toLocaleString("en"), area.left - 8, y);
   }
-  upright(context, map.rows, 12, area.top + area.height / 2);
+  if (look.titles) upright(context, map.rows, 12, area.top + area.height / 2);
 }
 
 function upright(context, text, x, y, turn = -1) {
@@ -173,11 +189,6 @@ function drawBar(context, area, map, colours) {
 
 /** The chosen block, the keyboard's cursor, the box being dragged; each is seen on every colour of the map. */
 function drawMarks(context, to, { map, marks }) {
-  const around = (block) => {
-    const x = to.x((block % map.shape[1]) + 0.5), y = to.y(Math.floor(block / map.shape[1]) + 0.5);
-    const width = Math.max(to.across, 9) + 2, height = Math.max(to.down, 9) + 2;
-    return [x - width / 2, y - height / 2, width, height];
-  };
   const outline = (rectangle, colour, dashes = []) => {
     context.setLineDash([]);
     context.lineWidth = 4;
@@ -189,8 +200,8 @@ function drawMarks(context, to, { map, marks }) {
     context.strokeRect(...rectangle);
     context.setLineDash([]);
   };
-  if (marks.selected !== null) outline(around(marks.selected), "#d6004c");
-  if (marks.cursor !== null) outline(around(marks.cursor), "#000", [3, 3]);
+  if (marks.selected !== null) outline(markOf(map, to, marks.selected), "#d6004c");
+  if (marks.cursor !== null) outline(markOf(map, to, marks.cursor), "#000", [3, 3]);
   if (marks.box) outline(marks.box, "#000");
   context.lineWidth = 1;
 }

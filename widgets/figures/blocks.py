@@ -1,20 +1,25 @@
-"""The figures of block-wise error: the spread over blocks, and one block weight by weight. No widgets.
+"""What the rows of block-wise error show, from ``ErrorStats``, ``Block`` and a survey's rows to plain values. No widgets.
 
-The map of all blocks is ``blockmap.py``'s.
+The parts that ``widgets/drawing/error_rows.py`` takes; arrays stay numpy's. The map of all blocks is ``blockmap.py``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widgets.figures.bins import title_of
-from widgets.figures.layout import Figure
-from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, QUIET, VERMILION
-from widgets.state import ERROR_FIELDS
+from workbench.quant.formats import FITTED
+from workbench.quant.inspect import Block
 from workbench.quant.measure import ErrorStats
+from workbench.surveys.places import Places
+
+_CURVE = 64
+"""Points of a curve over the colour bar."""
 
 
 def map_row_length(e: ErrorStats) -> int:
@@ -34,70 +39,144 @@ def worst_blocks(e: ErrorStats, field: str, count: int) -> list[int]:
 def place_of(e: ErrorStats, block: int) -> str:
     """Where a block lies in the matrix, in words."""
     per_row = e.blocks_per_row
-    return f"row {block // per_row:,}, block {block % per_row} of the row" if per_row else "in storage order"
+    return f"row {block // per_row:,}, block {block % per_row}" if per_row else f"block {block:,} in storage order"
 
 
-def block_distribution(stats: Sequence[ErrorStats], field: str) -> Figure:
-    """How the blocks' values are spread, one line a format on common bins."""
-    values = [getattr(e, field) for e in stats]
-    finite = [v[np.isfinite(v)] for v in values]
-    top = max((float(v.max(initial=0)) for v in finite), default=0.0) or 1.0
-    bottom = min((float(v.min(initial=top)) for v in finite), default=0.0)
-    borders = np.linspace(bottom, top if top > bottom else bottom + 1e-12, 81)
-    data = []
-    for i, (e, v) in enumerate(zip(stats, finite, strict=True)):
-        share = 100 * np.histogram(v, borders)[0] / max(1, v.size)
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "x": borders, "y": np.append(share, 0), "fill": "tozeroy",
-                "line": {"shape": "hv", "color": FORMAT_COLOURS[i]}, "name": title_of(e.spec),
-                "hovertemplate": "%{x:.3e}<br>%{y:.2f} % of blocks",
-            }
-        )  # fmt: skip
-    layout = {
-        "uirevision": field,
-        "xaxis": {"title": {"text": f"{ERROR_FIELDS[field]} of a block"}, "exponentformat": "e", "nticks": 6},
-        "yaxis": {"title": {"text": "% of blocks"}, "rangemode": "tozero"},
-    }
-    return {"data": data, "layout": layout}
+def model_part(places: Places, errors: Mapping[str, float], failed: Iterable[str], chosen: str) -> dict[str, Any]:
+    """``model``: relative RMSE by layer and kind, NaN where it is not known yet; the chosen tensor's cell is marked."""
+    shape = (len(places.layers), len(places.kinds))
+    values, there = np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8)
+    for place in places.of.values():
+        there[place] = 1
+    for name in failed:
+        there[places.of[name]] = 2
+    for place, name in places.worst(errors).items():
+        values[place] = errors[name]
+    layers = ["outside" if layer is None else str(layer) for layer in places.layers]
+    return {
+        "layers": layers, "kinds": list(places.kinds), "values": values.reshape(-1), "there": there.reshape(-1),
+        "selected": places.of.get(chosen),
+    }  # fmt: skip
 
 
-def block_weights(
-    weights: NDArray[np.float32], restored: NDArray[np.float32], levels: NDArray[np.float32], title: str, chosen: int = 0
-) -> Figure:
-    """One block's weights, what they become, and the levels they had to choose from (already times the scale).
+def spread_part(stats: Sequence[ErrorStats], field: str) -> dict[str, Any]:
+    """``spread``: how many blocks of each format have each value between the leading format's least and largest.
 
-    The ``chosen`` weight is marked.
+    Each curve is float32 (64,), 1 at the highest point of all; values that lie outside are left out.
     """
-    x = np.arange(weights.size)
-    gaps = np.stack([weights, restored, np.full_like(weights, np.nan)], axis=1).reshape(-1)
-    data = [
-        {
-            "type": "scatter", "mode": "lines", "x": np.tile([-1.0, weights.size, np.nan], levels.size),
-            "y": np.repeat(levels, 3), "line": {"color": QUIET, "width": 0.7}, "hoverinfo": "skip", "name": "levels × scale",
-        },
-        {
-            "type": "scatter", "mode": "lines", "x": np.repeat(x, 3), "y": gaps, "hoverinfo": "skip", "name": "error",
-            "line": {"color": VERMILION, "width": 2},
-        },
-        {
-            "type": "scatter", "mode": "markers", "x": x, "y": weights, "name": "weight",
-            "marker": {"size": 6, "color": BLUE}, "hovertemplate": "weight %{x}<br>%{y:.5g}",
-        },
-        {
-            "type": "scatter", "mode": "markers", "x": x, "y": restored, "name": f"after {title}",
-            "marker": {"size": 9, "symbol": "line-ew-open", "color": VERMILION, "line": {"width": 2}},
-            "hovertemplate": "weight %{x} becomes<br>%{y:.5g}",
-        },
-        {
-            "type": "scatter", "mode": "markers", "x": x[chosen : chosen + 1], "y": weights[chosen : chosen + 1],
-            "name": "chosen weight", "hoverinfo": "skip",
-            "marker": {"size": 15, "symbol": "circle-open", "color": CHOSEN, "line": {"width": 2}},
-        },
-    ]  # fmt: skip
-    layout = {
-        "xaxis": {"title": {"text": "weight of the block"}, "range": [-1, weights.size], "zeroline": False},
-        "yaxis": {"title": {"text": "value"}, "exponentformat": "e", "zeroline": False},
-        "margin": {"l": 76, "r": 20, "t": 52, "b": 48},
-    }
-    return {"data": data, "layout": layout}
+    values = [getattr(e, field) for e in stats]
+    lead = values[0][np.isfinite(values[0])]
+    low, span = (float(lead.min()), float(lead.max() - lead.min())) if lead.size else (0.0, 0.0)
+    counts = [_counted(v, low, span) for v in values]
+    top = max(float(count.max()) for count in counts) or 1.0
+    said = "; ".join(f"{title_of(e.spec)} median {_sci(_median(v))}" for e, v in zip(stats, values, strict=True))
+    return {"curves": [(count / top).astype(np.float32) for count in counts], "said": f"The spread over the blocks: {said}."}
+
+
+def _counted(values: NDArray[np.float32], low: float, span: float) -> NDArray[np.float64]:
+    """The share of blocks in each of the curve's bins."""
+    with np.errstate(invalid="ignore"):
+        place = (values - np.float32(low)) * np.float32(_CURVE / span if span else 0.0)
+        kept = place[(place >= 0) & (place <= _CURVE)]
+    counts: NDArray[np.float64] = np.bincount(np.minimum(kept.astype(np.int32), _CURVE - 1), minlength=_CURVE) / values.size
+    return counts
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
+
+
+def worst_part(e: ErrorStats, field: str, worst: Sequence[int]) -> dict[str, Any]:
+    """``worst``: the worst blocks, each its number, place and value."""
+    values = getattr(e, field)
+    return {"of": f"of {values.size:,}", "lines": [[block, place_of(e, block), _sci(values[block])] for block in worst]}
+
+
+def block_part(e: ErrorStats, b: Block) -> dict[str, Any]:
+    """``block``: its weights, what they become and their codes, and the levels they had to choose from (times the scale)."""
+    form = b.spec.definition
+    with np.errstate(invalid="ignore", over="ignore"):
+        levels = ((np.unique(form.levels) - b.zero) * b.scale).astype(np.float32)
+    state = f"RMSE {_sci(e.block_rmse[b.index])}" if b.finite else "holds a weight that is NaN or infinite, so it has no scale"
+    aside = f"{place_of(e, b.index)} · absmax {_short(b.absmax)} · {state} · {_weights(b.weights.size)}"
+    return {
+        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "weights": b.weights,
+        "restored": b.restored, "codes": b.codes, "levels": levels, "level_of_code": form.level_of_code,
+        "divisor": b.divisor, "zero": b.zero, "divided": _divisor(b)[0] + (" + zero point" if form.zero_point_bits else ""),
+    }  # fmt: skip
+
+
+def weight_part(b: Block, i: int) -> dict[str, Any]:
+    """``weight``: one weight's place among the levels, and its arithmetic in one line and step by step."""
+    steps = list(b.arithmetic(i))
+    if not b.finite:
+        said = f"{_short(b.weights[i])} in a block without a scale"
+        return {
+            "index": i,
+            "aside": "",
+            "terms": [["", _short(b.weights[i]), "weight"]],
+            "line": None,
+            "steps": steps,
+            "said": said,
+        }
+    form, level = b.spec.definition, float(b.levels[i])
+    levels = np.unique(form.levels)
+    rank = int(np.searchsorted(levels, level))
+    names = [f"{code:x}" for code in form.code_of_rank[np.searchsorted(form.levels, levels)]]
+    names[rank] = f"{b.codes[i]:x}"
+    low, high = b.bin(i)
+    line = {
+        "levels": levels, "edges": (levels[:-1] + levels[1:]) / 2, "names": names, "rank": rank, "at": float(b.normalised[i]),
+        "level": level, "bin": [low, high],
+    }  # fmt: skip
+    said = f"{_short(b.weights[i])} becomes {_short(b.restored[i])}, error {_short(b.errors[i])}"
+    how = " · ".join(b.scale_steps)
+    return {"index": i, "aside": how, "terms": _terms(b, i), "line": line, "steps": steps, "said": said}
+
+
+def _terms(b: Block, i: int) -> list[list[str]]:
+    """The sum in one line: each term its sign, its number and what it is; the last is the error."""
+    form, (divisor, scale) = b.spec.definition, _divisor(b)
+    low, high = b.bin(i)
+    reach = f"bin {_end(low)} … {_end(high)}"
+    level, name = _short(b.levels[i]), f"level of code {b.codes[i]:x}"
+    if form.zero_point_bits:
+        level, name = f"({level} − {_short(b.zero)})", f"{name} − zero point"
+    known = math.isfinite(b.divisor)
+    return [
+        ["", _short(b.weights[i]), "weight"],
+        ["÷", _short(b.divisor) if known else "0", divisor],
+        *([["+", _short(b.zero), "zero point"]] if form.zero_point_bits else []),
+        ["=", _short(b.normalised[i]), reach if known else f"taken as 0, {reach}"],
+        ["→", level, name],
+        ["×", _short(b.scale), f"{scale} from 8 bits" if b.nested is not None else scale],
+        ["=", _short(b.restored[i]), "becomes"],
+        ["", _short(b.errors[i]), "error"],
+    ]
+
+
+def _divisor(b: Block) -> tuple[str, str]:
+    """What weights are divided by, and what levels are multiplied with, by name."""
+    form = b.spec.definition
+    if form.rule == FITTED:
+        return "d₀", "d, fitted"
+    name = "absmax" if form.double_quantizable else "step" if form.zero_point_bits else "scale"
+    return name, name
+
+
+def _weights(count: int) -> str:
+    return f"{count:,} weight{'s' * (count != 1)}"
+
+
+def _end(edge: float) -> str:
+    return f"{edge:.3f}".replace("-", "−") if math.isfinite(edge) else "∞" if edge > 0 else "−∞"
+
+
+def _short(value: float) -> str:
+    """Four digits."""
+    return f"{float(value):.4g}".replace("-", "−")
+
+
+def _sci(value: float) -> str:
+    return f"{float(value):.2e}".replace("e-0", "e−").replace("e+0", "e").replace("-", "−")

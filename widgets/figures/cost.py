@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from widgets.figures.layout import Figure, escaped
-from widgets.figures.model import Places, Shown, cell_map
+from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
 from workbench.report.figures import error_bars
 from workbench.sources.kinds import order_of
+from workbench.surveys.places import Places
 from workbench.text import NONE, amount, bracketed, counted, listed, percent
 
 if TYPE_CHECKING:

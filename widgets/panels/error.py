@@ -1,51 +1,52 @@
-"""Where the quantization error sits: block by block, and weight by weight in one block."""
+"""Where the quantization error sits: in which tensors of the model, which blocks of one, and which weights of a block."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from widgets import code
 from widgets.background.tasks import guard
-from widgets.controls.binding import Ranking, bind
-from widgets.controls.style import choice, fields, grid, heading
-from widgets.drawing.blockmap import BlockMap
-from widgets.drawing.plot import Plot
+from widgets.drawing.error_rows import Chosen, ErrorRows
 from widgets.figures import blocks as figures
 from widgets.figures.bins import title_of
+from widgets.figures.palette import FORMAT_COLOURS
 from widgets.panels.base import View
-from widgets.panels.inspector import Inspector
-from widgets.session import Analysis
+from widgets.session import Analysis, choosable
 from widgets.state import ERROR_FIELDS
+from workbench.quant.inspect import Block, inspect_block
+from workbench.quant.measure import ErrorStats
+from workbench.sources.kinds import kind_of
+from workbench.surveys.places import Places
+from workbench.text import amount
 
 _LISTED = 20
+_MOST_KINDS = 24
 
 
 class BlockErrorView(View):
-    """The block map of the leading format, the spread over blocks of all, the worst blocks, and an inspector of one block."""
+    """The model, the blocks of its chosen tensor under the leading format, the weights of one, and one weight's arithmetic."""
+
+    block: Block
+    """The block on show."""
+    weight: int
+    """The weight of it whose arithmetic is shown."""
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         super().__init__("Error, block by block", model, **options)
 
     def build(self) -> list[Any]:
-        """Map, spread, list and inspector."""
-        self.map, self.spread = BlockMap(height=400), Plot(height=400)
-        self._mapped: tuple[Any, str] | None = None
-        guarded = guard(self.message)
-        self.field = choice("Shown for each block", ERROR_FIELDS)
-        bind(self.field, self.session.store, "error_field", self.message)
-        self.list = Ranking("Worst blocks", 8, guarded(lambda block: self.update(block=block)))
-        self.map.on_select(guarded(lambda block: self.update(block=block)))
-        self.inspector = Inspector(self.update, guarded)
-        self.plots = [self.map, self.spread, self.inspector.plot]
-        return [
-            fields(self.field),
-            grid(self.map, self.spread),
-            fields(self.list, width=340),
-            heading("One block"),
-            *self.inspector.parts,
-        ]
+        """The rows, which are one drawing."""
+        self.rows = ErrorRows()
+        self._mapped: tuple[ErrorStats, str] | None = None
+        self._worst: list[int] = []
+        self._arranged: tuple[Any, Places] = (None, Places.named(()))
+        guarded, survey = guard(self.message), self.session.survey
+        self.rows.on_choice(guarded(self._choose))
+        self.when_closed(survey.on_rows(guarded(self._surveyed)))
+        self.when_closed(survey.on_progress(guarded(lambda step: self._surveyed() if step is None else None)))
+        self.when_closed(survey.on_failure(self.message.error))
+        self.plots = [self.rows]
+        return [self.rows]
 
     def redraw_on(self) -> frozenset[str]:
         """What the map shows, which block is inspected, and which weight of it."""
@@ -53,43 +54,97 @@ class BlockErrorView(View):
 
     def code(self, analysis: Analysis) -> str:
         """The map's values, the worst blocks, the block and the weight."""
-        return code.block(analysis, self.session.store.value.error_field, self.inspector.block.index, self.inspector.weight)
+        return code.block(analysis, self.session.store.value.error_field, self.block.index, self.weight)
 
     def draw(self, analysis: Analysis) -> None:
-        """Map, spread, list and inspector for the analysis, the state's block and its weight."""
+        """The rows for the analysis, the state's block and its weight; the model fills in as it is surveyed."""
         state, lead = self.session.store.value, analysis.stats[0]
-        worst = figures.worst_blocks(lead, state.error_field, _LISTED)
-        chosen = worst[0] if state.block is None else min(state.block, lead.block_rmse.size - 1)
-        values, name = getattr(lead, state.error_field), ERROR_FIELDS[state.error_field]
-        if self._mapped is not None and self._mapped[0] is lead and self._mapped[1] == state.error_field:
-            self.map.select(chosen)
-        else:
-            self._mapped = (lead, state.error_field)
-            whole_rows = lead.blocks_per_row is not None
-            self.map.show(
-                values,
-                figures.map_row_length(lead),
-                name=name,
-                summary=f"{name} of each of {values.size:,} blocks under {title_of(lead.spec)}, as a map; choose one.",
-                rows="row of the matrix" if whole_rows else f"line of {figures.map_row_length(lead)} blocks",
-                columns="block of the row" if whole_rows else "block of the line, in storage order",
-                selected=chosen,
-            )
-        self.spread.show(
-            figures.block_distribution(analysis.stats, state.error_field),
-            f"How {name} is spread over the blocks: " + "; ".join(_median(e, state.error_field) for e in analysis.stats) + ".",
+        self.session.survey.look_at(analysis.source, choosable(analysis.source), lead.spec)
+        field, name = state.error_field, ERROR_FIELDS[state.error_field]
+        values = getattr(lead, field)
+        parts: dict[str, Any] = {}
+        if other := self._mapped is None or self._mapped[0] is not lead or self._mapped[1] != field:
+            self._worst = figures.worst_blocks(lead, field, _LISTED)
+            parts = {
+                "name": name, "spread": figures.spread_part(analysis.stats, field), "field": field,
+                "worst": figures.worst_part(lead, field, self._worst),
+            }  # fmt: skip
+        chosen = self._worst[0] if state.block is None else min(state.block, values.size - 1)
+        self.block = b = inspect_block(analysis.weights, lead, chosen)
+        self.weight = b.worst if state.weight is None else min(state.weight, b.weights.size - 1)
+        self.rows.show_rows(
+            f"{name} of each of {values.size:,} blocks under {title_of(lead.spec)}, as a map; choose one.",
+            chosen,
+            values if other else None,
+            figures.map_row_length(lead),
+            **parts,
+            tensor={"name": analysis.tensor.name, "kind": kind_of(analysis.tensor.name)},
+            after=lead.spec.definition.title,
+            fields=list(ERROR_FIELDS.items()),
+            colours=FORMAT_COLOURS[: len(analysis.stats)],
+            block=figures.block_part(lead, b),
+            weight=figures.weight_part(b, self.weight),
+            model=self._model(analysis),
         )
-        self._list(lead, state.error_field, worst, chosen)
-        self.inspector.show(analysis, chosen, state.weight)
+        self._mapped = (lead, field)
 
-    def _list(self, e: Any, field: str, worst: list[int], chosen: int) -> None:
-        values = getattr(e, field)
-        wide = max(len(f"{b:,}") for b in worst)
-        lines = [(f"{values[b]:.3e}   block {b:>{wide},}   {figures.place_of(e, b)}", b) for b in worst]
-        self.list.show(f"Worst blocks by {ERROR_FIELDS[field]}", lines, chosen)
+    def _surveyed(self) -> None:
+        """Rows of the survey have come, or none will come any more."""
+        if not self.active:
+            self._behind = True
+        elif self._mapped is not None and self.session.analysis is not None:
+            self.rows.show_model(self._model(self.session.analysis))
 
+    def _places(self) -> Places:
+        tensors = self.session.survey.tensors
+        if self._arranged[0] is not tensors:
+            self._arranged = (tensors, Places.arrange(tensors, _MOST_KINDS))
+        return self._arranged[1]
 
-def _median(e: Any, field: str) -> str:
-    values = getattr(e, field)
-    finite = values[np.isfinite(values)]
-    return f"{title_of(e.spec)} median {np.median(finite):.3e}" if finite.size else "no finite block"
+    def _model(self, analysis: Analysis) -> dict[str, Any]:
+        """What is known of the model: the survey's rows, and the tensor on show, which is measured already."""
+        survey, places = self.session.survey, self._places()
+        errors = {row.tensor.name: row.totals[0].relative_rmse for row in survey.rows if row.error is None}
+        errors.setdefault(analysis.tensor.name, analysis.stats[0].relative_rmse)
+        failed = [row.tensor.name for row in survey.rows if row.error is not None]
+        part = figures.model_part(places, errors, failed, analysis.tensor.name)
+        return part | {"offer": self._offer()}
+
+    def _offer(self) -> dict[str, str] | None:
+        """What is not measured yet of a model that is not measured by itself, and the button for it."""
+        survey = self.session.survey
+        left = survey.left
+        if not left or (survey.of_itself and (survey.busy or not survey.rows)):
+            return None
+        so_far = f"{len(survey.rows)} of {len(survey.tensors)} tensors"
+        if survey.busy:
+            return {"text": so_far, "button": "Stop", "title": "Keep what is measured, and measure no further"}
+        text, cost = so_far if survey.rows else "not measured yet", amount(sum(tensor.nbytes for tensor in left))
+        return {"text": text, "button": "Measure the model", "title": f"Read {cost} and measure every tensor"}
+
+    def _choose(self, chosen: Chosen) -> None:
+        """What the reader did on the rows."""
+        survey = self.session.survey
+        if chosen.what == "cell":
+            self._choose_cell((int(chosen.value[0]), int(chosen.value[1])))
+        elif chosen.what == "block":
+            self.update(block=int(chosen.value))
+        elif chosen.what == "weight":
+            self.update(weight=int(chosen.value))
+        elif chosen.what == "field":
+            self.update(error_field=str(chosen.value), block=None)
+        elif chosen.what == "measure":
+            if survey.busy:
+                survey.cancel()
+            else:
+                survey.begin()
+            self._surveyed()
+
+    def _choose_cell(self, cell: tuple[int, int]) -> None:
+        """The tensor that the cell shows: the worst that is known, else its first."""
+        places = self._places()
+        known = {row.tensor.name: row.totals[0].relative_rmse for row in self.session.survey.rows if row.error is None}
+        name = places.worst(known).get(cell) or next((name for name, place in places.of.items() if place == cell), "")
+        if name and name != self.session.store.value.tensor:
+            self.rows.mark(cell)
+            self.update(tensor=name)

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from workbench.memory.forecast import MemoryLedger
 from workbench.memory.ledger import GROUPS
 from workbench.quant.formats import FORMATS
 from workbench.quant.spec import QuantSpec
-from workbench.sources.kinds import order_of
+from workbench.surveys.places import Places
 from workbench.surveys.rows import Row, pooled
 from workbench.surveys.scores import Duel, winners
-from workbench.text import NONE, percent, short
+from workbench.text import NONE, memory_unit, percent, short
 
 Figure = dict[str, Any]
 
 _MOST_KINDS = 24
+_ABREAST = 3
 _ROW, _DASHES = 24, ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -64,7 +63,8 @@ def layer_lines(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> Figure | Non
         )  # fmt: skip
     layout = {
         "height": 340, "hovermode": "x unified", "showlegend": True,
-        "xaxis": _layer_axis(layers),
+        "xaxis": {"title": {"text": "layer"}, "showgrid": False, "zeroline": False, "tickformat": "d"}
+        | ({"dtick": 1} if len(layers) <= 24 else {}),
         "yaxis": {"title": {"text": "relative RMSE, %"}},
     }  # fmt: skip
     return {"data": data, "layout": layout}
@@ -73,78 +73,92 @@ def layer_lines(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> Figure | Non
 def error_maps(rows: Sequence[Row], specs: Sequence[QuantSpec]) -> Figure | None:
     """Layers × kinds of relative RMSE, one map a specification, all on one colour scale; None without layers."""
 
-    def error(i: int) -> Callable[[Sequence[Row]], float]:
-        return lambda cell: _percent(pooled([row.totals[i] for row in cell]).relative_rmse)
+    def error(i: int) -> Callable[[Row], float]:
+        return lambda row: math.nan if row.error is not None else _percent(row.totals[i].relative_rmse)
 
     return _maps(rows, {spec.title: error(i) for i, spec in enumerate(specs)}, "relative RMSE, %", "{:.2f} %")
 
 
 def kurtosis_map(rows: Sequence[Row]) -> Figure | None:
-    """Layers × kinds of kurtosis, the largest where several tensors share a cell; None without layers."""
-    return _maps(rows, {"": lambda cell: float(np.fmax.reduce([row.kurtosis for row in cell]))}, "kurtosis", "{:.2f}")
+    """Layers × kinds of kurtosis; None without layers."""
+    return _maps(rows, {"": lambda row: row.kurtosis}, "kurtosis", "{:.2f}")
 
 
-def _maps(rows: Sequence[Row], values: dict[str, Callable[[Sequence[Row]], float]], unit: str, shown: str) -> Figure | None:
-    layers, kinds, cells = _cells(rows)
-    if not layers:
+def _maps(rows: Sequence[Row], values: dict[str, Callable[[Row], float]], unit: str, shown: str) -> Figure | None:
+    """Maps side by side, at most ``_ABREAST``; a cell of several tensors shows the one with the largest value."""
+    places, inside = _inside(rows)
+    if not inside:
         return None
-    tall, label = _ROW * len(kinds), 40 if any(values) else 0
-    height = len(values) * (tall + label)
+    abreast, lines = min(len(values), _ABREAST), -(-len(values) // _ABREAST)
+    tall, label = _tall(places) * len(places.layers), 24 if any(values) else 0
+    foot = 44  # the names of kinds
+    height = lines * (tall + label + foot)
     layout: dict[str, Any] = {
-        "height": height + 76, "margin": {"t": 16, "b": 60}, "annotations": [],
+        "height": height + 16, "margin": {"t": 8, "b": 8}, "annotations": [],
         "coloraxis": {"colorscale": {"$scale": 5}, "colorbar": _colorbar(unit)},
-        "xaxis": _layer_axis(layers) | {"anchor": f"y{len(values)}" if len(values) > 1 else "y"},
     }  # fmt: skip
     data = []
     for n, (title, value) in enumerate(values.items()):
-        z = [[value(cells[layer, kind]) if (layer, kind) in cells else None for layer in layers] for kind in kinds]
-        hover = [
-            [
-                "" if v is None else f"layer {layer}, {text(kind)}: {NONE if math.isnan(v) else shown.format(v)}"
-                for layer, v in zip(layers, line, strict=True)
-            ]
-            for kind, line in zip(kinds, z, strict=True)
-        ]
-        axis = "" if n == 0 else str(n + 1)
-        bottom = (len(values) - 1 - n) * (tall + label) / height
+        known = {row.tensor.name: value(row) for row in inside}
+        cells = places.worst(known)
+        z = _table(places, {at: known[name] for at, name in cells.items()}, None)
+        hover = _table(places, {at: _hover(name, known[name], shown) for at, name in cells.items()}, "")
+        axis, top = "" if n == 0 else str(n + 1), 1 - (n // abreast) * (tall + label + foot) / height - label / height
+        left = (n % abreast) / abreast
         data.append(
-            {
-                "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": hover, "hoverinfo": "text",
-                "yaxis": f"y{axis}", "coloraxis": "coloraxis", "xgap": 1, "ygap": 1,
-            }
-        )  # fmt: skip
-        layout[f"yaxis{axis}"] = _KIND_AXIS | {"domain": [bottom, min(1.0, bottom + tall / height)]}
+            _heatmap(places, z, hover)
+            | {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "coloraxis": "coloraxis", "xgap": 1, "ygap": 1}
+        )
+        layout[f"xaxis{axis}"] = _KIND_AXIS | {
+            "domain": [left, left + 1 / abreast - 0.05 * (abreast > 1)],
+            "anchor": f"y{axis}",
+        }
+        layout[f"yaxis{axis}"] = _layer_axis(places) | {"domain": [top - tall / height, top], "anchor": f"x{axis}"}
         layout["annotations"].append(
             {
-                "text": text(title), "x": 0, "xref": "paper", "xanchor": "left", "y": bottom + tall / height, "yref": "paper",
+                "text": text(title), "x": left, "xref": "paper", "xanchor": "left", "y": top, "yref": "paper",
                 "yanchor": "bottom", "showarrow": False,
             }
         )  # fmt: skip
     return {"data": data, "layout": layout}
 
 
+def _inside(rows: Sequence[Row]) -> tuple[Places, list[Row]]:
+    """The map of the rows that are in layers, and those rows."""
+    inside = [row for row in rows if row.layer is not None]
+    return Places.arrange((row.tensor for row in inside), _MOST_KINDS), inside
+
+
+def _table(places: Places, of: Mapping[tuple[int, int], object], empty: object) -> list[list[object]]:
+    return [[of.get((row, column), empty) for column in range(len(places.kinds))] for row in range(len(places.layers))]
+
+
+def _hover(name: str, value: float, shown: str) -> str:
+    return f"{text(name)}: {NONE if math.isnan(value) else shown.format(value)}"
+
+
+def _heatmap(places: Places, z: list[list[object]], hover: list[list[object]]) -> dict[str, Any]:
+    return {
+        "type": "heatmap", "x": [text(kind) for kind in places.kinds], "y": list(places.layers), "z": z, "text": hover,
+        "hoverinfo": "text",
+    }  # fmt: skip
+
+
+def _tall(places: Places) -> int:
+    """Pixels of a layer's line."""
+    return max(5, min(_ROW, 480 // len(places.layers)))
+
+
 def _colorbar(unit: str) -> dict[str, Any]:
     return {"title": {"text": unit, "side": "right", "font": {"size": 13}}, "thickness": 12, "outlinewidth": 0}
 
 
-_KIND_AXIS = {"autorange": "reversed", "type": "category", "showgrid": False, "ticks": "", "fixedrange": True}
+_KIND_AXIS = {"type": "category", "showgrid": False, "ticks": "", "fixedrange": True}
 
 
-def _layer_axis(layers: Sequence[int]) -> dict[str, Any]:
-    axis = {"title": {"text": "layer"}, "showgrid": False, "zeroline": False, "tickformat": "d"}
-    return axis | ({"dtick": 1} if len(layers) <= 24 else {})
-
-
-def _cells(rows: Sequence[Row]) -> tuple[list[int], list[str], dict[tuple[int, str], list[Row]]]:
-    """(layers, kinds, the rows of each); kinds beyond the first 23 are gathered as "other"."""
-    inside = [row for row in rows if row.layer is not None]
-    order = sorted({row.kind for row in inside}, key=order_of)
-    kinds = order if len(order) <= _MOST_KINDS else [*order[: _MOST_KINDS - 1], "other"]
-    cells: dict[tuple[int, str], list[Row]] = {}
-    for row in inside:
-        assert row.layer is not None
-        cells.setdefault((row.layer, row.kind if row.kind in kinds else "other"), []).append(row)
-    return sorted({layer for layer, _ in cells}), kinds, cells
+def _layer_axis(places: Places) -> dict[str, Any]:
+    axis = {"title": {"text": "layer"}, "autorange": "reversed", "showgrid": False, "zeroline": False, "tickformat": "d"}
+    return axis | {"fixedrange": True} | ({"dtick": 1} if len(places.layers) <= 24 else {})
 
 
 def duel_bars(duel: Duel) -> Figure:
@@ -165,31 +179,29 @@ def duel_bars(duel: Duel) -> Figure:
 
 def winner_map(duel: Duel) -> Figure | None:
     """Layers × kinds, each cell in the colour of the format that errs least there; None for a model without layers."""
-    layers, kinds, cells = _cells(duel.measured.rows)
-    if not layers:
+    places, inside = _inside(duel.measured.rows)
+    if not inside:
         return None
     formats = [score.spec.format for score in duel.contenders]
-    specs = [score.spec for score in duel.contenders]
-    z: list[list[int | None]] = []
-    hover: list[list[str]] = []
-    for kind in kinds:
-        z.append([])
-        hover.append([])
-        for layer in layers:
-            rows = cells.get((layer, kind), [])
-            best = winners([duel.measured.score(spec, rows) for spec in specs]) if rows else ()
-            z[-1].append(formats.index(best[0]) if best else None)
-            titles = " and ".join(text(FORMATS[name].title) for name in best)
-            hover[-1].append(f"layer {layer}, {text(kind)}: {titles}" if best else "")
+    cells: dict[tuple[int, int], list[Row]] = {}
+    for row in inside:
+        cells.setdefault(places.of[row.tensor.name], []).append(row)
+    best = {at: winners([duel.measured.score(score.spec, own) for score in duel.contenders]) for at, own in cells.items()}
+
+    said = {
+        (row, column): f"layer {places.layers[row]}, {text(places.kinds[column])}: "
+        + " and ".join(text(FORMATS[name].title) for name in names)
+        for (row, column), names in best.items()
+        if names
+    }
+    z = _table(places, {at: formats.index(names[0]) for at, names in best.items() if names}, None)
     n = len(formats)
     scale = [[edge / n, format_colour(name)] for i, name in enumerate(formats) for edge in (i, i + 1)]
     data: list[dict[str, Any]] = [
-        {
-            "type": "heatmap", "x": layers, "y": [text(kind) for kind in kinds], "z": z, "text": hover, "hoverinfo": "text",
-            "zmin": -0.5, "zmax": n - 0.5, "colorscale": scale, "showscale": False, "xgap": 1, "ygap": 1,
-        }
-    ]  # fmt: skip
-    seen = {i for line in z for i in line if i is not None}
+        _heatmap(places, z, _table(places, said, ""))
+        | {"zmin": -0.5, "zmax": n - 0.5, "colorscale": scale, "showscale": False, "xgap": 1, "ygap": 1}
+    ]
+    seen = {formats.index(names[0]) for names in best.values() if names}
     data += [
         {
             "type": "scatter", "mode": "markers", "x": [None], "y": [None], "name": text(FORMATS[name].title),
@@ -199,8 +211,8 @@ def winner_map(duel: Duel) -> Figure | None:
         if i in seen
     ]  # fmt: skip
     layout = {
-        "height": 120 + _ROW * len(kinds), "showlegend": True,
-        "xaxis": _layer_axis(layers), "yaxis": _KIND_AXIS,
+        "height": 120 + _tall(places) * len(places.layers), "showlegend": True,
+        "xaxis": _KIND_AXIS, "yaxis": _layer_axis(places),
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -228,10 +240,10 @@ def double_quant_moves(duel: Duel) -> Figure | None:
 
 
 def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
-    """Forecast gigabytes by method, stacked by what takes them."""
-    unit, size = ("GB", 1e9) if max(ledger.total for ledger in ledgers) >= 1e9 else ("MB", 1e6)
+    """Forecast memory by method, stacked by what takes it."""
+    unit, _ = memory_unit(max(ledger.total for ledger in ledgers))
     names = [ledger.title for ledger in ledgers]
-    data = stacked_memory(names, ledgers, [colour(i) for i in range(len(GROUPS))], unit, size)
+    data = stacked_memory(names, ledgers, [colour(i) for i in range(len(GROUPS))])
     layout = {
         "height": 330, "barmode": "stack", "bargap": 0.35, "showlegend": True, "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": f"{unit}, forecast"}, "rangemode": "tozero"},
@@ -240,10 +252,9 @@ def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def stacked_memory(
-    names: Sequence[str], ledgers: Sequence[MemoryLedger], colours: Sequence[object], unit: str = "GB", size: float = 1e9
-) -> list[Figure]:
-    """Forecasts as stacked bars, each by its name: a trace and a colour for each of ``GROUPS``, ``size`` bytes a ``unit``."""
+def stacked_memory(names: Sequence[str], ledgers: Sequence[MemoryLedger], colours: Sequence[object]) -> list[Figure]:
+    """Forecasts as stacked bars, each by its name, in the ``memory_unit`` of the largest: a trace for each of ``GROUPS``."""
+    unit, size = memory_unit(max(ledger.total for ledger in ledgers))
     return [
         {
             "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": own},
