@@ -19,7 +19,7 @@ from workbench.errors import DataError, RunError
 from workbench.memory.footprint import Plan, base_weights
 from workbench.sources import open_model
 from workbench.sources.packed import as_loaded
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training import data, origins
 from workbench.training.answers.values import Answer, Sampling, Voice
 from workbench.training.chats import Template
@@ -80,8 +80,8 @@ class Voices:
         if needed <= (free := self._free(device)):
             return ""
         where = "on the GPU" if device == "cuda" else "on this machine"
-        there = f"{amount(free)} are free {where}."
-        return f"The 16-bit base is left out: {source.name} would take {amount(needed)} in {dtype}, and {there}"
+        there = f"{memory_size(free)} are free {where}."
+        return f"The 16-bit base is left out: {source.name} would take {memory_size(needed)} in {dtype}, and {there}"
 
     def load_original(self) -> None:
         """Loads the 16-bit base."""
