@@ -171,8 +171,9 @@ class Answers(Shown):
     def _show_(self) -> View:
         lines = []
         for row in self.rows:
-            for n, (voice, answer) in enumerate(row.answers.items()):
-                lines.append({"prompt": "" if n else _flat(row.prompt), **answer._line_(), "model": titles(self.base)[voice]})
+            there = [(title, row.answers[voice]) for voice, title in self.titles.items() if voice in row.answers]
+            for n, (title, answer) in enumerate(there):
+                lines.append({"prompt": "" if n else _flat(row.prompt), **answer._line_(), "model": title})
         return View(self._title, lines=lines, note=self.without)
 
     def _repr_html_(self) -> str:
