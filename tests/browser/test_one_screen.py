@@ -20,7 +20,7 @@ WANTED: dict[str, tuple[str, ...]] = {
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
-    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
+    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map')?.innerText ?? '')",
 }
 """When a tab shows all of that."""
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
