@@ -106,9 +106,9 @@ def test_what_is_bad_comes_first_whatever_is_shown(app):
 
 def test_the_way_down_and_back_up(app):
     app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Error")
-    app.error.list.index = 2
-    block = app.state["block"]
-    app.error.inspector._clicked({"x": 7.1})
+    block = app.error.rows.content["worst"]["lines"][2][0]
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "block", "value": block}, [])
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "weight", "value": 7}, [])
     assert app.state["weight"] == 7
     labels = [button.description for button in app.crumbs.levels]
     assert labels == ["builtin", "layer 4", "model.layers.4.mlp.up_proj.weight", f"block {block:,}", "weight 7"]
@@ -131,8 +131,8 @@ def test_a_state_brings_tab_block_weight_and_settings_back(app):
     again = Workbench(state=json.loads(json.dumps(app.state)), executor=Immediate())
     assert again.state == app.state
     assert again.tabs.selected_index == TABS.index("Error")
-    assert again.error.inspector.sum.value == app.error.inspector.sum.value
-    assert "Weight 5" in again.error.inspector.sum.value
+    assert again.error.rows.content["weight"]["terms"] == app.error.rows.content["weight"]["terms"]
+    assert (again.error.block.index, again.error.weight) == (11, 5)
     again.session.store.update(tab="Memory")
     assert (again.memory.rank.value, again.memory.gpu.value) == (64, "L4 24 GB")
     again.close()
