@@ -122,11 +122,11 @@ function captions(view, { tensor, field, fields, model, map, spread, worst, bloc
   }
   put(text.block, block.title);
   put(text.blockAside, block.aside, { title: block.aside });
-  rebuild(text.after, after, () => [["●", "weight", "inherit"], ["▬", `after ${after}`, lead], ["│", "error", "var(--wb-err)"]].map(
-    ([sign, name, colour]) => element("span", {}, element("b", { style: `color:${colour}`, "aria-hidden": "true" }, sign), ` ${name}`),
+  rebuild(text.after, after, () => [["wb-dot", "weight", ""], ["wb-tick", `after ${after}`, `background:${lead}`], ["wb-gap", "error", ""]].map(
+    ([kind, name, style]) => element("span", {}, element("i", { class: kind, style }), name),
   ).concat(element("span", {}, "hex: code")));
   put(text.weight, `Weight ${weight.index}`);
-  put(text.weightAside, weight.aside, { title: weight.aside });
+  put(text.weightAside, weight.aside, { title: weight.how });
   rebuild(text.sum, JSON.stringify(weight.terms), () => weight.terms.flatMap(([sign, number, label], i) => {
     const lost = i === weight.terms.length - 1 && i > 0 ? "wb-lost" : "";
     const term = element("span", { class: lost }, element("b", {}, number), element("small", {}, label));

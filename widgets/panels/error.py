@@ -77,6 +77,7 @@ class BlockErrorView(View):
             chosen,
             values if other else None,
             figures.map_row_length(lead),
+            "row" if lead.blocks_per_row else "line",
             **parts,
             tensor={"name": analysis.tensor.name, "kind": kind_of(analysis.tensor.name)},
             after=lead.spec.definition.title,
