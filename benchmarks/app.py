@@ -95,23 +95,21 @@ _RUN = """() => {
 }"""
 _FIRST = "() => window.drawn > 0 && { seconds: (window.last - window.began) / 1000 }"
 _KEYS = """([keys, gap]) => new Promise((resolve) => {
-    const slider = [...document.querySelectorAll('.widget-hslider')].find((s) => s.innerText.includes('Block size'));
-    const handle = slider.querySelector('.noUi-handle');
+    const field = document.querySelector('[role=combobox][aria-label="Block size"]');
     window.drawn = 0;
     const press = (i) => {
         window.began = performance.now();
-        handle.dispatchEvent(new KeyboardEvent('keydown', { key: keys[i], bubbles: true, cancelable: true }));
+        field.dispatchEvent(new KeyboardEvent('keydown', { key: keys[i], bubbles: true, cancelable: true }));
         if (i + 1 < keys.length) setTimeout(press, gap, i + 1);
         else resolve();
     };
     press(0);
 })"""
 _CHOOSE = """([label, title]) => {
-    const field = [...document.querySelectorAll('.widget-dropdown')].find((f) => f.innerText.startsWith(label));
-    const select = field.querySelector('select');
+    document.querySelector(`[role=combobox][aria-label="${label}"]`).click();
+    const options = [...document.querySelectorAll(`[role=listbox][aria-label="${label}"] [role=option]`)];
     window.drawn = 0, window.began = performance.now();
-    select.selectedIndex = [...select.options].findIndex((option) => option.text.replaceAll('\\u00a0', ' ') === title);
-    select.dispatchEvent(new Event('change', { bubbles: true }));
+    options.find((option) => option.firstChild.textContent === title).click();
 }"""
 # What the page does after a call of the kernel is no part of the change that follows.
 _AT_REST = "() => new Promise((resolve) => setTimeout(() => requestIdleCallback(resolve), 100))"

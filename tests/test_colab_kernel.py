@@ -6,6 +6,7 @@ makes of the messages is not shown here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
+ROOT = Path(__file__).parents[1]
 SECONDS = 120
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 # Notes of each message that makes or changes a widget whose it is, and whether the kernel's own thread sends it.
 AS_ON_COLAB = """
-import sys, threading, types
-sys.modules["google.colab"] = types.ModuleType("google.colab")
+import threading, google.colab
 senders, session = [], get_ipython().kernel.session
 def send(stream, message, content=None, *rest, _send=session.send, **more):
     if str(message).startswith("comm_"):
@@ -31,7 +33,7 @@ session.send = send
 APP = """
 from widgets import Workbench
 app = Workbench("builtin")
-print(app.distribution.plots[0].model_id, app.controls.block_size.model_id, app.controls.block_size.index)
+print(app.distribution.plots[0].model_id, app.header.model_id)
 """
 
 BUSY_UNTIL = """
@@ -47,6 +49,8 @@ class Page:
 
     def __init__(self, client: BlockingKernelClient) -> None:
         self.client = client
+        self.shown: list[dict[str, Any]] = []
+        """Every output that cells had, with its metadata."""
 
     def start(self, code: str) -> str:
         """Has a cell run, and does not wait for it."""
@@ -63,6 +67,8 @@ class Page:
             assert kind != "error", "\n".join(content["traceback"])
             if kind == "stream" and content["name"] == "stdout":
                 printed += content["text"]
+            if kind in ("display_data", "execute_result"):
+                self.shown.append(content)
             if kind == "status" and content["execution_state"] == "idle":
                 return printed.strip()
 
@@ -70,9 +76,9 @@ class Page:
         """What a cell printed."""
         return self.ended(self.start(code))
 
-    def change(self, model: str, **state: Any) -> None:
-        """A control was moved."""
-        data = {"method": "update", "state": state, "buffer_paths": []}
+    def choose(self, model: str, **choice: Any) -> None:
+        """Something was chosen in the header."""
+        data = {"method": "custom", "content": {"kind": "choose", "value": choice}}
         self.client.shell_channel.send(self.client.session.msg("comm_msg", {"comm_id": model, "data": data}))
 
     def until_drawn(self, model: str) -> None:
@@ -83,7 +89,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    manager, client = start_new_kernel(cwd=str(tmp_path_factory.mktemp("colab")))
+    paths = os.pathsep.join(map(str, (ROOT / "tests" / "browser" / "colab" / "kernel", ROOT)))
+    manager, client = start_new_kernel(cwd=str(tmp_path_factory.mktemp("colab")), env=os.environ | {"PYTHONPATH": paths})
     page = Page(client)
     page.run(AS_ON_COLAB)
     yield page
@@ -92,20 +99,26 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def test_results_reach_the_page_between_cells_and_from_the_kernels_own_thread(page: Page, tmp_path: Path) -> None:
-    plot, slider, index = page.run(APP).split()
+    plot, header = page.run(APP).split()
     page.until_drawn(plot)
 
-    page.change(slider, index=int(index) + 1)
+    page.choose(header, block_size=128)
     page.until_drawn(plot)
     assert page.run("print(app.state['block_size'], all(own for _, own in senders), len(senders) > 50)") == "128 True True"
 
     let_go = tmp_path / "let go"
     busy = page.start(BUSY_UNTIL.format(path=str(let_go)))
-    page.change(slider, index=int(index) + 2)
+    page.choose(header, block_size=256)
     let_go.touch()
     assert page.ended(busy) == "128", "while a cell runs, the kernel takes no message"
     page.until_drawn(plot)
     assert page.run("print(app.state['block_size'], all(own for _, own in senders))") == "256 True"
+
+
+def test_what_is_shown_names_the_widget_manager_that_anywidget_switched_on(page: Page) -> None:
+    page.run("app.distribution.plots[0]")
+    (shown,) = [output for output in page.shown if VIEW in output["data"]]
+    assert shown["metadata"][VIEW]["colab"]["custom_widget_manager"]["url"] == "https://manager.test/manager.js"
 
 
 def test_pictures_of_what_is_in_the_app_go_to_the_cell_that_shows_it(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""``Workbench``: the views over one state.
+"""``Workbench``: the views over one state, in tabs under one header.
 
 A view is imported and built when its tab is first opened, or when Python first asks for it. Which there are is in ``views.py``.
 """
@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-import ipywidgets
-
 from widgets.background.tasks import guard
-from widgets.controls.breadcrumb import Breadcrumb
-from widgets.controls.progress import ProgressRow
+from widgets.controls.front_ends import Tabs
 from widgets.controls.style import Panel, column
 from widgets.drawing.plot import PlotlyLibrary
-from widgets.panels.base import Controls, View
+from widgets.panels.base import View
+from widgets.panels.controls import Controls
 from widgets.session import Session
 from widgets.state import State
 from widgets.views import TABS, VIEWS
@@ -44,16 +42,15 @@ class Workbench(Panel):
         PlotlyLibrary.shared()  # what takes the page longest goes first
         self.session = Session(state, executor)
         super().__init__("QLoRA Workbench")
-        self.controls, self.progress = Controls(self.session), ProgressRow(self.session)
-        self.crumbs = Breadcrumb(self.session, self.message)
-        self.tabs = ipywidgets.Tab([column() for _ in TABS])
-        with self.tabs.hold_sync():  # else a message for each
-            for i, title in enumerate(TABS):
-                self.tabs.set_title(i, title)
+        controls = Controls(self.session, self.message)
+        self.header, self.download = controls.header, controls.download
+        self.tabs = Tabs([(title, column()) for title in TABS])
         self.tabs.observe(guard(self.message)(self._chosen), "selected_index")
+        self._in_front: list[Any] = []
         self._show_tab(self.session.store.value.tab)
-        self.children = (*self.children[:-1], self.crumbs, self.controls, self.progress, self.message, self.tabs)
+        self.children = (*self.children[:-1], self.header, self.message, self.download, self.tabs)
         self.when_closed(self.session.close)
+        self.when_closed(controls.close)
         self.when_closed(self._close_views)
         self.when_closed(self.session.on_failure(self.message.error))
         self.when_closed(self.session.on_analysis(lambda _: self.message.clear()))
@@ -71,6 +68,7 @@ class Workbench(Panel):
         view = _ENTRIES[name].load().within(self.session)
         if isinstance(view, View):
             view.active = self.session.store.value.tab == _ENTRIES[name].tab
+        view.copy.observe(lambda _: self._hand_over(), "code")
         self.__dict__[name] = view
         return view
 
@@ -103,3 +101,11 @@ class Workbench(Panel):
         self.tabs.selected_index = index
         for view in self.views:
             view.active = view in shown
+        self._in_front = shown
+        self._hand_over()
+        self.header.of_one_tensor = all(getattr(view, "of_one_tensor", False) for view in shown)
+
+    def _hand_over(self) -> None:
+        """Give the header the lines behind what is in front: those of the last view in the tab that has any."""
+        codes = [view.copy.code for view in self._in_front if view.copy.code]
+        self.header.code = codes[-1] if codes else ""

@@ -9,14 +9,14 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from widgets.background.listeners import Listeners
 from widgets.views import TABS
 from workbench.errors import ConfigError
-from workbench.given import described, is_a, several
+from workbench.given import described, is_a, several, unknown_fields
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.memory.gpus import find as find_gpu
 from workbench.quant.formats import BLOCK_SIZES, find_format
@@ -46,9 +46,18 @@ SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
 QUANTILES_OF = {"weights": "weights as they are", "blocks": "weights / absmax of their block"}
 """What is set against the normal distribution."""
 
+DISTRIBUTION_FIGURES = {"numbers": "Numbers", "normal": "How normal"}
+"""What stands beside the distribution."""
+
+COST_PARTS = {
+    "losses": "Losses", "sensitivity": "Sensitivity", "mix": "Mix", "methods": "Methods", "repairs": "Repairs",
+}  # fmt: skip
+"""The parts of the Cost tab."""
+
 _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
     "gpu": (*GPUS, THIS_MACHINE), "cost_field": COST_FIELDS, "cost_bits": COST_BITS, "mix_gpu": ("", *GPUS, THIS_MACHINE),
+    "distribution_figures": DISTRIBUTION_FIGURES, "cost_part": COST_PARTS,
 }  # fmt: skip
 _FORGETS: dict[str, dict[str, Any]] = {
     "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
@@ -93,6 +102,8 @@ class State:
     """Whether counts are on a logarithmic axis."""
     quantiles_of: str = "weights"
     """What is set against the normal distribution: a key of ``QUANTILES_OF``."""
+    distribution_figures: str = "numbers"
+    """What stands beside the distribution: a key of ``DISTRIBUTION_FIGURES``."""
     tab: str = "Distribution"
     """The tab in front: one of ``views.TABS``."""
     map_field: str = "relative_rmse"
@@ -103,6 +114,8 @@ class State:
     """What formats are compared on: a key of ``SCOPES``."""
     duel_bits: float = 4.5
     """Bits per weight that a format of the duel may take."""
+    cost_part: str = "losses"
+    """The part of the Cost tab in front: a key of ``COST_PARTS``."""
     cost_bits: str = "own"
     """The bits per weight at which formats' losses are compared: a key of ``COST_BITS``."""
     cost_folder: str = ""
@@ -124,6 +137,16 @@ class State:
     gradient_checkpointing: bool = TrainConfig.gradient_checkpointing
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The other fields of ``TrainConfig``, where they differ from their defaults."""
+
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
+        """Refuses names that are no fields, with the nearest that are, or where ``TrainConfig`` has them."""
+        train = settings_of(TrainConfig)
+        names = {field.name: train[field.name].also.split() if field.name in train else [] for field in dataclasses.fields(cls)}
+        if faults := unknown_fields(given, names):
+            own = [name for name in given if name in train and name not in names]
+            inside = f" A field of TrainConfig belongs into train: {', '.join(own)}." if own else ""
+            raise ConfigError(faults, where="state", remedy=f"Fields: {', '.join(sorted(names))}.{inside}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -198,14 +221,7 @@ class State:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
         """Reads ``to_dict``'s result; raises ConfigError on fields that there are not."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(
-                [f"There is no field {name!r}." for name in unknown],
-                where="state",
-                remedy=f"Fields: {', '.join(sorted(known))}.",
-            )
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
 
 
 _SHARED = [f.name for f in dataclasses.fields(State) if f.name in settings_of(TrainConfig)]

@@ -77,6 +77,11 @@ from .surveys.scores import Pareto as Pareto
 from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
+from .text import memory_size as memory_size
+from .training.answers.asking import try_out as try_out
+from .training.answers.values import Answer as Answer
+from .training.answers.values import Answers as Answers
+from .training.answers.values import Tried as Tried
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 NONE = "–"
-_LONGEST = 160
 
 
 def printable(text: str) -> str:
@@ -15,9 +14,29 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
-def short(name: str) -> str:
-    """A name out of a file as a label: printable, and at most 160 characters long."""
-    return printable(name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}")
+def short(name: str, longest: int = 160) -> str:
+    """A name out of a file as a label: printable, and at most so many characters long; its middle goes first."""
+    if len(name) > longest:
+        name = f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
+    text = printable(name)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int | Collection[int] = 1) -> str:
+    """A table of aligned columns; ``texts`` (those, or so many of the first) stand to the left, numbers to the right.
+
+    Without a ``head`` the rows alone.
+    """
+    left = range(texts) if isinstance(texts, int) else texts
+    lines = [[printable(cell) for cell in row] for row in ([head, *rows] if head else rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def percent(ratio: float, digits: int = 2) -> str:
@@ -45,16 +64,40 @@ def counted(many: int, thing: str) -> str:
     return f"{many:,} {thing}" if many == 1 else f"{many:,} {thing}s"
 
 
+def whole_or_sampled(share: float | None) -> str:
+    """How much was looked at: ``whole``, or the share of it that was sampled; None is all of it."""
+    return "whole" if share is None else f"sampled: {percent(share)}"
+
+
 def amount(nbytes: float) -> str:
-    """Bytes in the unit that reads best: 1234567 → 1.23 MB (powers of ten, as disks and papers count).
+    """Bytes of a file, or of what a file holds, in powers of ten as disks and papers count: 1234567 → 1.23 MB.
 
     >>> wb.amount(1_234_567)
     '1.23 MB'
     """
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(nbytes) >= size:
-            return f"{nbytes / size:,.2f} {unit}"
-    return f"{nbytes:,.0f} B"
+    return _in_units(nbytes, 1000, ("B", "kB", "MB", "GB"))
+
+
+def memory_size(nbytes: float) -> str:
+    """Bytes of a GPU's or a machine's memory, in powers of two as drivers and PyTorch count: 1610612736 → 1.50 GiB.
+
+    >>> wb.memory_size(1_610_612_736)
+    '1.50 GiB'
+    """
+    return _in_units(nbytes, 1024, ("B", "KiB", "MiB", "GiB"))
+
+
+def memory_unit(top: float) -> tuple[str, float]:
+    """The unit of an axis on which memory is drawn up to ``top`` bytes, and how many bytes one is."""
+    return ("GiB", 2**30) if top >= 2**30 else ("MiB", 2**20)
+
+
+def _in_units(nbytes: float, base: int, units: Sequence[str]) -> str:
+    """In the largest unit of which there is one at least; each is ``base`` times the one before."""
+    for power in range(len(units) - 1, 0, -1):
+        if abs(nbytes) >= base**power:
+            return f"{nbytes / base**power:,.2f} {units[power]}"
+    return f"{nbytes:,.0f} {units[0]}"
 
 
 def known_amount(nbytes: float | None) -> str:
@@ -62,9 +105,14 @@ def known_amount(nbytes: float | None) -> str:
     return NONE if nbytes is None else amount(nbytes)
 
 
-def amount_or_none(nbytes: float) -> str:
-    """``amount`` for the cells of a table, in which a dash reads better than 0 B."""
-    return amount(nbytes) if nbytes else NONE
+def known_memory_size(nbytes: float | None) -> str:
+    """``memory_size`` of what may not be known."""
+    return NONE if nbytes is None else memory_size(nbytes)
+
+
+def memory_size_or_none(nbytes: float) -> str:
+    """``memory_size`` for the cells of a table, in which a dash reads better than 0 B."""
+    return memory_size(nbytes) if nbytes else NONE
 
 
 def listed(items: Sequence[str]) -> str:

@@ -141,6 +141,11 @@ class Lab:
         self.until("(light) => document.body.dataset.jpThemeLight === light", argument=str("Light" in name).lower())
         self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
+    def alone(self) -> None:
+        """Close the side bar, so that the notebook has the window's width."""
+        self.page.evaluate("globalThis.jupyterapp.shell.collapseLeft()")
+        self.page.locator("#jp-left-stack").wait_for(state="hidden")
+
     def kernel(self, code: str) -> str:
         """Run code in the notebook's kernel, as a cell would but without one, and return what it printed."""
         return str(

@@ -45,7 +45,7 @@ def test_the_page_is_the_app_answers_and_can_be_dark(browser: Browser, address: 
         assert page.evaluate(f"document.querySelector(`{HISTOGRAM}`)._fullLayout.colorway[0]") == "#56b4e9"
 
         before = page.locator(SHARES).get_attribute("aria-label")
-        page.get_by_role("slider", name="Block size (weights)").focus()
+        page.get_by_role("combobox", name="Block size", exact=True).focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function(f"(before) => document.querySelector(`{SHARES}`).ariaLabel !== before", arg=before)
         if shots := os.environ.get("WORKBENCH_SHOTS"):

@@ -14,7 +14,7 @@ from widgets.views import TABS
 
 pytestmark = pytest.mark.slow
 
-PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 1, "Cost": 0, "Train": 0}
+PLOTS = {"Model": 1, "Distribution": 3, "Error": 2, "Formats": 2, "Double quant": 3, "Memory": 1, "Cost": 0, "Train": 0}
 """Drawings in each tab."""
 
 BUTTONS = {"Cost": "Measure the losses", "Train": "Launch"}
@@ -24,7 +24,7 @@ SETTLED = """(count) => {
     const seen = (e) => e.checkVisibility();
     const figures = [...document.querySelectorAll('.widget-tab [role=figure]')].filter(seen);
     const drawn = figures.filter((e) => e.dataset.revision && e.getAttribute('aria-label'));
-    const waiting = [...document.querySelectorAll('.wb-progress progress')].filter(seen);
+    const waiting = [...document.querySelectorAll(':is(.wb-progress, .wb-header) progress')].filter(seen);
     const counting = [...document.querySelectorAll('.wb-note')].filter(seen).some((e) => /…$/.test(e.textContent));
     return figures.length === count && drawn.length === count && !waiting.length && !counting;
 }"""

@@ -11,16 +11,11 @@ from safetensors.numpy import save_file
 
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
-from tests.browser.test_app import open_app, read, tab, until
+from tests.browser.test_app import choice, choose, open_app, read, shows, tab, until
 
 pytestmark = pytest.mark.slow
 
 EVIL = "<img src=x onerror=globalThis.pwned=1><script>globalThis.pwned=1</script>"
-
-
-def crumbs(lab: Lab) -> list[str]:
-    """What the way down says."""
-    return [text.strip() for text in lab.page.locator(".wb-crumbs button").all_inner_texts()]
 
 
 def click_cell(lab: Lab, kind: str, layer: int) -> None:
@@ -44,31 +39,36 @@ def test_from_the_model_down_to_one_weight_and_back_up(lab: Lab, lab_server: Ser
     lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
     click_cell(lab, "o", 2)
     name = "model.layers.2.self_attn.o_proj.weight"
-    lab.until("(name) => document.querySelector('.wb-crumbs').innerText.includes(name)", argument=name)
-    assert lab.page.get_by_label("Tensor", exact=True).locator("visible=true").input_value() == name
+    shows(lab, "Tensor", "o_proj")
+    shows(lab, "Layer", "layer 2")
     lab.page.get_by_label("Colour shows").select_option(label="Kurtosis")
     until(lab, "Map of builtin under NF4, blocks of 64: Kurtosis", "plot.data[1].name === 'Kurtosis'")
 
     tab(lab, "Error")
-    worst = lab.page.get_by_label("Worst blocks by RMSE")
-    worst.locator("option").nth(9).wait_for(state="attached")
-    worst.focus()
-    lab.page.keyboard.press("ArrowDown")
-    lab.until("() => /^block [\\d,]+$/.test(document.querySelectorAll('.wb-crumbs button')[3].innerText.trim())")
-    weight = lab.page.get_by_label("Weight (place in the block)")
-    weight.fill("5")
-    weight.press("Tab")
-    lab.page.locator(".wb-steps[aria-label='Weight 5, step by step'] li").nth(4).wait_for()
-    assert crumbs(lab)[0::4] == ["builtin", "weight 5"]
-    assert crumbs(lab)[1:3] == ["layer 2", name]
+    lab.page.get_by_role("list", name="Worst blocks").get_by_role("button").nth(1).click()
+    weights = lab.page.get_by_role("application", name="Block ").last
+    weights.press("Home")
+    for _ in range(5):
+        weights.press("ArrowRight")
+    lab.page.get_by_role("figure", name="Weight 5:").wait_for()
+    state = json.loads(lab.kernel("import json; print(json.dumps(app.state))"))
+    assert (state["tensor"], state["weight"]) == (name, 5)
 
-    lab.page.locator(".wb-crumbs button").nth(1).click()
+    tab(lab, "Model")
+    lab.page.get_by_label("only layer 2").check()
     lab.page.get_by_label("Tensors of layer 2, the worst first (Kurtosis)").wait_for()
     assert lab.page.get_by_label("Tensors of layer 2").locator("option").count() == 7
-    lab.page.locator(".wb-crumbs button").nth(2).click()
+    choose(lab, "Layer", "layer 3")
+    lab.page.get_by_label("Tensors of layer 3").wait_for()
+    tab(lab, "Distribution")
     until(lab, "Quantiles of the weights as they are", "plot.data[1].x.length === 201")
     state = json.loads(lab.kernel("import json; print(json.dumps(app.state))"))
-    assert (state["tab"], state["tensor"], state["block"], state["weight"]) == ("Distribution", name, None, None)
+    assert (state["tab"], state["tensor"], state["block"], state["weight"]) == (
+        "Distribution",
+        name.replace("2", "3"),
+        None,
+        None,
+    )
 
 
 def test_quantiles_and_outliers_follow_the_tensor(lab: Lab, lab_server: Server) -> None:
@@ -77,7 +77,8 @@ def test_quantiles_and_outliers_follow_the_tensor(lab: Lab, lab_server: Server) 
     before = lab.text(".wb-table[aria-label^='Outliers by']")
     lab.page.get_by_label("Against the normal", exact=True).select_option(label="weights / absmax of their block")
     until(lab, "Quantiles of the weights / absmax", "Math.max(...plot.data[1].y) < 4")
-    lab.page.get_by_label("Tensor", exact=True).select_option(label="model.layers.3.self_attn.q_proj.weight")
+    choose(lab, "Layer", "layer 3")
+    choose(lab, "Tensor", "self_attn.q_proj")
     lab.until(
         "(before) => document.querySelector(\".wb-table[aria-label^='Outliers by']\").innerText !== before", argument=before
     )
@@ -108,22 +109,25 @@ def test_formats_duel_at_the_bits_asked_for_on_the_tensor_and_on_the_model(lab: 
 def test_the_code_is_copied_or_where_the_clipboard_is_closed_shown_selected(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     lab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    panel = lab.page.locator(".wb-panel[aria-label=Distribution]")
-    panel.get_by_role("button", name="Copy as code").click()
-    panel.locator(".wb-copy [role=status]", has_text="Copied.").wait_for()
+    copy = lab.page.get_by_role("button", name="Copy as code").locator("visible=true")
+    copy.click()
+    shown = lab.page.get_by_role("dialog", name="The code")
+    shown.get_by_role("status").filter(has_text="Copied.").wait_for()
     copied = lab.page.evaluate("navigator.clipboard.readText()")
     assert copied == json.loads(lab.kernel("import json; print(json.dumps(app.distribution.copy.code))"))
 
     lab.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('closed')); }")
-    panel.get_by_role("button", name="Copy as code").click()
-    box = panel.get_by_label("Code that gives the numbers shown here")
+    lab.page.keyboard.press("Escape")
+    shown.wait_for(state="hidden")
+    copy.click()
+    box = shown.get_by_label("Code that gives the numbers shown here")
     box.wait_for()
     assert box.evaluate("(e) => e.value.slice(e.selectionStart, e.selectionEnd)") == copied
     # The box has the focus: a plain key there is not JupyterLab's, for which two d's delete the cell.
     lab.page.keyboard.press("d")
     lab.page.keyboard.press("d")
     assert lab.page.locator(".jp-CodeCell").count() == 1
-    panel.get_by_role("button", name="Hide the code").click()
+    copy.click()
     box.wait_for(state="hidden")
 
     cell = json.loads(lab.kernel("import json; print(json.dumps(app.distribution.copy.code))"))
@@ -159,17 +163,19 @@ def test_markup_in_names_is_shown_as_text_in_every_view(lab: Lab, lab_server: Se
     lab.open("app.ipynb")
     lab.run_all(120)
     drawn = {
-        "Model": "Map of", "Distribution": "Histogram of", "Error": "How RMSE", "Formats": "Relative RMSE of",
+        "Model": "Map of", "Distribution": "Histogram of", "Formats": "Relative RMSE of",
         "Double quant": "Scales take", "Memory": "Forecast memory",
     }  # fmt: skip
     for name, start in drawn.items():
         tab(lab, name)
         until(lab, start, "plot.data.length > 0")
+    tab(lab, "Error")
+    lab.page.get_by_role("figure", name="Weight ").wait_for()
     tab(lab, "Model")
     lab.until("() => /4 of 4 tensors/.test(document.body.innerText)")
     assert EVIL in lab.text(".wb-facts"), "the architecture is shown as it is"
     tab(lab, "Distribution")
-    lab.page.locator(".wb-panel[aria-label=Distribution]").get_by_role("button", name="Show the code").click()
+    lab.page.get_by_role("button", name="Copy as code").locator("visible=true").click()
     assert lab.page.evaluate("globalThis.pwned") is None
     assert lab.page.locator(".wb-panel img[src='x'], .wb-panel script").count() == 0
     assert json.loads(lab.kernel("import json; print(json.dumps(app.message.value))")) == ""
@@ -177,24 +183,23 @@ def test_markup_in_names_is_shown_as_text_in_every_view(lab: Lab, lab_server: Se
 
 def test_a_page_reload_shows_the_app_as_it_was_and_a_restart_begins_anew(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
-    lab.page.get_by_role("slider", name="Block size (weights)").focus()
-    lab.page.keyboard.press("ArrowRight")
+    choice(lab, "Block size").press("ArrowRight")
     tab(lab, "Formats")
     until(lab, "Relative RMSE of 10 formats", "plot.data[0].y.length === 10")
-    lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '128'")
+    shows(lab, "Block size", "128")
     lab.menu("File", "Save Notebook")
     lab.until("() => !document.querySelector('.jp-mod-dirty')")
     state = json.loads(lab.kernel("import json; print(json.dumps(app.state))"))
 
     lab.open("app.ipynb")
     until(lab, "Relative RMSE of 10 formats", "plot.data[0].y.length === 10")
-    lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '128'")
+    shows(lab, "Block size", "128")
     tab(lab, "Distribution")
     until(lab, "Histogram of", "plot.data.length === 7")
 
     lab.menu("Kernel", "Restart Kernel and Run All Cells…")
     lab.page.locator(".jp-Dialog button", has_text="Restart").click()
-    lab.until("() => document.querySelector('.widget-hslider .widget-readout')?.textContent === '64'", 120)
+    shows(lab, "Block size", "64")
     lab.finished(120)
     until(lab, "Histogram of", "plot.data.length === 7")
     assert json.loads(lab.kernel("import json; print(json.dumps(app.state))"))["block_size"] == 64
@@ -204,15 +209,15 @@ def test_a_page_reload_shows_the_app_as_it_was_and_a_restart_begins_anew(lab: La
 
 def test_changes_that_come_fast_in_every_view_end_with_the_last(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
-    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.5.mlp.down_proj.weight"]
-    for name in ("Model", "Error", "Formats", "Double quant", "Distribution"):
-        tab(lab, name)
+    name = "model.layers.0.mlp.down_proj.weight"
+    for shown in ("Model", "Error", "Formats", "Double quant", "Distribution"):
+        tab(lab, shown)
         for i in range(10):
-            lab.page.get_by_label("Tensor", exact=True).locator("visible=true").select_option(label=names[i % 2])
-        lab.until("(n) => document.querySelectorAll('.wb-crumbs button')[2].innerText.includes(n)", argument=names[1])
+            choice(lab, "Tensor").press(("Home", "End")[i % 2])
+        shows(lab, "Tensor", "down_proj")
     until(lab, "Histogram of 180,224 weights", "plot.data.length === 7")
     tab(lab, "Formats")
-    lab.page.wait_for_selector(f".wb-table[aria-label$='on {names[1]}']")
+    lab.page.wait_for_selector(f".wb-table[aria-label$='on {name}']")
     tab(lab, "Model")
     lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
     assert json.loads(lab.kernel("import json; print(json.dumps([v.message.value for v in app.views]))")) == [""] * 6

@@ -17,4 +17,4 @@ def changes(remedy: str) -> list[str]:
 
 def quantities(text: str) -> list[str]:
     """The numbers in a text with the sign, the unit of bytes or the percent that they have, in their order."""
-    return re.findall(r"-?\d[\d,.]*(?<![.,])(?: (?:[kMGT]?B\b|%))?", text)
+    return re.findall(r"-?\d[\d,.]*(?<![.,])(?: (?:(?:[kMGT]|[KMGT]i)?B\b|%))?", text)

@@ -31,6 +31,7 @@ from workbench.quant import formats
 from workbench.report.page import embedded
 from workbench.sources.local import LocalSource
 from workbench.surveys.duel import of_survey
+from workbench.text import memory_size
 
 SPECS = (wb.QuantSpec("nf4", double_quant=True), wb.QuantSpec("int4-asym"))
 HOSTILE = {
@@ -188,7 +189,7 @@ def test_the_numbers_are_those_of_the_survey_the_duel_and_the_forecast(page):
     assert [line[0] for line in worst[1:6]] == surveyed.worst(5)["tensor"].tolist()
     memory = page.table("Forecast memory by method")
     total = forecast_methods(wb.open_model("builtin"), wb.TrainConfig())[0].total
-    assert memory[-1][:2] == ["total", f"{total / 1e6:.2f} MB"]
+    assert memory[-1][:2] == ["total", memory_size(total)]
     heaviest = page.table("The 8 tensors with the heaviest tails")
     name, kurtosis = surveyed.worst(1, by="kurtosis")[["tensor", "kurtosis"]].iloc[0]
     assert heaviest[1][:2] == [name, f"{kurtosis:.2f}"]

@@ -63,7 +63,7 @@ def test_an_error_leaves_the_numbers_missing(survey: Survey) -> None:
 
 def test_a_table_runs_a_survey_that_nobody_has_begun_and_shows_what_there_is_of_one_that_is_under_way(tmp_path: Path) -> None:
     survey = wb.survey(checkpoint(tmp_path, MODEL), SPECS, list(MODEL), progress=False)
-    assert repr(survey) == f"Survey({tmp_path.name!r}: 0 of 6 tensors)"
+    assert repr(survey).startswith(f"Survey of {tmp_path.name}: 0 of 6 tensors\n")
     assert len(survey.to_frame()) == 6 * len(SPECS)
     survey = wb.survey(tmp_path, SPECS, list(MODEL), progress=False)
     seen = [(len(survey.to_frame()), len(survey.worst(99)), len(survey.by_kind())) for _ in survey]
@@ -169,4 +169,4 @@ def test_hostile_names_break_neither_tables_nor_html(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "rows.csv")) == len(table)
     assert "<script" not in survey._repr_html_()
     assert "&lt;script" in survey._repr_html_()
-    assert len(survey._repr_html_()) < 1_000
+    assert len(survey._repr_html_()) < 3_000

@@ -21,7 +21,7 @@ from tests.helpers.texts import changes, missing
 from workbench import DataError
 from workbench.memory.footprint import Plan
 from workbench.memory.forecast import forecast
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.events import read_events
 from workbench.training.folder import write_json
 from workbench.training.watch.endings import FAILED, Diverged, code_of, ending_of, ending_of_code
@@ -118,7 +118,7 @@ def test_out_of_memory_says_which_step_which_batch_and_what_was_asked_for(
     wanted: list[tuple[Mapping[str, Any], int | None]] = []
     ending = ending_of(error(), STEP, lambda where, size: wanted.append((where, size)))
     assert ending.kind == "out_of_memory"
-    assert not missing(ending.message, who, "at step 7", "480 tokens", "4 rows", "" if asked is None else amount(asked))
+    assert not missing(ending.message, who, "at step 7", "480 tokens", "4 rows", "" if asked is None else memory_size(asked))
     assert ("asked for" in ending.message) == (asked is not None)
     assert wanted == [(STEP, asked)]
     assert "per_device_train_batch_size" in ending.remedy  # in general, where nothing is found
@@ -127,7 +127,7 @@ def test_out_of_memory_says_which_step_which_batch_and_what_was_asked_for(
 def test_memory_that_runs_out_beside_the_steps_blames_no_batch() -> None:
     for where in ({"phase": "load"}, {**STEP, "phase": "evaluate"}):
         message = ending_of(of_cuda(), where).message
-        assert not missing(message, "The GPU", f"in the phase {where['phase']}", "2.68 GB")
+        assert not missing(message, "The GPU", f"in the phase {where['phase']}", "2.50 GiB")
         assert "batch" not in message
 
 
@@ -147,7 +147,7 @@ def test_the_cheapest_change_that_would_have_fitted_is_named_with_its_value() ->
     batch = replace(PLAN, per_device_train_batch_size=4, max_length=480)
     assert found.forecast == forecast(LLAMA, batch).total > 15 << 30
     ending = ending_of(of_cuda(), STEP, lambda where, asked: found)
-    assert not missing(ending.message, amount(found.forecast), "16.11 GB")
+    assert not missing(ending.message, memory_size(found.forecast), "15.00 GiB")
     assert changes(ending.remedy)[0] == "gradient_checkpointing=True"
     assert forecast(LLAMA, replace(batch, gradient_checkpointing=True)).total < 0.9 * (15 << 30)
 

@@ -12,7 +12,7 @@ from workbench.training.events import Event
 from workbench.training.paging import paged_state, paging_facts
 from workbench.training.results.truth import PagingMeter, paging_truth
 
-MB = 1_000_000
+MB = 2**20
 SMALL, LARGE = 65_536, 262_144
 CUPTI = {"works": True, "why": "CUPTI unified-memory counters: h2d, d2h"}
 
@@ -39,7 +39,7 @@ def page(start: int, direction: str, size: int | None, cause: str = "user", atte
 
 
 def sample(managed: int, used: int) -> Event:
-    return {"k": "sample", "source": "worker", "t": 1, "managed": managed, "nvml_used": used, "nvml_total": 16_000 * MB}
+    return {"k": "sample", "source": "worker", "t": 1, "managed": managed, "nvml_used": used, "nvml_total": 16_384 * MB}
 
 
 PAGES = wb.TrainConfig()
@@ -48,7 +48,7 @@ PAGES = wb.TrainConfig()
 def test_a_run_that_pages_is_told_step_by_step() -> None:
     events = [
         hello(PAGES, [SMALL, LARGE, LARGE]),
-        sample(4 * MB, 15_990 * MB),
+        sample(4 * MB, 16_380 * MB),
         request(10, 4 * MB),
         page(12, "h2d", 1 * MB),
         step(1, 20),
@@ -74,7 +74,7 @@ def test_a_run_that_pages_is_told_step_by_step() -> None:
         (1, 4 * MB, MB, 0, 0), (2, 4 * MB, 3 * MB, 4 * MB, 3 * MB),
     ]  # fmt: skip
     assert truth.reasons == ()
-    assert "5.00 MB were evicted" in truth.told
+    assert "5.00 MiB were evicted" in truth.told
     sources = {r.what: r.source for r in truth.readings}
     assert "computed" in sources["eligible to page"]
     assert "allocated" in sources["allocated as managed"]
@@ -141,7 +141,7 @@ def test_room_enough_is_told_with_what_was_free() -> None:
     events = [hello(PAGES, [LARGE]), sample(4 * MB, 3_000 * MB), sample(4 * MB, 5_000 * MB), request(5, 10), step(1, 10)]
     truth = paging_truth(PAGES, events)
     assert [r.name for r in truth.reasons] == ["no pressure"]
-    assert "at least 11.00 GB of the GPU were free" in truth.told
+    assert "at least 11.12 GiB of the GPU were free" in truth.told
     assert truth["evicted"] == 0  # seen, and none
 
 

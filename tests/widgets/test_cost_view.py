@@ -59,7 +59,7 @@ def test_nothing_is_measured_before_a_button_is_pressed_and_the_view_says_what_a
     for part, times in ((view.formats, 9), (view.modules, 30)):
         said = part.stream.cost.value
         assert not missing(said, f"{times} evaluations", "12 held-out rows", "Forecast")
-        assert " MB of memory" in said
+        assert " MiB of memory" in said
         assert "costs/tiny-llama" in said
     assert view.mix.missing.layout.display == ""
     assert "Forecast" in view.methods.stream.cost.value
@@ -125,7 +125,7 @@ def test_another_view_finds_what_was_measured_and_a_state_brings_it_back(measure
 def test_a_cell_a_point_and_a_line_of_the_list_choose_the_tensor_everywhere(app):
     view = app.cost.modules
     view._clicked_cell({"x": 6.2, "y": 1.1})
-    assert app.session.analysis.tensor.name == app.controls.tensor.value == "model.layers.1.mlp.down_proj.weight"
+    assert app.session.analysis.tensor.name == app.header.state["tensor"] == "model.layers.1.mlp.down_proj.weight"
     assert view.list.value == "model.layers.1.mlp.down_proj"
     view._clicked_point({"customdata": "model.layers.0.self_attn.k_proj"})
     assert app.state["tensor"] == "model.layers.0.self_attn.k_proj.weight"

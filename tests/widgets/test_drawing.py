@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from widgets.controls.copy_code import CopyCode
-from widgets.controls.search_field import SearchField
+from widgets.controls.header import Header
 from widgets.controls.style import Panel, column
 from widgets.drawing import notebook
 from widgets.drawing.blockmap import BlockMap
@@ -19,7 +19,13 @@ from widgets.drawing.plot import Plot
 from workbench.errors import WorkbenchError
 
 
-@pytest.mark.parametrize("make", [Plot, BlockMap, CopyCode, SearchField, lambda: Panel("A panel", column(Plot()))])
+def _header() -> Header:
+    header = Header()
+    header.on_ask("cancel", lambda _: header)
+    return header
+
+
+@pytest.mark.parametrize("make", [Plot, BlockMap, CopyCode, _header, lambda: Panel("A panel", column(Plot()))])
 def test_a_closed_widget_leaves_memory(make: Callable[[], Any]) -> None:
     widget = make()
     kept = [weakref.ref(part) for part in notebook._tree(widget)]

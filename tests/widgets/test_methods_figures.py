@@ -15,7 +15,7 @@ from workbench.cost.methods import MethodResult
 from workbench.memory.ledger import BY_NAME
 from workbench.training.results.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
-MB = 1_000_000
+MB = 2**20
 
 
 def receipt(measured: dict[str, int]) -> Receipt:
@@ -53,8 +53,8 @@ def test_memory_is_stacked_by_groups_without_the_libraries() -> None:
     bars = {trace["name"]: trace for trace in figure["data"]}
     assert list(bars) == ["base model", "gradients"]
     assert bars["base model"]["x"].tolist() == [40, 40, 6]
-    assert figure["layout"]["xaxis"]["title"]["text"] == "MB"
-    assert quantities(said) == ["41.00 MB", "41.00 MB", "7.00 MB"]
+    assert figure["layout"]["xaxis"]["title"]["text"] == "MiB"
+    assert quantities(said) == ["41.00 MiB", "41.00 MiB", "7.00 MiB"]
     encode_figure(figure)
 
 
@@ -67,7 +67,7 @@ def test_the_table_tells_a_failed_run_with_what_is_known_of_it() -> None:
     first, second = table.split("<tr>")[2:4]
     assert "failed: Out of &lt;memory&gt;." in first
     assert first.count("–") == 3  # the loss after, the time of a step, what is left on disk
-    for cell in ("LoRA", "3.2500", "2.5000", "0.5 s", "12.0 s", "41.00 MB", "600.00 MB", "10 (1.00 %)", "1.00 MB"):
+    for cell in ("LoRA", "3.2500", "2.5000", "0.5 s", "12.0 s", "41.00 MiB", "600.00 MiB", "10 (1.00 %)", "1.05 MB"):
         assert f">{cell}<" in second
     figure, said = methods.methods_curves((failed,))
     assert figure["data"][0]["x"].size == 0

@@ -19,7 +19,7 @@ from widgets.panels.train.paging import RunPaging
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder, write_json
 
-MB = 1_000_000
+MB = 2**20
 PAGES = wb.TrainConfig(page_min_numel=1, per_device_train_batch_size=2, max_length=128)
 
 
@@ -74,7 +74,7 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
     part.follow(run.config)
     part.update(wb.paging_truth(run.config, run.events()))
     assert part.budget.value == tight
-    assert part.budget.label.endswith("MB, own")
+    assert part.budget.label.endswith("MiB, own")
     simulation = wb.simulate_paging(wb.open_model("builtin"), PAGES, tight)
     to_device, to_host = simulation.per_step[-1].tolist()
     assert to_host > 0
@@ -88,11 +88,11 @@ def test_every_step_is_drawn_as_it_was_measured_beside_what_is_simulated_for_the
         "evicted to the host, measured": ("bar", [1, 2, 3]),
         "evicted to the host, simulated": ("scatter", pytest.approx([to_host / MB] * 2)),
     }
-    assert not missing(said, "Measured over 3 steps", "4.00 MB brought", "2.00 MB evicted", "Simulated")
+    assert not missing(said, "Measured over 3 steps", "4.00 MiB brought", "2.00 MiB evicted", "Simulated")
     encode_figure(figure)
     assert part.measured.layout.display == ""
     assert part.measured.summary == said
-    assert "4.00 MB" in html.unescape(part._beside.value)
+    assert "4.00 MiB" in html.unescape(part._beside.value)
 
 
 def test_the_budget_can_be_another_and_what_was_measured_stays(part: RunPaging, tight: int, tmp_path: Path) -> None:
@@ -101,15 +101,15 @@ def test_the_budget_can_be_another_and_what_was_measured_stays(part: RunPaging, 
     part.update(wb.paging_truth(run.config, run.events()))
     part.budget.value = part.budget.options[-1][1]
     assert part.measured.summary.endswith("Simulated: 0 B and 0 B.")
-    assert "4.00 MB brought" in part.measured.summary
+    assert "4.00 MiB brought" in part.measured.summary
 
 
 def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_path: Path) -> None:
-    run = left_by(tmp_path, 80 * 10**9)
+    run = left_by(tmp_path, 80 * 2**30)
     part.follow(run.config)
     part.update(wb.paging_truth(run.config, run.events()))
-    assert part.budget.options[-1] == ("80.00 GB, own", 80 * 10**9)
-    assert part.budget.value == 80 * 10**9
+    assert part.budget.options[-1] == ("80.00 GiB, own", 80 * 2**30)
+    assert part.budget.value == 80 * 2**30
 
 
 def test_a_run_that_is_picked_up_shows_it_in_the_training_panel(tight: int, tmp_path: Path) -> None:

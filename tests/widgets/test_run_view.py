@@ -20,6 +20,7 @@ from workbench.training.results.history import BARS, POINTS, RunHistory, page_vi
 from workbench.training.results.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 
 SECOND = 1_000_000_000
+MIB, GIB = 2**20, 2**30
 
 
 def event(k: str, t: float, attempt: int = 1, **fields: Any) -> dict[str, Any]:
@@ -123,43 +124,55 @@ def test_on_a_gpu_migrations_and_requests_are_told_apart() -> None:
     assert history.counts["cupti", "gpu fault"] == 7
 
 
-LIBRARIES = event("memory", 2, moment="libraries", rss=400e6)
+LIBRARIES = event("memory", 2, moment="libraries", rss=400 * MIB)
 
 
 def test_memory_of_a_cpu_run_is_stacked_by_category_on_what_the_libraries_take_with_forecast_and_limit() -> None:
-    samples = [event("sample", t, source="worker", rss=rss * 1e6) for t, rss in ((1, 300), (2, 400), (3, 450), (4, 500))]
-    load = event("memory", 2.5, moment="load", held={"4-bit weights": 20e6, "weights upcast to fp32": 10e6, "codebooks": 1e6})
-    attach = event("memory", 3.5, moment="attach", held={"4-bit weights": 30e6, "adapters": 5e6})
-    outside = event("sample", 4, source="supervisor", rss=501e6)
-    forecast = event("forecast", 2, rows=[{"category": "4-bit weights", "bytes": 100_000_000}, {"bytes": 20_000_000}])
+    samples = [event("sample", t, source="worker", rss=rss * MIB) for t, rss in ((1, 300), (2, 400), (3, 450), (4, 500))]
+    load = event(
+        "memory", 2.5, moment="load", held={"4-bit weights": 20 * MIB, "weights upcast to fp32": 10 * MIB, "codebooks": MIB}
+    )
+    attach = event("memory", 3.5, moment="attach", held={"4-bit weights": 30 * MIB, "adapters": 5 * MIB})
+    outside = event("sample", 4, source="supervisor", rss=501 * MIB)
+    forecast = event("forecast", 2, rows=[{"category": "4-bit weights", "bytes": 100 * MIB}, {"bytes": 20 * MIB}])
     history = fed(*sorted([LIBRARIES, forecast, load, attach, *samples, outside], key=lambda e: e["t"]))
-    figure, said = run_memory.memory_figure(history, host=16_000_000_000)
+    figure, said = run_memory.memory_figure(history, host=16 * GIB)
     stacked = {trace["name"]: trace["y"].tolist() for trace in figure["data"] if "stackgroup" in trace}
     assert stacked == {
         "base model": [0, 0, 30, 30], "scales of the 4-bit weights": [0, 0, 1, 0], "adapters": [0, 0, 0, 5],
         "activations and the rest": [0, 0, 19, 65],
     }  # fmt: skip
-    assert quantities(said) == ["100.00 MB", "101.00 MB", "400.00 MB", "120.00 MB", "15.60 GB"]
+    assert quantities(said) == ["100.00 MiB", "101.00 MiB", "400.00 MiB", "120.00 MiB", "15.61 GiB"]
     assert "above the picture" in said
     lines = [shape["label"]["text"] for shape in figure["layout"]["shapes"] if shape["type"] == "line"]
-    assert lines == ["forecast: 120.00 MB"], "a limit far above would flatten the rest"
+    assert lines == ["forecast: 120.00 MiB"], "a limit far above would flatten the rest"
     assert figure["layout"]["yaxis"]["range"][1] > 120
 
 
 def test_memory_of_a_gpu_adds_up_to_what_nvml_tells() -> None:
     history = fed(
-        event("sample", 1, source="worker", rss=5e8, allocated=2e9, reserved=3e9, nvml_used=4.5e9, nvml_total=16e9, managed=1e9)
+        event(
+            "sample",
+            1,
+            source="worker",
+            rss=0.5 * GIB,
+            allocated=2 * GIB,
+            reserved=3 * GIB,
+            nvml_used=4.5 * GIB,
+            nvml_total=16 * GIB,
+            managed=GIB,
+        )
     )
     figure, said = run_memory.memory_figure(history)
     assert [float(trace["y"][0]) for trace in figure["data"]] == [2.0, 1.0, 1.5, 1.0]
     assert [trace.get("stackgroup") for trace in figure["data"]] == ["held", "held", "held", None], "managed: wherever it lies"
-    assert not missing(said, "the GPU: 16.00 GB", "above the picture")
+    assert not missing(said, "the GPU: 16.00 GiB", "above the picture")
     assert figure["layout"]["title"]["text"] == "GPU memory"
 
 
 def test_a_long_stack_is_thinned_as_one() -> None:
     n = 4 * POINTS
-    history = fed(LIBRARIES, *(event("sample", 3 + i / 8, source="worker", rss=5e8 + i % 7) for i in range(n)))
+    history = fed(LIBRARIES, *(event("sample", 3 + i / 8, source="worker", rss=0.5 * GIB + i % 7) for i in range(n)))
     history.feed([event("memory", 9, moment="load", held={"4-bit weights": 5e7})])
     base, rest = run_memory.memory_figure(history)[0]["data"]
     assert len(base["x"]) == len(rest["y"]) <= POINTS
@@ -171,14 +184,14 @@ def test_each_steps_batch_stands_beside_its_memory_peak() -> None:
         return step(n, 10 * n) | {"longest": longest, "padded": padded} | more
 
     history = fed(
-        event("sample", 3, source="worker", rss=400e6), event("sample", 5, source="worker", rss=300e6), batch(1, 40, 6),
-        event("sample", 15, source="worker", rss=700e6), batch(2, 120, 90), batch(3, 30, 0),
+        event("sample", 3, source="worker", rss=400 * MIB), event("sample", 5, source="worker", rss=300 * MIB), batch(1, 40, 6),
+        event("sample", 15, source="worker", rss=700 * MIB), batch(2, 120, 90), batch(3, 30, 0),
     )  # fmt: skip
     figure, said = run_memory.batches_figure(history)
     peak, padded, longest = figure["data"]
     assert (peak["x"].tolist(), peak["y"].tolist()) == ([1, 2], [400, 700]), "a step without a sample of its own has no peak"
     assert (longest["y"].tolist(), padded["y"].tolist()) == ([40, 120, 30], [6, 90, 0])
-    assert quantities(said) == ["120", "2", "700.00 MB", "2"]
+    assert quantities(said) == ["120", "2", "700.00 MiB", "2"]
     assert fed(batch(1, 40, 6, peak=123)).peaks == {1: 123}, "what the allocator says goes before samples"
 
 
@@ -256,15 +269,15 @@ def test_a_log_and_a_runs_words_cannot_become_markup(tmp_path: Any) -> None:
 RECEIPT = Receipt(
     "cpu",
     (
-        ReceiptRow("4-bit weights", "4-bit weights, packed", 10_000_000, 10_000_000, "walked", "two weights a byte", "host"),
-        ReceiptRow("activations", "activations", 40_000_000, 44_000_000, "saved", "", "host"),
-        ReceiptRow("dequantized weight", "dequantized weight", 2_000_000, None, "", "it lives for moments", "host"),
+        ReceiptRow("4-bit weights", "4-bit weights, packed", 10 * MIB, 10 * MIB, "walked", "two weights a byte", "host"),
+        ReceiptRow("activations", "activations", 40 * MIB, 44 * MIB, "saved", "", "host"),
+        ReceiptRow("dequantized weight", "dequantized weight", 2 * MIB, None, "", "it lives for moments", "host"),
         ReceiptRow("CUDA context", "CUDA context", 0, 0, "inferred", "", "host"),
-        ReceiptRow("libraries", "interpreter and libraries", None, 400_000_000, "rss", "", "host"),
-        ReceiptRow("unexplained", "not explained", None, -4_000_000, "inferred", "<b>peaks</b>", "host"),
+        ReceiptRow("libraries", "interpreter and libraries", None, 400 * MIB, "rss", "", "host"),
+        ReceiptRow("unexplained", "not explained", None, -4 * MIB, "inferred", "<b>peaks</b>", "host"),
     ),
-    (ReceiptTotal("resident memory of the worker", 450_000_000, "rss", 454_000_000, "at its peak"),),
-    MeasuredStep(3, 8, 121, 40, 450_000_000), None, (8, 121), "Measured at step 3.",
+    (ReceiptTotal("resident memory of the worker", 450 * MIB, "rss", 454 * MIB, "at its peak"),),
+    MeasuredStep(3, 8, 121, 40, 450 * MIB), None, (8, 121), "Measured at step 3.",
 )  # fmt: skip
 
 
@@ -273,12 +286,12 @@ def test_the_receipt_is_bars_in_pairs_and_a_table_with_the_residual() -> None:
     measured, forecast = figure["data"]
     assert measured["y"] == ["4-bit weights, packed", "activations", "dequantized weight", "not explained"]
     assert (measured["x"].tolist(), forecast["x"].tolist()) == ([10, 44, 0, -4], [10, 40, 2, 0])
-    assert measured["text"] == ["10.00 MB", "44.00 MB", "–", "-4.00 MB"]
+    assert measured["text"] == ["10.00 MiB", "44.00 MiB", "–", "-4.00 MiB"]
     assert figure["layout"]["xaxis"]["range"][0] < -4
-    assert said.endswith("-4.00 MB are not explained.")
+    assert said.endswith("-4.00 MiB are not explained.")
     shown = receipt_table(RECEIPT)
     assert "CUDA context" not in shown, "a row of nothing"
-    assert ">+4.00 MB</td>" in shown
+    assert ">+4.00 MiB</td>" in shown
     assert "in all: resident memory of the worker" in shown
     assert "&lt;b&gt;" in shown
     assert hows(RECEIPT).startswith("walked: storages of the live tensors")
@@ -287,14 +300,14 @@ def test_the_receipt_is_bars_in_pairs_and_a_table_with_the_residual() -> None:
 def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() -> None:
     source, config = wb.open_model("builtin"), wb.TrainConfig(per_device_train_batch_size=2, max_length=128)
     enough = wb.simulate_paging(source, config, "T4 16 GB", managed="everything").enough
-    simulation = wb.simulate_paging(source, config, enough - 20_000_000, managed="everything")
+    simulation = wb.simulate_paging(source, config, enough - 20 * MIB, managed="everything")
     figure, said = simulation_figure(simulation)
     assert figure["layout"]["title"]["text"].startswith("Simulated")
     assert said == simulation.told
     [line] = figure["layout"]["shapes"]
     held = np.sum([trace["y"] for trace in figure["data"] if "stackgroup" in trace], axis=0)
     assert 0 < held.max() <= line["y1"] * 1.0001
-    moved = {trace["name"]: float(trace["y"].sum()) * 1e6 for trace in figure["data"] if trace["type"] == "bar"}
+    moved = {trace["name"]: float(trace["y"].sum()) * MIB for trace in figure["data"] if trace["type"] == "bar"}
     to_device, to_host = simulation.per_step[-1].tolist()
     assert moved == pytest.approx({"brought to the GPU": to_device, "evicted to the host": to_host})
     assert figure["layout"]["xaxis"]["ticktext"] == ["forward", "backward", "optimizer"]
@@ -303,10 +316,10 @@ def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() 
 def test_measured_steps_stand_beside_the_simulation_where_anybody_saw_them() -> None:
     simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), "T4 16 GB")
     hello = event("hello", 0, device="a GPU", capabilities={"cupti": {"works": True, "why": ""}})
-    page = event("page", 1, source="cupti", direction="h2d", bytes=3_000_000, count=1, cause="", start=SECOND, end=SECOND)
+    page = event("page", 1, source="cupti", direction="h2d", bytes=3 * MIB, count=1, cause="", start=SECOND, end=SECOND)
     seen = wb.paging_truth(wb.TrainConfig(), [hello, page, step(1, 2)])
-    assert "3.00 MB" in comparison_table(simulation, seen)
-    assert "3.00 MB" in truth_table(seen)
+    assert "3.00 MiB" in comparison_table(simulation, seen)
+    assert "3.00 MiB" in truth_table(seen)
     unseen = wb.paging_truth(wb.TrainConfig(), [CPU_HELLO, step(1, 2)])
     assert "not known" in truth_table(unseen)
-    assert "3.00 MB" not in comparison_table(simulation, unseen)
+    assert "3.00 MiB" not in comparison_table(simulation, unseen)

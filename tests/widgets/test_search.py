@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.hubs import single, weights
 from tests.helpers.immediate import Immediate
 from widgets.background import recents
-from widgets.controls.search_field import SearchField
-from widgets.controls.suggestions import Suggestions
+from widgets.controls.suggestions import Suggestion, Suggestions
 from workbench.errors import Unreachable
 from workbench.memory.gpus import GPUS
 from workbench.memory.shortlist import GPU, PUBLISHED, PublishedShapes
@@ -159,53 +159,66 @@ def test_where_nothing_can_be_written_nothing_is_remembered_and_nothing_fails(mo
     assert recents.recent() == []
 
 
-@pytest.fixture
-def field(llamas: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchField:
+class Field:
     """A field that offers, in which the present model is the embedded one."""
+
+    def __init__(self) -> None:
+        self.suggestions = Suggestions(self.offer, lambda: "builtin", Immediate())
+        self.options: list[Suggestion] = []
+        self.status = ""
+        self.type("builtin")
+
+    def offer(self, options: Sequence[Suggestion], status: str) -> None:
+        self.options, self.status = list(options), status
+
+    def type(self, text: str) -> None:
+        self.suggestions.typed(text)
+
+    @property
+    def offered(self) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for option in self.options:
+            groups.setdefault(option.group.partition(" (")[0], []).append(option.value)
+        return groups
+
+
+@pytest.fixture
+def field(llamas: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Field:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     recents.remember("llamas/tiny")
-    made = SearchField(value="builtin")
-    Suggestions(made, lambda: "builtin", Immediate())
-    return made
+    return Field()
 
 
-def offered(field: SearchField) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for option in field.options:
-        groups.setdefault(option["group"].partition(" (")[0], []).append(option["value"])
-    return groups
-
-
-def test_before_anything_is_typed_the_field_offers_what_there_is(field: SearchField, llamas: HubServer) -> None:
+def test_before_anything_is_typed_the_field_offers_what_there_is(field: Field, llamas: HubServer) -> None:
     fits = [model.name for model in wb.shortlist()]
-    assert offered(field) == {
+    assert field.offered == {
         "Opened before": ["llamas/tiny"], "Comes with the workbench": ["builtin"], "Forecast to fit a free GPU": fits,
     }  # fmt: skip
     assert not llamas.requests
 
 
-def test_typing_narrows_it_and_asks_the_hub(field: SearchField, tmp_path: Path) -> None:
-    field.value = "llamas/"
-    assert offered(field) == {"Opened before": ["llamas/tiny"], "On the Hub": ["llamas/huge"]}
-    assert {option["value"]: option["note"] for option in field.options}["llamas/huge"] == "2 M downloads a month, gated"
-    field.value = "qwen3-4"
-    assert offered(field) == {"Forecast to fit a free GPU": ["Qwen/Qwen3-4B"]}
+def test_typing_narrows_it_and_asks_the_hub(field: Field, tmp_path: Path) -> None:
+    field.type("llamas/")
+    assert field.offered == {"Opened before": ["llamas/tiny"], "On the Hub": ["llamas/huge"]}
+    assert {option.value: option.note for option in field.options}["llamas/huge"] == "2 M downloads a month, gated"
+    field.type("qwen3-4")
+    assert field.offered == {"Forecast to fit a free GPU": ["Qwen/Qwen3-4B"]}
     assert "no model" in field.status
     (tmp_path / "sub" / "folder").mkdir(parents=True)
-    field.value = f"{tmp_path}/sub/"
-    assert offered(field) == {"Folders": [f"{tmp_path}/sub/folder/"]}
-    assert [option["final"] for option in field.options] == [False]
+    field.type(f"{tmp_path}/sub/")
+    assert field.offered == {"Folders": [f"{tmp_path}/sub/folder/"]}
+    assert [option.final for option in field.options] == [False]
     assert field.status == ""
 
 
 def test_without_the_hub_the_field_says_so_and_offers_the_rest(
-    field: SearchField, llamas: HubServer, monkeypatch: pytest.MonkeyPatch
+    field: Field, llamas: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamas.fail(path="/api/models", status=500)
-    field.value = "qwen"
+    field.type("qwen")
     assert field.status.startswith("No suggestions from the Hub: ")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    field.value = "qwen3"
+    field.type("qwen3")
     assert "offline mode" in field.status
-    assert len(offered(field)["Forecast to fit a free GPU"]) == 4
+    assert len(field.offered["Forecast to fit a free GPU"]) == 4

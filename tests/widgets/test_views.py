@@ -44,8 +44,8 @@ def folder(path, x: np.ndarray):
 
 
 def test_a_state_is_a_small_json_value_that_replays_in_plain_python(app):
-    app.controls.block_size.value = 128
-    app.controls.lead.value = "fp4"
+    app.header.ask("choose", {"block_size": 128})
+    app.header.ask("choose", {"formats": ["fp4", "int4"]})
     state = State.from_dict(json.loads(json.dumps(app.state)))
     shown = app.session.analysis.stats
     source = wb.open_model(state.model)
@@ -88,16 +88,41 @@ def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     assert store.value.weight is None
 
 
-def test_controls_and_state_follow_each_other(app):
-    app.controls.block_size.value = 256
-    assert app.state["block_size"] == 256
+def test_header_and_state_follow_each_other(app):
+    app.header.ask("choose", {"block_size": 256, "double_quant": True})
+    assert (app.state["block_size"], app.state["double_quant"]) == (256, True)
     app.session.store.update(formats=("int4",), block_size=32)
-    assert (app.controls.lead.value, app.controls.second.value, app.controls.block_size.value) == ("int4", "none", 32)
+    assert (app.header.state["formats"], app.header.state["block_size"]) == (["int4"], 32)
+
+
+def test_a_layer_is_chosen_with_the_tensor_that_does_the_same_there(app):
+    app.header.ask("choose", {"tensor": "model.layers.0.self_attn.o_proj.weight"})
+    assert [choice["label"] for choice in app.header.choices["layer"]] == [f"layer {i}" for i in range(6)]
+    app.header.ask("choose", {"layer": 3})
+    assert app.state["tensor"] == app.header.state["tensor"] == "model.layers.3.self_attn.o_proj.weight"
+    assert {choice["value"].split(".")[2] for choice in app.header.choices["tensor"]} == {"3"}
+    assert app.header.state["shape"] == "256 × 256"
+
+
+def test_a_choice_that_is_refused_is_taken_back(app):
+    choice = {"kind": "choose", "value": {"formats": []}, "page": "one", "number": 7}
+    app.header._receive(app.header, choice, [])
+    assert app.header.state["answered"] == ["one", 7]
+    assert app.header.state["formats"] == ["nf4", "int4"]
+    assert "one to three different names" in app.message.value
+
+
+def test_the_header_copies_what_is_behind_the_view_in_front_and_is_quiet_where_no_tensor_matters(app):
+    assert app.header.code == app.distribution.copy.code
+    assert app.header.of_one_tensor
+    app.session.store.update(tab="Memory")
+    assert app.header.code == app.memory.copy.code
+    assert not app.header.of_one_tensor
 
 
 def test_only_the_view_on_screen_draws_and_the_others_catch_up(app):
     before = app.error.rows.summary
-    app.controls.lead.value = "fp4"
+    app.header.ask("choose", {"formats": ["fp4"]})
     assert "FP4" in app.distribution.histogram.summary
     assert app.error.rows.summary == before
     app.tabs.selected_index = 2
@@ -214,21 +239,16 @@ def test_a_model_that_cannot_be_opened_is_told_and_the_old_one_stays(app, tmp_pa
         folder(path, np.ones((64, 64), np.float32))
         whole = (path / "model.safetensors").read_bytes()
         (path / "model.safetensors").write_bytes(whole[:-1000])
-    app.model.name.value = str(tmp_path / "nowhere") if broken == "missing" else str(path)
-    app.model.button.click()
-    assert 'role="alert"' in app.model.message.value
-    assert not app.model.button.disabled
-    assert app.state["model"] == "builtin"
-    app.model.name.value = "builtin"
-    app.model.button.click()
-    assert app.model.message.value == ""
+    app.header.ask("open", str(tmp_path / "nowhere") if broken == "missing" else str(path))
+    assert 'role="alert"' in app.message.value
+    assert app.state["model"] == app.header.state["model"] == "builtin"
+    app.header.ask("open", "builtin")
+    assert app.message.value == ""
 
 
 def test_opening_the_same_folder_again_reads_it_again(app, tmp_path):
-    app.model.name.value = folder(tmp_path, np.full((64, 64), 1, np.float32))
-    app.model.button.click()
-    folder(tmp_path, np.full((64, 64), 3, np.float32))
-    app.model.button.click()
+    for value in (1, 3):
+        app.header.ask("open", folder(tmp_path, np.full((64, 64), value, np.float32)))
     assert app.session.analysis.stats[0].block_absmax.max() == 3
 
 
@@ -248,9 +268,8 @@ def test_a_request_that_is_overtaken_by_another_model_leaves_no_weights_under_th
 def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
     x = np.random.default_rng(0).standard_normal((64, 256), np.float32)
     x[3, :2], x[9, 9] = np.nan, np.inf
-    app.model.name.value = folder(tmp_path, x)
-    app.model.button.click()
-    assert not missing(app.controls.status.value, "2 weights are NaN", "1 infinite", "2 blocks")
+    app.header.ask("open", folder(tmp_path, x))
+    assert not missing(app.header.status["more"], "2 weights are NaN", "1 infinite", "2 blocks")
     for index in range(7):
         app.tabs.selected_index = index
     for view in app.views:
@@ -266,23 +285,21 @@ def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
 
 def test_text_from_a_model_is_escaped(app, tmp_path):
     save_file({"<img src=x onerror=alert(1)>": np.ones((64, 64), np.float32)}, tmp_path / "model.safetensors")
-    app.model.name.value = str(tmp_path)
-    app.model.button.click()
-    assert "&lt;img" in app.model.message.value, "such a name is refused, and told"
+    app.header.ask("open", str(tmp_path))
+    assert "&lt;img" in app.message.value, "such a name is refused, and told"
     good = tmp_path / "good"
     good.mkdir()
     folder(good, np.ones((64, 64), np.float32))
     (good / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["<script>alert(2)</script>"]}))
-    app.model.name.value = str(good)
-    app.model.button.click()
+    app.header.ask("open", str(good))
     app.tabs.selected_index = 0
     assert "&lt;script" in app.model.summary.value
-    shown = app.controls.status.value + app.model.summary.value + app.model.table.value + app.model.message.value
+    shown = app.model.title.value + app.model.summary.value + app.model.table.value + app.message.value
     assert "<img" not in shown
     assert "<script" not in shown
 
 
-def test_a_view_alone_has_controls_and_closes_whole():
+def test_a_view_alone_has_a_header_and_closes_whole():
     from widgets.drawing.plot import PlotlyLibrary
 
     DistributionView("builtin", executor=Immediate()).close()  # plotly.js itself stays for the next plot
@@ -340,11 +357,12 @@ def test_every_format_is_shown_with_the_numbers_of_its_own_definition(app, name)
     assert ("NF4 is shown" in app.double_quant.sum.value) is not form.double_quantizable
 
 
-def test_a_registered_format_is_among_an_app_s_controls():
+def test_a_registered_format_may_be_chosen_in_the_header():
     wb.register_format("<b>mine</b>", np.linspace(-1, 1, 16))
     try:
         app = Workbench("builtin", executor=Immediate())
-        app.controls.lead.value = "<b>mine</b>"
+        assert "<b>mine</b>" in [choice["value"] for choice in app.header.choices["format"]]
+        app.header.ask("choose", {"formats": ["<b>mine</b>"]})
         assert app.session.analysis.stats[0].spec.format == "<b>mine</b>"
         assert "<b>mine" not in app.distribution.table.value
         app.close()

@@ -90,7 +90,7 @@ def test_a_cell_and_a_line_of_the_list_choose_the_tensor_everywhere(app):
     app.session.store.update(tab="Model")
     app.map._clicked({"x": 3.2, "y": 2})
     assert app.state["tensor"] == "model.layers.2.self_attn.o_proj.weight"
-    assert app.session.analysis.tensor.name == app.map.list.value == app.controls.tensor.value == app.state["tensor"]
+    assert app.session.analysis.tensor.name == app.map.list.value == app.header.state["tensor"] == app.state["tensor"]
     app.map.list.index = 0
     assert app.state["tensor"] == app.map.list.options[0][1]
     assert app.map.list.options[0][1] in app.map.map.summary, "the list begins with the worst"
@@ -104,25 +104,28 @@ def test_what_is_bad_comes_first_whatever_is_shown(app):
         assert app.map.list.options[0][1] == table.worst(1, by=field)["tensor"][0]
 
 
-def test_the_way_down_and_back_up(app):
+def test_the_list_beside_the_map_is_of_the_model_or_of_one_layer(app):
+    app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Model")
+    assert len(app.map.list.options) == 42
+    assert app.map.one_layer.description == "only layer 4"
+    app.map.one_layer.value = True
+    assert app.state["layer"] == 4
+    assert {name.split(".")[2] for _, name in app.map.list.options} == {"4"}
+    assert len(app.map.list.options) == 7
+    app.header.ask("choose", {"layer": 2})
+    assert {name.split(".")[2] for _, name in app.map.list.options} == {"2"}
+    app.map.one_layer.value = False
+    assert len(app.map.list.options) == 42
+
+
+def test_a_weight_chosen_in_its_block_is_in_the_state(app):
     app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Error")
     block = app.error.rows.content["worst"]["lines"][2][0]
     app.error.rows._handle_custom_msg({"type": "choose", "what": "block", "value": block}, [])
     app.error.rows._handle_custom_msg({"type": "choose", "what": "weight", "value": 7}, [])
-    assert app.state["weight"] == 7
-    labels = [button.description for button in app.crumbs.levels]
-    assert labels == ["builtin", "layer 4", "model.layers.4.mlp.up_proj.weight", f"block {block:,}", "weight 7"]
-    app.crumbs.block.click()
-    assert (app.state["tab"], app.state["block"], app.state["weight"]) == ("Error", block, None)
-    app.crumbs.layer.click()
-    assert (app.state["tab"], app.state["layer"]) == ("Model", 4)
-    assert {name.split(".")[2] for _, name in app.map.list.options} == {"4"}
-    assert len(app.map.list.options) == 7
-    app.crumbs.model.click()
-    assert len(app.map.list.options) == 42
-    app.crumbs.tensor.click()
-    assert (app.state["tab"], app.state["block"]) == ("Distribution", None)
-    assert app.tabs.selected_index == TABS.index("Distribution")
+    assert (app.state["block"], app.state["weight"]) == (block, 7)
+    app.session.store.update(tab="Model")
+    assert app.tabs.selected_index == TABS.index("Model")
 
 
 def test_a_state_brings_tab_block_weight_and_settings_back(app):
@@ -333,7 +336,7 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     view.targets.value = ("q_proj", "v_proj")
     assert view.session.store.value.target_modules == ("q_proj", "v_proj")
     assert 0 < wb.forecast(view.session.source, view.config)["adapters"] < every
-    assert not missing(view.stays_summary.value, "14 tensors", "4.21 MB")
+    assert not missing(view.stays_summary.value, "14 tensors", "4.01 MiB")
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing
@@ -355,7 +358,7 @@ def test_packed_weights_are_shown_dequantized_and_said_to_be(tmp_path):
     np.testing.assert_array_equal(
         app.session.analysis.weights.reshape(64, 128), bnb.functional.dequantize_4bit(packed, state).numpy()
     )
-    assert "The checkpoint holds it in NF4" in app.controls.status.value
+    assert "The checkpoint holds it in NF4" in app.header.status["more"]
     for tab in TABS:
         app.session.store.update(tab=tab)
     assert [view.message.value for view in app.views] == [""] * len(app.views)

@@ -1,5 +1,5 @@
 // @ts-check
-// "Copy as code": puts the code on the clipboard, and shows it selected where the page may not write there.
+// "Copy as code" with a row of its own: copies the code, shows and hides it.
 
 export default {
   render({ model, el }) {
@@ -8,8 +8,7 @@ export default {
     const copy = element("button", { type: "button", class: "jupyter-button", title }, "Copy as code");
     const show = element("button", { type: "button", class: "jupyter-button" });
     const status = element("span", { class: "wb-note", role: "status" });
-    const label = "Code that gives the numbers shown here";
-    const box = element("textarea", { readonly: "", spellcheck: "false", class: "wb-code", "aria-label": label });
+    const box = codeBox();
     const row = element("div", { class: "wb-copy-row" }, copy, show, status);
     el.append(row, box);
 
@@ -25,20 +24,7 @@ export default {
       box.value = code;
       box.rows = Math.min(24, code.split("\n").length);
     };
-    const select = () => {
-      open(true);
-      box.focus();
-      box.select();
-      status.textContent = "The clipboard is closed to this page: press Ctrl+C (⌘C) to copy the selected lines.";
-    };
-    copy.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(model.get("code"));
-        status.textContent = "Copied.";
-      } catch {
-        select();
-      }
-    });
+    copy.addEventListener("click", () => copyLines(model.get("code"), box, status, () => open(true)));
     show.addEventListener("click", () => open(box.hidden));
     model.on("change:code", fill);
     open(false);

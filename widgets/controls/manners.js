@@ -51,10 +51,13 @@ function markFolds(within) {
   }
 }
 
+const HEIGHT = 5000; // pixels that Colab may give a cell's outputs; without being asked it gives 1,000, and they scroll there
+
 export default {
   render({ model, el }) {
     el.classList.add("wb-manners");
-    let frame, panel;
+    globalThis.google?.colab?.output?.setIframeHeight?.(0, true, { maxHeight: HEIGHT });
+    let frame, panel, quiet;
     const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
@@ -66,11 +69,13 @@ export default {
       panel.setAttribute("aria-label", model.get("title"));
       observer.observe(panel, { childList: true, subtree: true });
       nameHandles(panel);
+      quiet = tellBusy(model, panel);
     };
     settle();
     return () => {
       cancelAnimationFrame(frame);
       observer.disconnect();
+      quiet?.();
       panel?.removeEventListener("click", toggle);
       panel?.removeEventListener("click", explain);
       panel?.removeEventListener("keydown", keepKeys);

@@ -43,7 +43,7 @@ class ProgressRow(ipywidgets.HBox):
             return
         share = f' value="{step.done}" max="{step.total}"' if step.total else ""
         what = html.escape(step.what)
-        note = f'<div class="wb-note" role="status">{what}{html.escape(_amount(step))}</div>'
+        note = f'<div class="wb-note" role="status">{what}{html.escape(amount_done(step))}</div>'
         self.bar.value = f'{note}<progress aria-label="{what}"{share}></progress>'
 
     def close(self) -> None:
@@ -52,7 +52,8 @@ class ProgressRow(ipywidgets.HBox):
         super().close()
 
 
-def _amount(step: Step) -> str:
+def amount_done(step: Step) -> str:
+    """How much of a step is done, in words that follow what it does."""
     if not step.total:
         return " …"
     if step.unit == "bytes":

@@ -1,77 +1,76 @@
 // @ts-check
-// A text field with a list of suggestions below it: the combobox pattern of WAI-ARIA. The list stands in the flow of the page, not
-// above it, because outputs are clipped (JupyterLab) or frames of their own (Colab). Text becomes text, never HTML.
+// A text field with a list of suggestions below it: the combobox pattern of WAI-ARIA. Text becomes text, never HTML.
+
+/** @typedef {{ value: string, note: string, group: string, final: boolean }} Suggested */
 
 let fields = 0;
 
-export default {
-  render({ model, el }) {
-    const id = `wb-search-${(fields += 1)}`;
-    const input = element("input", {
-      id, type: "text", autocomplete: "off", spellcheck: "false", class: "widget-input", role: "combobox",
-      "aria-autocomplete": "list", "aria-controls": `${id}-list`,
-    });
-    const label = element("label", { for: id, class: "widget-label" });
-    const list = element("div", { id: `${id}-list`, class: "wb-suggestions", role: "listbox", hidden: "" });
-    const status = element("div", { class: "wb-suggestions-status", role: "status" });
-    const popup = element("div", { class: "wb-suggestions-popup", hidden: "" }, list, status);
-    el.classList.add("wb-search");
-    el.append(label, input, popup);
+/**
+ * @param {string} name
+ * @param {string} placeholder
+ * @param {(text: string) => void} typed called letter by letter
+ * @param {(text: string) => void} settled called with what Enter or a final suggestion chose
+ */
+function searchField(name, placeholder, typed, settled) {
+  const id = `wb-search-${(fields += 1)}`;
+  const input = element("input", {
+    type: "text", autocomplete: "off", spellcheck: "false", role: "combobox", placeholder, "aria-label": name,
+    "aria-autocomplete": "list", "aria-controls": id, "aria-expanded": "true",
+  });
+  const list = element("div", { id, class: "wb-suggestions", role: "listbox", "aria-label": "Suggestions" });
+  const status = element("div", { class: "wb-suggestions-status", role: "status" });
+  /** @type {Suggested[]} */
+  let options = [];
+  /** @type {HTMLElement[]} */
+  let lines = [];
+  let active = -1;
 
-    let lines = []; // the elements of the options, in order
-    let active = -1;
-    let dismissed = true;
-
-    const open = () => !popup.hidden;
-    const refresh = () => {
-      const shown = !dismissed && (lines.length > 0 || status.textContent !== "");
-      popup.hidden = !shown;
-      list.hidden = !lines.length;
-      input.setAttribute("aria-expanded", String(shown));
-    };
-    const activate = (index) => {
-      lines[active]?.setAttribute("aria-selected", "false");
-      active = index;
-      lines[active]?.setAttribute("aria-selected", "true");
-      lines[active]?.scrollIntoView({ block: "nearest" });
-      if (lines[active]) input.setAttribute("aria-activedescendant", lines[active].id);
-      else input.removeAttribute("aria-activedescendant");
-    };
-    const dismiss = () => {
-      dismissed = true;
-      activate(-1);
-      refresh();
-    };
-    const say = (value) => {
-      input.value = value;
-      model.set("value", value);
-      model.save_changes();
-    };
-    const choose = (option) => {
-      if (option) say(option.value);
-      if (option && !option.final) return void activate(-1); // a folder: on to what is in it
-      dismiss();
-      model.send({ kind: "chosen", value: input.value });
-    };
-
-    const draw = () => {
+  const activate = (index) => {
+    lines[active]?.setAttribute("aria-selected", "false");
+    active = index;
+    lines[active]?.setAttribute("aria-selected", "true");
+    lines[active]?.scrollIntoView({ block: "nearest" });
+    if (lines[active]) input.setAttribute("aria-activedescendant", lines[active].id);
+    else input.removeAttribute("aria-activedescendant");
+  };
+  const choose = (option) => {
+    if (option) input.value = option.value;
+    if (!option || option.final) return void settled(input.value);
+    activate(-1); // a folder: on to what is in it
+    typed(input.value);
+  };
+  input.addEventListener("input", () => typed(input.value));
+  input.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step && lines.length) {
+      activate(active < 0 && step < 0 ? lines.length - 1 : (active + step + lines.length) % lines.length);
+    } else if (event.key === "Enter") choose(options[active]);
+    else return;
+    event.preventDefault();
+  });
+  return {
+    parts: [input, list, status],
+    input,
+    /** @param {{ options: Suggested[], status: string }} offered */
+    offer(offered) {
+      const before = options[active]?.value;
       let group = list;
       let named = null;
-      const before = lines[active]?.firstChild.textContent;
+      options = offered.options;
       lines = [];
       list.replaceChildren();
-      for (const [i, option] of model.get("options").entries()) {
+      for (const [i, option] of options.entries()) {
         if (named !== option.group) {
           named = option.group;
-          const heading = element("div", { id: `${list.id}-group-${i}`, class: "wb-suggestions-group" }, named);
+          const heading = element("div", { id: `${id}-group-${i}`, class: "wb-suggestions-group" }, named);
           group = element("div", { role: "group", "aria-labelledby": heading.id }, heading);
           list.append(group);
         }
         const line = element(
           "div",
-          { id: `${list.id}-${i}`, class: "wb-suggestion", role: "option", "aria-selected": "false" },
+          { id: `${id}-${i}`, role: "option", "aria-selected": "false" },
           element("span", {}, option.value),
-          element("span", { class: "wb-suggestion-note" }, option.note),
+          element("small", {}, option.note),
         );
         line.addEventListener("mousedown", (event) => event.preventDefault()); // the field keeps the focus
         line.addEventListener("click", () => choose(option));
@@ -79,57 +78,8 @@ export default {
         lines.push(line);
       }
       active = -1;
-      activate(before === undefined ? -1 : lines.findIndex((line) => line.firstChild?.textContent === before));
-      refresh();
-    };
-    const changes = {
-      options: draw,
-      status: () => {
-        status.textContent = model.get("status");
-        refresh();
-      },
-      value: () => {
-        if (input.value !== model.get("value")) input.value = model.get("value");
-      },
-      disabled: () => void (input.disabled = model.get("disabled")),
-      placeholder: () => void (input.placeholder = model.get("placeholder")),
-      description: () => void (label.textContent = model.get("description")),
-    };
-    for (const [name, change] of Object.entries(changes)) {
-      model.on(`change:${name}`, change);
-      change();
-    }
-
-    input.addEventListener("input", () => {
-      dismissed = false;
-      say(input.value);
-      refresh();
-    });
-    input.addEventListener("click", () => {
-      dismissed = false;
-      refresh();
-    });
-    input.addEventListener("blur", dismiss);
-    input.addEventListener("keydown", (event) => {
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (step) {
-        event.preventDefault();
-        if (!open()) {
-          dismissed = false;
-          refresh();
-        }
-        if (lines.length) activate(active < 0 && step < 0 ? lines.length - 1 : (active + step + lines.length) % lines.length);
-      } else if (event.key === "Enter") {
-        event.preventDefault();
-        choose(model.get("options")[active]);
-      } else if (event.key === "Escape" && open()) {
-        event.stopPropagation(); // the first Escape closes the list, the next leaves to the notebook
-        event.preventDefault();
-        dismiss();
-      }
-    });
-    return () => {
-      for (const [name, change] of Object.entries(changes)) model.off(`change:${name}`, change);
-    };
-  },
-};
+      activate(before === undefined ? -1 : options.findIndex((option) => option.value === before));
+      status.textContent = offered.status;
+    },
+  };
+}

@@ -7,16 +7,16 @@ is dropped. Where the Hub cannot be asked it says why, and offers the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from widgets.background import recents
 from widgets.background.tasks import Latest
-from widgets.controls.search_field import SearchField, Suggestion
 from workbench.errors import ModelError, Unreachable
 from workbench.memory.shortlist import GPU, ROWS, TOKENS, Candidate, shortlist
 from workbench.sources.search import LEAST, HubModel, search_folders, search_hub
-from workbench.text import amount
+from workbench.text import memory_size
 
 REST = 0.3
 """Seconds without a keystroke after which the Hub is asked."""
@@ -24,30 +24,48 @@ _HUB_TEXT = re.compile(r"[\w-][\w.-]*(?:/[\w.-]*)?", re.ASCII)
 _FITS = f"Forecast to fit a free GPU ({GPU}; QLoRA, {ROWS} row of {TOKENS} tokens)"
 
 
-class Suggestions:
-    """Keeps a field's suggestions current. ``present()`` is the open model's name, which is not searched for."""
+@dataclass(frozen=True)
+class Suggestion:
+    """One line of the list."""
 
-    def __init__(self, field: SearchField, present: Callable[[], str], executor: Executor | None = None) -> None:
-        self._field, self._present = field, present
+    value: str
+    """What the field contains once it is chosen."""
+    note: str = ""
+    """What it is, in a few words."""
+    group: str = ""
+    """The heading that it stands under, together with its neighbours of the same group."""
+    final: bool = True
+    """Whether choosing it is the end: False for a folder on the way to others."""
+
+
+class Suggestions:
+    """Answers what is typed: ``offer(suggestions, status)`` is called, under ``UI``, whenever there is something to say.
+
+    ``status`` is a line for below the list: what is being looked for, or why there are none. Nothing is looked for before the
+    first ``typed``. ``present()`` is the open model's name, which is not searched for.
+    """
+
+    def __init__(
+        self,
+        offer: Callable[[Sequence[Suggestion], str], None],
+        present: Callable[[], str],
+        executor: Executor | None = None,
+    ) -> None:
+        self._give, self._present = offer, present
+        self._status = ""
         self._here: list[Suggestion] = []
         self._there: list[Suggestion] = []
         self._machine = Latest(executor, apply=self._found_here)
         self._hub = Latest(executor, apply=self._found_there, failed=self._no_answer, debounce=REST)
-        field.observe(self._typed, "value")
-        self.renew()
-
-    def renew(self) -> None:
-        """Look again: another model is open."""
-        self._typed(None)
 
     def close(self) -> None:
         """End both threads; closing twice is harmless."""
         self._machine.close()
         self._hub.close()
 
-    def _typed(self, _: object) -> None:
-        text = self._field.value.strip()
-        wanted = "" if text == self._present() else text
+    def typed(self, text: str) -> None:
+        """The field holds this text now."""
+        wanted = "" if text.strip() == self._present() else text.strip()
         self._there = [suggestion for suggestion in self._there if wanted and wanted.lower() in suggestion.value.lower()]
         self._machine.submit(_on_this_machine, wanted)
         if len(wanted) >= LEAST and _HUB_TEXT.fullmatch(wanted):
@@ -59,7 +77,7 @@ class Suggestions:
 
     def _found_here(self, found: list[Suggestion]) -> None:
         self._here = found
-        self._offer(self._field.status)
+        self._offer(self._status)
 
     def _found_there(self, found: list[Suggestion]) -> None:
         self._there = found
@@ -72,10 +90,11 @@ class Suggestions:
             self._offer(f"No suggestions from the Hub: {error.what if isinstance(error, ModelError) else error}")
 
     def _offer(self, status: str) -> None:
+        self._status = status
         known = {suggestion.value for suggestion in self._here}
         fits = [s for s in self._here if s.group == _FITS]
         there = [s for s in self._there if s.value not in known]
-        self._field.offer([*(s for s in self._here if s.group != _FITS), *there, *fits], status)
+        self._give([*(s for s in self._here if s.group != _FITS), *there, *fits], status)
 
 
 def _on_this_machine(text: str) -> list[Suggestion]:
@@ -101,7 +120,7 @@ def _on_the_hub(text: str) -> list[Suggestion]:
 
 
 def _size(model: Candidate) -> str:
-    size = f"{model.parameters / 1e9:.2g} B parameters, {amount(model.training)} of GPU memory"
+    size = f"{model.parameters / 1e9:.2g} B parameters, {memory_size(model.training)} of GPU memory"
     return f"{size}, gated" if model.gated else size
 
 

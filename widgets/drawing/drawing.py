@@ -46,6 +46,7 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
     start, so that nothing jumps. Methods may be called from any thread.
     """
 
+    _css = script("drawing/colab.css")
     height = traitlets.Int(DEFAULT_HEIGHT).tag(sync=True)
     _key = traitlets.Unicode().tag(sync=True)
     # The state as both sides hold it; its value lives in _state, so that a patch does not also send the whole of it.

@@ -57,6 +57,7 @@ function drawRows(view) {
     [view.canvas, `Block map: ${map.name} by block. ${HELP}`], [view.weights, `${block.title}: ${block.aside}. ${KEYS}`],
     [view.text.line, `Weight ${weight.index}: ${weight.said}`],
   ]) node.setAttribute("aria-label", name);
+  view.text.line.dataset.revision = state.revision;
   funnel(view);
   if (view.text.details.open) numbers(view, state.content);
   announce(view, state.content);
@@ -73,6 +74,7 @@ function paint(view, part, colours, onto) {
   const context = onto ?? sized(canvas, width, height);
   if (part === "cells") {
     const cursor = !onto && document.activeElement === canvas ? (view.cell ?? model.selected ?? [0, 0]) : null;
+    if (!onto) canvas.dataset.known = String(decodeArray(model.values).filter(Number.isFinite).length);
     drawModel(context, width, height, model, String(cursor) === String(model.selected) ? null : cursor, colours);
   } else if (part === "weights") {
     view.column = drawWeights(context, width, height, block, view.wished?.weight ?? weight.index, colours, lead);

@@ -30,7 +30,7 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
     """A plotly template for figures on the page's own background."""
     template: dict[str, Any] = encode(json.loads(package_data(f"templates/{name}.json")))
     # Labels may overflow: to hide those that do, plotly measures every label of an axis once for each of them, at each redraw.
-    own = {"title": {"standoff": 8}, "ticklabeloverflow": "allow"}
+    own = {"title": {"standoff": 6, "font": {"size": 11}}, "ticklabeloverflow": "allow"}
     axes = {axis: template["layout"].get(axis, {}) | own for axis in ("xaxis", "yaxis")}
     layout = (
         template["layout"]
@@ -91,23 +91,35 @@ class Plot(Drawing):
     ``figure`` is a plotly ``Figure`` or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays; a
     ``height`` of None is the figure's own, else 320. Methods may be called from any thread.
 
+    Where there is no figure the sentence ``waiting`` stands in its place: what it waits for, or why there is none.
+
     A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
+
+    Traces over one x axis can be read off in a table below the figure: those whose ``meta`` is a list of column names and
+    whose ``customdata`` has a text for each point, its cells parted by tabs. The table shows each such trace at the x under
+    the pointer, or of the point that the keys have come to; nothing of it asks the kernel.
     """
 
     _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
     library = traitlets.Instance(PlotlyLibrary, allow_none=True).tag(sync=True, **widget_serialization)
 
-    def __init__(self, figure: Any = None, summary: str = "", height: int | None = None) -> None:
+    def __init__(self, figure: Any = None, summary: str = "", height: int | None = None, waiting: str = "") -> None:
         tree = encode_figure(figure if figure is not None else {})
         own_height = tree["layout"].pop("height", None)
-        super().__init__(tree, summary, int(height or own_height or DEFAULT_HEIGHT), library=PlotlyLibrary.shared())
+        height = int(height or own_height or DEFAULT_HEIGHT)
+        super().__init__(tree | {"waiting": waiting}, summary, height, library=PlotlyLibrary.shared())
 
     def show(self, figure: Any, summary: str | None = None) -> None:
         """Replace the figure, sending only what differs from the present one; clears an error."""
         tree = encode_figure(figure)
         tree["layout"].pop("height", None)
         with self._lock:
-            self._become(tree | {"summary": self.summary if summary is None else summary, "error": ""})
+            self._become(tree | {"summary": self.summary if summary is None else summary, "error": "", "waiting": ""})
+
+    def wait(self, waiting: str) -> None:
+        """Take the figure away and say in its place what it waits for; clears an error."""
+        with self._lock:
+            self._become({"data": [], "layout": {}, "summary": waiting, "error": "", "waiting": waiting})
 
     def on_click(self, callback: Callback) -> Callable[[], None]:
         """Call ``callback(point)`` for a click; a point is a dict of curve, name, index, x, y, z and customdata."""

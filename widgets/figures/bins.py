@@ -1,14 +1,15 @@
-"""From ``ErrorStats`` and its kin to the figures of a format's bins: plain functions from values to values, no widgets."""
+"""From ``ErrorStats`` and its kin to the figure of the formats' bins: plain functions from values to values, no widgets."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.layout import Figure
+from widgets.figures.layout import Figure, escaped
 from widgets.figures.palette import FORMAT_COLOURS, QUIET, REFERENCE
 from workbench.quant.formats import Format
 from workbench.quant.inspect import BinErrors
@@ -34,129 +35,139 @@ def moves_with_block(form: Format) -> bool:
     return not form.double_quantizable
 
 
+READ = ["level", "from", "to", "share", "weights", "RMSE"]
+"""What the readout tells of a bin."""
+LABEL, GAP = 0.055, 0.02
+"""Parts of the picture's height: the line with a format's name over its bins, and the space above that."""
+
+
 def distribution(
     counts: NDArray[np.int64], stats: Sequence[ErrorStats], log: bool = False, errors: Sequence[BinErrors] = ()
 ) -> Figure:
-    """The histogram of x / absmax with each format's levels over it, and below it a strip of bins a format.
+    """The histogram of x / absmax over each format's bins, all on one x axis.
 
-    Solid lines are levels, dotted ones decision edges; a strip's bins are shaded by how many weights fall into them.
+    Over the histogram solid lines are the formats' levels and dashed ones the edges between their bins. Below it a bin is as
+    wide as it is and as high as its share of the weights; the dashed line is the share that each would have if all had the
+    same. What a point tells is in its ``customdata``, for ``Plot`` to read out, under the names of ``READ``.
     """
+    sampled = next((e.sampled for e in errors if e.sampled is not None), None)
+    names = [*READ[:-1], f"RMSE (sample {100 * sampled:.2g} %)"] if sampled is not None else READ
     width = 2 / counts.size
-    centres = np.linspace(-1 + width / 2, 1 - width / 2, counts.size)
+    edges = np.linspace(-1, 1, counts.size + 1)
     share = 100 * counts / max(1, counts.sum())
     seen = share[share > 0]
     low, high = (float(seen.min()) / 2 if seen.size else 1e-3, float(share.max(initial=0)) * 1.06 or 1.0)
     outline = np.maximum(share, low) if log else share  # an axis of logarithms has no place for 0
     data: list[dict[str, Any]] = [
         {
-            "type": "scatter", "mode": "lines", "fill": "tozeroy", "fillcolor": QUIET, "x": centres, "y": outline,
-            "line": {"shape": "hvh", "width": 0.5, "color": QUIET}, "name": "weights", "showlegend": False,
-            "hovertemplate": "x / absmax near %{x:.3f}<br>%{y:.3g} % of weights<extra></extra>",
+            "type": "scatter", "mode": "lines", "fill": "tozeroy", "fillcolor": QUIET, "name": "histogram", "hoverinfo": "none",
+            "x": edges[:-1] + width / 2, "y": outline, "line": {"shape": "hvh", "width": 0.5, "color": QUIET}, "meta": names,
+            "customdata": [
+                f"\t{a}\t{b}\t{s:.2f} %\t{n:,}\t"
+                for a, b, s, n in zip(_texts(edges[:-1]), _texts(edges[1:]), share.tolist(), counts.tolist(), strict=True)
+            ],
         }
     ]  # fmt: skip
-    strip = 0.11 * len(stats)
-    ticks, names = [], []
-    for i, e in enumerate(stats):
-        colour, form = FORMAT_COLOURS[i], e.spec.definition
-        levels, lower, _ = bins(e)
-        drawn = () if moves_with_block(form) or levels.size > 16 else ("levels", "edges")
-        for xs, name, line in (
-            (levels, "levels", {"color": colour, "width": 1.5}),
-            (lower[1:], "edges", {"color": colour, "width": 1, "dash": "dot"}),
-        ):
-            if name not in drawn:
-                continue
-            data.append(
-                {
-                    "type": "scatter", "mode": "lines", "x": np.repeat(xs, 3), "y": np.tile([low, high, np.nan], xs.size),
-                    "line": line, "opacity": 0.85 if name == "levels" else 0.5, "hoverinfo": "skip",
-                    "name": f"{form.title} {name}",
-                }
-            )  # fmt: skip
-        data.append(_strip(e, i, len(stats), errors[i] if errors else None))
-        ticks.append(len(stats) - 1 - i + 0.5)
-        names.append(form.title + (" (median block)" if moves_with_block(form) else ""))
-    layout = {
-        "barmode": "overlay", "bargap": 0, "uirevision": "distribution", "hovermode": "x",
-        "xaxis": {"title": {"text": "weight / absmax of its block"}, "range": [-1.03, 1.03], "anchor": "y2", "zeroline": False},
+    domains = _domains(len(stats))
+    layout: dict[str, Any] = {
+        "bargap": 0, "uirevision": "distribution", "hovermode": False, "showlegend": False, "annotations": [], "shapes": [],
+        "margin": {"l": 48, "r": 12, "t": 6, "b": 36},
+        "xaxis": {
+            "title": {"text": "weight ÷ absmax of its block"}, "range": [-1.03, 1.03], "zeroline": False,
+            "anchor": f"y{len(stats) + 1}",
+        },
         "yaxis": {
-            "title": {"text": "% of weights" + (", logarithmic" if log else "")}, "domain": [strip + 0.05, 1],
-            "type": "log" if log else "linear", "range": [np.log10(low), np.log10(high)] if log else [0, high],
+            "domain": domains[0], "type": "log" if log else "linear", "ticksuffix": " %", "nticks": 5, "zeroline": False,
+            "range": [np.log10(low), np.log10(high)] if log else [0, high],
         },
-        "yaxis2": {
-            "domain": [0, strip], "range": [0, len(stats)], "tickvals": ticks, "ticktext": names, "fixedrange": True,
-            "showgrid": False, "zeroline": False,
-        },
-        "margin": {"l": 64, "r": 20, "t": 52, "b": 48},
     }  # fmt: skip
+    for i, e in enumerate(stats):
+        axis = str(i + 2)
+        data += _lines(e, FORMAT_COLOURS[i], low, high)
+        data.append(_occupancy(e, FORMAT_COLOURS[i], errors[i] if errors else None) | {"yaxis": f"y{axis}", "meta": names})
+        _stand(layout, e, axis, domains[i + 1], float(np.max(data[-1]["y"], initial=0.0)))
     return {"data": data, "layout": layout}
+
+
+def _domains(formats: int) -> list[tuple[float, float]]:
+    """From where to where the histogram stands, then each format's bins, of the picture's height."""
+    each = {1: 0.30, 2: 0.215}.get(formats, 0.16)
+    low = [(formats - 1 - i) * (each + LABEL + GAP) for i in range(formats)]
+    return [(low[0] + each + LABEL + GAP, 1.0), *((start, start + each) for start in low)]
+
+
+def _stand(layout: dict[str, Any], e: ErrorStats, axis: str, domain: tuple[float, float], most: float) -> None:
+    """A format's axis with its name over it, and the equal share as its one tick and a dashed line."""
+    form = e.spec.definition
+    equal = 100 / bins(e)[0].size
+    of = ", of the median block" if moves_with_block(form) else ""
+    layout[f"yaxis{axis}"] = {
+        "domain": domain, "range": [0, max(1.3 * most, 1.1 * equal)], "tickvals": [equal], "ticktext": [f"{equal:.3g} %"],
+        "fixedrange": True, "showgrid": False, "zeroline": False,
+    }  # fmt: skip
+    layout["annotations"].append(
+        {
+            "text": f"<b>{escaped(form.title)}</b>: weights in each bin{of}", "xref": "paper", "yref": "paper", "x": 0,
+            "y": domain[1], "xanchor": "left", "yanchor": "bottom", "showarrow": False, "borderpad": 0,
+        }
+    )  # fmt: skip
+    layout["shapes"].append(
+        {
+            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": f"y{axis}", "y0": equal, "y1": equal,
+            "line": {"color": REFERENCE, "dash": "dash", "width": 1}, "layer": "below",
+        }
+    )  # fmt: skip
+
+
+def _lines(e: ErrorStats, colour: str, low: float, high: float) -> list[dict[str, Any]]:
+    """A format's levels and edges as lines over the histogram, where they are the same in each block and few."""
+    levels, lower, _ = bins(e)
+    if moves_with_block(e.spec.definition) or levels.size > 16:
+        return []
+    shared = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+    return [
+        shared
+        | {
+            "x": np.repeat(xs, 3), "y": np.tile([low, high, np.nan], xs.size), "line": {"color": colour} | line,
+            "opacity": opacity, "name": f"{e.spec.definition.title} {name}",
+        }
+        for xs, name, line, opacity in (
+            (levels, "levels", {"width": 1.5}, 0.9),
+            (lower[1:], "edges", {"width": 1, "dash": "dot"}, 0.45),
+        )
+    ]  # fmt: skip
+
+
+def _occupancy(e: ErrorStats, colour: str, errors: BinErrors | None) -> dict[str, Any]:
+    """A format's bins as bars; where there are hundreds, as steps: bars would be hairlines, and slow to draw."""
+    form = e.spec.definition
+    levels, lower, upper = bins(e)
+    share = 100 * merge_equal_levels(form, e.occupancy)[1] / e.numel
+    shared = {"y": share, "name": escaped(form.title), "hoverinfo": "none", "customdata": bin_texts(e, errors)}
+    if levels.size > 16:
+        line = {"shape": "hvh", "width": 1, "color": colour}
+        return shared | {"type": "scatter", "mode": "lines", "fill": "tozeroy", "x": levels, "line": line}
+    decimals = 0 if float(np.diff(levels).min(initial=1.0)) < 0.11 else 1  # what has room over the narrowest
+    return shared | {
+        "type": "bar", "x": (lower + upper) / 2, "width": upper - lower,
+        "marker": {"color": colour, "line": {"width": 1, "color": QUIET}},
+        "text": [f"{value:.{decimals}f}" for value in share], "textposition": "outside", "textangle": 0, "cliponaxis": False,
+        "constraintext": "none", "textfont": {"size": 10},
+    }  # fmt: skip
 
 
 def bin_texts(e: ErrorStats, errors: BinErrors | None = None) -> list[str]:
-    """What hovering over each bin shows: its level, edges, count and share, and the error of what falls into it."""
-    form = e.spec.definition
+    """What each bin tells, under the names of ``READ``: its level, its edges, what falls into it, and that one's error."""
     levels, lower, upper = bins(e)
-    count = merge_equal_levels(form, e.occupancy)[1]
-    texts = [
-        f"{form.title} bin {k} of {levels.size}<br>level {level:+.4f}<br>from {a:+.4f} to {b:+.4f}<br>"
-        f"{n:,} weights, {100 * n / e.numel:.2f} %"
-        for k, (level, a, b, n) in enumerate(zip(levels, lower, upper, count, strict=True), 1)
-    ]
-    if errors is None:
-        return texts
-    of = "" if errors.sampled is None else f" (sample of {100 * errors.sampled:.2g} %)"
+    count = merge_equal_levels(e.spec.definition, e.occupancy)[1]
+    rmse = np.full(levels.size, np.nan) if errors is None else errors.rmse
     return [
-        text + (f"<br>RMSE {error:.3e}{of}" if np.isfinite(error) else "")
-        for text, error in zip(texts, errors.rmse, strict=True)
+        f"{level}\t{a}\t{b}\t{100 * n / e.numel:.2f} %\t{n:,}\t" + (f"{error:.3e}" if math.isfinite(error) else "")
+        for level, a, b, n, error in zip(
+            _texts(levels), _texts(lower), _texts(upper), count.tolist(), rmse.tolist(), strict=True
+        )
     ]
 
 
-def _strip(e: ErrorStats, i: int, of: int, errors: BinErrors | None) -> dict[str, Any]:
-    """A format's bins as a row of rectangles shaded by occupancy."""
-    form = e.spec.definition
-    levels, lower, upper = bins(e)
-    count = merge_equal_levels(form, e.occupancy)[1]
-    share = 100 * count / e.numel
-    text = bin_texts(e, errors)
-    strength = 0.12 + 0.88 * share / max(float(share.max(initial=0)), 1e-9)
-    return {
-        "type": "bar", "x": (lower + upper) / 2, "width": upper - lower, "y": np.full(levels.size, 0.8), "yaxis": "y2",
-        "base": np.full(levels.size, of - 1 - i + 0.1), "hovertext": text, "hoverinfo": "text", "showlegend": False,
-        "name": form.title, "marker": {"color": FORMAT_COLOURS[i], "opacity": strength, "line": {"width": 1, "color": QUIET}},
-    }  # fmt: skip
-
-
-def occupancy(stats: Sequence[ErrorStats], errors: Sequence[BinErrors] = ()) -> Figure:
-    """How full each bin is, beside the equal share of 1/16 that all bins of an ideal quantile format would have."""
-    data: list[dict[str, Any]] = []
-    for i, e in enumerate(stats):
-        levels, count = merge_equal_levels(e.spec.definition, e.occupancy)
-        bars = {"type": "bar", "marker": {"color": FORMAT_COLOURS[i]}}
-        steps = {  # 256 bars are hairlines, and slow to draw
-            "type": "scatter", "mode": "lines", "fill": "tozeroy",
-            "line": {"shape": "hvh", "width": 1, "color": FORMAT_COLOURS[i]},
-        }  # fmt: skip
-        data.append(
-            (bars if levels.size <= 16 else steps)
-            | {
-                "x": np.arange(levels.size), "y": 100 * count / e.numel, "name": e.spec.definition.title,
-                "hovertext": bin_texts(e, errors[i] if errors else None), "hoverinfo": "text",
-            }
-        )  # fmt: skip
-    most = max(np.unique(e.spec.definition.levels).size for e in stats)
-    data.append(
-        {
-            "type": "scatter", "mode": "lines", "x": np.array([-0.6, 15.6]), "y": np.array([6.25, 6.25]),
-            "name": "equal share, 6.25 %", "line": {"color": REFERENCE, "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
-        }
-    )  # fmt: skip
-    layout = {
-        "barmode": "group", "bargap": 0.2, "uirevision": "occupancy",
-        "xaxis": {
-            "title": {"text": "bin, from the lowest level to the highest"}, "dtick": 1 if most <= 16 else 16,
-            "range": [-0.6, max(15.6, most - 0.4)],
-            "zeroline": False,
-        },
-        "yaxis": {"title": {"text": "% of weights"}, "rangemode": "tozero"},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
+def _texts(values: NDArray[np.float64]) -> list[str]:
+    return [f"{value:+.4f}".replace("-", "−") for value in values.tolist()]

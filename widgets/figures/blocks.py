@@ -104,7 +104,8 @@ def block_part(e: ErrorStats, b: Block) -> dict[str, Any]:
     )
     aside = f"{place} · {state} · {_weights(b.weights.size)}"
     return {
-        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "finite": b.finite, "weights": b.weights,
+        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "finite": b.finite,
+        "weights": b.weights,
         "restored": b.restored, "codes": b.codes, "levels": levels, "level_of_code": form.level_of_code,
         "divisor": b.divisor, "zero": b.zero, "divided": _divisor(b)[0] + (" + zero point" if form.zero_point_bits else ""),
     }  # fmt: skip
@@ -130,8 +131,8 @@ def weight_part(b: Block, i: int) -> dict[str, Any]:
     scale = b.scale_steps
     aside = scale[-1]
     if (n := b.nested) is not None:
-        level, own, mean = map(_short, (n.level, n.absmax, n.offset))
-        aside = f"absmax {_short(b.absmax)} in 8 bits, code {n.code}: {level} × {own} + {mean} = {_short(b.scale)}"
+        parts = f"{_short(n.level)} × {_short(n.absmax)} + {_short(n.offset)}"
+        aside = f"absmax {_short(b.absmax)} in 8 bits, code {n.code}: {parts} = {_short(b.scale)}"
     return {
         "index": i,
         "aside": aside,

@@ -37,7 +37,7 @@ from workbench.memory.ledger import (
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.sources.tensor_info import EMBEDDINGS
-from workbench.text import amount
+from workbench.text import memory_size
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 _COLOURS = {FORWARD: FORMAT_COLOURS[0], BACKWARD: VERMILION, UPDATE: FORMAT_COLOURS[2]}
@@ -138,7 +138,9 @@ def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
         "xaxis": hidden | {"range": [0, 100]}, "yaxis": hidden | {"range": [2, 98]}, "shapes": shapes, "annotations": notes,
         "margin": {"l": 4, "r": 4, "t": 40, "b": 4}, "showlegend": True, "hovermode": "closest",
     }  # fmt: skip
-    listing = "; ".join(f"{p.name}: stored in {p.stored}, computed in {p.computes}, {amount(p.bytes)}, {p.role}" for p in boxes)
+    listing = "; ".join(
+        f"{p.name}: stored in {p.stored}, computed in {p.computes}, {memory_size(p.bytes)}, {p.role}" for p in boxes
+    )
     return {"data": data, "layout": layout}, f"Data flow of {method}, forecast. {listing}."
 
 
@@ -152,7 +154,7 @@ def _sum(method: str) -> list[str]:
 
 
 def _lines(box: Box) -> list[str]:
-    return [f"in {box.stored}", f"computes in {box.computes}", amount(box.bytes), box.role]
+    return [f"in {box.stored}", f"computes in {box.computes}", memory_size(box.bytes), box.role]
 
 
 def _box(at: tuple[float, float], trained: bool, dashed: bool = False) -> Figure:

@@ -18,11 +18,6 @@ escaped = functools.partial(html.escape, quote=False)
 """Text for a label: plotly reads some tags in every label."""
 
 
-def unit_for(top: float) -> tuple[str, float]:
-    """The unit that bytes up to ``top`` are drawn in, and how many bytes one is."""
-    return ("GB", 1e9) if top >= 1e9 else ("MB", 1e6)
-
-
 def axes(title: str, x: str, y: str, key: str, **more: Any) -> Figure:
     """The layout that the figures of a run share."""
     return {

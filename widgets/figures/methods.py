@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from widgets.figures.layout import Described, Figure, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.ledger import GROUPS
 from workbench.sources.kinds import order_of
 from workbench.surveys.places import Places
-from workbench.text import NONE, amount, counted, known_amount, listed, percent
+from workbench.text import NONE, counted, known_amount, known_memory_size, listed, memory_size, memory_unit, percent
 
 if TYPE_CHECKING:
     from workbench.cost.methods import MethodResult
@@ -44,8 +44,9 @@ def _line(result: MethodResult) -> tuple[str, ...]:
     return (
         TITLES[result.method], before, after,
         NONE if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s", f"{result.seconds:.1f} s",
-        known_amount(result.tensor_bytes), known_amount(result.peak_bytes), f"{result.trained:,} ({percent(result.share)})",
-        known_amount(result.saved_bytes), "" if result.state == "finished" else f"{result.state}: {result.message}",
+        known_memory_size(result.tensor_bytes), known_memory_size(result.peak_bytes),
+        f"{result.trained:,} ({percent(result.share)})", known_amount(result.saved_bytes),
+        "" if result.state == "finished" else f"{result.state}: {result.message}",
     )  # fmt: skip
 
 
@@ -79,21 +80,21 @@ def methods_memory(results: Sequence[MethodResult], key: str = "methods memory")
     """
     measured = {r.method: {row.category: row.measured or 0 for row in r.receipt.rows} for r in results if r.receipt.step}
     names = [TITLES[method] for method in measured]
-    unit, scale = unit_for(max((sum(_group(sizes, group) for group in GROUPS) for sizes in measured.values()), default=0))
+    unit, scale = memory_unit(max((sum(_group(sizes, group) for group in GROUPS) for sizes in measured.values()), default=0))
     traces: list[Figure] = []
     for group in GROUPS:
         sizes = [_group(of, group) for of in measured.values()]
         if any(sizes):
             traces.append(
                 {"type": "bar", "orientation": "h", "name": group, "y": names, "x": np.array(sizes, np.float64) / scale,
-                 "text": [amount(size) for size in sizes], "textposition": "none",
+                 "text": [memory_size(size) for size in sizes], "textposition": "none",
                  "hovertemplate": f"{group}: %{{text}}<extra></extra>"}
             )  # fmt: skip
     layout = axes("Memory by method, measured", unit, "", key, showlegend=True, barmode="stack", bargap=0.35)
     layout["yaxis"] |= {"autorange": "reversed", "categoryorder": "array", "categoryarray": names, "automargin": True}
     layout["hovermode"] = "closest"
     layout["legend"] |= {"traceorder": "normal"}
-    said = [f"{TITLES[r.method]} {amount(r.tensor_bytes)}" for r in results if r.tensor_bytes is not None]
+    said = [f"{TITLES[r.method]} {memory_size(r.tensor_bytes)}" for r in results if r.tensor_bytes is not None]
     return {"data": traces, "layout": layout}, f"Tensors in memory: {listed(said)}." if said else "No method was measured yet."
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from widgets.figures.layout import Figure, escaped
-from widgets.figures.palette import CHOSEN, CRIMSON, FORMAT_COLOURS, QUIET, SYMBOLS
+from widgets.figures.palette import CHOSEN, CRIMSON, FORMAT_COLOURS, GREY, QUIET, SYMBOLS
 from widgets.state import MAP_FIELDS
 from workbench.quant.formats import FORMATS, find_format
 from workbench.report.figures import error_bars
@@ -65,7 +65,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
         Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {format_value(value, field)}")
         for r in rows
     ]
-    ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
+    ticks = ".2%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
     return cell_map(places, shown, name, ticks, reverse=field == "sqnr_db", selected=selected, layer=layer)
 
 
@@ -124,7 +124,7 @@ def cell_map(
     step = max(1, -(-shape[0] // 24))
     ticks = [i for i in range(shape[0]) if i % step == 0 or places.layers[i] is None]
     layout = {
-        "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "uirevision": f"map {shape}", "margin": {"l": 44, "r": 4, "t": 6, "b": 36},
         "xaxis": {
             "tickvals": list(range(shape[1])), "ticktext": list(map(escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},
@@ -167,10 +167,11 @@ def duel_figure(found: Duel) -> Figure:
     return {"data": [bars], "layout": layout}
 
 
-def pareto_figure(found: Pareto, bits: float | None = None) -> Figure:
+def pareto_figure(found: Pareto, bits: float | None = None, chosen: Sequence[str] = ()) -> Figure:
     """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
 
-    Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing.
+    Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing. The ``chosen``
+    formats have their colours, each line its name at its right end.
     """
     lines: dict[str, list[ParetoPoint]] = {}
     for point in found.points:
@@ -179,39 +180,69 @@ def pareto_figure(found: Pareto, bits: float | None = None) -> Figure:
     names = sorted(lines, key=lambda name: known.index(name) if name in known else len(known))
     sizes = sorted({find_format(name).bits for name in names})
     axes = {size: ("" if i == 0 else str(i + 1)) for i, size in enumerate(sizes)}
-    data = [_front(found, size, axes[size], first=i == 0) for i, size in enumerate(sizes)]
+    data = [_front(found, size, axes[size]) for size in sizes]
     for i, name in enumerate(names):
-        data.append(_through_block_sizes(lines[name], i, axes[find_format(name).bits]))
+        colour = FORMAT_COLOURS[chosen.index(name)] if name in chosen else GREY
+        data.append(_through_block_sizes(lines[name], i, axes[find_format(name).bits], colour))
     if bits is not None:
         data.append(_target(found, bits, axes, sizes))
     layout: dict[str, Any] = {
-        "uirevision": f"pareto {sizes}",
-        "legend": {"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"},
-        "margin": {"l": 76, "r": 20, "t": 20, "b": 48},
-    }
-    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.62), (0.74, 1.0)]
+        "uirevision": f"pareto {sizes}", "showlegend": False, "margin": {"l": 44, "r": 60, "t": 8, "b": 36}, "annotations": [],
+    }  # fmt: skip
+    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.58), (0.84, 1.0)]
     for size, domain in zip(sizes, ends, strict=True):
         axis = axes[size]
+        own = {name: lines[name] for name in names if find_format(name).bits == size}
         layout[f"xaxis{axis}"] = {
             "title": {"text": f"stored bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
+            "range": _reach([p.score.bits for name in own for p in own[name]]), "nticks": 5, "zeroline": False,
         }  # fmt: skip
         layout[f"yaxis{axis}"] = {
-            "title": {"text": "relative RMSE" if not axis else ""}, "tickformat": ".3~%", "rangemode": "tozero",
-            "anchor": f"x{axis}",
+            "title": {"text": "relative RMSE" if not axis else ""}, "tickformat": ".3~%", "anchor": f"x{axis}",
+            "zeroline": False,
         }  # fmt: skip
+        layout["annotations"] += _line_names(own, axis, chosen)
     return {"data": data, "layout": layout}
 
 
-def _front(found: Pareto, size: int, axis: str, first: bool) -> dict[str, Any]:
+def _reach(values: Sequence[float]) -> list[float]:
+    """A range that leaves some space at either end."""
+    low, high = min(values), max(values)
+    space = 0.06 * (high - low) or 0.1
+    return [low - space, high + space]
+
+
+def _line_names(lines: Mapping[str, Sequence[ParetoPoint]], axis: str, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """The names of lines at their right ends, apart by at least the height of a text in a picture of the usual height."""
+    last = {name: max(points, key=lambda p: p.score.bits).score for name, points in lines.items()}
+    errors = [p.score.relative_rmse for points in lines.values() for p in points]
+    least = 0.042 * (max(errors) - min(errors))
+    notes, taken = [], -math.inf
+    for name in sorted(last, key=lambda name: last[name].relative_rmse):
+        score = last[name]
+        at = score.relative_rmse
+        if len(lines[name]) > 1:  # a single mark stands among the lines, and its name beside it
+            at = taken = max(at, taken + least)
+        title = escaped(score.spec.definition.title)
+        notes.append(
+            {
+                "text": f"<b>{title}</b>" if name in chosen else title, "x": score.bits, "y": at,
+                "xref": f"x{axis}", "yref": f"y{axis}", "xanchor": "left", "xshift": 7, "showarrow": False,
+            }
+        )  # fmt: skip
+    return notes
+
+
+def _front(found: Pareto, size: int, axis: str) -> dict[str, Any]:
     front = [score for score in found.front if score.spec.definition.bits == size]
     return {
         "type": "scatter", "mode": "lines", "x": np.array([s.bits for s in front]), "xaxis": f"x{axis}", "yaxis": f"y{axis}",
         "y": np.array([s.relative_rmse for s in front]), "name": "front: nothing beats these", "hoverinfo": "skip",
-        "line": {"shape": "hv", "color": QUIET, "width": 6}, "showlegend": first, "legendgroup": "front",
+        "line": {"shape": "hv", "color": QUIET, "width": 6},
     }  # fmt: skip
 
 
-def _through_block_sizes(points: Sequence[ParetoPoint], i: int, axis: str) -> dict[str, Any]:
+def _through_block_sizes(points: Sequence[ParetoPoint], i: int, axis: str, colour: str) -> dict[str, Any]:
     hover = [
         f"{escaped(p.score.spec.title)}<br>{p.score.bits:.4f} bits per weight, {amount(p.score.nbytes)}<br>"
         f"relative RMSE {percent(p.score.relative_rmse, 3)}, SQNR {number(p.score.sqnr_db, '.2f')} dB"
@@ -221,9 +252,11 @@ def _through_block_sizes(points: Sequence[ParetoPoint], i: int, axis: str) -> di
     return {
         "type": "scatter", "mode": "lines+markers", "x": np.array([p.score.bits for p in points]), "xaxis": f"x{axis}",
         "y": np.array([p.score.relative_rmse for p in points]), "yaxis": f"y{axis}",
-        "name": escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text", "line": {"width": 1},
+        "name": escaped(points[0].score.spec.definition.title), "hovertext": hover, "hoverinfo": "text",
+        "line": {"width": 1 if colour == GREY else 2, "color": colour},
         "marker": {
-            "symbol": SYMBOLS[i % len(SYMBOLS)], "size": [11 if p.on_front else 7 for p in points], "line": {"width": 0},
+            "symbol": SYMBOLS[i % len(SYMBOLS)], "size": [10 if p.on_front else 6 for p in points], "line": {"width": 0},
+            "color": colour,
         },
     }  # fmt: skip
 
@@ -233,7 +266,8 @@ def _target(found: Pareto, bits: float, axes: Mapping[int, str], sizes: Sequence
     size = max((size for size in sizes if size <= bits), default=sizes[0])
     errors = [p.score.relative_rmse for p in found.points if p.score.spec.definition.bits == size]
     return {
-        "type": "scatter", "mode": "lines", "x": np.array([bits, bits]), "y": np.array([0.0, max(errors, default=1.0)]),
-        "xaxis": f"x{axes[size]}", "yaxis": f"y{axes[size]}", "hoverinfo": "skip", "name": f"duel: {bits:g} bits",
-        "line": {"color": CRIMSON, "dash": "dash", "width": 1.5},
+        "type": "scatter", "mode": "lines+text", "x": np.array([bits, bits]),
+        "y": np.array([min(errors, default=0.0), max(errors, default=1.0)]), "text": ["", f" duel: {bits:g} bits"],
+        "textposition": "middle right", "xaxis": f"x{axes[size]}", "yaxis": f"y{axes[size]}", "hoverinfo": "skip",
+        "name": f"duel: {bits:g} bits", "line": {"color": CRIMSON, "dash": "dash", "width": 1.5},
     }  # fmt: skip

@@ -27,8 +27,8 @@ def quantile_plot(found: Quantiles, what: str) -> Figure:
         },
     ]  # fmt: skip
     layout = {
-        "uirevision": what,
-        "xaxis": {"title": {"text": "quantile of the normal distribution (σ)"}, "zeroline": False},
-        "yaxis": {"title": {"text": "quantile of the weights (σ)"}, "zeroline": False},
-    }
+        "uirevision": what, "showlegend": False, "margin": {"l": 36, "r": 8, "t": 4, "b": 32},
+        "xaxis": {"title": {"text": "quantile of a normal distribution, σ"}, "zeroline": False},
+        "yaxis": {"title": {"text": "of the weights, σ"}, "zeroline": False},
+    }  # fmt: skip
     return {"data": data, "layout": layout}

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.layout import Described, Figure, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level
 from widgets.figures.palette import CRIMSON, GREY, VERMILION
 from widgets.figures.tables import table
 from workbench.memory.ledger import PAGED, SCRATCH
 from workbench.memory.pager import KEPT, PagerSimulation
-from workbench.text import NONE, amount, counted
+from workbench.text import NONE, counted, memory_size, memory_unit
 from workbench.training.results.truth import MOVED, PagingTruth
 
 _MOVES = (("h2d", "brought to the GPU", GREY), ("d2h", "evicted to the host", CRIMSON))
@@ -30,10 +30,10 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     Scratch and context, which take their part of the budget first and never move, are named in the title alone.
 
     >>> import widgets
-    >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 10**9)
+    >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 2**30)
     >>> figure, summary = widgets.simulation_figure(simulation)
     >>> summary[:24]
-    'Simulated, with 1.00 GB:'
+    'Simulated, with 1.00 GiB'
     """
     last = simulation.step == simulation.step.max(initial=0)
     fixed = simulation.categories.index(SCRATCH)
@@ -42,7 +42,7 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     names = [name for name in simulation.categories if name != SCRATCH]
     room = max(simulation.budget - always, 0)
     top = max(float(resident.sum(1).max(initial=0)), float(room), 1.0)
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     x = np.arange(int(last.sum()), dtype=np.float32)
     moments = [
         html.escape(f"{phase}, {name}") for phase, name, now in zip(simulation.phase, simulation.name, last, strict=True) if now
@@ -61,13 +61,13 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
             {"type": "bar", "name": name, "x": x, "y": (moved / scale).astype(np.float32), "yaxis": "y2", "text": moments,
              "textposition": "none", "marker": {"color": colour}, "hovertemplate": f"%{{y:,.3f}} {unit}, at %{{text}}"}
         )  # fmt: skip
-    title = f"Simulated: a step under this budget, {amount(always)} of it taken by scratch and the CUDA context"
+    title = f"Simulated: a step under this budget, {memory_size(always)} of it taken by scratch and the CUDA context"
     layout = axes(title, "moments of a step", unit, "", showlegend=True, barmode="group")
     budget = room / scale
     layout["yaxis"] |= {"domain": [0.42, 1], "range": [0, 1.12 * top / scale]}
     layout["yaxis2"] = {"title": {"text": f"{unit} moved", "standoff": 8}, "domain": [0, 0.3], "rangemode": "tozero"}
     layout["xaxis"] |= {"anchor": "y2", **_phase_ticks(simulation, last)}
-    layout["shapes"] = [level(budget, f"left of the budget: {amount(room)}", VERMILION)]
+    layout["shapes"] = [level(budget, f"left of the budget: {memory_size(room)}", VERMILION)]
     return {"data": traces, "layout": layout}, simulation.told
 
 
@@ -85,8 +85,8 @@ def comparison_table(simulation: PagerSimulation, truth: PagingTruth) -> str:
     evictions = int(simulation.evictions[-1]) if len(steps) else 0
     seen = {way: _median([getattr(step, way) for step in truth.steps]) for way in MOVED}
     rows = [
-        ("brought to the GPU", amount(h2d), seen["h2d"]),
-        ("evicted to the host", f"{amount(d2h)}, {counted(evictions, 'page')}", seen["evicted"]),
+        ("brought to the GPU", memory_size(h2d), seen["h2d"]),
+        ("evicted to the host", f"{memory_size(d2h)}, {counted(evictions, 'page')}", seen["evicted"]),
         ("on the bus, at its nominal rate", f"{simulation.bus_seconds:.2g} s", NONE),
     ]
     return table(["each step", "simulated", "measured (median)"], rows, "A step's paging, simulated and measured")
@@ -103,7 +103,7 @@ def steps_figure(simulation: PagerSimulation, truth: PagingTruth) -> Described |
     n = np.array([step.n for step in seen], np.float32)
     moved = {"h2d": [step.h2d or 0 for step in seen], "d2h": [step.evicted or 0 for step in seen]}
     last = simulation.per_step[-1].tolist() if len(simulation.per_step) else [0, 0]
-    unit, scale = unit_for(max(*map(max, moved.values()), *last))
+    unit, scale = memory_unit(max(*map(max, moved.values()), *last))
     ends = np.array([n[0] - 0.5, n[-1] + 0.5], np.float32)
     traces: list[Figure] = []
     for (way, name, colour), each_step, dash in zip(_MOVES, last, ("dash", "dot"), strict=True):
@@ -114,14 +114,14 @@ def steps_figure(simulation: PagerSimulation, truth: PagingTruth) -> Described |
              "y": np.full(2, each_step / scale, np.float32), "line": {"color": colour, "width": 2, "dash": dash},
              "hovertemplate": f"%{{y:,.3f}} {unit}"},
         ]  # fmt: skip
-    title = f"Each step's paging: measured (bars) beside simulated with {amount(simulation.budget)} (lines)"
+    title = f"Each step's paging: measured (bars) beside simulated with {memory_size(simulation.budget)} (lines)"
     layout = axes(title, "step", f"{unit} a step", "", showlegend=True, barmode="group")
     layout["yaxis"] |= {"rangemode": "tozero"}
     layout["xaxis"] |= {"rangemode": "normal"}
-    medians = {way: amount(statistics.median(values)) for way, values in moved.items()}
+    medians = {way: memory_size(statistics.median(values)) for way, values in moved.items()}
     return {"data": traces, "layout": layout}, (
         f"Measured over {counted(len(seen), 'step')}: {medians['h2d']} brought to the GPU and {medians['d2h']} evicted in the "
-        f"median step. Simulated: {amount(last[0])} and {amount(last[1])}."
+        f"median step. Simulated: {memory_size(last[0])} and {memory_size(last[1])}."
     )
 
 
@@ -136,7 +136,7 @@ def truth_table(truth: PagingTruth) -> str:
     rows = [
         (
             r.what,
-            "not known" if r.bytes is None else amount(r.bytes),
+            "not known" if r.bytes is None else memory_size(r.bytes),
             _median([getattr(step, of_step[r.what]) for step in truth.steps]) if r.what in of_step else NONE,
             r.source,
         )
@@ -147,4 +147,4 @@ def truth_table(truth: PagingTruth) -> str:
 
 def _median(values: list[int | None]) -> str:
     known = [value for value in values if value is not None]
-    return amount(statistics.median(known)) if known else NONE
+    return memory_size(statistics.median(known)) if known else NONE

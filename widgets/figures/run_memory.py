@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widgets.figures.layout import Described, Figure, axes, level, unit_for
+from widgets.figures.layout import Described, Figure, axes, level
 from widgets.figures.palette import OCHRE, VERMILION
 from widgets.figures.run import over_time, shading
 from workbench.memory.ledger import GROUPS
-from workbench.text import amount
+from workbench.text import memory_size, memory_unit
 from workbench.training.results.history import RunHistory, kept
 
 LIBRARIES, REST = "interpreter and libraries", "activations and the rest"
@@ -36,7 +36,7 @@ def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -
     at, beside = history.memory[lane].curve() if lane in history.memory else (np.zeros(0), np.zeros(0))
     beside = np.where(beside >= base, beside - base, np.nan)
     top = max(float(np.nanmax(total, initial=0.0)), float(np.nanmax(beside, initial=0.0)))
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     traces: list[Figure] = [
         {"type": "scatter", "mode": "lines", "stackgroup": "held", "name": name, "x": x[index].astype(np.float32),
          "y": (y[index] / scale).astype(np.float32), "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"width": 1}}
@@ -49,12 +49,12 @@ def memory_figure(history: RunHistory, key: str = "", host: int | None = None) -
              "hovertemplate": f"%{{y:,.2f}} {unit}", "line": {"dash": "dot", "width": 1.5}}
         )  # fmt: skip
     lines, summary = _lines(history, host, on_gpu, top, scale)
-    above = f" above interpreter and libraries ({amount(base)})" if base else ""
+    above = f" above interpreter and libraries ({memory_size(base)})" if base else ""
     title = "GPU memory" if on_gpu else f"Memory of the training process{above}, resident, CPU"
     layout = over_time(axes(title, "seconds", unit, key, showlegend=True), history)
     layout["shapes"] = [*shading(history), *lines]
     layout["yaxis"]["range"] = [0, 1.12 * max([top / scale, *(line["y1"] for line in lines)]) or 1]
-    now = f"{amount(total[-1])} now, {amount(top)} at most{above}" if len(index) else "no sample yet"
+    now = f"{memory_size(total[-1])} now, {memory_size(top)} at most{above}" if len(index) else "no sample yet"
     what = "GPU memory" if on_gpu else "Memory of the training process (RSS)"
     return {"data": traces, "layout": layout}, f"{what}: {now}. {summary}".strip()
 
@@ -108,9 +108,9 @@ def _lines(history: RunHistory, host: int | None, on_gpu: bool, top: float, scal
     drawn, named = [], []
     for name, at, colour in lines:
         near = at <= _FAR * max(top, 1.0)
-        named.append(f"{name}: {amount(at)}{'' if near else ', above the picture'}")
+        named.append(f"{name}: {memory_size(at)}{'' if near else ', above the picture'}")
         if near:
-            drawn.append(level(at / scale, f"{name}: {amount(at)}", colour))
+            drawn.append(level(at / scale, f"{name}: {memory_size(at)}", colour))
     summary = "; ".join(named)
     return drawn, f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
@@ -119,7 +119,7 @@ def batches_figure(history: RunHistory, key: str = "") -> Described:
     """Each step's memory peak above the batch it came from: its longest row, and the tokens that were only padding."""
     n, peak = history.of_steps(history.peaks)
     top = float(np.nanmax(peak, initial=0.0))
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     on_gpu = ("worker", "allocated") in history.memory
     longest, padded = history.step_curve("longest"), history.step_curve("padded")
     source = "allocated" if on_gpu else "resident, sampled 8 times a second"

@@ -6,6 +6,7 @@ Plain functions from values to values, no widgets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,14 @@ from workbench.memory.gpus import Gpu
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.spec import QuantSpec
 from workbench.report.figures import stacked_memory
+from workbench.text import memory_size, memory_unit
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
-    """Bits per weight that scales take without and with double quantization, on top of the four of the codes."""
+    """Bits per weight that scales take without and with double quantization, on top of the four of the codes.
+
+    Each bar says at its end what it is made of.
+    """
     block, nested = spec.block_size, spec.nested_block_size
     rows = ["without", "with"]
     parts = [
@@ -28,18 +33,28 @@ def scale_overhead(spec: QuantSpec) -> Figure:
         ("8-bit absmax", [0.0, 8 / block], BLUE),
         ("second-level scales", [0.0, 32 / (block * nested)], GREEN),
     ]
-    data = [
+    data: list[dict[str, Any]] = [
         {
             "type": "bar", "orientation": "h", "y": rows, "x": np.array(bits), "name": name, "marker": {"color": colour},
             "hovertemplate": f"{name}: %{{x:.4f}} bits per weight<extra></extra>",
         }
         for name, bits, colour in parts
     ]  # fmt: skip
+    total = spec.bits_per_weight - spec.definition.bits
+    data.append(
+        {
+            "type": "scatter", "mode": "text", "x": np.array([32 / block, total]), "y": rows, "hoverinfo": "skip",
+            "name": "what it is made of", "textposition": "middle right", "cliponaxis": False,
+            "text": [
+                f" {32 / block:.4g}: float32 absmax",
+                f" {total:.4f}: {8 / block:.4g} 8-bit absmax + {32 / (block * nested):.2g} second-level scales",
+            ],
+        }
+    )  # fmt: skip
     layout = {
-        "barmode": "stack", "bargap": 0.45,
-        "xaxis": {"title": {"text": "bits per weight for scales"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": ""}, "autorange": "reversed", "type": "category"},
-        "legend": {"traceorder": "normal"}, "margin": {"l": 84, "r": 20, "t": 56, "b": 48},
+        "barmode": "stack", "bargap": 0.35, "showlegend": False, "margin": {"l": 52, "r": 8, "t": 2, "b": 34},
+        "xaxis": {"title": {"text": "bits per weight for scales"}, "range": [0, 1.4 * 32 / block], "nticks": 6},
+        "yaxis": {"autorange": "reversed", "type": "category", "fixedrange": True},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -64,12 +79,12 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
                 "hovertemplate": "%{x:.4g}: %{y:.2f} % of blocks<extra></extra>",
             }
         )  # fmt: skip
+    percent: Figure = {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"}
     layout = {
-        "bargap": 0, "showlegend": False,
-        "xaxis": {"title": {"text": "absmax"}, "domain": [0, 0.44], "exponentformat": "e", "nticks": 5},
-        "xaxis2": {"title": {"text": "its change, %"}, "domain": [0.58, 1], "anchor": "y2", "nticks": 5},
-        "yaxis": {"title": {"text": "% of blocks"}},
-        "yaxis2": {"title": {"text": "% of blocks"}, "anchor": "x2"},
+        "bargap": 0, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
+        "xaxis": {"title": {"text": "absmax of a block"}, "domain": [0, 0.44], "nticks": 5},
+        "xaxis2": {"title": {"text": "its change by 8 bits, %"}, "domain": [0.56, 1], "anchor": "y2", "nticks": 5},
+        "yaxis": percent, "yaxis2": {**percent, "anchor": "x2"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -89,9 +104,9 @@ def nested_codes(nested: NestedScales) -> Figure:
         }
     ]  # fmt: skip
     layout = {
-        "bargap": 0.1, "showlegend": False, "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "bargap": 0.1, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
         "xaxis": {"title": {"text": "8-bit code of an absmax, from level −0.99 to 1 (finer towards 0, in the middle)"}},
-        "yaxis": {"title": {"text": "% of blocks"}},
+        "yaxis": {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -101,7 +116,7 @@ MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
 
 
 def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
-    """Stacked bars of forecast gigabytes, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
+    """Stacked bars of forecast memory, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
 
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
 
@@ -109,25 +124,25 @@ def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
     >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
     >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
-    'GB, forecast; T4 16 GB has 15.8'
+    'MiB, forecast; T4 16 GB has 14.70 GiB'
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
     data = stacked_memory(names, ledgers, MEMORY_COLOURS)
-    usable = gpu.usable / 1e9
-    largest = max(ledger.total for ledger in ledgers) / 1e9
-    inside = usable <= 4 * largest
+    largest = max(ledger.total for ledger in ledgers)
+    unit, size = memory_unit(largest)
+    usable, inside = memory_size(gpu.usable), gpu.usable <= 4 * largest
     if inside:
         data.append(
             {
-                "type": "scatter", "mode": "lines", "x": np.array([usable, usable]), "y": [names[0], names[-1]],
+                "type": "scatter", "mode": "lines", "x": np.array([gpu.usable / size] * 2), "y": [names[0], names[-1]],
                 "line": {"color": CRIMSON, "width": 2, "dash": "dash"}, "name": gpu.name,
-                "hovertemplate": f"{gpu.name}: {usable:.2f} GB usable<extra></extra>",
+                "hovertemplate": f"{gpu.name}: {usable} usable<extra></extra>",
             }
         )  # fmt: skip
     layout = {
         "barmode": "stack", "bargap": 0.35, "uirevision": "memory",
         "xaxis": {
-            "title": {"text": "GB, forecast" + ("" if inside else f"; {gpu.name} has {usable:.1f}")}, "rangemode": "tozero",
+            "title": {"text": f"{unit}, forecast" + ("" if inside else f"; {gpu.name} has {usable}")}, "rangemode": "tozero",
         },
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
         "legend": {"traceorder": "normal"}, "margin": {"l": 180, "r": 20, "t": 76, "b": 48},

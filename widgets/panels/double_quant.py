@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import ipywidgets
@@ -9,7 +10,8 @@ import numpy as np
 
 from widgets import code
 from widgets.background.tasks import guard
-from widgets.controls.style import fields, grid, heading, note, set_note
+from widgets.controls.front_ends import slider
+from widgets.controls.style import bar, column, heading, set_heading, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
 from widgets.figures.tables import table
@@ -17,6 +19,12 @@ from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.savings import double_quant_savings, savings_of_published
 from workbench.text import amount, number
+
+_WHY = """\
+Every block of weights keeps one float32 absmax. Double quantization stores these in 8 bits, in blocks of their own with a \
+float32 scale each, after their mean is taken off. bitsandbytes has blocks of 256.
+The pictures: what scales take of each weight; how the absmax values are spread, and by how many percent 8 bits change each; \
+how often each of the 256 codes is used. Savings on well-known models are computed from the shapes in their config.json."""
 
 NESTED_SIZES = (32, 64, 128, 256, 512, 1024)
 
@@ -30,34 +38,21 @@ class DoubleQuantView(View):
         super().__init__("Double quantization", model, **options)
 
     def build(self) -> list[Any]:
-        """The sum, the two plots, the table."""
-        self.overhead, self.spread, self.codes = Plot(height=300), Plot(height=300), Plot(height=260)
+        """Three small pictures beside what they come to in numbers; tensor by tensor below."""
+        self.overhead = Plot(height=92, waiting="Bytes and errors come with the first measurement.")
+        self.spread, self.codes = Plot(height=148), Plot(height=148)
         self.plots = [self.overhead, self.spread, self.codes]
-        self.nested = ipywidgets.SelectionSlider(
-            description="Nested block size (scales a second-level scale)",
-            options=NESTED_SIZES,
-            value=min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size)),
-            continuous_update=False,
-        )
-        self.nested.add_class("wb-span")
+        now = min(NESTED_SIZES, key=lambda size: abs(size - self.session.store.value.nested_block_size))
+        self.nested = slider("Nested block size (scales a second-level scale)", NESTED_SIZES, now)
         self.nested.observe(guard(self.message)(lambda change: self.update(nested_block_size=change["new"])), "value")
-        self.sum, self.table, self.tensors, self.sizes = note(), ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        return [
-            note(
-                "Every block of weights keeps one float32 absmax. Double quantization stores these in 8 bits, in blocks of "
-                "their own with a float32 scale each, after their mean is taken off. bitsandbytes has blocks of 256."
-            ),
-            fields(self.nested),
-            self.sum,
-            grid(self.overhead, self.spread),
-            self.codes,
-            self.table,
-            heading("What it saves"),
-            note("On well-known models at these block sizes, computed from the shapes in their config.json."),
-            self.sizes,
-            note("On this model, tensor by tensor."),
-            self.tensors,
-        ]
+        self.key, self.sum, self.table, self.tensors, self.sizes = (ipywidgets.HTML() for _ in range(5))
+        pictures, figures = column(self.overhead, self.spread, self.codes), column(self.key, self.table, self.sizes)
+        pictures.add_class("wb-pictures")
+        figures.add_class("wb-figures")
+        self.sizes.add_class("wb-short")
+        self.below = heading("")
+        line = bar(heading("Bytes saved, error added", _WHY), self.nested)
+        return [line, self.sum, split(pictures, figures, wide=True), self.below, self.tensors]
 
     def code(self, analysis: Analysis) -> str:
         """The two errors, the codes, and the bytes saved."""
@@ -98,26 +93,26 @@ class DoubleQuantView(View):
         model = double_quant_savings(analysis.source, block, nested)
         before, after = plain.spec.storage(plain.numel), spec.storage(plain.numel)
         added = 100 * (doubled.rmse / plain.rmse - 1) if plain.rmse else 0.0
+        self.key.value = (
+            f'<div class="wb-key"><b>{plain.spec.bits_per_weight:.4g} → {spec.bits_per_weight:.4g}</b>bits per weight · '
+            f"{_signed(model.saved)} saved on {html.escape(analysis.source.name)}</div>"
+        )
         self.table.value = table(
-            ["", "without", "with", "difference"],
+            [plain.spec.definition.title, "without", "with", "difference"],
             [
                 ["codes of this tensor", amount(before["codes"]), amount(after["codes"]), "none"],
-                _bytes("scales of this tensor", sum(before.values()) - before["codes"], sum(after.values()) - after["codes"]),
-                _bytes(f"scales of the model's {model.weights:,} quantized weights", model.absmax, model.nested),
+                _bytes("its scales", sum(before.values()) - before["codes"], sum(after.values()) - after["codes"]),
+                _bytes("scales of the model", model.absmax, model.nested),
+                ["its RMSE", number(plain.rmse, ".3e"), number(doubled.rmse, ".3e"), f"{number(added, '+.3f')} %"],
                 [
-                    "RMSE of this tensor's weights",
-                    number(plain.rmse, ".5e"),
-                    number(doubled.rmse, ".5e"),
-                    f"{number(added, '+.3f')} %",
-                ],
-                [
-                    "largest error",
-                    *(number(v, ".5e") for v in (plain.max, doubled.max)),
-                    number(doubled.max - plain.max, "+.2e"),
+                    "its largest error",
+                    *(number(v, ".3e") for v in (plain.max, doubled.max)),
+                    number(doubled.max - plain.max, "+.1e"),
                 ],
             ],
             f"What double quantization saves and costs under {plain.spec.definition.title}",
         )
+        set_heading(self.below, "What it saves, tensor by tensor", aside=f"{model.weights:,} quantized weights")
         self.tensors.value = table(
             ["tensor", "scales", "with", "saved"],
             [
@@ -127,9 +122,9 @@ class DoubleQuantView(View):
             f"What double quantization saves on {analysis.source.name}, tensor by tensor",
         )
         self.sizes.value = table(
-            ["model", "quantized weights", "saved"],
+            ["also, from their shapes", "weights", "saved"],
             [
-                (name, f"{s.weights / 1e9:.2f} billion", _signed(s.saved))
+                (name.rpartition("/")[2], f"{s.weights / 1e9:.2f} billion", _signed(s.saved))
                 for name, s in savings_of_published(block, nested).items()
             ],
             "What double quantization saves on models from 0.5 to 70 billion weights",

@@ -12,19 +12,29 @@ from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.binding import bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import choice, fields, grid, heading, note, row, set_note
+from widgets.controls.style import bar, choice, heading, note, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import model as model_figures
-from widgets.figures.tables import table
+from widgets.figures.palette import FORMAT_COLOURS
+from widgets.figures.tables import Cell, table
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import SCOPES
 from workbench.progress import Cancelled, Progress
 from workbench.quant.formats import find_format
+from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.surveys.duel import duel, pareto
 from workbench.surveys.scores import Duel, Pareto
 from workbench.text import amount, number, percent
+
+_WHY = """\
+Every format at every block size it has: how far its weights are from the original (relative RMSE) against what it stores for \
+a weight. Marks on the grey step are on the front: nothing beats them at as many bits. Formats chosen above have their colours.
+
+The table is a duel at equal bits: formats differ in bits per weight, so each enters with the configuration that uses most of \
+the bits allowed: codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what \
+these weights take. Bars: relative RMSE."""
 
 MOST = 1 << 20
 """Weights of a tensor that are compared whole; of a larger one a sample is compared, and the view says so."""
@@ -54,35 +64,24 @@ class FormatsView(View):
         super().__init__("Formats at equal bits", model, **options)
 
     def build(self) -> list[Any]:
-        """What to compare on and at how many bits, the duel and its table, the front."""
+        """What to compare on and at how many bits; error against bits, and the duel beside it."""
         guarded = guard(self.message)
         self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.15)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
-        self.scope = choice("Compared on", SCOPES)
-        self.bits = ipywidgets.BoundedFloatText(description="Duel at most (bits per weight)", min=4, max=16, step=0.125)
+        self.scope = choice("on", SCOPES)
+        self.bits = ipywidgets.BoundedFloatText(description="at most (bits per weight)", min=4, max=16, step=0.125)
         for control, field in ((self.scope, "scope"), (self.bits, "duel_bits")):
             bind(control, self.session.store, field, self.message)
         self.start = ipywidgets.Button(description="Compare", button_style="primary")
         self.start.on_click(guarded(lambda _: self._begin()))
-        self.bars, self.front = Plot(height=360), Plot(height=480)
-        self.plots = [self.bars, self.front]
+        self.front = Plot(height=400, waiting="Error against bits comes with the comparison.")
+        self.front.add_class("wb-front")
+        self.plots = [self.front]
         self.summary, self.table = note(), ipywidgets.HTML()
-        return [
-            note(
-                "Formats differ in bits per weight, so each enters with the configuration that uses most of the bits allowed: "
-                "codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what "
-                "these weights take."
-            ),
-            fields(self.scope, self.bits, width=220),
-            self.summary,
-            row(self.start),
-            ProgressRow(self.work),
-            heading("The duel"),
-            grid(self.bars, self.table),
-            heading("Error against bits: every format and block size"),
-            self.front,
-        ]
+        self.table.add_class("wb-duel")
+        line = bar(heading("Error against bits", _WHY), self.scope, self.bits, self.start)
+        return [line, ProgressRow(self.work), self.summary, split(self.front, self.table, wide=True)]
 
     def redraw_on(self) -> frozenset[str]:
         """What is compared, and the bits of the duel."""
@@ -97,8 +96,10 @@ class FormatsView(View):
         """Compares anew where something else is asked; a large model only when the reader says so."""
         asked = self._ask(analysis)
         if asked == self._asked:
+            if self.duel is not None and self.pareto is not None:  # other formats may be chosen
+                self._picture(asked, self.duel, self.pareto)
             return
-        self._asked, self.duel = asked, None
+        self._asked, self.duel, self.pareto = asked, None, None
         size = sum(t.nbytes for t in choosable(asked.source))
         cheap = bool(asked.tensor) or (asked.source.path is not None and size <= OF_ITSELF)
         self.start.description = f"Compare ({amount(2 * size)} to read)" if not asked.tensor else "Compare"
@@ -106,7 +107,9 @@ class FormatsView(View):
             self._begin()
         else:
             self.work.cancel()
-            set_note(self.summary, f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
+            self.table.value = ""
+            self.front.wait(f"Comparing on {asked.source.name} reads all its {amount(size)} twice: press Compare.")
+            set_note(self.summary, "")
             self._offer()
 
     def _ask(self, analysis: Analysis) -> _Comparison:
@@ -151,7 +154,7 @@ class FormatsView(View):
         self.start.layout.display = "none" if self.work.busy or self.duel is not None else ""
 
     def _show(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
-        on = asked.tensor or f"{asked.source.name}, {len(fought.measured.rows)} tensors"
+        on = _named(asked, fought)
         best = fought.winners()
         names = {s.spec.format: s.spec.definition.title for s in fought.contenders}
         least = " and ".join(names[name] for name in best) or "none"
@@ -164,25 +167,38 @@ class FormatsView(View):
             for name, bits in fought.left_out.items()
         )
         set_note(self.summary, f"{on}, {measured}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
-        self.bars.show(
-            model_figures.duel_figure(fought),
-            f"Relative RMSE of {len(fought.contenders)} formats at {asked.bits:g} bits per weight or fewer; least: {least}.",
-        )
+        self._picture(asked, fought, front)
+        self._offer()
+
+    def _picture(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
+        """The picture and the table, in which the formats chosen above have their colours."""
+        chosen = self.session.store.value.formats
         self.front.show(
-            model_figures.pareto_figure(front, asked.bits),
+            model_figures.pareto_figure(front, asked.bits, chosen),
             f"Relative RMSE against stored bits per weight for {len(front.points)} configurations; on the front: "
             + ", ".join(score.spec.title for score in front.front)
             + ".",
         )
+        colours = dict(zip(chosen, FORMAT_COLOURS, strict=False))
+        least, most = fought.winners(), max((s.relative_rmse for s in fought.contenders), default=1.0) or 1.0
         self.table.value = table(
-            ["configuration", "bits per weight", "relative RMSE", "SQNR", ""],
+            ["configuration", "blocks", "bits a weight", "relative RMSE", "SQNR"],
             [
                 (
-                    s.spec.title, f"{s.bits:.4f}", percent(s.relative_rmse, 3), f"{number(s.sqnr_db, '.2f')} dB",
-                    "least" if s.spec.format in best else "",
+                    Cell(_configuration(s.spec, s.spec.format in least), colours.get(s.spec.format, "")), s.spec.block_size,
+                    f"{s.bits:.4f}", Cell(percent(s.relative_rmse, 3), share=s.relative_rmse / most),
+                    f"{number(s.sqnr_db, '.2f')} dB",
                 )
                 for s in fought.contenders
             ],
-            f"Formats at {asked.bits:g} bits per weight or fewer on {on}",
+            f"Formats at {asked.bits:g} bits per weight or fewer on {_named(asked, fought)}",
         )  # fmt: skip
-        self._offer()
+
+
+def _named(asked: _Comparison, fought: Duel) -> str:
+    return asked.tensor or f"{asked.source.name}, {len(fought.measured.rows)} tensors"
+
+
+def _configuration(spec: QuantSpec, least: bool) -> str:
+    """A specification in words but for its block size, which has a column of its own."""
+    return spec.title.replace(f", blocks of {spec.block_size}", "") + (" (least)" if least else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -10,6 +10,7 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.binding import Quiet
+from widgets.controls.front_ends import slider
 from widgets.controls.message import Message
 from widgets.controls.style import fields, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -24,7 +25,7 @@ from workbench.memory.ledger import INTEGERS, UPCAST
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
-from workbench.text import amount
+from workbench.text import amount, memory_size
 from workbench.training.config import OPTIMIZERS, TrainConfig
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -55,16 +56,14 @@ class MemoryView(View):
 
     def build(self) -> list[Any]:
         """Controls, the verdict, the stacked bars, the ledger, what stays in 16 bits."""
-        state, slider = self.session.store.value, {"continuous_update": False}
+        state = self.session.store.value
         self.methods = Plot(height=360)
         self.plots = [self.methods]
         self.gpu = ipywidgets.Dropdown(description="GPU", options=list(dict.fromkeys([*known(), state.gpu])), value=state.gpu)
-        self.rank = ipywidgets.SelectionSlider(description="LoRA rank", options=_with(RANKS, state.lora_r), **slider)
+        self.rank = slider("LoRA rank", _with(RANKS, state.lora_r))
         self.targets = ipywidgets.Dropdown(description="Adapters on", options=[("all linear layers", "all-linear")])
         self.batch = ipywidgets.BoundedIntText(description="Batch (rows)", value=4, min=1, max=1024)
-        self.length = ipywidgets.SelectionSlider(
-            description="Sequence length (tokens)", options=_with(LENGTHS, state.max_length), **slider
-        )
+        self.length = slider("Sequence length (tokens)", _with(LENGTHS, state.max_length))
         self.optimizer = ipywidgets.Dropdown(description="Optimizer", options=OPTIMIZERS)
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False)
         self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", indent=False)
@@ -114,15 +113,15 @@ class MemoryView(View):
         smallest = min(methods, key=lambda ledger: ledger.total)
         self.methods.show(
             figures.memory_methods_figure([*methods, chosen], gpu),
-            f"Forecast memory of {source.name} under five methods, from {amount(methods[0].total)} for full fine-tuning "
-            f"to {amount(smallest.total)}; {gpu.name} has {amount(gpu.usable)}.",
+            f"Forecast memory of {source.name} under five methods, from {memory_size(methods[0].total)} for full fine-tuning "
+            f"to {memory_size(smallest.total)}; {gpu.name} has {memory_size(gpu.usable)}.",
         )
         self.verdict.note(self._judge(analysis, chosen))
         self.table.value = table(
-            ["category", "bytes", "known", "what it is"],
+            ["category", "memory", "known", "what it is"],
             [
-                *((r.category, amount(r.bytes), r.known, r.note) for r in chosen.rows),
-                ("in all", amount(chosen.total), "a sum of peaks", "which do not all come at the same moment"),
+                *((r.category, memory_size(r.bytes), r.known, r.note) for r in chosen.rows),
+                ("in all", memory_size(chosen.total), "a sum of peaks", "which do not all come at the same moment"),
             ],
             f"Forecast of {source.name}, QLoRA as set above",
             numbers=(1,),
@@ -141,13 +140,13 @@ class MemoryView(View):
         share = 100 * whole / chosen.total if chosen.total else 0.0
         set_note(
             self.stays_summary,
-            f"{len(pieces)} tensors stay out of 4 bits and take {amount(whole)} once loaded, {share:.0f} % of the forecast: "
-            "prepare_model_for_kbit_training makes them float32. In the checkpoint they take "
+            f"{len(pieces)} tensors stay out of 4 bits and take {memory_size(whole)} once loaded, {share:.0f} % of the "
+            "forecast: prepare_model_for_kbit_training makes them float32. In the checkpoint they take "
             f"{amount(sum(reasons[piece.tensor][1] for piece in pieces))}.",
         )
-        rows = [(p.tensor, amount(reasons[p.tensor][1]), amount(p.bytes), reasons[p.tensor][0]) for p in pieces[:_LISTED]]
+        rows = [(p.tensor, amount(reasons[p.tensor][1]), memory_size(p.bytes), reasons[p.tensor][0]) for p in pieces[:_LISTED]]
         if len(pieces) > _LISTED:
-            rows.append((f"and {len(pieces) - _LISTED} more", "", amount(sum(p.bytes for p in pieces[_LISTED:])), ""))
+            rows.append((f"and {len(pieces) - _LISTED} more", "", memory_size(sum(p.bytes for p in pieces[_LISTED:])), ""))
         self.stays.value = table(
             ["tensor", "in the checkpoint", "loaded", "why"], rows, "Tensors that QLoRA does not quantize", numbers=(1, 2)
         )
@@ -156,13 +155,13 @@ class MemoryView(View):
         gpu = find(self.session.store.value.gpu)
         found = fit(chosen, gpu)
         said = {
-            "fits": f"fits {gpu.name} with {amount(found.headroom)} to spare",
-            "close": f"just fits {gpu.name}: {amount(found.headroom)} left, less than the estimates are good for",
-            "pages": f"fits {gpu.name} only if the paged optimizer state ({amount(chosen.managed)}) moves to the host",
-            "does not fit": f"does not fit {gpu.name}: {amount(-found.headroom)} are missing",
+            "fits": f"fits {gpu.name} with {memory_size(found.headroom)} to spare",
+            "close": f"just fits {gpu.name}: {memory_size(found.headroom)} left, less than the estimates are good for",
+            "pages": f"fits {gpu.name} only if the paged optimizer state ({memory_size(chosen.managed)}) moves to the host",
+            "does not fit": f"does not fit {gpu.name}: {memory_size(-found.headroom)} are missing",
         }[found.verdict]
         what = f"{_METHODS[self.config.method]} on {analysis.source.name}"
-        text = f"As set, {what} is forecast to take {amount(chosen.total)} and {said}."
+        text = f"As set, {what} is forecast to take {memory_size(chosen.total)} and {said}."
         if found.verdict == "fits":
             return text
         ways = ways_to_fit(analysis.source, self.config, gpu)
@@ -205,5 +204,6 @@ def _with(options: Iterable[int], value: int) -> tuple[int, ...]:
     return tuple(sorted({*options, value}))
 
 
-def _steps(ways: Iterable[Change]) -> str:
-    return "; ".join(", ".join(f"{k}={v}" for k, v in way.fields.items()) + f" (saves {amount(way.saved)})" for way in ways)
+def _steps(ways: Sequence[Change]) -> str:
+    fields = (", ".join(f"{k}={v}" for k, v in way.fields.items()) for way in ways)
+    return "; ".join(f"{what} (saves {memory_size(way.saved)})" for what, way in zip(fields, ways, strict=True))

@@ -1,4 +1,4 @@
-"""Which model: the embedded one, a folder, or one on the Hub; what it holds, and what QLoRA would quantize of it."""
+"""What the open model is: what it holds, and what QLoRA would quantize of it. The header opens another one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import guard
-from widgets.controls.search_field import SearchField
-from widgets.controls.style import row
-from widgets.controls.suggestions import Suggestions
+from widgets.controls.style import column, heading, set_heading
 from widgets.figures.tables import facts, table
 from widgets.panels.base import View
 from widgets.session import Analysis
-from workbench.errors import WholeFileOnly
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo
 from workbench.sources.rule import LeftOut, left_in_16_bits
 from workbench.text import amount, count
 
 _SHOWN = 400
+_WHY = (
+    "QLoRA holds the matrices of the linear layers in 4 bits and everything else as it was. Which tensors that are, which not, "
+    "and why, is what transformers and bitsandbytes do with this model's configuration. Sizes in 4 bits are those of NF4 in "
+    "blocks of 64, double quantized."
+)
 
 
 class ModelPicker(View):
@@ -32,33 +33,15 @@ class ModelPicker(View):
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._drawn: Source | None = None
         super().__init__("Model", model, **options)
-        rest = [child for child in self.children if child is not self.message]
-        below = rest.index(self.fields) + 1
-        self.children = (*rest[:below], self.message, *rest[below:])  # where the reader has just typed
 
     def build(self) -> list[Any]:
-        """The field with its suggestions, what is known of the model, what stays in 16 bits, the list."""
-        self.name = SearchField(
-            description="Model",
-            placeholder="builtin, a folder, or owner/name on the Hub",
-            value=self.session.store.value.model,
-        )
-        self.button = ipywidgets.Button(description="Open", tooltip="Open this model", button_style="primary")
-        self.download = ipywidgets.Button(
-            description="Download whole files", tooltip="Take them into Hugging Face's cache, and open the model from there"
-        )
-        self.download.layout.display = "none"
-        guarded = guard(self.message, [self.button, self.download])
-        self.button.on_click(guarded(lambda _: self._open()))
-        self.download.on_click(guarded(lambda _: self._open(download=True)))
-        self.name.on_chosen(guarded(self._open))
-        self.suggestions = Suggestions(self.name, lambda: self.session.store.value.model, self.session.executor)
-        self.when_closed(self.suggestions.close)
+        """What is known of the model and what stays in 16 bits; the list of tensors."""
+        self.title = heading("")
         self.summary, self.rest, self.table = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.table.add_class("wb-tensors")
-        self.fields = row(self.name, self.button, self.download)
-        self.fields.add_class("wb-picker")
-        return [self.fields, self.summary, self.rest, self.table]
+        about = column(self.title, self.summary, self.rest)
+        about.add_class("wb-about")
+        return [about, self.table]
 
     def draw(self, analysis: Analysis) -> None:
         """What the analysis's model is and holds."""
@@ -66,13 +49,11 @@ class ModelPicker(View):
         if source is self._drawn:
             return
         self._drawn = source
-        self.name.value = self.session.store.value.model
-        self.suggestions.renew()
         tensors = source.tensors()
         left = left_in_16_bits(tensors)
         explained = {part.reason for part in left}  # at length, above the list
-        title = f'<h3 class="wb-heading">{html.escape(self.session.store.value.model)}</h3>'
-        self.summary.value = title + facts(_facts(source, tensors, left))
+        set_heading(self.title, self.session.store.value.model, _WHY)
+        self.summary.value = facts(_facts(source, tensors, left))
         self.rest.value = _warnings(left) + _left_out(left, source.name)
         rows = [
             (
@@ -91,14 +72,6 @@ class ModelPicker(View):
             ["tensor", "shape", "dtype", "size", "QLoRA", "why"], rows, f"Tensors of {source.name}", numbers=6
         )
 
-    def _open(self, download: bool = False) -> None:
-        self.download.layout.display = "none"
-        self.session.load(self.name.value.strip(), download=download, failed=self._failed)
-
-    def _failed(self, error: Exception) -> None:
-        self.message.error(error)
-        self.download.layout.display = "" if isinstance(error, WholeFileOnly) else "none"
-
 
 def _facts(source: Source, tensors: Sequence[TensorInfo], left: Iterable[LeftOut]) -> list[tuple[str, str]]:
     named = source.config.get("architectures")
@@ -114,11 +87,8 @@ def _facts(source: Source, tensors: Sequence[TensorInfo], left: Iterable[LeftOut
         ("Size", amount(sum(t.nbytes for t in tensors))),
         ("Licence", source.licence or "not named by its card or a licence file"),
         ("Place", _place(source)),
-        (
-            "Under QLoRA",
-            f"{count(weights)} weights of {len(chosen):,} tensors in 4 bits take {amount(after)} (NF4, blocks of 64, double "
-            f"quantized); what stays in 16 bits takes {amount(stays)}",
-        ),
+        ("In 4 bits", f"{count(weights)} weights of {len(chosen):,} tensors: {amount(after)}"),
+        ("In 16 bits", amount(stays)),
     ]
 
 
@@ -144,10 +114,10 @@ def _left_out(left: Sequence[LeftOut], name: str) -> str:
     if not left:
         return ""
     rows = [
-        (part.reason, f"{part.tensors:,}", f"{part.numel:,}", _whole(amount(part.nbytes)), _whole(amount(part.extra)))
+        (part.reason, f"{part.tensors:,}", _whole(amount(part.nbytes)), _whole(amount(part.nbytes - part.extra)))
         for part in left
     ]
-    return table(["stays in 16 bits", "tensors", "weights", "takes", "more than in 4 bits"], rows, f"What stays of {name}")
+    return table(["stays in 16 bits", "tensors", "takes", "in 4 bits"], rows, f"What stays of {name}")
 
 
 def _shape(tensor: TensorInfo) -> str:

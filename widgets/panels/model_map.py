@@ -10,20 +10,25 @@ import ipywidgets
 
 from widgets import code
 from widgets.background.tasks import guard
-from widgets.controls.binding import Ranking, bind
+from widgets.controls.binding import Quiet, Ranking, bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import choice, fields, note, row, set_note
+from widgets.controls.style import choice, column, fields, heading, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures.model import badness, format_value, model_map, value_of
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
-from workbench.sources.kinds import layer_of
+from workbench.sources.kinds import layer_of, within_layer
 from workbench.surveys.places import Places
 from workbench.surveys.rows import Row
 from workbench.text import amount
 
+MAP_HEIGHT = 390
 _LISTED = 200
+_WHY = (
+    "Each cell is a tensor under the leading format; where a layer has several of a kind, the worst of them. Click one, or "
+    "choose it from the list, and every view shows it."
+)
 
 
 class ModelMapView(View):
@@ -39,28 +44,24 @@ class ModelMapView(View):
         self.when_closed(survey.on_rows(guarded(self._came)))
         self.when_closed(survey.on_progress(lambda step: self._offer() if step is None else None))
         self.when_closed(survey.on_failure(self.message.error))
+        self.title = heading("Map of the model", _WHY)
         self.field = choice("Colour shows", MAP_FIELDS)
         bind(self.field, self.session.store, "map_field", self.message)
         self.start = ipywidgets.Button(description="Survey the model", button_style="primary")
         self.start.on_click(guarded(lambda _: self._begin()))
-        self.map = Plot(height=400)
+        self.map = Plot(height=MAP_HEIGHT)
         self.plots = [self.map]
         self.map.on_click(guarded(self._clicked))
-        self.list = Ranking("Tensors, the worst first", 12, guarded(lambda name: self.update(tensor=name)))
-        self.list.add_class("wb-span")
+        self.list = Ranking("", 6, guarded(lambda name: self.update(tensor=name)))
+        self.one_layer = ipywidgets.Checkbox(indent=False)
+        self._quiet = Quiet()
+        self._quiet.on_change(self.one_layer, guarded(lambda only: self.update(layer=self._chosen_layer() if only else None)))
         self.summary = note()
-        return [
-            note(
-                "Each cell is a tensor under the leading format; where a layer has several of a kind, the worst of them. "
-                "Click one, or choose it from the list, and every view shows it."
-            ),
-            fields(self.field, width=180),
-            self.summary,
-            row(self.start),
-            ProgressRow(survey),
-            self.map,
-            fields(self.list, width=300),
-        ]
+        drawn = column(row(self.title, self.field), self.map, row(self.summary, self.start, ProgressRow(survey)))
+        worst = column(fields(self.list, width=300), self.one_layer)
+        for part, name in ((drawn, "wb-map"), (worst, "wb-worst")):
+            part.add_class(name)
+        return [drawn, worst]
 
     def redraw_on(self) -> frozenset[str]:
         """What the colour means, and which tensor and layer are outlined."""
@@ -122,11 +123,18 @@ class ModelMapView(View):
         """The list beside the map: the chosen layer's tensors, or the worst of the model."""
         state = self.session.store.value
         field = state.map_field
+        layer = self._chosen_layer() if state.layer is None else state.layer
+        with self._quiet:
+            self.one_layer.description = "only its own layer" if layer is None else f"only layer {layer}"
+            self.one_layer.value, self.one_layer.disabled = state.layer is not None, layer is None
         shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
         shown.sort(key=lambda r: badness(r, field), reverse=True)
-        lines = [(f"{format_value(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
+        lines = [(_line(r, field), r.tensor.name) for r in shown[:_LISTED]]
         where = "of the model" if state.layer is None else f"of layer {state.layer}"
         self.list.show(f"Tensors {where}, the worst first ({MAP_FIELDS[field]})", lines, analysis.tensor.name)
+
+    def _chosen_layer(self) -> int | None:
+        return layer_of(self.session.analysis.tensor.name) if self.session.analysis is not None else None
 
     def _clicked(self, point: dict[str, Any]) -> None:
         if point.get("x") is None or point.get("y") is None:
@@ -138,3 +146,9 @@ class ModelMapView(View):
         rows = {r.tensor.name: badness(r, field) for r in self.rows if r.tensor.name in names}
         known = {name: bad for name, bad in rows.items() if not math.isnan(bad)}
         self.update(tensor=max(known, key=lambda name: known[name]) if known else names[0])
+
+
+def _line(row: Row, field: str) -> str:
+    """A row's value, its layer and its name there, in columns."""
+    layer = layer_of(row.tensor.name)
+    return f"{format_value(value_of(row, field), field):>9}{'' if layer is None else layer:>5}  {within_layer(row.tensor.name)}"

@@ -21,25 +21,25 @@ from workbench.surveys.duel import of_survey
 from workbench.surveys.rows import Row, nonfinite_summary
 from workbench.surveys.scores import Duel
 from workbench.surveys.survey import Survey
-from workbench.text import NONE, amount, amount_or_none, count, counted, jsonable, listed, number, percent, printable, short
+from workbench.text import (
+    NONE,
+    amount,
+    columns,
+    count,
+    counted,
+    jsonable,
+    listed,
+    memory_size,
+    memory_size_or_none,
+    number,
+    percent,
+    short,
+)
 from workbench.training.config import TrainConfig
 from workbench.training.results.merging import MergeErrors
 
 _NAMED = 5
 """Tensors that a sentence names."""
-
-
-def columns(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """A table of aligned columns; the first ``texts`` hold text and stand to the left, the others numbers, to the right."""
-    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def dumped(**fields: Any) -> str:
@@ -202,9 +202,10 @@ def forecast_text(config: TrainConfig, ledgers: Sequence[MemoryLedger], fits: Se
     """Memory by what takes it and by method, then the GPUs."""
     titles = [ledger.title for ledger in ledgers]
     groups = [
-        (group, *(amount_or_none(sum(ledger[name] for name in names)) for ledger in ledgers)) for group, names in GROUPS.items()
+        (group, *(memory_size_or_none(sum(ledger[name] for name in names)) for ledger in ledgers))
+        for group, names in GROUPS.items()
     ]
-    total = ("total", *(amount(ledger.total) for ledger in ledgers))
+    total = ("total", *(memory_size(ledger.total) for ledger in ledgers))
     shape = f"{config.per_device_train_batch_size} rows of {config.max_length:,} tokens, adapters of rank {config.lora_r}"
     gpus = columns(("GPU", *titles), [(row[0].gpu.name, *(f.verdict for f in row)) for row in fits], texts=len(titles) + 1)
     note = "Forecast, not measured: what activations, scratch and context take is estimated, the rest follows from the shapes."

@@ -21,9 +21,11 @@ from workbench.given import described, is_a, is_number
 from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
+from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.surveys.duel import configurations, largest
+from workbench.text import NONE, amount, number, percent
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ USUAL = (
 IN_16_BITS = "16 bits"
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Record):
     """The model in one format, measured on held-out rows. Losses are nats a token, over the tokens that bear a loss."""
 
     spec: QuantSpec | None
@@ -64,6 +66,17 @@ class Cost:
     """Its 95 % interval, paired: both models on the same batches. Far narrower than ``interval``."""
     relative_rmse: float
     """The error of the weights themselves, ‖W − Ŵ‖ / ‖W‖ over all quantized weights; 0 in 16 bits."""
+
+    def _line_(self) -> Line:
+        low, high = self.increase_interval
+        added = (
+            (NONE, NONE) if self.spec is None else (f"{self.increase:+.4f}", f"{number(low, '+.4f')} … {number(high, '+.4f')}")
+        )
+        return {
+            "model": self.name, "bits": f"{self.bits_per_weight:.4f}", "size": amount(self.nbytes),
+            "loss": number(self.loss, ".4f"), "added": added[0], "95 % interval": added[1],
+            "relative RMSE": percent(self.relative_rmse),
+        }  # fmt: skip
 
 
 def evaluate(
@@ -110,7 +123,7 @@ def evaluate(
     return Evaluation(job, wanted, output_error, folder, progress, cancelled)
 
 
-class Evaluation(Unfolding[Cost]):
+class Evaluation(Shown, Unfolding[Cost]):
     """An evaluation's rows as they finish, and tables of them. Iterating does the work; leaving the loop stops it."""
 
     def __init__(
@@ -192,9 +205,10 @@ class Evaluation(Unfolding[Cost]):
             found.batches, increase, interval, ratio.value,
         )  # fmt: skip
 
-    def __repr__(self) -> str:
+    def _show_(self) -> View:
         state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} rows"
-        return f"Evaluation({self.model}: {state})"
+        note = "Measured; losses are nats a token, intervals paired over the same held-out batches."
+        return View(f"Evaluation of {self.model}: {state}", lines=self.rows, note=note)
 
 
 def perplexity(losses: Losses) -> float:

@@ -29,7 +29,7 @@ from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.finite import not_finite
 from workbench.sources.tensor_info import Role
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
@@ -95,9 +95,9 @@ class Job:
     def check_memory(self) -> None:
         """Raises ModelError where the model does not fit into this machine's memory."""
         if (needed := self.memory_needed) > (there := int(psutil.virtual_memory().available)):
-            what = f"Measuring it takes about {amount(needed)} of memory (its weights in 16 bits and a layer's besides), and "
+            what = f"Measuring it takes about {memory_size(needed)} of memory (its weights in 16 bits, and a layer's), and "
             remedy = "End other programs, choose a smaller model, or a machine with more memory."
-            raise ModelError(f"{what}{amount(there)} are free.", where=self.source.name, remedy=remedy)
+            raise ModelError(f"{what}{memory_size(there)} are free.", where=self.source.name, remedy=remedy)
 
 
 def job_of(

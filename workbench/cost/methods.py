@@ -19,7 +19,8 @@ from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
 from workbench.progress import Cancelled, Progress, reporting
 from workbench.resumable import Unfolding
-from workbench.text import NONE, known_amount, percent
+from workbench.show import Line, Record, Shown, View
+from workbench.text import NONE, known_amount, known_memory_size, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
@@ -44,8 +45,8 @@ Curve = tuple[tuple[int, float], ...]
 """(step, nats a token), in the order of the steps."""
 
 
-@dataclass(frozen=True)
-class MethodResult:
+@dataclass(frozen=True, repr=False)
+class MethodResult(Record):
     """The result of one method: measured on the machine that trained; ``trained`` and ``parameters`` are counted."""
 
     method: str
@@ -103,6 +104,16 @@ class MethodResult:
     def peak_bytes(self) -> int | None:
         """The whole at its peak: of the process on the GPU, or on a CPU its resident memory."""
         return self.receipt.total
+
+    def _line_(self) -> Line:
+        before, after = (NONE if loss is None else f"{loss:.4f}" for loss in (self.loss_before, self.loss_after))
+        step = NONE if self.seconds_per_step is None else f"{self.seconds_per_step:.3g} s"
+        return {
+            "method": self.method, "held out before": before, "after": after, "a step": step, "in all": f"{self.seconds:.1f} s",
+            "tensors": known_memory_size(self.tensor_bytes), "trained": f"{self.trained:,} ({percent(self.share)})",
+            "saved": known_amount(self.saved_bytes),
+            "state": self.state if self.state == "finished" else f"{self.state}: {self.message}",
+        }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The line of ``MethodComparison.to_frame``."""
@@ -187,7 +198,7 @@ def compare_methods(
     return MethodComparison(root, configs, progress, cancelled)
 
 
-class MethodComparison(Unfolding[MethodResult]):
+class MethodComparison(Shown, Unfolding[MethodResult]):
     """The methods' results as they finish, and tables of them.
 
     Iterating does the work, a run after another; iterating again gives the finished results and goes on with the rest. A run
@@ -238,14 +249,9 @@ class MethodComparison(Unfolding[MethodResult]):
         measured = {r.method: {row.category: row.measured for row in r.receipt.rows} for r in self._done()}
         return pd.DataFrame(measured, index=list(BY_NAME)).astype("Int64")
 
-    def __repr__(self) -> str:
-        head = ("method", "held out before", "after", "a step", "in all", "tensors", "trained", "saved", "")
-        cells = [head, *(_cells(result) for result in self._rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-        if not self.complete:
-            lines.append(f"{len(self._rows)} of {len(self)} methods" + (", cancelled" if self.cancelled else ""))
-        return "\n".join(lines)
+    def _show_(self) -> View:
+        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} methods"
+        return View(f"Methods compared: {state}", lines=self.rows, note="Measured; held-out losses are nats a token.")
 
     def _done(self) -> tuple[MethodResult, ...]:
         if not self._rows:
@@ -342,12 +348,3 @@ def _configs(config: TrainConfig, methods: Sequence[str], each: Mapping[str, Map
     if faults:
         raise ConfigError(faults, where="compare_methods", remedy="Change these fields and try again.")
     return found
-
-
-def _cells(result: MethodResult) -> tuple[str, ...]:
-    before, after = (NONE if loss is None else f"{loss:.4f}" for loss in (result.loss_before, result.loss_after))
-    step = NONE if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s"
-    state = "" if result.state == "finished" else f"{result.state}: {result.message}"
-    trained = f"{result.trained:,} ({percent(result.share)})"
-    size = known_amount(result.tensor_bytes)
-    return result.method, before, after, step, f"{result.seconds:.1f} s", size, trained, known_amount(result.saved_bytes), state

@@ -31,6 +31,7 @@ from workbench.memory.footprint import Plan, base_weights
 from workbench.memory.forecast import MemoryLedger, fit, forecast
 from workbench.memory.gpus import Gpu, find
 from workbench.progress import Progress, reporting
+from workbench.show import Line, Record, Shown, View, bar
 from workbench.surveys.survey import survey
 from workbench.text import amount, counted
 from workbench.training.config import TrainConfig, as_config
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 _CANNOT_MIX = "A BitsAndBytesConfig cannot mix 4 and 8 bits: it loads a model's linear layers in the one or in the other."
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+@dataclass(frozen=True, repr=False)
+class CurvePoint(Record):
     """A set of modules left out of 4 bits, the best for its memory by prediction."""
 
     nbytes: int
@@ -53,6 +54,10 @@ class CurvePoint:
     """Those in 16 bits."""
     eight_bit: tuple[str, ...] = ()
     """Those in 8 bits."""
+
+    def _line_(self) -> Line:
+        kept = {"in 16 bits": f"{len(self.modules)}", "in 8 bits": f"{len(self.eight_bit)}"}
+        return {"weights": amount(self.nbytes), **kept, "loss": f"{self.predicted_loss:.4f}"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class _Step:
     """Bytes more of what the budget counts."""
 
 
-class Mix:
+class Mix(Shown):
     """A choice of modules to leave out of 4 bits, what it is predicted to give, and once ``measure`` has run what it does."""
 
     def __init__(
@@ -150,12 +155,22 @@ class Mix:
         lines = [(p.nbytes, p.predicted_loss, len(p.modules), len(p.eight_bit)) for p in self.curve]
         return pd.DataFrame(lines, columns=["nbytes", "predicted_loss", "in_16_bits", "in_8_bits"])
 
-    def __repr__(self) -> str:
+    def _show_(self) -> View:
         kept = f"{len(self.modules_left_out)} of {counted(len(self.sensitivity.job.weights), 'module')} in 16 bits"
         eight = f", {len(self.modules_8bit)} in 8 bits" if self.modules_8bit else ""
-        losses = f"loss {self.predicted_loss:.4f} predicted"
-        losses += "" if self.measured_loss is None else f", {self.measured_loss:.4f} measured"
-        return f"Mix({kept}{eight}, {amount(self.nbytes)}, {losses})"
+        three = (
+            ("all in 4 bits", self.all_4bit.nbytes, self.all_4bit.predicted_loss, "measured"),
+            ("this mix", self.nbytes, self.predicted_loss, "predicted"),
+            *((("this mix", self.nbytes, self.measured_loss, "measured"),) if self.measured_loss is not None else ()),
+            ("all in 16 bits", self.all_16bit.nbytes, self.all_16bit.predicted_loss, "measured"),
+        )
+        most = self.all_16bit.nbytes or 1
+        lines = [
+            {"weights": name, "size": amount(nbytes), "": bar(nbytes / most), "loss": f"{loss:.4f}", "known": known}
+            for name, nbytes, loss, known in three
+        ]
+        left_out = f"Left out of 4 bits: {', '.join(self.modules_left_out)}." if self.modules_left_out else ""
+        return View(f"Mix: {kept}{eight}, {amount(self.nbytes)}; losses are nats a token", lines=lines, note=left_out)
 
 
 def mix(

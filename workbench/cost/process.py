@@ -24,7 +24,7 @@ from typing import Any
 
 from workbench import errors
 from workbench.errors import RunError, WorkbenchError
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
 from workbench.training.folder import write_json
@@ -159,7 +159,7 @@ class Measuring:
         if code == -signal.SIGKILL:
             oom = self._oom is not None and (oom_kills() or 0) > self._oom
             why = "out of memory: the kernel killed it" if oom else "killed, possibly out of memory"
-            what = f"the measuring process was {why}; the model takes {amount(self._needed)}."
+            what = f"the measuring process was {why}; the model takes {memory_size(self._needed)}."
             return RunError(what, where=str(self.root), remedy=again)
         what = f"the measuring process ended with exit code {code}; its last words are in log.txt."
         return RunError(what, where=str(self.root), remedy=again)

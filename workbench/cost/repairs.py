@@ -36,7 +36,9 @@ from workbench.given import is_whole
 from workbench.memory.footprint import Plan
 from workbench.progress import Progress, reporting
 from workbench.resumable import Unfolding
+from workbench.show import Line, Record, Shown, View
 from workbench.sources.kinds import kind_of, layer_of
+from workbench.text import percent
 from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.results.merging import Merge
@@ -49,8 +51,8 @@ ROWS = 16
 """Held-out rows that are measured on by default."""
 
 
-@dataclass(frozen=True)
-class Repair:
+@dataclass(frozen=True, repr=False)
+class Repair(Record):
     """One module with the adapter of one checkpoint. Measured; errors are relative to ‖Wx‖."""
 
     step: int
@@ -71,6 +73,13 @@ class Repair:
     def taken_back(self) -> float:
         """The share of the base's error that the adapter takes back: 1 all of it, 0 none, below 0 where it adds to it."""
         return 1 - self.error_adapted / self.error_base if self.error_base else 0.0
+
+    def _line_(self) -> Line:
+        return {
+            "module": self.name, "step": f"{self.step}", "error in 4 bits": percent(self.error_base),
+            "with the adapter": percent(self.error_adapted), "taken back": percent(self.taken_back),
+            "along": percent(self.along),
+        }  # fmt: skip
 
 
 def repairs(
@@ -121,7 +130,7 @@ def adapters_of(run: Run) -> dict[int, Path]:
     return {int(steps): place for steps, place in sorted(found.items()) if steps != float("inf")}
 
 
-class Repairs(Unfolding[Repair]):
+class Repairs(Shown, Unfolding[Repair]):
     """The rows as they come, by module in the order of the model and then by checkpoint, and a table of them."""
 
     def __init__(
@@ -159,6 +168,11 @@ class Repairs(Unfolding[Repair]):
         columns = [*(field.name for field in fields(Repair)), "taken_back"]
         frame = pd.DataFrame([{**asdict(row), "taken_back": row.taken_back} for row in self.rows], columns=columns)
         return frame.astype({"layer": "Int64"})
+
+    def _show_(self) -> View:
+        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} rows"
+        title = f"What adapters take back of 4 bits' output error: {state}"
+        return View(title, lines=self.rows, note="Measured; errors are relative to the module's output.")
 
     def _start(self) -> Generator[Repair, None, None]:
         wanted = [(module, step) for module in self.modules for step in self.adapters]

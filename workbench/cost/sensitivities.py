@@ -22,8 +22,10 @@ from workbench.given import nearest, several
 from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
+from workbench.show import Line, Record, Shown, View, bar
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
+from workbench.text import amount, number, percent
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ NF4 = QuantSpec("nf4", double_quant=True)
 """What modules are quantized to by default: the format that ``TrainConfig`` holds a base in."""
 
 
-@dataclass(frozen=True)
-class ModuleCost:
+@dataclass(frozen=True, repr=False)
+class ModuleCost(Record):
     """What quantizing one module does, measured on held-out rows. Losses are nats a token."""
 
     name: str
@@ -75,6 +77,12 @@ class ModuleCost:
         """
         return (self.increase_only + self.decrease_all_but) / 2
 
+    def _line_(self) -> Line:
+        return {
+            "module": self.name, "adds to the loss": number(self.share, "+.5f"), "output error": percent(self.output_error),
+            "relative RMSE": percent(self.relative_rmse), "saved": amount(self.saved_bytes),
+        }  # fmt: skip
+
 
 def sensitivity(
     src: Source | str | os.PathLike[str],
@@ -111,7 +119,7 @@ def sensitivity(
     return Sensitivity(job, next(iter(wanted)), named, folder, progress, cancelled)
 
 
-class Sensitivity(Unfolding[ModuleCost]):
+class Sensitivity(Shown, Unfolding[ModuleCost]):
     """A model's sensitivities as they are measured, a row a module. Iterating does the work; leaving the loop stops it."""
 
     def __init__(
@@ -194,6 +202,12 @@ class Sensitivity(Unfolding[ModuleCost]):
             found.outputs[key].value, found.weights[key].value, self.spec.nbytes(info.numel), 2 * info.numel,
         )  # fmt: skip
 
-    def __repr__(self) -> str:
+    def _show_(self) -> View:
         state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} modules"
-        return f"Sensitivity({self.job.source.name}, {self.spec.title}: {state})"
+        worst = sorted(self.rows, key=lambda row: -row.share)
+        most = max((abs(row.share) for row in worst), default=0.0) or 1.0
+        return View(
+            f"Sensitivity of {self.job.source.name} to {self.spec.title}: {state}, the costliest first",
+            lines=[{**row._line_(), "": bar(row.share / most)} for row in worst],
+            note="Measured; losses are nats a token on held-out rows.",
+        )

@@ -19,7 +19,9 @@ from workbench.given import described, is_a
 from workbench.memory.adapters import EXPERT, Adapter, adapters, bounds
 from workbench.memory.ledger import ABSMAX, CODEBOOKS, FOUR_BIT, FULL_WEIGHTS, INTEGERS, OPTIMIZER, PAGED, SECOND_LEVEL, UPCAST
 from workbench.quant.spec import QuantSpec
+from workbench.show import Line, Record
 from workbench.sources.tensor_info import EMBEDDINGS, QUANTIZED, SKIPPED, Role, TensorInfo
+from workbench.text import memory_size
 
 FULL, LORA, QLORA = "full", "lora", "qlora"
 
@@ -37,8 +39,8 @@ _NUMBERED = re.compile(r"^model\.layers\.(\d+)\.")
 _LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.")
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Record):
     """The part of a training configuration that memory depends on."""
 
     method: str = QLORA
@@ -98,13 +100,16 @@ class Plan:
         return self.per_device_train_batch_size * self.max_length
 
 
-@dataclass(frozen=True)
-class Piece:
+@dataclass(frozen=True, repr=False)
+class Piece(Record):
     """Bytes of one tensor in one category."""
 
     category: str
     tensor: str
     bytes: int
+
+    def _line_(self) -> Line:
+        return {"category": self.category, "tensor": self.tensor, "memory": memory_size(self.bytes)}
 
 
 def loaded(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:

@@ -49,9 +49,11 @@ from workbench.memory.ledger import (
     LOGITS,
     MANAGED,
 )
+from workbench.show import Line, Record, Shown, ShownList, ShownTuple, View, bar
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
 from workbench.sources.tensor_info import EMBEDDINGS, HEADS
+from workbench.text import memory_size, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +61,8 @@ if TYPE_CHECKING:
 _CUDA_CONTEXT = 500 * 2**20
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Record):
     """One category of memory."""
 
     category: str
@@ -71,9 +73,12 @@ class Row:
     place: str = DEVICE
     """``device``, or ``managed``: memory that the driver may move to the host."""
 
+    def _line_(self) -> Line:
+        return {"category": self.category, "memory": memory_size(self.bytes), "known": self.known, "note": self.note}
 
-@dataclass(frozen=True)
-class MemoryLedger:
+
+@dataclass(frozen=True, repr=False)
+class MemoryLedger(Shown):
     """What a fine-tune is forecast to take. The total is a sum of peaks, which do not all come at the same moment."""
 
     title: str
@@ -103,6 +108,26 @@ class MemoryLedger:
 
         return pd.DataFrame(
             [dataclasses.asdict(row) for row in self.rows], columns=["category", "bytes", "known", "place", "note"]
+        )
+
+    def _line_(self) -> Line:
+        return {"forecast of": self.title, "in all": memory_size(self.total), "may page": memory_size(self.managed)}
+
+    def _show_(self) -> View:
+        plan = self.plan
+        shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
+        lines = [
+            {
+                "category": row.category, "memory": memory_size(row.bytes), "of all": percent(row.bytes / self.total, 1),
+                "": bar(row.bytes / self.total), "known": row.known + (", may page" if row.place == MANAGED else ""),
+            }
+            for row in self.rows
+        ]  # fmt: skip
+        return View(
+            f"Forecast of {self.title} on {self.model}: {memory_size(self.total)} for {shape}, device {plan.device}",
+            lines=lines,
+            total={"category": "in all", "memory": memory_size(self.total)},
+            note="Forecast, not measured: a sum of peaks, which do not all come at the same moment.",
         )
 
 
@@ -139,7 +164,8 @@ def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str
         "+ double quantization": double,
         "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
     }
-    return [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+    ledgers = [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+    return ShownList(ledgers, f"Memory of fine-tuning {src.name}, forecast")
 
 
 def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
@@ -214,8 +240,8 @@ def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan,
     return rows
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Shown):
     """Whether a ledger fits a GPU."""
 
     gpu: Gpu
@@ -224,6 +250,13 @@ class Fit:
     state moves out; ``does not fit``."""
     headroom: int
     """Bytes left, negative where they are missing."""
+
+    def _line_(self) -> Line:
+        left = f"{memory_size(self.headroom)} left" if self.headroom >= 0 else f"{memory_size(-self.headroom)} missing"
+        return {"GPU": self.gpu.name, "usable memory": memory_size(self.gpu.usable), "forecast": self.verdict, "room": left}
+
+    def _show_(self) -> View:
+        return View(f"Forecast on {self.gpu.name}: {self.verdict}", self._line_())
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
@@ -246,12 +279,16 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
     return Fit(gpu, verdict, left)
 
 
-@dataclass(frozen=True)
-class Change:
+@dataclass(frozen=True, repr=False)
+class Change(Record):
     """Fields of the configuration to change, and what that saves after the changes before it."""
 
     fields: Mapping[str, Any]
     saved: int
+
+    def _line_(self) -> Line:
+        change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return {"change": change, "saves": memory_size(self.saved)}
 
 
 def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
@@ -308,10 +345,11 @@ def _cheapest(
         if short(after(*without)) <= best:
             found = without
     totals = [after(*found[:n]).total for n in range(len(found) + 1)]
-    return tuple(
+    changes = (
         Change(MappingProxyType(steps[i]), before - then)
         for i, (before, then) in zip(found, itertools.pairwise(totals), strict=True)
     )
+    return ShownTuple(changes, "The cheapest changes after which it fits, forecast")
 
 
 def _changes(plan: Plan) -> list[dict[str, Any]]:

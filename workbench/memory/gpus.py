@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
 from workbench.given import described, is_a, nearest, spelling
+from workbench.show import Line, Record, ShownMapping
+from workbench.text import memory_size
 
 GIB = 2**30
 THIS_MACHINE = "the GPU of this machine"
@@ -23,15 +25,18 @@ _WORDS = re.compile(r"nvidia|tesla|geforce|rtx|\bgpu\b|pcie|sxm\d?|hbm\d?e?")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Gpu:
+@dataclass(frozen=True, repr=False)
+class Gpu(Record):
     """A GPU's memory. ``usable`` is about what CUDA reports as the total, which is below the name's round number."""
 
     name: str
     usable: int
 
+    def _line_(self) -> Line:
+        return {"GPU": self.name, "usable memory": memory_size(self.usable)}
 
-GPUS: Mapping[str, Gpu] = MappingProxyType(
+
+GPUS: Mapping[str, Gpu] = ShownMapping(
     {
         gpu.name: gpu
         for gpu in (
@@ -43,7 +48,9 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             Gpu("A100 80 GB", int(79.1 * GIB)),
             Gpu("H100 80 GB", int(79.1 * GIB)),
         )
-    }
+    },
+    "GPUs known by name",
+    "GPU",
 )
 """GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
 

@@ -76,7 +76,7 @@ _TABLE = (
     Category(CASTS, CASTS, SCRATCH, ESTIMATED, PASS, "autocast's copies of the fp32 adapters and of the fp32 head"),
     Category(SPARE, "reserved by the allocator, not in use", "", "", ""),
     Category(
-        CONTEXT, CONTEXT, SCRATCH, ESTIMATED, "", "driver and libraries, 0.3–0.8 GB; an H100 took 0.65 GB",
+        CONTEXT, CONTEXT, SCRATCH, ESTIMATED, "", "driver and libraries, 0.3–0.75 GiB; an H100 took 0.61 GiB",
     ),
     Category(LIBRARIES, "interpreter and libraries", "", "", "", place=HOST),
     Category(UNEXPLAINED, "not explained", "", "", ""),

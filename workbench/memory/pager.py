@@ -42,11 +42,12 @@ from workbench.memory.ledger import (
     SCRATCH,
 )
 from workbench.memory.lru import Bytes, Extent, Moment, demand, move
+from workbench.show import Shown, View, sparkline
 from workbench.sources import Source, open_model
 from workbench.sources.kinds import layer_of
 from workbench.sources.packed import as_loaded
 from workbench.sources.tensor_info import EMBEDDINGS
-from workbench.text import amount, count
+from workbench.text import count, memory_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,12 +63,14 @@ longer, and page faults longer still."""
 CATEGORIES = ("weights", "scales", ADAPTERS, GRADIENTS, ACTIVATIONS, OPTIMIZER, PAGED, SCRATCH)
 KEPT = "kept by the allocator"
 _COLUMNS = {BASE: "weights", SCALES: "scales", LIVE: ACTIVATIONS}
+_BARS = 60
+"""Moments of a step that a value shows itself with."""
 _STEPS = 3
 """Simulated steps: in the first the optimizer's state comes into being, and from the second on they repeat."""
 
 
-@dataclass(frozen=True)
-class PagerSimulation:
+@dataclass(frozen=True, repr=False)
+class PagerSimulation(Shown):
     """What a budget makes of a step. Simulated; arrays run over the moments of three steps, in bytes."""
 
     model: str
@@ -117,17 +120,33 @@ class PagerSimulation:
     @property
     def told(self) -> str:
         """The outcome in a sentence."""
-        with_budget = f"Simulated, with {amount(self.budget)}: "
+        with_budget = f"Simulated, with {memory_size(self.budget)}: "
         if self.out_of_memory:
-            return f"{with_budget}out of memory at {self.out_of_memory}; {amount(self.least)} is the least that would do."
+            return f"{with_budget}out of memory at {self.out_of_memory}; {memory_size(self.least)} is the least that would do."
         if not self.d2h.any():
-            return f"{with_budget}nothing is evicted; {amount(self.enough)} would do for that."
+            return f"{with_budget}nothing is evicted; {memory_size(self.enough)} would do for that."
         to_device, to_host = self.per_step[-1].tolist()
         return (
-            f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({amount(to_host)}) and brings "
-            f"{amount(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
-            f"{amount(self.enough)} on none is."
+            f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({memory_size(to_host)}) and brings "
+            f"{memory_size(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
+            f"{memory_size(self.enough)} on none is."
         )
+
+    def _show_(self) -> View:
+        last = np.flatnonzero(self.step == self.step.max(initial=0))
+        some = last[np.linspace(0, last.size - 1, min(last.size, _BARS)).astype(int)] if last.size else last
+        facts = {
+            "budget": memory_size(self.budget), "least that would do": memory_size(self.least),
+            "nothing is evicted from": memory_size(self.enough), "pages of": memory_size(self.page_size),
+            "bus, each way": f"{self.bandwidth / 1e9:.3g} GB/s, nominal",
+            "on the GPU, over a step": sparkline(self.resident[some].sum(1)),
+            "on the host, over a step": sparkline(self.host[some]),
+        }  # fmt: skip
+        lines = [
+            {"step": f"{i}", "to the GPU": memory_size(h2d), "to the host": memory_size(d2h), "pages evicted": f"{evicted:,}"}
+            for i, ((h2d, d2h), evicted) in enumerate(zip(self.per_step.tolist(), self.evictions.tolist(), strict=True), 1)
+        ]
+        return View(f"Simulated paging of {self.model}", facts, lines, self.told)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a moment: step, phase, name, the categories' bytes on the device, host, h2d, d2h, bus_seconds."""
@@ -149,7 +168,7 @@ def simulate_paging(
     account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
-    'Simulated, with 15.78 GB: nothing is evicted; 663.90 MB would do for that.'
+    'Simulated, with 14.70 GiB: nothing is evicted; 633.14 MiB would do for that.'
     """
     src = open_model(src)
     size, rate = _checked(budget, page_size, bandwidth, managed)

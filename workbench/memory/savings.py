@@ -10,17 +10,18 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from workbench.memory.footprint import NESTED_CODEBOOK, loaded
 from workbench.memory.shortlist import PublishedShapes
 from workbench.quant.spec import QuantSpec
+from workbench.show import Line, Record, Shown, ShownMapping, View
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
+from workbench.text import amount, count, counted
 
 
-@dataclass(frozen=True)
-class TensorSaving:
+@dataclass(frozen=True, repr=False)
+class TensorSaving(Record):
     """Bytes of one tensor's scales."""
 
     tensor: str
@@ -35,9 +36,13 @@ class TensorSaving:
         """The difference; below zero where a tensor has so few blocks that the second level costs more than it saves."""
         return self.absmax - self.nested
 
+    def _line_(self) -> Line:
+        sizes = {"scales": amount(self.absmax), "double quantized": amount(self.nested), "saved": amount(self.saved)}
+        return {"tensor": self.tensor, "weights": count(self.weights), **sizes}
 
-@dataclass(frozen=True)
-class DoubleQuantSavings:
+
+@dataclass(frozen=True, repr=False)
+class DoubleQuantSavings(Shown):
     """What double quantization saves on a model's 4-bit weights, in bytes."""
 
     tensors: tuple[TensorSaving, ...]
@@ -72,6 +77,16 @@ class DoubleQuantSavings:
     def saved_bits_per_weight(self) -> float:
         """The same in bits per weight: 0.373 for large tensors at block sizes 64 and 256."""
         return 8 * self.saved / self.weights if self.weights else 0.0
+
+    def _line_(self) -> Line:
+        return {
+            "weights": count(self.weights), "scales": amount(self.absmax), "double quantized": amount(self.nested),
+            "saved": amount(self.saved), "bits per weight": f"{self.saved_bits_per_weight:.3f}",
+        }  # fmt: skip
+
+    def _show_(self) -> View:
+        title = f"Double quantization saves {amount(self.saved)} on {counted(len(self.tensors), 'tensor')}, computed"
+        return View(title, self._line_(), self.tensors)
 
 
 def double_quant_savings(
@@ -128,4 +143,5 @@ def savings_of_published(block_size: int = 64, nested_block_size: int = 256) -> 
         config = dict(zip(_KEYS, values, strict=True))
         sources.append(PublishedShapes(name, config | {"head_dim": int(values[1]) // int(values[4])}))
     found = {source.name: double_quant_savings(source, block_size, nested_block_size) for source in sources}
-    return MappingProxyType(dict(sorted(found.items(), key=lambda item: item[1].weights)))
+    by_size = dict(sorted(found.items(), key=lambda item: item[1].weights))
+    return ShownMapping(by_size, "What double quantization saves, computed from published shapes", "model")

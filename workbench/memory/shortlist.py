@@ -15,8 +15,10 @@ from typing import Any
 from workbench.errors import ModelError
 from workbench.given import nearest
 from workbench.memory.gpus import Gpu, find
+from workbench.show import Line, Record, ShownTuple, in_words
 from workbench.sources.base import Reader, Source, Watch
 from workbench.sources.header import DTYPES, Entry
+from workbench.text import amount, count, memory_size
 
 GPU = "T4 16 GB"
 """The GPU of Colab's and Kaggle's free sessions, as ``workbench.memory.gpus.GPUS`` names it."""
@@ -24,8 +26,8 @@ ROWS, TOKENS = 1, 512
 """The batch that the forecast is made for."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+@dataclass(frozen=True, repr=False)
+class Candidate(Record):
     """A model that fits."""
 
     name: str
@@ -37,6 +39,12 @@ class Candidate:
     """Bytes that a QLoRA fine-tune is forecast to take: one row of 512 tokens, 8-bit paged optimizer."""
     gated: bool
     """Whether its owner asks readers to accept terms first."""
+
+    def _line_(self) -> Line:
+        return {
+            "model": self.name, "parameters": count(self.parameters), "checkpoint": amount(self.checkpoint),
+            "QLoRA, forecast": memory_size(self.training), "asks for terms": in_words(self.gated),
+        }  # fmt: skip
 
 
 def _config(
@@ -88,7 +96,7 @@ def _fitting(gpu: Gpu) -> tuple[Candidate, ...]:
             tensors = source.tensors()
             parameters, checkpoint = sum(t.numel for t in tensors), sum(t.nbytes for t in tensors)
             found.append(Candidate(name, parameters, checkpoint, ledger.total, name.startswith(_GATED)))
-    return tuple(sorted(found, key=lambda candidate: candidate.parameters))
+    return ShownTuple(sorted(found, key=lambda candidate: candidate.parameters), f"Models whose fine-tune fits {gpu.name}")
 
 
 class PublishedShapes(Source):

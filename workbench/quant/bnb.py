@@ -13,6 +13,7 @@ from math import prod
 from workbench.errors import FormatError
 from workbench.given import is_whole, several
 from workbench.quant.formats import FORMATS
+from workbench.show import Shown, View
 
 _BLOCK_SIZES = FORMATS["nf4"].block_sizes
 _VECTOR = 16
@@ -23,8 +24,8 @@ _SCALES = 199
 """Scales that differ, each a whole number that bfloat16 holds: a prime, so that no row is a multiple of them."""
 
 
-@dataclass(frozen=True)
-class BackendCheck:
+@dataclass(frozen=True, repr=False)
+class BackendCheck(Shown):
     """Whether bitsandbytes dequantizes weights of one shape and block size right on a CPU."""
 
     right: bool
@@ -32,6 +33,9 @@ class BackendCheck:
     """What was found, and how it is known."""
     remedy: str = ""
     """What to do where it is wrong."""
+
+    def _show_(self) -> View:
+        return View(f"bitsandbytes on a CPU: {'right' if self.right else 'wrong'}", note=f"{self.why} {self.remedy}".strip())
 
 
 def check_backend(shape: Sequence[int], block_size: int = 64, capability: str | None = None) -> BackendCheck:

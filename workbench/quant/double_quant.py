@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from workbench.errors import FormatError
 from workbench.given import described, is_whole
+from workbench.show import Shown, View
+from workbench.text import amount, count
 
 _STEPS = 65536
 """bitsandbytes' CPU kernel rounds through a table with this many entries over [−1, 1]; its CUDA kernel searches the levels
 themselves, so that a code may differ by one where a value lies within 1/65,535 of a threshold."""
 
 
-@dataclass(frozen=True)
-class NestedScales:
+@dataclass(frozen=True, repr=False)
+class NestedScales(Shown):
     """Double-quantized absmax values."""
 
     codes: NDArray[np.uint8]
@@ -41,6 +43,14 @@ class NestedScales:
         """float32 (blocks,): the absmax values that the weights are dequantized with."""
         values = dynamic_levels()[self.codes]
         return values * np.repeat(self.absmax, self.block_size)[: self.codes.size] + self.offset
+
+    def _show_(self) -> View:
+        facts = {
+            "codes": f"{count(self.codes.size)}, of 8 bits", "blocks of": f"{self.block_size}",
+            "second-level scales": count(self.absmax.size), "offset": f"{float(self.offset):.6g}",
+            "stored in": amount(self.codes.nbytes + self.absmax.nbytes + 4),
+        }  # fmt: skip
+        return View("Double-quantized scales", facts)
 
 
 @cache

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import FormatError
 from workbench.given import described, is_a, nearest, spelling
+from workbench.show import Line, Shown, ShownMapping, View
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -32,8 +33,8 @@ ABSMAX, RANGE, POWER_OF_TWO, TWO_LEVEL, FITTED = "absmax", "range", "power of tw
 """The ways to find a block's scale: ``quant/scales.py`` has the formulas, ``Format.scale_rule`` says each in a sentence."""
 
 
-@dataclass(frozen=True)
-class Format:
+@dataclass(frozen=True, repr=False)
+class Format(Shown):
     """A format: a weight x of a block becomes the code of the level nearest to x / scale."""
 
     name: str
@@ -148,6 +149,20 @@ class Format:
         beyond = (self.levels[0] + 1, 1 - self.levels[-1]) if self.rule == ABSMAX else ()
         return float(max(*np.diff(self.levels) / 2, *beyond))
 
+    def _line_(self) -> Line:
+        sizes = f"{self.default_block_size}" + (" and others" if len(self.block_sizes) > 1 else "")
+        return {"title": self.title, "bits": f"{self.bits}", "blocks of": sizes, "scales": f"{self.scale_dtype}, {self.rule}"}
+
+    def _show_(self) -> View:
+        levels = "  ".join(f"{step:.4g}" for step in self.steps[:16]) + (" …" if len(self.steps) > 16 else "")
+        facts = {
+            "name": self.name, "levels": levels, "scale": self.scale_rule, "stored as": self.scale_dtype,
+            "blocks of": ", ".join(map(str, self.block_sizes)),
+            "trained upon": "yes: bitsandbytes holds it" if self.trainable else "no: bitsandbytes does not hold it",
+            "source": self.source,
+        }  # fmt: skip
+        return View(f"{self.title}: {len(self.steps)} levels in {self.bits} bits", facts)
+
 
 def _frozen(array: NDArray[_T]) -> NDArray[_T]:
     array.setflags(write=False)
@@ -238,7 +253,7 @@ _BUILT_IN = (
 )  # fmt: skip
 
 _formats: dict[str, Format] = {form.name: form for form in _BUILT_IN}
-FORMATS: Mapping[str, Format] = MappingProxyType(_formats)
+FORMATS: Mapping[str, Format] = ShownMapping(_formats, "Formats", "name")
 """Every known format by name, those of ``register_format`` included."""
 
 

@@ -21,6 +21,8 @@ from workbench.quant.measure import ErrorStats
 from workbench.quant.quantize import as_weights, quantize
 from workbench.quant.scales import Overview, Scales, find_scales
 from workbench.quant.spec import QuantSpec
+from workbench.show import Record, Shown, View
+from workbench.text import number, whole_or_sampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +35,8 @@ from workbench.quant.formats import FITTED, POWER_OF_TWO, RANGE, TWO_LEVEL
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class NestedScale:
+@dataclass(frozen=True, repr=False)
+class NestedScale(Record):
     """How double quantization stores the absmax of one block: â = level[code] · absmax₂ + offset."""
 
     code: int
@@ -48,8 +50,8 @@ class NestedScale:
     """â."""
 
 
-@dataclass(frozen=True)
-class Block:
+@dataclass(frozen=True, repr=False)
+class Block(Shown):
     """The weights of one block under one specification; arrays are (weights,) in their order."""
 
     spec: QuantSpec
@@ -93,6 +95,24 @@ class Block:
     def worst(self) -> int:
         """The weight with the largest error."""
         return int(np.argmax(np.nan_to_num(np.abs(self.errors), nan=-1.0)))
+
+    def _show_(self) -> View:
+        facts = {"absmax": number(self.absmax, ".6g"), "scale": number(self.scale, ".6g")}
+        if self.spec.definition.zero_point_bits:
+            facts["zero point"] = f"{self.zero:g}"
+        if self.tensor_scale is not None:
+            facts["scale of the tensor"] = number(self.tensor_scale, ".6g")
+        if self.nested is not None:
+            facts["scale's own code"] = f"{self.nested.code}"
+        facts["largest error"] = f"{number(float(self.errors[self.worst]), '.4g')}, of weight {self.worst}"
+        parts: dict[str, NDArray[Any]] = {
+            "weight": self.weights, "code": self.codes, "level": self.levels, "becomes": self.restored, "error": self.errors,
+        }  # fmt: skip
+        lines = [
+            {"": f"{i}", **{name: number(float(part[i]), ".4g") for name, part in parts.items()}}
+            for i in range(self.weights.size)
+        ]
+        return View(f"Block {self.index}: {self.weights.size} weights in {self.spec.title}", facts, lines)
 
     def bin(self, weight: int) -> tuple[float, float]:
         """Between which quotients a weight gets the level that this one has; −inf and inf at the ends."""
@@ -179,8 +199,8 @@ def _nested(stats: ErrorStats, block: int, offset: np.float32) -> NestedScale:
     return NestedScale(code, float(level), float(nested.absmax[0]), float(nested.offset), float(value))
 
 
-@dataclass(frozen=True)
-class BinErrors:
+@dataclass(frozen=True, repr=False)
+class BinErrors(Shown):
     """The error of the weights that fall into each bin."""
 
     levels: Floats
@@ -191,6 +211,13 @@ class BinErrors:
     """Root mean square error of the bin's weights; NaN where it is empty."""
     sampled: float | None
     """The share of the blocks that was looked at; None: all of them."""
+
+    def _show_(self) -> View:
+        lines = [
+            {"level": f"{level:.4f}", "weights": f"{n:,}", "RMSE": number(float(error))}
+            for level, n, error in zip(self.levels, self.counts, self.rmse, strict=True)
+        ]
+        return View(f"Errors by bin, measured, {whole_or_sampled(self.sampled)}", lines=lines)
 
 
 def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:

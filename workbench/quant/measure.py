@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
@@ -26,12 +26,14 @@ from workbench.quant.formats import Format
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
+from workbench.show import Line, Shown, ShownList, View, bar
+from workbench.text import count, number, percent, whole_or_sampled
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Totals:
+@dataclass(frozen=True, repr=False)
+class Totals(Shown):
     """Error statistics of a tensor as a whole under one specification."""
 
     spec: QuantSpec
@@ -54,6 +56,8 @@ class Totals:
     bad_blocks: int
     """Blocks left out of the averages because they hold a NaN or an infinity, or a scale that depends on one: double
     quantization's mean makes that every block of the tensor."""
+    sampled: float | None = field(default=None, kw_only=True)
+    """The share of the blocks that was measured; None: the whole."""
 
     @property
     def relative_rmse(self) -> float:
@@ -72,8 +76,28 @@ class Totals:
         share = counts[counts > 0] / self.numel
         return abs(float((share * np.log2(share)).sum()))
 
+    def _line_(self) -> Line:
+        return {
+            "format": self.spec.title, "bits": f"{self.spec.bits_per_weight:.4f}", "relative RMSE": percent(self.relative_rmse),
+            "SQNR, dB": number(self.sqnr_db, ".2f"), "RMSE": number(self.rmse), "largest error": number(self.max),
+        }  # fmt: skip
 
-@dataclass(frozen=True)
+    def _show_(self) -> View:
+        facts = {"weights": f"{count(self.numel)}, {whole_or_sampled(self.sampled)}", **self._line_()}
+        facts |= {"entropy": f"{self.entropy_bits:.3f} bits"}
+        if self.bad_blocks:
+            found = f"{self.nans:,} NaN and {self.infinities:,} infinite weights"
+            facts["not finite"] = f"{found}; {self.bad_blocks:,} blocks are in no average"
+        levels, counts = merge_equal_levels(self.spec.definition, self.occupancy)
+        full = max(int(counts.max()), 1)
+        lines = [
+            {"level": f"{level:.4f}", "weights": percent(int(n) / self.numel), "": bar(int(n) / full)}
+            for level, n in zip(levels, counts, strict=True)
+        ]
+        return View(f"Measured: {facts.pop('format')}", facts, lines)
+
+
+@dataclass(frozen=True, repr=False)
 class ErrorStats(Totals):
     """Error statistics of one tensor under one specification, as a whole and block by block."""
 
@@ -90,8 +114,6 @@ class ErrorStats(Totals):
     """float32 (blocks,): what the block's levels are multiplied with."""
     block_zero: NDArray[np.float32]
     """float32 (blocks,): the level that stands for 0 and is taken off first; 0 in formats without zero points."""
-    sampled: float | None = None
-    """The share of the blocks that was measured; None: the whole tensor."""
 
     @cached_property
     def levels(self) -> NDArray[np.float64]:
@@ -162,7 +184,8 @@ def measure(
         ]
 
     results = _in_order(specs, one_size)
-    return results if is_several(spec) else results[0]
+    title = f"Measured: {count(flat.size)} weights, {whole_or_sampled(sampled)}"
+    return ShownList(results, title) if is_several(spec) else results[0]
 
 
 def _in_order(specs: list[QuantSpec], one_size: Callable[[int, list[QuantSpec]], list[_T]]) -> list[_T]:

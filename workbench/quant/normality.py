@@ -18,10 +18,12 @@ from workbench.errors import FormatError
 from workbench.given import described, is_whole
 from workbench.kernels.sampling import evenly_spaced
 from workbench.quant.quantize import as_weights
+from workbench.show import Shown, View
+from workbench.text import count, number, whole_or_sampled
 
 
-@dataclass(frozen=True)
-class Quantiles:
+@dataclass(frozen=True, repr=False)
+class Quantiles(Shown):
     """Quantiles of the standardised weights beside those of N(0, 1); on the diagonal where the weights are normal."""
 
     normal: NDArray[np.float64]
@@ -36,6 +38,15 @@ class Quantiles:
     """Finite weights that were looked at."""
     sampled: float | None
     """Their share of the tensor, None: all of it."""
+
+    def _show_(self) -> View:
+        facts = {
+            "weights": f"{count(self.weights)}, {whole_or_sampled(self.sampled)}", "mean": number(self.mean),
+            "σ": number(self.std), "correlation": number(self.correlation, ".4f"),
+        }  # fmt: skip
+        marks = [z for z in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0) if self.normal[0] <= z <= self.normal[-1]]
+        lines = [{"normal, σ": f"{z:g}", "weights, σ": number(np.interp(z, self.normal, self.observed), ".3f")} for z in marks]
+        return View("Quantiles of the weights beside a normal distribution's", facts, lines)
 
 
 def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, most: int = 1 << 18) -> Quantiles:

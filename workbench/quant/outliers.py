@@ -28,6 +28,8 @@ from workbench.quant.measure import ErrorStats, measure
 from workbench.quant.quantize import as_weights
 from workbench.quant.scales import needs_overview
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec
+from workbench.show import Line, Record, Shown, View
+from workbench.text import count, number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +40,8 @@ POSITION_BITS = 16
 """Bits for an outlier's place in its row, as SpQR stores it."""
 
 
-@dataclass(frozen=True)
-class Beyond:
+@dataclass(frozen=True, repr=False)
+class Beyond(Record):
     """The weights beyond one number of standard deviations, and the blocks that hold them."""
 
     sigmas: float
@@ -65,9 +67,16 @@ class Beyond:
     extra_bits: float
     """What keeping them apart adds, bits per weight of the tensor: each outlier's own bits and 16 for its place in its row."""
 
+    def _line_(self) -> Line:
+        return {
+            "beyond": f"{self.sigmas:g} σ", "weights": f"{self.weights:,}", "of all": percent(self.share, 4),
+            "if normal": f"{100 * self.normal_share:.2g} %", "blocks": percent(self.block_share),
+            "their RMSE": number(self.rmse), "kept apart": number(self.rmse_apart), "bits more": f"{self.extra_bits:.4f}",
+        }  # fmt: skip
 
-@dataclass(frozen=True)
-class Outliers:
+
+@dataclass(frozen=True, repr=False)
+class Outliers(Shown):
     """The tails of one tensor and what they cost under one specification."""
 
     spec: QuantSpec
@@ -93,6 +102,16 @@ class Outliers:
         import pandas as pd
 
         return pd.DataFrame([vars(line) for line in self.beyond], columns=list(Beyond.__dataclass_fields__))
+
+    def _show_(self) -> View:
+        facts = {
+            "weights": f"{count(self.numel)}, shape {self.shape}, whole", "σ": number(self.std),
+            "kurtosis": number(self.kurtosis, ".2f"), "farthest": f"{number(self.farthest, '.1f')} σ",
+            "RMSE": number(self.rmse),
+        }  # fmt: skip
+        if self.nonfinite:
+            facts["not finite"] = f"{self.nonfinite:,}"
+        return View(f"Outliers, measured: {self.spec.title}", facts, self.beyond)
 
 
 DISTANCES = (3.0, 4.0, 6.0)

@@ -22,13 +22,15 @@ from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import FORMATS
 from workbench.quant.scales import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec
+from workbench.show import Shown, View
+from workbench.text import amount, count
 
 _DIRECT = ("float32", "float16", "bfloat16")
 _WIDENED = ("float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
 
-@dataclass(frozen=True)
-class Quantized:
+@dataclass(frozen=True, repr=False)
+class Quantized(Shown):
     """A quantized array."""
 
     spec: QuantSpec
@@ -79,6 +81,20 @@ class Quantized:
                 values -= np.repeat(self.zero_points.astype(np.float32), self.spec.block_size)[: values.size]
             values *= np.repeat(self.scales, self.spec.block_size)[: values.size]
         return values.astype(dtype, copy=False).reshape(self.shape)
+
+    def _show_(self) -> View:
+        low, high = (f"{float(edge):.4g}" for edge in (self.scales.min(), self.scales.max()))
+        facts = {
+            "shape": f"{self.shape}, {self.dtype.name}",
+            "codes": f"{count(self.codes.size)}, of {self.spec.definition.bits} bits",
+            "scales": f"{count(self.scales.size)}, from {low} to {high}",
+            "stored in": f"{amount(self.nbytes)}, {8 * self.nbytes / self.codes.size:.4f} bits per weight",
+        }
+        if self.nested is not None:
+            facts["second level"] = f"{count(self.nested.absmax.size)} scales, offset {float(self.nested.offset):.4g}"
+        if self.tensor_scale is not None:
+            facts["scale of the tensor"] = f"{float(self.tensor_scale):.4g}"
+        return View(f"Quantized: {self.spec.title}", facts)
 
     def to_bnb(self, device: str = "cpu") -> tuple[Any, Any]:
         """(packed uint8 tensor (⌈numel/2⌉, 1), ``QuantState``), as ``bitsandbytes.functional.quantize_4bit`` returns them.

@@ -15,10 +15,17 @@ import numpy as np
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.show import Line, Record, in_words
+
+_ALSO: dict[str, tuple[str, ...]] = {
+    "format": ("quant_type", "bnb_4bit_quant_type"), "block_size": ("blocksize", "group_size"),
+    "double_quant": ("bnb_4bit_use_double_quant", "compress_statistics"),
+}  # fmt: skip
+"""What bitsandbytes and others call the fields."""
 
 
-@dataclass(frozen=True)
-class QuantSpec:
+@dataclass(frozen=True, repr=False)
+class QuantSpec(Record):
     """How an array is quantized. Raises FormatError on an unknown format or block size.
 
     >>> spec = wb.QuantSpec("nf4", block_size=64, double_quant=True)
@@ -39,7 +46,7 @@ class QuantSpec:
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Refuses names that are no fields, with the nearest that are."""
-        names = [field.name for field in fields(cls)]
+        names = dict.fromkeys((field.name for field in fields(cls)), ()) | _ALSO
         if faults := unknown_fields(given, names):
             raise FormatError(" ".join(faults), where="QuantSpec", remedy=f"The fields: {', '.join(names)}.")
         return super().__new__(cls)
@@ -132,6 +139,12 @@ class QuantSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
         return asdict(self)
+
+    def _line_(self) -> Line:
+        return {
+            "format": self.definition.title, "blocks of": in_words(self.block_size), "scales": in_words(self.scale_dtype),
+            "double quantized": in_words(self.double_quant), "bits per weight": f"{self.bits_per_weight:.4f}",
+        }  # fmt: skip
 
 
 SpecLike = QuantSpec | Format | str

@@ -19,7 +19,7 @@ from workbench.quant.spec import QuantSpec
 from workbench.surveys.places import Places
 from workbench.surveys.rows import Row, pooled
 from workbench.surveys.scores import Duel, winners
-from workbench.text import NONE, percent, short
+from workbench.text import NONE, memory_unit, percent, short
 
 Figure = dict[str, Any]
 
@@ -240,10 +240,10 @@ def double_quant_moves(duel: Duel) -> Figure | None:
 
 
 def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
-    """Forecast gigabytes by method, stacked by what takes them."""
-    unit, size = ("GB", 1e9) if max(ledger.total for ledger in ledgers) >= 1e9 else ("MB", 1e6)
+    """Forecast memory by method, stacked by what takes it."""
+    unit, _ = memory_unit(max(ledger.total for ledger in ledgers))
     names = [ledger.title for ledger in ledgers]
-    data = stacked_memory(names, ledgers, [colour(i) for i in range(len(GROUPS))], unit, size)
+    data = stacked_memory(names, ledgers, [colour(i) for i in range(len(GROUPS))])
     layout = {
         "height": 330, "barmode": "stack", "bargap": 0.35, "showlegend": True, "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": f"{unit}, forecast"}, "rangemode": "tozero"},
@@ -252,10 +252,9 @@ def memory_bars(ledgers: Sequence[MemoryLedger]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def stacked_memory(
-    names: Sequence[str], ledgers: Sequence[MemoryLedger], colours: Sequence[object], unit: str = "GB", size: float = 1e9
-) -> list[Figure]:
-    """Forecasts as stacked bars, each by its name: a trace and a colour for each of ``GROUPS``, ``size`` bytes a ``unit``."""
+def stacked_memory(names: Sequence[str], ledgers: Sequence[MemoryLedger], colours: Sequence[object]) -> list[Figure]:
+    """Forecasts as stacked bars, each by its name, in the ``memory_unit`` of the largest: a trace for each of ``GROUPS``."""
+    unit, size = memory_unit(max(ledger.total for ledger in ledgers))
     return [
         {
             "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": own},

@@ -21,7 +21,7 @@ from workbench.report import sections
 from workbench.report.contents import Contents
 from workbench.report.sections import Section
 from workbench.report.text import escaped
-from workbench.text import amount, bracketed, count, counted, jsonable, listed, percent
+from workbench.text import amount, bracketed, count, counted, jsonable, listed, memory_size, percent
 
 _HERE = Path(__file__).parent
 
@@ -109,7 +109,7 @@ def _cards(c: Contents) -> str:
     if c.ledgers:
         least = min(c.ledgers, key=lambda ledger: ledger.total)
         cards.append(
-            (amount(least.total), "memory to fine-tune, forecast", f"least of {len(c.ledgers)} methods: {least.title}")
+            (memory_size(least.total), "memory to fine-tune, forecast", f"least of {len(c.ledgers)} methods: {least.title}")
         )
     return "\n".join(
         f"<div><dt>{escaped(what)}</dt><dd><strong>{escaped(figure)}</strong><span>{escaped(which)}</span></dd></div>"

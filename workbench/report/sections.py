@@ -20,7 +20,7 @@ from workbench.report.text import code, escaped, table
 from workbench.sources.kinds import order_of
 from workbench.surveys.rows import Row, nonfinite_summary, pooled
 from workbench.surveys.scores import MEASURES
-from workbench.text import NONE, amount, amount_or_none, bracketed, count, counted, listed, number, percent
+from workbench.text import NONE, amount, bracketed, count, counted, listed, memory_size, memory_size_or_none, number, percent
 
 WORST = 15
 _MOST_NAMES = 4
@@ -211,10 +211,10 @@ def memory(c: Contents) -> Section:
     section.plot("memory-bars", figures.memory_bars(c.ledgers), "Forecast memory by method, stacked by what takes it.")
     titles = [ledger.title for ledger in c.ledgers]
     groups = [
-        (escaped(group), *(amount_or_none(sum(ledger[name] for name in names)) for ledger in c.ledgers))
+        (escaped(group), *(memory_size_or_none(sum(ledger[name] for name in names)) for ledger in c.ledgers))
         for group, names in GROUPS.items()
     ]
-    total = ("<strong>total</strong>", *(f"<strong>{amount(ledger.total)}</strong>" for ledger in c.ledgers))
+    total = ("<strong>total</strong>", *(f"<strong>{memory_size(ledger.total)}</strong>" for ledger in c.ledgers))
     section.html += table("Forecast memory by method", ("", *titles), [*groups, total])
     section.html += table(
         "Which GPU it fits",

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from workbench.errors import ModelError
 from workbench.given import described, is_a
 from workbench.progress import Cancelled, Progress
+from workbench.show import Line, Shown, ShownList, View
 from workbench.sources.header import Entry, shown
 from workbench.sources.tensor_info import TensorInfo
+from workbench.text import amount, count, counted
 
 
 class Watch:
@@ -50,7 +52,7 @@ class Reader(Protocol):
         """Fill ``into`` with the bytes at ``offset``; ModelError where they are not to be had."""
 
 
-class Source(ABC):
+class Source(Shown, ABC):
     """A model's weights and configuration, read a tensor at a time."""
 
     name: str
@@ -82,8 +84,10 @@ class Source(ABC):
         if exact:
             from workbench.sources.exact import describe_exactly
 
-            return describe_exactly(entries, self.config, self.name)
-        return describe(entries, self.config)
+            found = describe_exactly(entries, self.config, self.name)
+        else:
+            found = describe(entries, self.config)
+        return ShownList(found, f"{counted(len(found), 'tensor')} of {self.name}")
 
     def read(self, name: str, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> NDArray[Any]:
         """The tensor in its stored dtype and shape; no other tensor's bytes are read.
@@ -162,8 +166,29 @@ class Source(ABC):
             raise ModelError(what, where=self.name, remedy="Such tensors are listed and not read.")
         return file, entry
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+    def _line_(self) -> Line:
+        tensors = self.tensors()
+        weights, size = sum(t.numel for t in tensors), sum(t.nbytes for t in tensors)
+        return {"model": self.name, "tensors": f"{len(tensors):,}", "weights": count(weights), "size": amount(size)}
+
+    def _show_(self) -> View:
+        kinds: dict[tuple[str, bool], list[TensorInfo]] = {}
+        for tensor in self.tensors():
+            kinds.setdefault((tensor.role, tensor.quantizable), []).append(tensor)
+        lines = [
+            {
+                "tensors by role": role, "how many": f"{len(those):,}", "weights": count(sum(t.numel for t in those)),
+                "size": amount(sum(t.nbytes for t in those)), "in 4 bits": "yes" if quantizable else "no",
+            }
+            for (role, quantizable), those in kinds.items()
+        ]  # fmt: skip
+        facts = {
+            "type": str(self.config.get("model_type", "")), "licence": self.licence,
+            "folder": "" if self.path is None else str(self.path),
+        }  # fmt: skip
+        line = self._line_()
+        title = f"Model {self.name}: {line['tensors']} tensors, {line['weights']} weights, {line['size']}"
+        return View(title, facts, lines)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

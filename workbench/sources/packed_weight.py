@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from workbench.errors import ModelError
 from workbench.progress import Cancelled, Progress
 from workbench.quant.double_quant import NestedScales
+from workbench.show import Shown, View
 from workbench.sources.base import Source
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.packed_names import Packing
 from workbench.sources.rule import AS_STORED
 from workbench.sources.tensor_info import Role, TensorInfo
+from workbench.text import amount, count
 
 if TYPE_CHECKING:
     from workbench.quant.quantize import Quantized
@@ -35,8 +37,8 @@ _STEP = 1 << 20
 _OF_A_ROW = np.float32(1 / 127)
 
 
-@dataclass(frozen=True)
-class PackedWeight:
+@dataclass(frozen=True, repr=False)
+class PackedWeight(Shown):
     """One weight as its checkpoint holds it. Scales are in memory; codes are read when they are asked for."""
 
     name: str
@@ -56,10 +58,10 @@ class PackedWeight:
     """What shares a scale: (consecutive weights,), or (rows, columns)."""
     nbytes: int
     """Bytes in the checkpoint: codes, scales and the rest of the state."""
-    packing: Packing = field(repr=False)
-    nested: NestedScales | None = field(repr=False)
+    packing: Packing
+    nested: NestedScales | None
     """bitsandbytes' doubly quantized scales, None where there are none."""
-    _source: Source = field(repr=False)
+    _source: Source
 
     @property
     def numel(self) -> int:
@@ -126,6 +128,13 @@ class PackedWeight:
             with np.errstate(over="ignore", invalid="ignore"):
                 absmax = np.abs(self.levels)[codes].reshape(-1, 32).max(axis=1) * scales
         return Quantized(spec, self.shape, self.dtype, codes, absmax, scales, stored, nested=self.nested)
+
+    def _show_(self) -> View:
+        facts = {
+            "tensor": self.name, "shape": f"{self.shape}, {self.dtype.name} once dequantized", "weights": count(self.numel),
+            "in the checkpoint": amount(self.nbytes), "scales": f"{count(self.scales.size)}, each for {self.tile} weights",
+        }  # fmt: skip
+        return View(f"Packed weight: {self.title}", facts)
 
     @property
     def _per_byte(self) -> int:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from workbench.show import Line, Record, in_words
+from workbench.text import amount
+
 
 class Role(StrEnum):
     """What a tensor is to a QLoRA load."""
@@ -92,8 +95,8 @@ _SENTENCES = {
 }
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+@dataclass(frozen=True, repr=False)
+class TensorInfo(Record):
     """One tensor of a checkpoint, and what a QLoRA load makes of it."""
 
     name: str
@@ -112,3 +115,9 @@ class TensorInfo:
     """How bitsandbytes sees it: ``as stored``, ``transposed`` before quantization, or on loading ``fused`` with others or
     ``split`` into several (which only the exact answer knows)."""
     role: Role = Role.OTHER
+
+    def _line_(self) -> Line:
+        return {
+            "tensor": self.name, "shape": f"{self.shape}", "dtype": self.dtype, "size": amount(self.nbytes),
+            "in 4 bits": in_words(self.quantizable), "why": self.reason,
+        }  # fmt: skip

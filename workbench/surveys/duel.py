@@ -19,10 +19,12 @@ from workbench.quant.formats import FORMATS, Format, find_format
 from workbench.quant.measure import measure
 from workbench.quant.quantize import as_weights
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
+from workbench.show import ShownTuple
 from workbench.sources.base import Source
 from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
 from workbench.surveys.scores import Duel, MeasuredTensors, Pareto, Trade, front_of, too_few
+from workbench.text import counted
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -59,7 +61,7 @@ def configurations(
                 found += [spec for spec in specs if spec is not None]
     if not found:
         raise FormatError("No format has such a configuration.", remedy="Ask for fewer things at once.")
-    return tuple(found)
+    return ShownTuple(found, counted(len(found), "configuration"))
 
 
 def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:

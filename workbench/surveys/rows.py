@@ -15,8 +15,9 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
+from workbench.show import Line, Record, in_words
 from workbench.sources.tensor_info import TensorInfo
-from workbench.text import listed
+from workbench.text import listed, number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +27,8 @@ STATISTICS = ("rmse", "mae", "max", "rms", "relative_rmse", "sqnr_db", "entropy_
 _SMALL_IS_BAD = ("sqnr_db", "entropy_bits")
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Record):
     """What a survey found of one tensor."""
 
     tensor: TensorInfo
@@ -44,6 +45,11 @@ class Row:
     seconds_reading: float = field(default=0.0, compare=False)
     """Time spent waiting for the tensor's bytes, beside the computing of those before."""
     seconds_computing: float = field(default=0.0, compare=False)
+
+    def _line_(self) -> Line:
+        found = {f"relative RMSE, {t.spec.title}": percent(t.relative_rmse) for t in self.totals}
+        line = {"tensor": self.tensor.name, "layer": in_words(self.layer), "kind": self.kind, **found}
+        return line | ({"kurtosis": number(self.kurtosis, ".2f")} if self.error is None else {"error": self.error})
 
 
 def pooled(totals: Sequence[Totals]) -> Totals:

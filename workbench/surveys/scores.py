@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import FormatError, ModelError, WorkbenchError
 from workbench.quant.measure import Totals
 from workbench.quant.spec import QuantSpec
+from workbench.show import Line, Record, Shown, ShownTuple, View, bar, in_words
 from workbench.surveys.rows import Row, pooled
+from workbench.text import amount, count, counted, listed, number, percent, whole_or_sampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +26,8 @@ MEASURES = {"rmse": False, "sqnr_db": True, "mean_sqnr_db": True}
 """The measures by which a winner can be found, and whether more is better."""
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Record):
     """What one specification does to one or several tensors."""
 
     spec: QuantSpec
@@ -64,6 +66,12 @@ class Score:
         """What to sort scores by: the least error first, those without one last."""
         return math.isnan(self.rmse), self.rmse
 
+    def _line_(self) -> Line:
+        return {
+            "format": self.spec.title, "bits": f"{self.bits:.4f}", "size": amount(self.nbytes),
+            "relative RMSE": percent(self.relative_rmse), "SQNR, dB": number(self.sqnr_db, ".2f"),
+        }  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers as a line of a table."""
         spec = self.spec
@@ -74,8 +82,8 @@ class Score:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Trade:
+@dataclass(frozen=True, repr=False)
+class Trade(Record):
     """What quantizing the scales too gains and costs, on the same tensors."""
 
     plain: Score
@@ -96,9 +104,15 @@ class Trade:
         """The share by which the RMSE grows: 0.001 is a thousandth more."""
         return self.double.rmse / self.plain.rmse - 1 if self.plain.rmse else 0.0
 
+    def _line_(self) -> Line:
+        return {
+            "double quantizing": self.plain.spec.title, "saves bits per weight": f"{self.bits_saved:.4f}",
+            "saves": amount(self.bytes_saved), "adds to the RMSE": f"{self.error_added:+.3%}",
+        }  # fmt: skip
 
-@dataclass(frozen=True)
-class Round:
+
+@dataclass(frozen=True, repr=False)
+class Round(Shown):
     """The contenders on one tensor, layer or kind."""
 
     label: str | int | None
@@ -109,6 +123,12 @@ class Round:
     def winners(self, on: str = "rmse") -> tuple[str, ...]:
         """The format that errs least here; several only where they err exactly alike, none where nothing has an error."""
         return winners(self.scores, on)
+
+    def _line_(self) -> Line:
+        return {"where": in_words(self.label), "least error": listed(self.winners()) or "none"}
+
+    def _show_(self) -> View:
+        return View(f"{in_words(self.label)}: {listed(self.winners()) or 'nothing'} errs least", lines=self.scores)
 
 
 def winners(scores: Sequence[Score], on: str = "rmse") -> tuple[str, ...]:
@@ -121,8 +141,8 @@ def winners(scores: Sequence[Score], on: str = "rmse") -> tuple[str, ...]:
     return tuple(name for name, value in values.items() if value == best)
 
 
-@dataclass(frozen=True)
-class MeasuredTensors:
+@dataclass(frozen=True, repr=False)
+class MeasuredTensors(Shown):
     """Specifications on the tensors of a model, or on one array."""
 
     name: str
@@ -150,6 +170,17 @@ class MeasuredTensors:
             -10 * math.log10(ratio) if ratio else math.inf,
         )
 
+    @property
+    def extent(self) -> str:
+        """What was measured of what, in words."""
+        weights = count(sum(row.tensor.numel for row in self.rows))
+        failed = f"; {counted(len(self.failed), 'tensor')} could not be read" if self.failed else ""
+        whole = whole_or_sampled(self.sampled)
+        return f"{self.name}, {counted(len(self.rows), 'tensor')}, {weights} weights, measured, {whole}{failed}"
+
+    def _show_(self) -> View:
+        return View(self.extent, lines=[self.score(spec) for spec in self.specs])
+
     def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> MeasuredTensors:
         """The same with one tensor, or with those of a layer or kind alone."""
         asked = {"tensor": tensor, "layer": layer, "kind": kind}
@@ -173,8 +204,8 @@ class MeasuredTensors:
         return dict(sorted(groups.items(), key=lambda item: (item[0] is None, item[0]))) if by == "layer" else groups
 
 
-@dataclass(frozen=True)
-class Duel:
+@dataclass(frozen=True, repr=False)
+class Duel(Shown):
     """Formats at equal bits: each in its largest configuration not above ``bits``."""
 
     bits: float
@@ -191,7 +222,9 @@ class Duel:
     @property
     def ranked(self) -> tuple[Score, ...]:
         """The contenders, the least error first."""
-        return tuple(sorted(self.contenders, key=lambda score: score.order))
+        return ShownTuple(
+            sorted(self.contenders, key=lambda score: score.order), f"At {self.bits:g} bits, the least error first"
+        )
 
     def winners(self, on: str = "rmse") -> tuple[str, ...]:
         """Who errs least over all: on ``rmse`` or ``sqnr_db`` (one ranking: the signal is the same), or ``mean_sqnr_db``."""
@@ -199,10 +232,11 @@ class Duel:
 
     def rounds(self, by: str = "tensor") -> tuple[Round, ...]:
         """The same contenders on each ``tensor``, ``layer`` or ``kind``."""
-        return tuple(
+        rounds = [
             Round(label, tuple(self.measured.score(score.spec, rows) for score in self.contenders))
             for label, rows in self.measured.grouped(by).items()
-        )
+        ]
+        return ShownTuple(rounds, f"Who errs least at {self.bits:g} bits, by {by}")
 
     def wins(self, by: str = "tensor", on: str = "rmse") -> dict[str, int]:
         """How many rounds each contender wins; a round with several winners counts for each of them."""
@@ -224,18 +258,34 @@ class Duel:
                     lines[-1] |= {"dq_error_added": trade.error_added}
         return pd.DataFrame(lines)
 
+    def _show_(self) -> View:
+        best = listed([score.spec.definition.title for score in self.contenders if score.spec.format in self.winners()])
+        title = f"Duel at {self.bits:g} bits per weight: {best or 'nothing'} errs least"
+        small = ", ".join(f"{name} ({fewest:.4g})" for name, fewest in self.left_out.items())
+        note = f"{self.measured.extent}." + (f" With no configuration so small, and the fewest bits: {small}." if small else "")
+        return View(title, lines=_with_bars(self.ranked), note=note)
 
-@dataclass(frozen=True)
-class ParetoPoint:
+
+def _with_bars(scores: Sequence[Score]) -> list[Line]:
+    """The scores' lines, each with its error as a bar, the longest that of the largest error."""
+    largest = max((score.relative_rmse for score in scores if score.relative_rmse == score.relative_rmse), default=0.0) or 1.0
+    return [{**score._line_(), "": bar(score.relative_rmse / largest)} for score in scores]
+
+
+@dataclass(frozen=True, repr=False)
+class ParetoPoint(Record):
     """A specification in the plane of bits and error."""
 
     score: Score
     on_front: bool
     """Whether no other point is as small and as exact, and better in one of the two."""
 
+    def _line_(self) -> Line:
+        return {**self.score._line_(), "on the front": in_words(self.on_front)}
 
-@dataclass(frozen=True)
-class Pareto:
+
+@dataclass(frozen=True, repr=False)
+class Pareto(Shown):
     """Error against bits per weight: which points are worth their bits, and which are beaten by one that takes no more."""
 
     points: tuple[ParetoPoint, ...]
@@ -246,7 +296,7 @@ class Pareto:
     @property
     def front(self) -> tuple[Score, ...]:
         """The points on the front, from the fewest bits and the largest error on."""
-        return tuple(point.score for point in self.points if point.on_front)
+        return ShownTuple((point.score for point in self.points if point.on_front), "The Pareto front, the fewest bits first")
 
     def best(self, bits: float) -> Score:
         """The least error for at most ``bits`` stored bits per weight; FormatError where every point takes more."""
@@ -264,6 +314,14 @@ class Pareto:
         import pandas as pd
 
         return pd.DataFrame([point.score.to_dict() | {"on_front": point.on_front} for point in self.points])
+
+    def _show_(self) -> View:
+        title = f"Error against bits: {len(self.front)} of {counted(len(self.points), 'configuration')} on the Pareto front"
+        return View(
+            title,
+            lines=_with_bars(self.front),
+            note=f"{self.measured.extent}. The other configurations are each beaten by one of the front.",
+        )
 
 
 def front_of(measured: MeasuredTensors) -> Pareto:

@@ -6,7 +6,6 @@ Does not cover how a tensor is streamed (``surveys/stream.py``) nor the tables t
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from workbench.progress import Cancelled, Progress, reporting
 from workbench.quant.measure import Tally
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.resumable import Unfolding
+from workbench.show import Shown, View
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.weight_chunks import packings_of
@@ -77,7 +77,7 @@ def survey(
     return Survey(source, wanted, _choose(source, tensors), executor, progress, worker_threads, cancelled)
 
 
-class Survey(Unfolding[Row]):
+class Survey(Shown, Unfolding[Row]):
     """A survey's rows as they finish, and tables of them.
 
     Iterating does the work, one row after the other. Leaving the loop stops it; iterating again gives the finished rows and
@@ -145,13 +145,16 @@ class Survey(Unfolding[Row]):
         """Writes ``to_frame()`` as Parquet; shapes become lists."""
         self.to_frame().to_parquet(path, engine="pyarrow", index=False)
 
-    def __repr__(self) -> str:
-        return f"Survey({shown(self.source.name)}: {self._state()})"
+    def _show_(self) -> View:
+        from workbench.surveys.scores import MeasuredTensors
 
-    def _repr_html_(self) -> str:
-        titles = [spec.title for spec in self.specs[:4]] + [f"{len(self.specs) - 4} more"] * (len(self.specs) > 4)
-        name, specs = html.escape(shown(self.source.name)), html.escape("; ".join(titles))
-        return f"<b>Survey of {name}</b>: {html.escape(self._state())}<br>{specs}"
+        title = f"Survey of {self.source.name}: {self._state()}"
+        good = tuple(row for row in self.rows if row.error is None)
+        if not good:
+            return View(title, lines=[{"format": spec.title, "bits": f"{spec.bits_per_weight:.4f}"} for spec in self.specs])
+        found = MeasuredTensors(self.source.name, good, self.specs)
+        note = "Measured whole. worst(), by_layer(), by_kind() and to_frame() are tables of it."
+        return View(title, lines=[found.score(spec) for spec in self.specs[:20]], note=note)
 
     def _state(self) -> str:
         rows, errors = len(self._rows), len(self.errors)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from workbench.errors import DataError, ModelError
 from workbench.given import described, is_whole
 from workbench.progress import Cancelled, Progress
+from workbench.show import Shown, View
 from workbench.sources import open_model
 from workbench.sources.base import Watch
 from workbench.sources.header import check_pointer
@@ -73,8 +74,8 @@ class Rows:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Preview:
+@dataclass(frozen=True, repr=False)
+class Preview(Shown):
     """Rows as the model will see them. All of it is text of the dataset: a view must escape it."""
 
     rows: tuple[tuple[tuple[str, bool], ...], ...]
@@ -85,6 +86,24 @@ class Preview:
     """Whether those are all rows of the dataset, or only its first."""
     refusal: str = ""
     """Why the chat template refuses the first chat that it refuses; "" where it takes all."""
+
+    def _show_(self) -> View:
+        lines = []
+        for i, tokens in enumerate(self.rows, 1):
+            learnt = [text for text, bears_a_loss in tokens if bears_a_loss]
+            given = "".join(text for text, bears_a_loss in tokens if not bears_a_loss)
+            lines.append(
+                {
+                    "row": f"{i}",
+                    "tokens": f"{len(tokens):,}",
+                    "learnt": f"{len(learnt):,}",
+                    "from": given,
+                    "to": "".join(learnt),
+                }
+            )
+        extent = "all rows of the dataset" if self.whole else "its first rows"
+        counts = {name.replace("_", " "): f"{value:,}" for name, value in self.counts.items()}
+        return View(f"Rows as the model will see them; counted over {extent}", counts, lines, self.refusal)
 
 
 @dataclass(frozen=True)

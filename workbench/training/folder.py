@@ -12,11 +12,13 @@ import json
 import math
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.atomic import replacing
+from workbench.show import Shown, View
 
 _COMPLETE = "complete"
 _RESERVED = 1 << 16
@@ -24,8 +26,8 @@ ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed"})
 """States that a run leaves only by ``resume``."""
 
 
-@dataclass(frozen=True)
-class RunStatus:
+@dataclass(frozen=True, repr=False)
+class RunStatus(Shown):
     """What a run is doing, as its supervisor last wrote it."""
 
     state: str
@@ -52,6 +54,20 @@ class RunStatus:
     """Start of this attempt, seconds since the epoch."""
     ended: float | None = None
     """Its end."""
+
+    def _show_(self) -> View:
+        facts = {
+            "why": self.message, "what to do": self.remedy, "kind of failure": self.kind, "attempt": f"{self.attempt}",
+            "began": _clock(self.began), "ended": _clock(self.ended),
+            "supervisor": f"process {self.pid}" if self.pid else "",
+            "worker": f"process {self.worker_pid}" if self.worker_pid else "",
+            "exit code": "" if self.exit_code is None else f"{self.exit_code}",
+        }  # fmt: skip
+        return View(f"Run status: {self.state}", facts)
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 @dataclass(frozen=True)

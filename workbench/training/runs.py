@@ -21,6 +21,7 @@ from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import described, expanded
+from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
 from workbench.training import data, fingerprints, origins
 from workbench.training.config import TrainConfig, as_config
@@ -38,7 +39,7 @@ _BEGIN_WITHIN = 30.0
 _children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
 
 
-class Run:
+class Run(Shown):
     """A training run: what it is doing, what it has recorded, and how to steer it.
 
     Made by ``launch``, ``attach`` and ``runs``. Several handles on one run, in several processes, are fine.
@@ -50,8 +51,27 @@ class Run:
         self.views: list[Callable[[], None]] = []
         """Functions that ``watch`` calls over and over: each updates something that shows this run."""
 
-    def __repr__(self) -> str:
-        return f"<Run {self.dir.name}: {self.status.state}>"
+    def _line_(self) -> Line:
+        line = {"run": self.dir.name}
+        try:
+            config = self.config
+            return line | {
+                "state": self.status.state,
+                "method": config.method,
+                "model": config.model,
+                "steps": f"{config.max_steps:,}",
+            }
+        except (OSError, ValueError, WorkbenchError):  # removed, renamed, or not a run's any more
+            return line | {"state": "its folder cannot be read"}
+
+    def _show_(self) -> View:
+        line = dict(self._line_())
+        title = f"Run {line.pop('run')}: {line.pop('state')}"
+        facts = {"folder": str(self.dir), **line}
+        if line:
+            status, adapter = self.status, self.adapter_dir or self.model_dir
+            facts |= {"why": status.message, "what to do": status.remedy, "trained": "" if adapter is None else str(adapter)}
+        return View(title, facts)
 
     @property
     def dir(self) -> Path:
@@ -320,11 +340,11 @@ def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder, oldest first by name; [] where there are none.
 
-    >>> wb.runs("a folder without runs")
-    []
+    >>> len(wb.runs("a folder without runs"))
+    0
     """
-    found: list[Run] = []
     root = path_of(folder, "folder")
+    found: list[Run] = ShownList(title=f"Runs in {root}")
     for path in sorted(root.glob("*/config.json")) if os.path.isdir(root) else ():
         try:
             found.append(attach(path.parent))

@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.surveys.places import Places
-from workbench.text import amount, counted
+from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
 
 
@@ -63,7 +63,7 @@ class Asked:
             return f"This cannot be measured: {error}"
         return (
             f"{counted(losses, 'evaluation')} on {self.on}, in a process of its own. Forecast: about "
-            f"{duration(forecast.seconds)} and {amount(forecast.nbytes)} of memory. It can be cancelled and gone on with: "
+            f"{duration(forecast.seconds)} and {memory_size(forecast.nbytes)} of memory. It can be cancelled and gone on with: "
             f"what is measured is kept in {self.folder}."
         )
 

@@ -16,6 +16,7 @@ import ipywidgets
 
 from widgets.background.work import Work
 from widgets.controls.binding import Quiet
+from widgets.controls.front_ends import slider
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
@@ -23,7 +24,7 @@ from widgets.figures import pager
 from workbench.memory.gpus import GIB
 from workbench.memory.pager import PAGE_SIZES, PCIE, PagerSimulation, simulate_paging
 from workbench.sources import Source, open_model
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.config import TrainConfig
 from workbench.training.results.truth import PagingTruth
 
@@ -51,9 +52,7 @@ class RunPaging:
         self._quiet = Quiet()
         self._summary, self._table = note(), ipywidgets.HTML()
         self.truth = column(heading("What pages, and what does not"), self._summary, self._table)
-        self.budget = ipywidgets.SelectionSlider(
-            description="GPU memory (simulated)", options=[("0 B", 0)], continuous_update=False
-        )
+        self.budget = slider("GPU memory (simulated)", [("…", 0), ("…", 1)])  # until a simulation says which are worth it
         self.may_page = ipywidgets.Dropdown(description="What may page", options=_MAY_PAGE)
         self.page_size = ipywidgets.Dropdown(
             description="Page", options=[("2 MiB, as evicted", PAGE_SIZES[0]), ("64 KiB, as fetched", PAGE_SIZES[1])]
@@ -111,7 +110,7 @@ class RunPaging:
     def _show(self, found: Simulated) -> None:
         self._found = found
         own = self._truth.gpu if self._truth else None
-        options = tuple((amount(size) + ", own" * (size == own), size) for size in found.budgets)
+        options = tuple((memory_size(size) + ", own" * (size == own), size) for size in found.budgets)
         with self._quiet:
             if self.budget.options != options:
                 self.budget.options = options

@@ -10,11 +10,11 @@ import numpy as np
 
 from widgets.controls.style import column, heading, note, set_note
 from widgets.drawing.plot import Plot
-from widgets.figures.layout import Described, Figure, axes, unit_for
+from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.palette import BLUE, GREY, OCHRE
 from widgets.figures.tables import table
 from workbench.memory.ledger import LIBRARIES, UNEXPLAINED
-from workbench.text import NONE, amount, known_amount
+from workbench.text import NONE, known_memory_size, memory_size, memory_unit
 from workbench.training.results.receipts import HOW, MEASURED, Receipt, ReceiptRow
 
 _ROW = 34
@@ -59,7 +59,7 @@ def bars(receipt: Receipt) -> Described:
     """
     rows = [row for row in shown(receipt) if row.category != LIBRARIES]
     top = max((size for row in rows for size in (row.forecast, row.measured) if size), default=0)
-    unit, scale = unit_for(top)
+    unit, scale = memory_unit(top)
     names = [row.title for row in rows]
     traces: list[Figure] = []
     for field in ("measured", "forecast"):  # plotly draws the last one on top of its pair
@@ -68,7 +68,7 @@ def bars(receipt: Receipt) -> Described:
         traces.append(
             {"type": "bar", "orientation": "h", "name": field, "y": names,
              "x": np.array([(size or 0) / scale for size in sizes], np.float32),
-             "text": [known_amount(size) for size in sizes], "textposition": "outside", "cliponaxis": False,
+             "text": [known_memory_size(size) for size in sizes], "textposition": "outside", "cliponaxis": False,
              "marker": {"color": colours}, "hovertemplate": "%{y}: %{text}"}
         )  # fmt: skip
     layout = axes("Forecast beside measured", unit, "", "", showlegend=True, barmode="group", bargap=0.25)
@@ -80,19 +80,19 @@ def bars(receipt: Receipt) -> Described:
     if receipt.total is None:
         return {"data": traces, "layout": layout}, "No receipt yet."
     total = receipt.totals[0]
-    summary = f"Of {amount(total.bytes)} ({total.name}) the categories explain {amount(total.explained)}"
-    return {"data": traces, "layout": layout}, f"{summary}; {amount(total.unexplained)} are not explained."
+    summary = f"Of {memory_size(total.bytes)} ({total.name}) the categories explain {memory_size(total.explained)}"
+    return {"data": traces, "layout": layout}, f"{summary}; {memory_size(total.unexplained)} are not explained."
 
 
 def receipt_table(receipt: Receipt) -> str:
     """Every category, then the totals that were measured whole, each with what the categories explain of it."""
     lines = [
-        (r.title, known_amount(r.forecast), known_amount(r.measured), _difference(r), _known(r.how), r.note)
+        (r.title, known_memory_size(r.forecast), known_memory_size(r.measured), _difference(r), _known(r.how), r.note)
         for r in shown(receipt)
     ]
     for total in receipt.totals:
-        explained = f"{amount(total.explained)} explained, {amount(total.unexplained)} not; {total.note}"
-        lines.append((f"in all: {total.name}", NONE, amount(total.bytes), NONE, _known(total.how), explained))
+        explained = f"{memory_size(total.explained)} explained, {memory_size(total.unexplained)} not; {total.note}"
+        lines.append((f"in all: {total.name}", NONE, memory_size(total.bytes), NONE, _known(total.how), explained))
     head = ["category", "forecast", "measured", "measured − forecast", "how it is known", "what it is"]
     return table(head, lines, "Receipt of the run's memory", numbers=(1, 2, 3))
 
@@ -112,4 +112,4 @@ def _difference(row: ReceiptRow) -> str:
     if row.forecast is None or row.measured is None:
         return NONE
     difference = row.measured - row.forecast
-    return "0" if not difference else f"{'+' if difference > 0 else '−'}{amount(abs(difference))}"
+    return "0" if not difference else f"{'+' if difference > 0 else '−'}{memory_size(abs(difference))}"

@@ -27,6 +27,7 @@ from widgets.panels.train.form import RunForm
 from widgets.panels.train.live import RunView
 from widgets.panels.train.preview import RunPreview
 from widgets.panels.train.runs import RunList
+from widgets.panels.train.try_it import TryIt
 from widgets.session import Session
 from widgets.state import State, Store
 from workbench.errors import ConfigError, RunError
@@ -84,8 +85,8 @@ class TrainingCell(Panel):
         self.preview = RunPreview(lambda: self.config, self.message.error, self._seen, executor)
         self.view = RunView(self._changed, self.message.error, executor)
         self.earlier = RunList(self.view.overlay, self.message.error, executor)
-        self.export = RunExport(executor)
-        for part in (self.view, self.preview, self.earlier, self.export, self._recipe):
+        self.export, self.try_it = RunExport(executor), TryIt(executor)
+        for part in (self.view, self.preview, self.earlier, self.export, self.try_it, self._recipe):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
         self._build()
@@ -126,6 +127,7 @@ class TrainingCell(Panel):
             fold("The same in a cell", self._lines, subtitle="the lines of the workbench that launch this run"),
             self.copy,
             self.export.widget,
+            self.try_it.widget,
             self.view.widget,
         )
 
@@ -208,6 +210,7 @@ class TrainingCell(Panel):
     def _follow(self, run: Run) -> None:
         self.run = run
         self.export.follow(run)
+        self.try_it.follow(run)
         self.view.follow(run)
 
     def _changed(self, status: RunStatus | None) -> None:
@@ -220,6 +223,7 @@ class TrainingCell(Panel):
         if status is None:
             return
         self.export.update(status)
+        self.try_it.update(status)
         if going:
             return
         if state in ("failed", "killed"):

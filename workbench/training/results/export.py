@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from workbench.atomic import new_folder
 from workbench.errors import RunError
 from workbench.progress import Cancelled, Progress
+from workbench.show import Shown, View
 from workbench.sources.base import Watch
 from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
@@ -46,8 +47,8 @@ _BESIDE = (
 _NAMES = {"bfloat16": "BF16", "float16": "F16"}
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Shown):
     """What was written."""
 
     folder: Path
@@ -59,6 +60,12 @@ class Exported:
     """Of weights."""
     errors: dict[str, float]
     """Adapted weight → ‖written − trained‖ / ‖trained‖, as in ``MergeError``."""
+
+    def _show_(self) -> View:
+        facts = {"folder": str(self.folder), "base": self.base, "dtype": self.dtype, "weights": amount(self.nbytes)}
+        worst = sorted(self.errors.items(), key=lambda item: -item[1])
+        lines = [{"adapted weight": name, "differs from what was trained by": percent(error)} for name, error in worst]
+        return View("Exported: a merged model", facts, lines)
 
 
 def export(

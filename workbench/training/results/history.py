@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.show import Shown, View, sparkline
+from workbench.text import NONE
 from workbench.training.events import Event
 
 Curve = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -97,7 +99,7 @@ def _extremes(buckets: NDArray[np.float64]) -> NDArray[np.intp]:
     return (np.stack([low, high], 1) + np.arange(0, buckets.size, buckets.shape[1])[:, None]).ravel()
 
 
-class RunHistory:
+class RunHistory(Shown):
     """What a run's events hold so far. Times are seconds since its first event; pauses between attempts are left out."""
 
     def __init__(self) -> None:
@@ -141,6 +143,23 @@ class RunHistory:
     def device(self) -> str:
         """Where the model is trained, as the worker named it: "cpu" or a GPU's name."""
         return str(self.hello.get("device", ""))
+
+    def _show_(self) -> View:
+        last, (_, losses) = self.last_step, self.step_curve("loss")
+        facts = {
+            "device": self.device, "steps": f"{len(self._steps):,}" + (f" of {self.total_steps:,}" if self.total_steps else ""),
+            "seconds": f"{self.now:,.1f}", "loss": f"{last['loss']:.4f}" if last and last["loss"] is not None else "",
+            "losses": sparkline([x for x in losses.tolist()[:: max(len(losses) // 40, 1)] if x == x]),
+        }  # fmt: skip
+        lines = [
+            {
+                "phase": phase.name,
+                "begins, s": f"{phase.begin:.1f}",
+                "ends, s": NONE if phase.end is None else f"{phase.end:.1f}",
+            }
+            for phase in self.phases
+        ]
+        return View("History of a run, as its events tell it", facts, lines)
 
     @property
     def last_step(self) -> Event | None:

@@ -25,11 +25,13 @@ from workbench.memory.footprint import Plan
 from workbench.progress import Cancelled, Progress
 from workbench.quant.quantize import quantize
 from workbench.quant.spec import QuantSpec
+from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.base import Watch
 from workbench.sources.local import LocalSource
 from workbench.sources.packed import as_loaded, weights
 from workbench.sources.rule import TRANSPOSED
+from workbench.text import NONE, counted, percent
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.folder import RunFolder
@@ -50,8 +52,8 @@ _IN_MEMORY = "peft's merge_and_unload merges it in memory, on a base that is loa
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class MergeError:
+@dataclass(frozen=True, repr=False)
+class MergeError(Record):
     """One adapted weight. Errors are relative: ‖merged − trained‖ / ‖trained‖, Frobenius norms, ``trained`` in float32."""
 
     tensor: str
@@ -65,14 +67,26 @@ class MergeError:
     requantized: float | None
     """Merged into the dequantized base and quantized again to the run's 4-bit format; None where it was not in 4 bits."""
 
+    def _line_(self) -> Line:
+        shares = {
+            "adapter": self.adapter, "on dequantized base": self.dequantized, "on original base": self.original,
+            "in 4 bits again": self.requantized,
+        }  # fmt: skip
+        return {"tensor": self.tensor} | {head: NONE if share is None else percent(share) for head, share in shares.items()}
 
-@dataclass(frozen=True)
-class MergeErrors:
+
+@dataclass(frozen=True, repr=False)
+class MergeErrors(Shown):
     """What merging adds, adapted weight by adapted weight, in the order of the checkpoint."""
 
     rows: tuple[MergeError, ...]
     dtype: str
     """The 16-bit dtype that merged weights were rounded to."""
+
+    def _show_(self) -> View:
+        worst = sorted(self.rows, key=lambda row: -max(row.dequantized or 0.0, row.original or 0.0))
+        title = f"What merging into {self.dtype} adds to {counted(len(self.rows), 'adapted weight')}, the worst first"
+        return View(title, lines=worst, note="Measured, relative to what was trained, beside what the adapter changed.")
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a weight; the columns are ``MergeError``'s fields."""

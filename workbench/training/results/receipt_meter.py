@@ -30,7 +30,8 @@ from workbench.memory.ledger import (
     UNEXPLAINED,
     WEIGHTS,
 )
-from workbench.text import amount, counted
+from workbench.show import Shown, View
+from workbench.text import counted, memory_size
 from workbench.training.events import Event
 from workbench.training.results.receipts import (
     MeasuredStep,
@@ -83,7 +84,7 @@ class _Attempt:
             self.peak = MeasuredStep(n, None, event["longest"], event["padded"], size)
 
 
-class ReceiptMeter:
+class ReceiptMeter(Shown):
     """Gathers a run's memory as its events come; ``receipt()`` at any time."""
 
     def __init__(self) -> None:
@@ -100,6 +101,9 @@ class ReceiptMeter:
         measured = [attempt for attempt in held if attempt.measured]
         attempt = (measured or held or [_Attempt()])[-1]
         return _Maker(attempt).receipt()
+
+    def _show_(self) -> View:
+        return self.receipt()._show_()
 
 
 def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
@@ -188,7 +192,7 @@ class _Maker:
         elif category == ACTIVATIONS:
             note = "kept by the forward pass"
         if category == ACTIVATIONS and (again := self.last["recomputed"]):
-            note = f"{amount(kept)} kept by the forward pass, {amount(again)} computed again for one layer at a time"
+            note = f"{memory_size(kept)} kept by the forward pass, {memory_size(again)} computed again for one layer at a time"
         return kept + again, "saved", note
 
     @property

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.memory.ledger import DEVICE
-from workbench.text import amount, known_amount
+from workbench.show import Line, Record, Shown, View
+from workbench.text import known_memory_size, memory_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,8 @@ HOW: Mapping[str, str] = MappingProxyType(
 """How a figure is known: measured, or otherwise."""
 
 
-@dataclass(frozen=True)
-class ReceiptRow:
+@dataclass(frozen=True, repr=False)
+class ReceiptRow(Record):
     """One category of memory."""
 
     category: str
@@ -52,9 +53,13 @@ class ReceiptRow:
     place: str = DEVICE
     """``device``; ``managed`` (the driver may move it to the host); or ``host``. On a CPU all are ``host``."""
 
+    def _line_(self) -> Line:
+        sizes = {"forecast": known_memory_size(self.forecast), "measured": known_memory_size(self.measured)}
+        return {"category": self.title, **sizes, "known": self.how}
 
-@dataclass(frozen=True)
-class ReceiptTotal:
+
+@dataclass(frozen=True, repr=False)
+class ReceiptTotal(Record):
     """A total that was measured as one figure, beside what the rows it should hold add up to."""
 
     name: str
@@ -69,9 +74,12 @@ class ReceiptTotal:
         """The difference; below zero where the rows come to more than there was."""
         return self.bytes - self.explained
 
+    def _line_(self) -> Line:
+        return {"category": f"total: {self.name}", "forecast": "", "measured": memory_size(self.bytes), "known": self.how}
 
-@dataclass(frozen=True)
-class MeasuredStep:
+
+@dataclass(frozen=True, repr=False)
+class MeasuredStep(Record):
     """A step of a run and its largest batch."""
 
     n: int
@@ -83,10 +91,13 @@ class MeasuredStep:
     bytes: int | None
     """The step's peak: of the allocator on a GPU, of the resident memory on a CPU."""
 
+    def _line_(self) -> Line:
+        return {"step": f"{self.n}", "longest row": f"{self.longest:,} tokens", "peak": known_memory_size(self.bytes)}
+
 
 @dataclass(frozen=True, repr=False)
-class Receipt:
-    """What a run's memory went to. Printed, it is a table."""
+class Receipt(Shown):
+    """What a run's memory went to."""
 
     device: str
     """``cuda`` or ``cpu``; "" as long as the run has not said."""
@@ -134,12 +145,8 @@ class Receipt:
         """A JSON object."""
         return dataclasses.asdict(self)
 
-    def __repr__(self) -> str:
-        shown = [row for row in self.rows if row.forecast or row.measured]
-        cells = [("", "forecast", "measured", "")]
-        cells += [(row.title, known_amount(row.forecast), known_amount(row.measured), row.how) for row in shown]
-        for total in self.totals:
-            cells.append((f"total: {total.name}", "", amount(total.bytes), total.how))
-        widths = [max(len(line[i]) for line in cells) for i in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in cells]
-        return "\n".join([*lines, self.note])
+    def _show_(self) -> View:
+        total = f": {memory_size(self.total)}" if self.total is not None else ""
+        title = f"Receipt of a run's memory, device {self.device or 'not known yet'}{total}, forecast beside measured"
+        rows = [row for row in self.rows if row.forecast or row.measured]
+        return View(title, lines=[*rows, *self.totals], note=self.note)

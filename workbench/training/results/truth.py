@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import RunError
 from workbench.given import described, is_several
+from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source, open_model
-from workbench.text import amount
+from workbench.text import known_memory_size, memory_size
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.events import Event
 from workbench.training.paging import paging_facts, smallest_rank
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 MOVED = ("h2d", "d2h", "evicted")
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, repr=False)
+class Reading(Record):
     """One figure of the meter."""
 
     what: str
@@ -42,9 +43,12 @@ class Reading:
     source: str
     """How it is known: computed, allocated, requested or measured, and by what."""
 
+    def _line_(self) -> Line:
+        return {"paging": self.what, "memory": known_memory_size(self.bytes), "how it is known": self.source}
 
-@dataclass(frozen=True)
-class StepPaging:
+
+@dataclass(frozen=True, repr=False)
+class StepPaging(Record):
     """The bytes of one step; None where they could not be seen."""
 
     n: int
@@ -53,9 +57,14 @@ class StepPaging:
     d2h: int | None
     evicted: int | None
 
+    def _line_(self) -> Line:
+        moved = {"to the GPU": self.h2d, "to the host": self.d2h, "evicted": self.evicted}
+        sizes = {what: known_memory_size(size) for what, size in moved.items()}
+        return {"step": f"{self.n}", "requested": memory_size(self.requested), **sizes}
 
-@dataclass(frozen=True)
-class Reason:
+
+@dataclass(frozen=True, repr=False)
+class Reason(Record):
     """Why nothing pages, or why that is not known."""
 
     name: str
@@ -64,8 +73,8 @@ class Reason:
     remedy: str
 
 
-@dataclass(frozen=True)
-class PagingTruth:
+@dataclass(frozen=True, repr=False)
+class PagingTruth(Shown):
     """What is known of a run's paging."""
 
     readings: tuple[Reading, ...]
@@ -86,11 +95,16 @@ class PagingTruth:
     def told(self) -> str:
         """All of it in a sentence or two."""
         if evicted := self["evicted"]:
-            requested = amount(self["prefetch requested"] or 0)
-            return (
-                f"{amount(evicted)} were evicted to the host over the run (measured); {requested} were asked back (requested)."
-            )
+            requested = memory_size(self["prefetch requested"] or 0)
+            moved = f"{memory_size(evicted)} were evicted to the host over the run (measured)"
+            return f"{moved}; {requested} were asked back (requested)."
         return " ".join(f"{r.text} {r.remedy}".strip() for r in self.reasons)
+
+    def _show_(self) -> View:
+        facts = {"GPU": memory_size(self.gpu)} if self.gpu is not None else {}
+        if self.smallest_rank is not None:
+            facts["smallest rank that pages"] = f"{self.smallest_rank}"
+        return View(f"Paging, over {len(self.steps):,} steps", facts, self.readings, self.told)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a reading: what, bytes, source."""
@@ -225,7 +239,7 @@ class PagingMeter:
         elif not seen:
             yield Reason("unseen", f"Whether pages move cannot be seen here: {why}.", "")
         else:
-            left = f", at least {amount(self._headroom)} of the GPU were free" if self._headroom is not None else ""
+            left = f", at least {memory_size(self._headroom)} of the GPU were free" if self._headroom is not None else ""
             text = f"No pressure: everything fits{left}, so the driver has nothing to evict."
             yield Reason("no pressure", text, "Longer rows, a larger batch or a smaller GPU make it page.")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError, DataError, ModelError, WorkbenchError
-from workbench.text import amount, counted
+from workbench.text import counted, memory_size
 from workbench.training.fingerprints import Changed
 from workbench.training.watch.shortage import Shortage, asked_bytes
 
@@ -102,7 +102,7 @@ def _no_memory(error: BaseException, text: str, where: Mapping[str, Any], find: 
     what = "The GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "This machine"
     sentences = [f"{what} ran out of memory{at}{batch}."]
     if asked is not None:
-        sentences.append(f"{amount(asked)} more were asked for.")
+        sentences.append(f"{memory_size(asked)} more were asked for.")
     found = None
     with contextlib.suppress(Exception):  # there may be no memory to find out, and the ending must be reported all the same
         found = find(where, asked)

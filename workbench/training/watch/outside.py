@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training.host import VMSTAT, host_counters, oom_kills
 from workbench.training.watch.shortage import headroom
 
@@ -51,6 +51,6 @@ class Outside:
         if not self._rss:
             return ""
         return (
-            f" It last held {amount(self._rss)} of memory ({amount(self._peak)} at most), "
-            f"with {amount(self._available)} available on this machine."
+            f" It last held {memory_size(self._rss)} of memory ({memory_size(self._peak)} at most), "
+            f"with {memory_size(self._available)} available on this machine."
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from workbench.text import amount, listed
+from workbench.text import listed, memory_size
 
 if TYPE_CHECKING:
     from workbench.memory.footprint import Plan
@@ -77,8 +77,8 @@ class Shortage:
     @property
     def summary(self) -> str:
         """Forecast beside what there was."""
-        there = f"; there were {amount(self.usable)} for it" if self.usable is not None else ""
-        return f"{self.what} is forecast to take {amount(self.forecast)}{there}."
+        there = f"; there were {memory_size(self.usable)} for it" if self.usable is not None else ""
+        return f"{self.what} is forecast to take {memory_size(self.forecast)}{there}."
 
     @property
     def remedy(self) -> str:
@@ -93,7 +93,7 @@ class Shortage:
             fields |= change.fields
         if rows := fields.get("per_device_train_batch_size"):
             fields["gradient_accumulation_steps"] = self.accumulate * -(-self.rows // rows)
-        saved = amount(sum(change.saved for change in self.changes))
+        saved = memory_size(sum(change.saved for change in self.changes))
         cheapest = listed([f"{name}={value!r}" for name, value in fields.items()])
         return f"The cheapest change that would have fitted by the forecast: {cheapest}, which saves {saved}."
 

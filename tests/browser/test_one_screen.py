@@ -1,0 +1,62 @@
+"""Each tab on one screen: what is looked at ends above the fold, nothing sticks out, text can be read and targets be pressed.
+
+The header keeps to one row, or two where the app is narrow. In a real JupyterLab, light and dark.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser import fold
+from tests.browser.conftest import Server
+from tests.browser.lab import Lab, write_notebook
+from tests.browser.test_app import tab
+
+pytestmark = pytest.mark.slow
+
+HEADER = (".wb-header", ".widget-tab > .lm-TabBar")
+WANTED: dict[str, tuple[str, ...]] = {
+    "Model": (".wb-about", ".wb-map", ".wb-worst"),
+    "Error": (".wb-error-model", ".wb-error-map", ".wb-error-block", ".wb-error-weight"),
+}
+"""What must end above the fold of each tab: its picture, its controls, its key figures."""
+SETTLED: dict[str, str] = {
+    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
+    "Error": "() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'",
+}
+"""When a tab shows all of that."""
+SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
+"""A window's width and height, and the app's least or, below 760, exact width in it."""
+
+_BOXES = """() => {
+    const app = document.querySelector('.wb-panel').getBoundingClientRect();
+    const header = document.querySelector('.wb-header').getBoundingClientRect();
+    return [app.width, header.height];
+}"""
+_CUT = """() => [...document.querySelectorAll('.widget-tab .lm-TabBar-tabLabel')]
+    .filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"""
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_looked_at_ends_above_the_fold(lab: Lab, lab_server: Server, size: str, theme: str) -> None:
+    width, height, least = SIZES[size]
+    write_notebook(lab_server.folder / "app.ipynb", "from widgets import Workbench\napp = Workbench('builtin')\napp")
+    lab.page.set_viewport_size({"width": width, "height": height})
+    lab.open("app.ipynb")
+    lab.alone()
+    if theme == "Dark":
+        lab.theme("JupyterLab Dark")
+    lab.run_all()
+    wide, header = lab.page.evaluate(_BOXES)
+    assert wide >= least
+    assert header <= (40 if wide >= 760 else 72)
+    for name, wanted in WANTED.items():
+        tab(lab, name)
+        lab.until(SETTLED[name])
+        lab.shot(f"fold-{name.lower()}-{width}-{theme.lower()}")
+        assert fold.faults(lab.page, [*HEADER, *wanted]) == [], name
+        assert lab.page.evaluate(_CUT) == []
+        assert lab.page.evaluate(_BOXES)[1] == header, "the header is as high in every tab"
+    if theme == "Dark":
+        lab.theme("JupyterLab Light")

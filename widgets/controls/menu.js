@@ -1,0 +1,133 @@
+// @ts-check
+// A choice that reads as text and opens a list: WAI-ARIA's select-only combobox. The focus stays on the button; typing narrows the
+// list, arrows and Enter choose, and on the closed button the left and right arrows, Home and End take the neighbours.
+
+/** @typedef {{ value: string, label: string, title?: string, note?: string }} Choice */
+
+const LONGEST = 200;
+let menus = 0;
+
+/**
+ * @param {ReturnType<typeof popupsIn>} popups
+ * @param {string} name what a screen reader calls it
+ * @param {(value: string) => void} chosen
+ */
+function menu(popups, name, chosen) {
+  const id = `wb-menu-${(menus += 1)}`;
+  const button = element("button", {
+    type: "button", class: "wb-pick", role: "combobox", "aria-label": name, "aria-haspopup": "listbox", "aria-expanded": "false",
+    "aria-controls": id,
+  });
+  const narrowed = element("div", { class: "wb-narrowed", role: "status" });
+  const list = element("div", { id, role: "listbox", "aria-label": name });
+  const popup = element("div", { class: "wb-popup wb-menu", hidden: "" }, narrowed, list);
+  /** @type {Choice[]} */
+  let options = [];
+  /** @type {Choice[]} */
+  let shown = [];
+  let value = "";
+  let filter = "";
+  let active = -1;
+
+  const activate = (index) => {
+    list.children[active]?.classList.remove("wb-active");
+    active = index;
+    const line = list.children[active];
+    line?.classList.add("wb-active");
+    line?.scrollIntoView({ block: "nearest" });
+    if (line) button.setAttribute("aria-activedescendant", line.id);
+    else button.removeAttribute("aria-activedescendant");
+  };
+  const draw = () => {
+    const wanted = filter.toLowerCase();
+    const found = options.filter(({ label, title }) => `${label} ${title ?? ""}`.toLowerCase().includes(wanted));
+    shown = found.slice(0, LONGEST);
+    list.replaceChildren(
+      ...shown.map((option, i) => {
+        const line = element(
+          "div",
+          { id: `${id}-${i}`, role: "option", title: option.title ?? "", "aria-selected": String(option.value === value) },
+          element("span", {}, option.label),
+          element("small", {}, option.note ?? ""),
+        );
+        line.addEventListener("click", () => take(option));
+        return line;
+      }),
+    );
+    const more = found.length - shown.length;
+    narrowed.textContent = [
+      filter ? `“${filter}”: ${found.length.toLocaleString("en")} of ${options.length.toLocaleString("en")}` : "",
+      more ? `${more.toLocaleString("en")} more: type to narrow` : "",
+    ].filter(Boolean).join(", ");
+    active = -1;
+    const at = shown.findIndex((option) => option.value === value);
+    activate(at >= 0 ? at : filter && shown.length ? 0 : -1);
+    popups.place();
+  };
+  const narrow = (text) => {
+    filter = text;
+    draw();
+  };
+  const open = () => {
+    filter = "";
+    popups.show(popup, button);
+    draw();
+  };
+  const take = (option) => {
+    popups.hide();
+    button.focus();
+    if (option && option.value !== value) chosen(option.value);
+  };
+  /** Without opening: the neighbour, or the first or last of all. */
+  const step = (key) => {
+    const at = options.findIndex((option) => option.value === value), last = options.length - 1;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last }[key] ?? at;
+    const option = options[Math.max(0, Math.min(last, to))];
+    if (option && option.value !== value) chosen(option.value);
+  };
+  const move = (key) => {
+    if (!shown.length) return;
+    const last = shown.length - 1;
+    const to = { ArrowDown: active < last ? active + 1 : 0, ArrowUp: active > 0 ? active - 1 : last, Home: 0, End: last }[key];
+    activate(to ?? active);
+  };
+
+  popup.addEventListener("mousedown", (event) => event.preventDefault()); // the button keeps the focus
+  button.addEventListener("click", () => {
+    button.focus();
+    if (popups.shows(popup)) popups.hide();
+    else open();
+  });
+  button.addEventListener("keydown", (event) => {
+    const { key } = event, isOpen = popups.shows(popup);
+    const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (!plain || key === "Tab" || key === "Escape") return;
+    if (isOpen && ["ArrowDown", "ArrowUp", "Home", "End"].includes(key)) move(key);
+    else if (isOpen && key === "Enter") take(shown[active]);
+    else if (isOpen && key === "Backspace") narrow(filter.slice(0, -1));
+    else if (isOpen && key.length === 1 && (key !== " " || filter)) narrow(filter + key);
+    else if (isOpen && key === " ") take(shown[active]);
+    else if (["ArrowDown", "ArrowUp", "Enter", " "].includes(key)) open();
+    else if (["ArrowLeft", "ArrowRight", "Home", "End"].includes(key)) step(key);
+    else if (key.length === 1) {
+      open();
+      narrow(key);
+    } else return;
+    event.preventDefault();
+  });
+  return {
+    button,
+    popup,
+    /**
+     * Shows what may be chosen and what is.
+     * @param {Choice[]} all
+     * @param {string} present
+     */
+    show(all, present) {
+      const same = present === value && JSON.stringify(all) === JSON.stringify(options);
+      options = all;
+      value = present;
+      if (!same && popups.shows(popup)) draw();
+    },
+  };
+}
