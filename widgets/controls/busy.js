@@ -1,7 +1,7 @@
 // @ts-check
 // Says so where the kernel has not heard what was pressed: Colab's, and ipykernel before 7, hear nothing while a cell runs.
 
-const PATIENCE = 1500; // milliseconds: longer than any answer takes that is not held up by a cell
+const HEARD_WITHIN = 1500; // milliseconds: longer than any answer takes that is not held up by a cell
 const PRESSED = "button, select, input, textarea, canvas, [role=tab], [role=slider], [role=button], [role=option]";
 const BUSY = "The kernel is busy with a cell: this is done as soon as the cell ends, or is interrupted.";
 
@@ -22,7 +22,7 @@ function tellBusy(model, panel) {
       const left = Math.min(Math.max(at.left - within.left, 0), Math.max(within.width - 320, 0));
       Object.assign(told.style, { left: `${left}px`, top: `${at.bottom - within.top + 4}px` });
       told.textContent = BUSY;
-    }, PATIENCE);
+    }, HEARD_WITHIN);
     model.send({ type: "heard?" });
   };
   const heard = () => {

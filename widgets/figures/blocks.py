@@ -69,8 +69,9 @@ def spread_part(stats: Sequence[ErrorStats], field: str) -> dict[str, Any]:
     low, span = (float(lead.min()), float(lead.max() - lead.min())) if lead.size else (0.0, 0.0)
     counts = [_counted(v, low, span) for v in values]
     top = max(float(count.max()) for count in counts) or 1.0
-    said = "; ".join(f"{title_of(e.spec)} median {_sci(_median(v))}" for e, v in zip(stats, values, strict=True))
-    return {"curves": [(count / top).astype(np.float32) for count in counts], "said": f"The spread over the blocks: {said}."}
+    names = ", ".join(title_of(e.spec) for e in stats)
+    said = f"How many blocks have each value from {_sci(low)} to {_sci(low + span)}, a curve each: {names}."
+    return {"curves": [(count / top).astype(np.float32) for count in counts], "said": said}
 
 
 def _counted(values: NDArray[np.float32], low: float, span: float) -> NDArray[np.float64]:
@@ -80,11 +81,6 @@ def _counted(values: NDArray[np.float32], low: float, span: float) -> NDArray[np
         kept = place[(place >= 0) & (place <= _CURVE)]
     counts: NDArray[np.float64] = np.bincount(np.minimum(kept.astype(np.int32), _CURVE - 1), minlength=_CURVE) / values.size
     return counts
-
-
-def _median(values: NDArray[np.float32]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else math.nan
 
 
 def worst_part(e: ErrorStats, field: str, worst: Sequence[int]) -> dict[str, Any]:

@@ -146,9 +146,9 @@ class TrainConfig(Record):
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
 
-    lora_r: int = setting(16, "Adapter rank", "whole", Group.USUAL, place=6, least=1, only=ADAPTED, also="r rank lora_rank")
+    lora_r: int = setting(16, "Rank", "whole", Group.USUAL, place=6, least=1, only=ADAPTED, also="r rank lora_rank")
     """Rank of each adapter."""
-    lora_alpha: int = setting(32, "Alpha", "whole", Group.ADAPTERS, least=1, also="alpha")
+    lora_alpha: int = setting(32, "Alpha", "whole", Group.USUAL, place=7, least=1, only=ADAPTED, also="alpha")
     """The adapter's product is scaled by alpha / rank."""
     use_rslora: bool = setting(False, "Scale by α / √rank (rsLoRA)", "flag", Group.ADAPTERS, place=2, refused=True)
     """Scale it by alpha / √rank instead (rsLoRA, arXiv 2312.03732)."""
