@@ -163,13 +163,7 @@ def test_every_figure_is_one_that_plotly_accepts(session):
         scale_figures.scale_overhead(scales.doubled.spec),
         scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
         scale_figures.nested_codes(scales.nested),
-<<<<<<< HEAD
-        scale_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
-=======
         memory_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
-        blocks.block_distribution(analysis.stats, "block_max"),
-        blocks.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
->>>>>>> main
     ):
         go.Figure(figure)
 
