@@ -39,6 +39,8 @@ function schedule(view) {
   view.frameRequest = requestAnimationFrame(() => {
     view.frameRequest = 0;
     view.draw(view);
+    // While a theme changes there may be no width for less than a frame, of which the size observer sees nothing.
+    if (!view.body.clientWidth) requestAnimationFrame(() => view.body.clientWidth && schedule(view));
   });
 }
 
