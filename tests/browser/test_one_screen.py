@@ -17,10 +17,12 @@ pytestmark = pytest.mark.slow
 HEADER = (".wb-header", ".widget-tab > .lm-TabBar")
 WANTED: dict[str, tuple[str, ...]] = {
     "Model": (".wb-about", ".wb-map", ".wb-worst"),
+    "Error": (".wb-error-model", ".wb-error-map", ".wb-error-block", ".wb-error-weight"),
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
     "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map')?.innerText ?? '')",
+    "Error": "() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'",
 }
 """When a tab shows all of that."""
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}

@@ -45,14 +45,12 @@ def test_from_the_model_down_to_one_weight_and_back_up(lab: Lab, lab_server: Ser
     until(lab, "Map of builtin under NF4, blocks of 64: Kurtosis", "plot.data[1].name === 'Kurtosis'")
 
     tab(lab, "Error")
-    worst = lab.page.get_by_label("Worst blocks by RMSE")
-    worst.locator("option").nth(9).wait_for(state="attached")
-    worst.focus()
-    lab.page.keyboard.press("ArrowDown")
-    weight = lab.page.get_by_label("Weight (place in the block)")
-    weight.fill("5")
-    weight.press("Tab")
-    lab.page.locator(".wb-steps[aria-label='Weight 5, step by step'] li").nth(4).wait_for()
+    lab.page.get_by_role("list", name="Worst blocks").get_by_role("button").nth(1).click()
+    weights = lab.page.get_by_role("application", name="Block ").last
+    weights.press("Home")
+    for _ in range(5):
+        weights.press("ArrowRight")
+    lab.page.get_by_role("figure", name="Weight 5:").wait_for()
     state = json.loads(lab.kernel("import json; print(json.dumps(app.state))"))
     assert (state["tensor"], state["weight"]) == (name, 5)
 
@@ -165,12 +163,14 @@ def test_markup_in_names_is_shown_as_text_in_every_view(lab: Lab, lab_server: Se
     lab.open("app.ipynb")
     lab.run_all(120)
     drawn = {
-        "Model": "Map of", "Distribution": "Histogram of", "Error": "How RMSE", "Formats": "Relative RMSE of",
+        "Model": "Map of", "Distribution": "Histogram of", "Formats": "Relative RMSE of",
         "Double quant": "Scales take", "Memory": "Forecast memory",
     }  # fmt: skip
     for name, start in drawn.items():
         tab(lab, name)
         until(lab, start, "plot.data.length > 0")
+    tab(lab, "Error")
+    lab.page.get_by_role("figure", name="Weight ").wait_for()
     tab(lab, "Model")
     lab.until("() => /4 of 4 tensors/.test(document.body.innerText)")
     assert EVIL in lab.text(".wb-facts"), "the architecture is shown as it is"

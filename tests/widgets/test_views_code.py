@@ -51,13 +51,12 @@ def test_the_distribution(app):
 
 def test_the_block_and_its_weight(app):
     names, printed = run(app, "Error", app.error)
-    shown = app.error.inspector.block
+    shown, rows = app.error.block, app.error.rows.content
     np.testing.assert_array_equal(names["block"].restored, shown.restored)
     np.testing.assert_array_equal(names["errors"], app.session.analysis.stats[0].block_rmse)
-    assert names["worst"].tolist() == [block for _, block in app.error.list.options[:10]]
+    assert names["worst"].tolist() == [block for block, _, _ in rows["worst"]["lines"][:10]]
     steps = printed.strip().split("\n")
-    assert steps == list(shown.arithmetic(app.error.inspector.weight))
-    assert all(f"<li>{step}</li>" in app.error.inspector.sum.value for step in steps)
+    assert steps == list(shown.arithmetic(app.error.weight)) == rows["weight"]["steps"]
 
 
 def test_the_formats(app):

@@ -120,9 +120,9 @@ def test_the_list_beside_the_map_is_of_the_model_or_of_one_layer(app):
 
 def test_a_weight_chosen_in_its_block_is_in_the_state(app):
     app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Error")
-    app.error.list.index = 2
-    block = app.state["block"]
-    app.error.inspector._clicked({"x": 7.1})
+    block = app.error.rows.content["worst"]["lines"][2][0]
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "block", "value": block}, [])
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "weight", "value": 7}, [])
     assert (app.state["block"], app.state["weight"]) == (block, 7)
     app.session.store.update(tab="Model")
     assert app.tabs.selected_index == TABS.index("Model")
@@ -134,8 +134,8 @@ def test_a_state_brings_tab_block_weight_and_settings_back(app):
     again = Workbench(state=json.loads(json.dumps(app.state)), executor=Immediate())
     assert again.state == app.state
     assert again.tabs.selected_index == TABS.index("Error")
-    assert again.error.inspector.sum.value == app.error.inspector.sum.value
-    assert "Weight 5" in again.error.inspector.sum.value
+    assert again.error.rows.content["weight"]["terms"] == app.error.rows.content["weight"]["terms"]
+    assert (again.error.block.index, again.error.weight) == (11, 5)
     again.session.store.update(tab="Memory")
     assert (again.memory.rank.value, again.memory.bar.gpu) == (64, "L4 24 GB")
     again.close()
