@@ -61,7 +61,8 @@ def test_nothing_is_measured_before_a_button_is_pressed_and_the_view_says_what_a
         assert not missing(said, f"{times} evaluations", "12 held-out rows", "Forecast")
         assert " MiB of memory" in said
         assert "costs/tiny-llama" in said
-    assert view.mix.missing.layout.display == ""
+    assert "Once the sensitivities are measured" in view.mix.curve.summary
+    assert drawn(view.mix.curve) == []
     assert "Forecast" in view.methods.stream.cost.value
     view.close()
 

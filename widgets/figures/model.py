@@ -100,7 +100,9 @@ def cell_map(
         {
             "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": reverse, "text": text.tolist(),
             "hovertemplate": "%{text}<extra></extra>", "name": title,
-            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 14, "tickformat": tickformat},
+            "colorbar": {
+                "title": {"text": title, "side": "right", "font": {"size": 11}}, "thickness": 12, "tickformat": tickformat,
+            },
         }
     ]  # fmt: skip
     if selected in places.of:
@@ -124,7 +126,7 @@ def cell_map(
     step = max(1, -(-shape[0] // 24))
     ticks = [i for i in range(shape[0]) if i % step == 0 or places.layers[i] is None]
     layout = {
-        "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "uirevision": f"map {shape}", "margin": {"l": 52, "r": 12, "t": 8, "b": 36},
         "xaxis": {
             "tickvals": list(range(shape[1])), "ticktext": list(map(escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},
