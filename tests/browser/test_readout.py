@@ -1,4 +1,4 @@
-"""What a plot tells of the place under the pointer or the keys, and what stands where there is no figure; no kernel is asked."""
+"""What a plot tells of the place under the pointer or the keys, and what stands where there is no figure."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def test_every_row_of_bars_is_read_at_one_place(lab: Lab, lab_server: Server) ->
     assert lab.page.evaluate(BOXES) == boxes, "reading moves nothing"
     assert lab.received == before, "and asks the kernel nothing"
 
-    lab.kernel(
-        "plot.show({'data': [bars('coarse', [1, 3], 'y'), bars('fine', [4, 5, 9, 7], 'y2')], 'layout': {'hovermode': False}})"
-    )
+    lab.kernel("plot.show({'data': [bars('coarse', [1, 3], 'y'), bars('fine', [4, 5, 9, 7], 'y2')], 'layout': {}})")
     lab.until(f"() => ({ROWS})()[1] === '> fine 2 9'")
 
 

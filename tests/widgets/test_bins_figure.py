@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -43,7 +45,7 @@ def test_all_parts_stand_one_below_the_other_on_one_x_axis() -> None:
     _, drawn = figure("nf4", "int8", "fp4")
     assert all("xaxis" not in trace for trace in drawn["data"]), "the first x axis is that of every trace"
     domains = [drawn["layout"][f"yaxis{i}"]["domain"] for i in ("", 2, 3, 4)]
-    assert all(upper[0] > lower[1] for upper, lower in zip(domains, domains[1:], strict=False))
+    assert all(upper[0] > lower[1] for upper, lower in itertools.pairwise(domains))
     assert domains[0][1] == 1
     assert domains[-1][0] == 0
     assert drawn["layout"]["xaxis"]["anchor"] == "y4", "its numbers stand at the bottom"
