@@ -67,7 +67,8 @@ def test_the_formats(app):
     assert names["duel"].winners() == app.formats.duel.winners()
     assert [s.bits for s in names["front"].front] == [s.bits for s in app.formats.pareto.front]
     for score in names["duel"].contenders:
-        assert f"{score.spec.title}</td><td class=wb-number>{score.bits:.4f}" in app.formats.table.value
+        shown = f"</td><td class=wb-number>{score.spec.block_size}</td><td class=wb-number>{score.bits:.4f}</td>"
+        assert f"{score.spec.definition.title}{shown}" in app.formats.table.value.replace(" (least)", "")
 
 
 def test_the_scales(app):
