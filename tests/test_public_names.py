@@ -21,6 +21,7 @@ from widgets.session import Analysis, Rescaled
 from widgets.state import State
 from workbench.report.contents import gather
 from workbench.report.sections import method
+from workbench.training.answers.values import Sampling
 from workbench.training.recipe import loading_code
 
 PUBLIC = {"workbench": {*wb.__all__, "__version__"}, "widgets": set(widgets.__all__)}
@@ -121,6 +122,7 @@ COPIED: dict[str, Callable[[Analysis], str]] = {
     "cost": lambda _: code.cost("builtin", wb.TrainConfig(), SPEC, "costs", True),
     "methods": lambda _: code.methods(wb.TrainConfig(), ""),
     "repairs": lambda _: code.repairs("runs/1"),
+    "try_out": lambda _: code.try_out(Path("runs/1"), "happiness, n.", Sampling(32, 0.7, 1), False),
     "export": lambda _: code.export(Path("runs/1"), "merged", "dequantized", "bfloat16"),
 }
 

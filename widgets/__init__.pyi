@@ -8,11 +8,11 @@ from .figures.cost import memory_curve_figure as memory_curve_figure
 from .figures.cost import output_errors_figure as output_errors_figure
 from .figures.cost import sensitivity_figure as sensitivity_figure
 from .figures.flow import flow_figure as flow_figure
+from .figures.memory import memory_methods_figure as memory_methods_figure
 from .figures.model import Places as Places
 from .figures.model import duel_figure as duel_figure
 from .figures.pager import simulation_figure as simulation_figure
 from .figures.run import paging_figure as paging_figure
-from .figures.scales import memory_methods_figure as memory_methods_figure
 from .panels.base import View as View
 from .panels.cost.view import CostView as CostView
 from .panels.distribution import DistributionView as DistributionView

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from workbench.quant.spec import QuantSpec
 from workbench.sources.rule import AS_STORED
+from workbench.training.answers.values import Sampling
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -156,6 +157,17 @@ def export(run_dir: Path, folder: str, base: str, dtype: str) -> str:
     return _lines(
         ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"],
         [f"print(wb.merge_errors(run, {dtype!r}).to_frame())", f"wb.export(run, {folder!r}, base={base!r}, dtype={dtype!r})"],
+    )
+
+
+def try_out(run_dir: Path, prompt: str, sampling: Sampling, original: bool) -> str:
+    """The answers of a run's base and of its adapter to a prompt."""
+    given = dataclasses.asdict(sampling) | {"original": original}
+    usual = dataclasses.asdict(Sampling()) | {"original": True}
+    more = "".join(f", {name}={value!r}" for name, value in given.items() if value != usual[name])
+    return _lines(
+        ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"],
+        [f"answers = wb.try_out(run, {prompt!r}{more})", "answers"],
     )
 
 

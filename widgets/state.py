@@ -9,14 +9,14 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from widgets.background.listeners import Listeners
 from widgets.views import TABS
 from workbench.errors import ConfigError
-from workbench.given import described, is_a, several
+from workbench.given import described, is_a, several, unknown_fields
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.memory.gpus import find as find_gpu
 from workbench.quant.formats import BLOCK_SIZES, find_format
@@ -64,9 +64,6 @@ _FORGETS: dict[str, dict[str, Any]] = {
     "tensor": {"block": None, "weight": None}, "block_size": {"block": None, "weight": None}, "block": {"weight": None},
 }  # fmt: skip
 """The fields that are reset once a field changes, and to what."""
-
-_IN_BLOCKS_OF_64 = (("init_lora_weights", "olora"),)
-"""What training cannot do at any other block size: it gives way to a block size chosen in another view."""
 
 Observer = Callable[["State", frozenset[str]], None]
 
@@ -126,6 +123,8 @@ class State:
     """What all weights of a mix may take; None: halfway between all in 4 bits and all in 16."""
     mix_gpu: str = ""
     """The GPU whose memory the mix is made for, in place of ``mix_megabytes``; empty: none."""
+    runs_folder: str = "runs"
+    """Where runs are looked for and launched into."""
     gpu: str = dataclasses.field(default_factory=lambda: THIS_MACHINE if present() else "T4 16 GB")
     """The GPU that the forecast is held against."""
     lora_r: int = TrainConfig.lora_r
@@ -136,7 +135,18 @@ class State:
     optim: str = TrainConfig.optim
     gradient_checkpointing: bool = TrainConfig.gradient_checkpointing
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The other fields of ``TrainConfig``, where they differ from their defaults."""
+    """The other fields of ``TrainConfig``, where they differ from their defaults: also how the base is quantized, which is not
+    what is looked at."""
+
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
+        """Refuses names that are no fields, with the nearest that are, or where ``TrainConfig`` has them."""
+        train = settings_of(TrainConfig)
+        names = {field.name: train[field.name].also.split() if field.name in train else [] for field in dataclasses.fields(cls)}
+        if faults := unknown_fields(given, names):
+            own = [name for name in given if name in train and name not in names]
+            inside = f" A field of TrainConfig belongs into train: {', '.join(own)}." if own else ""
+            raise ConfigError(faults, where="state", remedy=f"Fields: {', '.join(sorted(names))}.{inside}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -147,7 +157,7 @@ class State:
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if not is_a(self.train, Mapping):
             raise ConfigError([f"train is {described(self.train)}, and holds no fields."], where="state", remedy="Give a dict.")
-        faults = [f"train has {name!r}, a field of its own." for name in self.train if name in _ELSEWHERE]
+        faults = [f"train has {name!r}, a field of its own." for name in self.train if name in _SHARED]
         if not 1 <= len(self.formats) <= 3 or len(set(self.formats)) != len(self.formats):
             faults.append(f"formats is {self.formats!r}; it must be one to three different names.")
         for name in ("gpu", "mix_gpu"):
@@ -164,8 +174,10 @@ class State:
             faults.append(f"duel_bits is {self.duel_bits!r}; it must be a number of bits up to 32.")
         if self.mix_megabytes is not None and not (_is_number(self.mix_megabytes) and self.mix_megabytes > 0):
             faults.append(f"mix_megabytes is {self.mix_megabytes!r}; it must be a number above 0, or None.")
-        if not isinstance(folder := getattr(self, "cost_folder", None), str):
+        if not is_a(folder := self.cost_folder, str):
             faults.append(f"cost_folder is {folder!r}; it must be a text.")
+        if not is_a(folder := self.runs_folder, str) or not folder.strip():
+            faults.append(f"runs_folder is {folder!r}; it must be the path of a folder.")
         if faults:
             raise ConfigError(faults, where="state", remedy="Change these fields and try again.")
         _ = self.specs  # refuse unknown formats and block sizes
@@ -186,20 +198,14 @@ class State:
 
     @property
     def training(self) -> TrainConfig:
-        """The fine-tune that is forecast and launched, on the leading format where bitsandbytes has that, else on NF4."""
-        lead = self.formats[0]
-        quant_type = lead if find_format(lead).trainable else TrainConfig.quant_type
+        """The fine-tune that is forecast and launched. Nothing that is only looked at (formats, block size) changes it."""
         own = {name: getattr(self, name) for name in _SHARED}
-        return TrainConfig.from_dict({"quant_type": quant_type, **own, **self.train})
+        return TrainConfig.from_dict({**own, **self.train})
 
     def changes_to(self, config: TrainConfig) -> dict[str, Any]:
-        """The fields of the state that make ``training`` this configuration, but for the model; a new 4-bit format leads."""
-        present = self.training
-        formats = self.formats
-        if config.quant_type != present.quant_type:
-            formats = (config.quant_type, *(name for name in formats[1:] if name != config.quant_type))
+        """The fields of the state that make ``training`` this configuration, but for the model."""
         own = {name: getattr(config, name) for name in _SHARED if name != "model"}
-        return {"formats": formats, **own, "train": _others(config)}
+        return {**own, "train": _others(config)}
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
@@ -211,20 +217,13 @@ class State:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
         """Reads ``to_dict``'s result; raises ConfigError on fields that there are not."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(
-                [f"There is no field {name!r}." for name in unknown],
-                where="state",
-                remedy=f"Fields: {', '.join(sorted(known))}.",
-            )
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
 
 
-_SHARED = [f.name for f in dataclasses.fields(State) if f.name in settings_of(TrainConfig)]
+_LOOKED_AT = {"block_size", "double_quant"}
+"""Fields that both have, and that are each one's own: the state's say what is on show."""
+_SHARED = [f.name for f in dataclasses.fields(State) if f.name in settings_of(TrainConfig) and f.name not in _LOOKED_AT]
 """Fields of ``TrainConfig`` that the state has too, under the same name."""
-_ELSEWHERE = {*_SHARED, "quant_type"}
-"""And the one that it has as its leading format."""
 
 
 def _is_number(value: Any) -> bool:
@@ -234,7 +233,7 @@ def _is_number(value: Any) -> bool:
 def _others(config: TrainConfig) -> dict[str, Any]:
     """A configuration's fields that the state has no field for, where they differ from their defaults."""
     default = TrainConfig()
-    fields = (f.name for f in dataclasses.fields(config) if f.name not in _ELSEWHERE)
+    fields = (f.name for f in dataclasses.fields(config) if f.name not in _SHARED)
     return {name: value for name in fields if (value := getattr(config, name)) != getattr(default, name)}
 
 
@@ -252,8 +251,6 @@ class Store:
             for name in _FORGETS.keys() & changes.keys():
                 if changes[name] != getattr(self.value, name):
                     changes = _FORGETS[name] | changes
-            if changes.get("block_size", 64) != 64 and "train" not in changes:
-                changes["train"] = {k: v for k, v in self.value.train.items() if (k, v) not in _IN_BLOCKS_OF_64}
             after = dataclasses.replace(self.value, **changes)
             changed = frozenset(name for name in changes if getattr(after, name) != getattr(self.value, name))
             if not changed:

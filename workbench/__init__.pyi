@@ -21,6 +21,8 @@ from .errors import FormatError as FormatError
 from .errors import ModelError as ModelError
 from .errors import RunError as RunError
 from .errors import WorkbenchError as WorkbenchError
+from .memory.alternatives import Alternative as Alternative
+from .memory.alternatives import alternatives as alternatives
 from .memory.forecast import Change as Change
 from .memory.forecast import Fit as Fit
 from .memory.forecast import MemoryLedger as MemoryLedger
@@ -34,6 +36,8 @@ from .memory.gpus import devices as devices
 from .memory.pager import PCIE as PCIE
 from .memory.pager import PagerSimulation as PagerSimulation
 from .memory.pager import simulate_paging as simulate_paging
+from .memory.pressure import Pressure as Pressure
+from .memory.pressure import under_pressure as under_pressure
 from .memory.savings import DoubleQuantSavings as DoubleQuantSavings
 from .memory.savings import double_quant_savings as double_quant_savings
 from .memory.savings import savings_of_published as savings_of_published
@@ -78,12 +82,17 @@ from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
 from .text import memory_size as memory_size
+from .training.answers.asking import try_out as try_out
+from .training.answers.values import Answer as Answer
+from .training.answers.values import Answers as Answers
+from .training.answers.values import Tried as Tried
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview
 from .training.data import preview as preview
 from .training.folder import RunStatus as RunStatus
 from .training.recipe import as_code as as_code
+from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported
 from .training.results.export import export as export
 from .training.results.history import RunHistory as RunHistory
@@ -98,6 +107,7 @@ from .training.results.truth import paging_truth as paging_truth
 from .training.runs import Run as Run
 from .training.runs import attach as attach
 from .training.runs import launch as launch
+from .training.runs import live_runs as live_runs
 from .training.runs import runs as runs
 
 __version__: str

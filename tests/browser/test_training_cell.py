@@ -106,6 +106,18 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.wait_for_selector(".wb-note:has-text('each step evicts')")
     assert drawing(lab, "Simulated, with")["title"]["text"].startswith("Simulated")
 
+    # A prompt is answered by base and adapter, as text, whatever is in it; Shift+Enter begins a line and runs no cell.
+    prompt = lab.page.get_by_label("Prompt", exact=True)
+    prompt.fill("<img src=x onerror=window.ran=1> n.")
+    prompt.press("Shift+Enter")
+    assert prompt.input_value().endswith("n.\n")
+    prompt.press("Enter")
+    lab.page.wait_for_selector(".wb-answer-adapter small:has-text('token')")
+    lab.page.get_by_role("status").filter(has_text="adapter: ").wait_for(state="attached")
+    assert lab.page.evaluate("window.ran") is None
+    assert lab.page.get_by_role("button", name="Cancel").filter(visible=True).count() == 0
+    lab.shot("training-tried", ".wb-try")
+
     # What merging the adapter changes is shown before the merged model is written; an error stands where it was made.
     lab.page.get_by_role("button", name="Export the adapter").press("Enter")
     write = lab.page.get_by_role("button", name="Export", exact=True)

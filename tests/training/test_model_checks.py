@@ -359,7 +359,7 @@ def test_the_panel_shows_what_launch_knows_beside_the_fields_until_the_next_edit
     folder = saved(tmp_path / "gpt2", "gpt2")
     tiny_tokenizer(128).save_pretrained(folder)
     panel = TrainingCell(folder, config=wb.TrainConfig(model=str(folder), target_modules=("c_atn",)))
-    panel._run_dir.value = str(tmp_path / "run")
+    panel.setup.run_folder.value = str(tmp_path / "run")
     panel._launch.click()
 
     def told(name: str) -> str:

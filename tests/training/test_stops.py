@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 import workbench as wb
@@ -107,9 +110,13 @@ def test_two_runs_at_once_do_not_disturb_each_other(
     ended(other, "finished")
     assert adapter_bytes(other) == adapter_bytes(whole)
     first(endless, is_step(1))
+    assert [run.dir.name for run in wb.live_runs(tmp_path)] == ["endless"]
     endless.stop()
     ended(endless, "stopped")
+    assert wb.live_runs(tmp_path) == []
     assert [run.dir.name for run in wb.runs(tmp_path)] == ["endless", "other"]
+    assert [e["level"] for e in of(other, "log") if "endless went on" in e["text"]] == ["warning"]
+    assert not any("went on" in e["text"] for e in of(endless, "log"))
     assert {e["k"] for e in other.events()} == {e["k"] for e in endless.events()} | {"checkpoint"}
 
 
@@ -158,12 +165,43 @@ def test_a_worker_without_its_supervisor_saves_and_ends_and_the_run_goes_on_from
 
 
 def test_a_run_whose_folder_is_removed_ends(endless: wb.Run) -> None:
-    """Nobody could stop it any more."""
-    status = endless.status
-    endless._folder.config.unlink()
+    """Nobody could stop it any more; whoever watches it is told so."""
+    status, reader = endless.status, endless.reader()
+    shutil.rmtree(endless.dir, ignore_errors=True)
+    endless._folder.config.unlink(missing_ok=True)  # what the worker was just writing may have kept the folder
     for pid in (status.worker_pid, status.pid):
-        until_gone(endless, pid)
-    assert of(endless, "exit") == []
+        process_gone(pid)
+    seen = endless.watch()
+    assert (seen.state, seen.kind) == ("gone", "gone")
+    assert str(endless.dir) in seen.message
+    assert endless.wait().state == "gone"
+    for look in (reader.poll, endless.events, lambda: endless.log, lambda: endless.config, endless.stop, endless.resume):
+        with pytest.raises(wb.RunError, match="no longer there"):
+            look()
+    assert endless.adapter_dir is None
+
+
+def test_a_run_whose_folder_is_renamed_ends_and_says_so_there(endless: wb.Run, forks: Forks, tmp_path: Path) -> None:
+    status = endless.status
+    moved = endless.dir.rename(tmp_path / "under another name")
+    for pid in (status.worker_pid, status.pid):
+        process_gone(pid)
+    assert endless.status.state == "gone"
+    run = wb.attach(moved)
+    assert (run.status.state, run.status.kind) == ("killed", "moved")
+    assert "renamed" in run.status.message
+    with forks.ready():
+        run.resume()
+    first(run, is_step(1, attempt=2))
+    run.stop()
+    ended(run, "stopped")
+
+
+def process_gone(pid: int | None) -> None:
+    """Waits, with a bound, for the end of a process of a run that has no folder to ask any more."""
+    assert pid is not None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(60)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,7 @@ from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
 from widgets.panels.train.export import RunExport
-from workbench.training.folder import RunStatus
 from workbench.training.results.merging import MergeError, MergeErrors
-
-FINISHED = RunStatus("finished")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +45,8 @@ def there(part: RunExport) -> bool:
 def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport, run: wb.Run) -> None:
     assert not there(part)
     part.follow(run)
-    part.update(dataclasses.replace(FINISHED, state="running"))
-    assert not there(part)
-    part.update(FINISHED)
+    assert not there(part), "only once it is asked for"
+    part.toggle()
     assert there(part)
     assert part.folder.value == f"{run.dir}-merged"
     assert [control.description for control in (part.base, part.dtype, part.folder)] == [
@@ -61,7 +56,7 @@ def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport,
 
 def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
     part.follow(run)
-    part.update(FINISHED)
+    part.toggle()
     part.folder.value = str(tmp_path / "merged")
     assert part.write.disabled
     part.show.click()
@@ -91,7 +86,7 @@ def test_nothing_is_written_before_its_errors_were_shown(part: RunExport, run: w
 
 def test_copy_as_code_does_the_same(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
     part.follow(run)
-    part.update(FINISHED)
+    part.toggle()
     part.folder.value = str(tmp_path / "copied")
     part.base.value = "original"
     assert "base='original'" in part.copy.code
@@ -102,12 +97,12 @@ def test_copy_as_code_does_the_same(part: RunExport, run: wb.Run, tmp_path: Path
 
 def test_another_run_begins_anew(part: RunExport, run: wb.Run, model: Path, tmp_path: Path) -> None:
     part.follow(run)
-    part.update(FINISHED)
+    part.toggle()
     part.show.click()
     config = in_process.config_of(model, method="lora", max_steps=1, max_eval_rows=0)
     lora = in_process.train(config, tmp_path / "lora")
     part.follow(lora)
-    part.update(FINISHED)
+    part.toggle()
     assert part.write.disabled
     assert part.summary.value == ""
     assert part.base.options == (("the original 16-bit base", "original"),)

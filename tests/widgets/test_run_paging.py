@@ -114,8 +114,9 @@ def test_a_gpu_on_which_all_fits_is_a_budget_to_choose_too(part: RunPaging, tmp_
 
 def test_a_run_that_is_picked_up_shows_it_in_the_training_panel(tight: int, tmp_path: Path) -> None:
     cell = TrainingCell(run=left_by(tmp_path, tight), executor=Immediate())
-    assert cell.view.paging.measured.summary.startswith("Measured over 3 steps")
-    assert "evicted" in html.unescape(cell.view.paging._table.value)
+    paging = cell.view.details.open("Paging truth").part
+    assert paging.measured.summary.startswith("Measured over 3 steps")
+    assert "evicted" in html.unescape(paging._table.value)
     cell.close()
 
 

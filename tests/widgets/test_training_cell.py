@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,18 +16,19 @@ from typing import Any
 import pytest
 
 import workbench as wb
-from tests.helpers import living
+from tests.helpers import in_process, living
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
+from tests.helpers.training_cells import SECONDS, put, shown, until
 from widgets import TrainingCell, Workbench
 from widgets.background import tasks
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.train.fields import FIELDS, config_of, shown_values
 from widgets.state import State
 from workbench.training.data import preview
+from workbench.training.host import create_time
 
-SECONDS = 180
 WITHOUT_A_CONTROL = {"sample_prompts"}
 """Fields of a configuration that only Python sets."""
 SHORT = wb.TrainConfig(max_steps=3, max_length=48, per_device_train_batch_size=2, max_eval_rows=4, sample_max_new_tokens=4)
@@ -38,16 +41,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cell(model: Path, tmp_path: Path) -> Iterator[Callable[..., TrainingCell]]:
-    """Makes panels; runs and panels end with the test."""
+    """Makes panels, with every field's control and a folder of runs of their own; runs and panels end with the test."""
     made: list[TrainingCell] = []
 
     def make(**options: Any) -> TrainingCell:
         panel = TrainingCell(model, **options)
-        panel._run_dir.value = str(tmp_path / "a run")
+        panel.form.more.fill()
+        panel.setup.run_folder.value = str(tmp_path / "runs" / "a run")
         made.append(panel)
         return panel
 
-    yield make
+    with contextlib.chdir(tmp_path):
+        yield make
     for panel in made:
         if panel.run and panel.run.status.state in ("starting", "running"):
             panel.run.stop(patience=0)
@@ -57,26 +62,20 @@ def cell(model: Path, tmp_path: Path) -> Iterator[Callable[..., TrainingCell]]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("workbench-ticker")]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition of a live panel, within a bound."""
-    pause = threading.Event()
-    for _ in range(SECONDS * 20):
-        if condition():
-            return
-        pause.wait(0.05)
-    raise AssertionError("the panel did not get there in time")
-
-
-def put(panel: TrainingCell, **values: Any) -> None:
-    """What a reader enters."""
-    for name, value in values.items():
-        panel.form.controls[name].value = value
-
-
 def fault(panel: TrainingCell, name: str) -> str:
     """What stands beside a control."""
     _, *shown = panel.form._cells[name].children
     return shown[0].value if shown else ""
+
+
+def press(panel: TrainingCell, name: str) -> None:
+    """What the cockpit's button sends."""
+    panel.view.cockpit._receive(panel.view.cockpit, {"type": name}, [])
+
+
+def offered(panel: TrainingCell) -> list[str]:
+    """The cockpit's buttons that can be pressed now."""
+    return list(panel.view.cockpit._state["content"]["actions"])
 
 
 def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given() -> None:
@@ -105,7 +104,7 @@ def test_a_configuration_goes_through_the_form_and_the_state_unchanged(config: w
 def test_the_controls_are_a_config_and_lines_of_code(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=SHORT)
     put(panel, lora_r=4, dataset=" rows.jsonl ", columns="prompt_column", prompt_column="question", completion_column="answer")
-    panel._run_dir.value = ""
+    panel.setup.run_folder.value = ""
     assert panel.config.lora_r == 4
     assert panel.config.dataset == "rows.jsonl"
     assert panel.config.columns == ("question", "answer")
@@ -116,17 +115,18 @@ def test_the_controls_are_a_config_and_lines_of_code(cell: Callable[..., Trainin
     assert namespace["config"] == panel.config
 
 
-def test_all_faults_stand_beside_their_fields_and_open_their_folds(cell: Callable[..., TrainingCell]) -> None:
+def test_all_faults_stand_beside_their_fields_and_open_the_fold(cell: Callable[..., TrainingCell]) -> None:
     panel = cell()
     before = panel.store.value
     put(panel, max_steps=0, lora_dropout=3.0, columns="text_column")
     assert "Steps is 0" in fault(panel, "max_steps")
     assert "Dropout is 3.0" in fault(panel, "lora_dropout")
     assert "name the column" in fault(panel, "text_column")
-    assert [title for title, box in panel.form._folds.items() if "wb-faulty" in box._dom_classes] == ["Data", "Adapters"]
+    assert "wb-faulty" in panel.form.more._dom_classes
     assert panel.store.value == before, "a state that cannot be trained is nobody's state"
     put(panel, max_steps=9, lora_dropout=0.0, text_column="text")
     assert not any(fault(panel, name) for name in FIELDS)
+    assert "wb-faulty" not in panel.form.more._dom_classes
     assert panel.store.value.training.max_steps == 9
 
 
@@ -136,7 +136,7 @@ def test_controls_that_mean_nothing_are_away_and_refused_values_go_with_them(cel
     assert panel.form._cells["max_steps"].layout.display == "none"
     assert (panel.config.num_train_epochs, panel.config.max_steps) == (2.0, -1)
     put(panel, method="full")
-    gone = [title for title, box in panel.form._folds.items() if box.layout.display == "none"]
+    gone = [group.value for group, box in panel.form._groups.items() if box.layout.display == "none"]
     assert gone == ["Quantization of the base", "Adapters"]
     assert (panel.config.use_dora, panel.config.llm_int8_skip_modules) == (False, ())
 
@@ -148,9 +148,10 @@ def test_the_form_and_the_other_views_share_one_state() -> None:
     assert panel.form.controls["max_steps"].value == 60, "what suits the embedded model"
     app.memory.rank.value = 32
     assert panel.form.controls["lora_r"].value == 32
-    put(panel, quant_type="fp4", per_device_train_batch_size=2, method="lora", learning_rate=5e-4)
-    assert app.session.store.value.formats[0] == "fp4"
+    put(panel, per_device_train_batch_size=2, method="lora", learning_rate=5e-4)
     assert app.memory.config.per_device_train_batch_size == 2
+    app.memory.double_quant.value = False
+    assert panel.config.double_quant is False
     put(panel, max_steps=0)
     app.memory.length.value = 1024
     assert (panel.form.controls["max_steps"].value, panel.form.controls["max_length"].value) == (0, 1024)
@@ -171,7 +172,7 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     panel = cell(executor=Immediate())
     put(panel, dataset=str(tmp_path / "rows.jsonl"), columns="prompt_column", prompt_column="q", completion_column="a")
-    panel._preview.click()
+    panel.setup.rows.click()
     assert panel.message.value == ""
     told = panel.preview.counts.value
     assert not missing(told, "All 4 rows", "1 to learn from", "1 empty", "1 cut at 512 tokens", "2 without a token")
@@ -185,7 +186,7 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     put(panel, max_length=64)
     assert panel.preview.rows.value == "", "they were another configuration's"
     put(panel, dataset="missing.jsonl")
-    panel._preview.click()
+    panel.setup.rows.click()
     assert "missing.jsonl" in panel.message.value
 
 
@@ -199,14 +200,14 @@ def test_a_preview_that_nobody_waits_for_ends_early() -> None:
 def test_copy_as_code_is_the_plain_cell_of_what_the_form_says(cell: Callable[..., TrainingCell], tmp_path: Path) -> None:
     panel = cell(executor=Immediate())
     put(panel, lora_r=3)
-    assert panel.copy.code == wb.as_code(panel.config)
-    assert "r=3" in panel.copy.code
+    assert panel.setup.copy.code == wb.as_code(panel.config)
+    assert "r=3" in panel.setup.copy.code
     put(panel, dataset=str(tmp_path / "none.jsonl"))
-    assert panel.copy.code.startswith("# ")
+    assert panel.setup.copy.code.startswith("# ")
     put(panel, dataset="org/rows")
-    assert "Preview its rows first" in panel.copy.code, "nothing is fetched for it"
+    assert "Preview its rows first" in panel.setup.copy.code, "nothing is fetched for it"
     put(panel, max_steps=0)
-    assert panel.copy.code == ""
+    assert panel.setup.copy.code == ""
 
 
 @pytest.mark.parametrize(
@@ -232,9 +233,10 @@ def test_bad_input_shows_in_the_panel_with_the_controls_back(
 def test_attaching_to_nothing_says_what_to_do(cell: Callable[..., TrainingCell]) -> None:
     panel = cell()
     panel._attach.click()
+    assert "no run folder is named" in panel.message.value
+    panel._elsewhere.value = "nothing here"
+    panel._attach.click()
     assert "there is no run in this folder" in panel.message.value
-    panel._choose.click()
-    assert "no run is chosen" in panel.message.value
 
 
 def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
@@ -243,48 +245,62 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     panel = cell(config=SHORT)
     panel._launch.click()
     assert panel.message.value == ""
-    assert panel._launch.disabled
-    assert not panel._stop.disabled
+    assert shown(panel._during)
+    assert not shown(panel._before)
+    assert offered(panel) == ["edit", "pause", "stop"]
     until(lambda: panel.message.value != "")  # the last thing that the end of a run changes
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
-    assert not panel._launch.disabled
     assert "Finished after 3 steps" in panel.message.value
-    assert "after 3 steps" in panel.view.plots["loss"].summary
-    assert "RSS" in panel.view.plots["memory"].summary
-    assert "not GPU paging" in panel.view.plots["paging"].summary
-    assert "train" in panel.view.plots["phases"].summary
-    results = panel.view._results.value
+    until(lambda: shown(panel.result.widget))
+    seen = panel.view.cockpit._state["content"]
+    assert "finished, 3 steps" in panel.view.cockpit.summary
+    assert [len(seen["tables"][name]["t"]["data"]) // 4 for name in ("steps", "evals")] == [3, 2]
+    assert {"import", "train", "save"} <= set(seen["names"])
+    assert "There is no CUDA device" in seen["why"]
+    assert offered(panel) == ["new"], "a finished run is replayed by the page itself"
+    results = panel.view.details.open("Samples").widget.value
     assert "Held-out loss, measured" in results
     assert str(panel.run.adapter_dir) in results
     assert results.count("<tr>") == 4, "a heading and three prompts, before and after"
-    assert "step 3 of 3" in panel.view._log.value
+    assert "step 3 of 3" in panel.view.details.open("Log").widget.value
+    assert "per_device_train_batch_size" in panel.view.details.open("Settings").widget.value
 
     again = cell(run=panel.run.dir)
-    assert again.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    assert again.view.cockpit.summary == panel.view.cockpit.summary
     assert again.form.controls["max_steps"].value == 3
-    assert again.view._results.value == results
+    assert again.view.details.open("Samples").widget.value == results
 
     # Its receipt and its truth are tables; a smaller GPU is simulated beside them, from the run's own configuration.
-    assert "Receipt of the run's memory" in html.unescape(again.view.receipt._table.value)
-    assert "are not explained" in again.view.receipt.plot.summary
-    assert "evicted" in again.view.paging._table.value
-    assert "There is no CUDA device" in again.view.paging._summary.value
+    receipt = again.view.details.open("Receipt").part
+    assert "Receipt of the run's memory" in html.unescape(receipt._table.value)
+    assert "are not explained" in receipt.plot.summary
+    assert "evicted" in again.view.details.open("Paging truth").part._table.value
+    assert "There is no CUDA device" in again.view.details.open("Paging truth").part._summary.value
 
-    # Chosen in the list it is compared, has a picture of its own where no run is on show, and can be attached to.
+    # Ticked in the list it is compared, has a picture of its own where no run is on show, and can be opened.
     other = cell(executor=Immediate())
-    other.earlier.folder.value = str(panel.run.dir.parent)
-    [(line, name)] = other.earlier.list.options
-    assert line == "a run · finished · Finished after 3 steps."
-    other.earlier.list.value = (name,)
-    assert "<td>a run</td><td class=wb-number>3</td>" in other.earlier._table.value
+    assert shown(other._before), "no run is going on"
+    [line] = other.earlier.table.lines
+    assert line["cells"][:2] == ["a run", "QLoRA r 16 · 2 × 48 · lr 2e-4 · 3 steps"]
+    assert re.fullmatch(r"\d\.\d+ → \d\.\d+", line["cells"][2])
+    assert "MiB" in line["cells"][3]
+    assert (line["mark"], line["actions"]) == ("", ["open", "use"])
+    other.earlier.table.ticked = ["a run"]
+    assert "<td>a run</td><td class=wb-number>3</td>" in other.earlier._compared.value
     assert "1 earlier run" in other.earlier.plot.summary
     assert other.earlier.plot.layout.display == ""
-    other._choose.click()
-    assert other.view.plots["loss"].summary == panel.view.plots["loss"].summary
+    other.earlier.table.press("open", "a run")
+    assert shown(other._during)
+    assert other.view.cockpit.summary == panel.view.cockpit.summary
+    assert other.form.controls["max_steps"].value == 100, "it is looked at, not taken over"
+    other.earlier.table.press("use", "a run")
     assert other.form.controls["max_steps"].value == 3
-    assert other.view.paging.plot.summary.startswith("Simulated, with")
-    assert "simulated" in other.view.paging._beside.value
+    paging = other.view.details.open("Paging truth").part
+    assert paging.plot.summary.startswith("Simulated, with")
+    assert "simulated" in paging._beside.value
+    simulated = other.view.cockpit._state["content"]["simulated"]
+    assert simulated["told"].endswith("all optimizer state paged"), "on a CPU what would page is simulated"
 
     # Without a view, a cell that watches prints the steps.
     capsys.readouterr()
@@ -292,10 +308,10 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2", "step 3"]
 
     # The two lines that the panel shows load the adapter in plain peft.
-    [shown] = re.findall(r'<pre class="wb-code">(.*?)</pre>', results, re.DOTALL)
-    assert len(shown.splitlines()) == 2
+    [lines] = re.findall(r'<pre class="wb-code">(.*?)</pre>', results, re.DOTALL)
+    assert len(lines.splitlines()) == 2
     namespace: dict[str, Any] = {}
-    exec(html.unescape(shown), namespace)
+    exec(html.unescape(lines), namespace)
     assert any("lora_A" in name for name, _ in namespace["model"].named_parameters())
 
 
@@ -310,9 +326,9 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
     assert panel.run is not None
     assert panel.run.watch().state == panel.run.watch().state == "finished"
     assert capsys.readouterr().out == "", "the view says it all"
-    assert "after 3 steps" in panel.view.plots["loss"].summary
+    assert "finished, 3 steps" in panel.view.cockpit.summary
     assert "Finished after 3 steps" in panel.message.value
-    results = panel.view._results.value
+    results = panel.view.details.open("Samples").widget.value
     assert "AutoModelForCausalLM.from_pretrained" in html.unescape(results)
     assert str(panel.run.model_dir) in results
     assert "LoRA adapter" not in results
@@ -322,14 +338,13 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
 def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=wb.TrainConfig(max_steps=10_000, max_length=48, max_eval_rows=0, sample_prompts=()))
     panel._launch.click()
-    until(lambda: "after" in panel.view.plots["loss"].summary)
-    panel._stop.click()
+    until(lambda: "training loss" in panel.view.cockpit.summary)
+    press(panel, "stop")
     assert "Stop was asked for" in panel.message.value
     until(lambda: "Stopped after" in panel.message.value)
-    assert not panel._launch.disabled
     assert panel.run is not None
     assert panel.run.adapter_dir is not None
-    assert not panel._resume.disabled
+    assert offered(panel) == ["resume", "new"]
 
 
 def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[..., TrainingCell]) -> None:
@@ -341,3 +356,78 @@ def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[...
     assert living.widgets() == before
     assert panel.run is not None
     assert panel.run.status.state in ("starting", "running")
+
+
+def test_a_run_that_goes_on_is_found_and_launch_asks_before_a_second_one(
+    cell: Callable[..., TrainingCell], model: Path, tmp_path: Path
+) -> None:
+    first = wb.launch(dataclasses.replace(SHORT, model=str(model), max_steps=10_000, save_steps=0), tmp_path / "runs" / "first")
+    try:
+        panel = cell(executor=Immediate())
+        assert panel.run is not None
+        assert panel.run.dir == first.dir
+        assert shown(panel._during)
+        assert "first" in panel.message.value
+        assert panel.config.max_steps == 100, "what the form says stays"
+        press(panel, "new")
+        assert shown(panel._before)
+        assert not shown(panel._question)
+        assert panel.earlier.table.lines[0]["actions"] == ["watch", "use"]
+
+        panel._launch.click()
+        assert shown(panel._question)
+        assert "first" in panel._asked.value
+        assert [run.dir.name for run in wb.runs(tmp_path / "runs")] == ["first"], "nothing is launched yet"
+        panel._instead.click()
+        assert panel.run.dir == first.dir
+        assert shown(panel._during)
+
+        press(panel, "new")
+        panel._launch.click()
+        put(panel, max_steps=1)
+        panel._anyway.click()
+        assert panel.run.dir.name == "a run"
+        assert not shown(panel._question)
+        assert any("first went on" in event.get("text", "") for event in panel.run.events() if event["k"] == "log")
+    finally:
+        first.stop(patience=0)
+        first.wait(SECONDS)
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_run_whose_folder_goes_while_it_is_watched_is_named_and_the_controls_come_back(
+    cell: Callable[..., TrainingCell], how: str, tmp_path: Path
+) -> None:
+    panel = cell(config=dataclasses.replace(SHORT, max_steps=10_000, max_eval_rows=0, sample_prompts=()))
+    panel._launch.click()
+    assert panel.run is not None
+    status = panel.run.status
+    until(lambda: "training loss" in panel.view.cockpit.summary)
+    folder = panel.run.dir
+    if how == "removed":
+        (folder / "config.json").unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+    until(lambda: "no longer there" in panel.message.value)
+    assert str(folder) in panel.message.value
+    assert offered(panel) == ["new"]
+    press(panel, "new")
+    assert shown(panel._before)
+    assert not panel._launch.disabled
+    until(lambda: all(create_time(pid) is None for pid in (panel.run.status.pid, status.pid) if pid))  # type: ignore[union-attr]
+
+
+def test_a_list_with_a_run_that_is_removed_leaves_it_out(
+    cell: Callable[..., TrainingCell], model: Path, tmp_path: Path
+) -> None:
+    run = in_process.train(in_process.config_of(model, max_steps=1, max_eval_rows=0), tmp_path / "runs" / "short")
+    panel = cell(executor=Immediate())
+    assert [line["key"] for line in panel.earlier.table.lines] == ["short"]
+    shutil.rmtree(run.dir)
+    panel.earlier.table.press("open", "short")
+    assert "no longer there" in panel.message.value
+    panel.earlier.table.ticked = ["short"]
+    assert "no longer there" in panel.message.value
+    panel.earlier.renew("runs")
+    assert panel.earlier.table.lines == []

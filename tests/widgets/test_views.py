@@ -17,6 +17,7 @@ from tests.helpers.texts import missing
 from widgets import BlockErrorView, DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
 from widgets.controls.style import Panel
 from widgets.figures import bins, blocks
+from widgets.figures import memory as memory_figures
 from widgets.figures import scales as scale_figures
 from widgets.session import Analysis, Session
 from widgets.state import State, Store
@@ -169,7 +170,7 @@ def test_every_figure_is_one_that_plotly_accepts(session):
         scale_figures.scale_overhead(scales.doubled.spec),
         scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
         scale_figures.nested_codes(scales.nested),
-        scale_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
+        memory_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
         blocks.block_distribution(analysis.stats, "block_max"),
         blocks.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
     ):
@@ -227,7 +228,13 @@ def test_memory_follows_its_controls(session):
     view.rank.value, view.optimizer.value = 256, "paged_adamw_8bit"
     after = wb.forecast(session.source, view.config)
     assert after["adapters"] == 16 * before["adapters"]
-    assert "fits T4" in view.verdict.value
+    assert view.bar.content["verdict"] == "fits"
+    assert view.bar.content["rows"][0]["title"] == "Full fine-tuning, 16-bit"
+    assert sum(part["bytes"] for part in view.bar.content["parts"]) == view.bar.content["total"] == after.total
+    session.store.update(double_quant=not session.store.value.double_quant, block_size=256, formats=("fp4",))
+    assert wb.forecast(session.source, view.config) == after, "what is looked at is not what is trained"
+    view.double_quant.value = False
+    assert view.config.double_quant is False
     view.close()
 
 

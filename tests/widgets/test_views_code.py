@@ -86,7 +86,8 @@ def test_the_memory(app):
     assert names["cfg"] == app.memory.config
     assert names["ledger"].total == wb.forecast(app.session.source, app.memory.config).total
     assert wb.memory_size(names["ledger"].total) in app.memory.table.value
-    assert names["verdict"].gpu.name in app.memory.verdict.value
+    assert names["verdict"].gpu.name == app.memory.bar.gpu
+    assert names["verdict"].verdict == app.memory.bar.content["verdict"]
 
 
 def test_the_model_map(app):

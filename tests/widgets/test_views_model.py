@@ -137,7 +137,7 @@ def test_a_state_brings_tab_block_weight_and_settings_back(app):
     assert again.error.inspector.sum.value == app.error.inspector.sum.value
     assert "Weight 5" in again.error.inspector.sum.value
     again.session.store.update(tab="Memory")
-    assert (again.memory.rank.value, again.memory.gpu.value) == (64, "L4 24 GB")
+    assert (again.memory.rank.value, again.memory.bar.gpu) == (64, "L4 24 GB")
     again.close()
 
 
@@ -342,8 +342,9 @@ def test_memory_names_the_adapters_by_the_model_s_modules_and_what_is_not_quanti
     assert "model.embed_tokens.weight" in view.stays.value
     view.checkpointing.value = False
     assert not view.config.gradient_checkpointing
-    view.gpu.value, view.length.value, view.batch.value = "RTX 3060 12 GB", 8192, 64
-    assert "Cheapest changes" in view.verdict.value
+    view.bar.gpu, view.length.value, view.batch.value = "RTX 3060 12 GB", 8192, 64
+    assert view.bar.content["verdict"] == "does not fit"
+    assert "Cheapest changes" in view.ways.value
     view.close()
 
 

@@ -15,6 +15,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from widgets.background.tasks import hears_between_cells
 from widgets.controls.message import Message
 from widgets.drawing import notebook
 from widgets.drawing.drawing import script
@@ -23,7 +24,7 @@ from widgets.drawing.drawing import script
 class Manners(anywidget.AnyWidget):
     """Brings the style sheets to the page and does for its panel what CSS cannot; shows nothing itself."""
 
-    _esm = script("controls/manners.js")
+    _esm = script("controls/busy.js", "controls/manners.js")
     _css = script(
         "drawing/colab.css",
         "controls/style.css",
@@ -31,8 +32,15 @@ class Manners(anywidget.AnyWidget):
         "panels/views.css",
         "panels/plots.css",
         "panels/train/train.css",
+        "panels/train/try_it.css",
     )
     title = traitlets.Unicode().tag(sync=True)
+    hears_between_cells = traitlets.Bool().tag(sync=True)
+    """Whether the kernel takes what the page sends only while no cell runs."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title=title, hears_between_cells=hears_between_cells())
+        self.on_msg(lambda *_: self.send({"type": "heard"}))
 
 
 class Panel(notebook.Noted, ipywidgets.VBox):

@@ -65,14 +65,18 @@ function applyPatch(content, operations, buffers) {
   }
 }
 
-/** A live curve: the first `start` elements as they were, and new ones after them. */
+/** A live curve: the first `start` elements as they were, and new ones after them; the room for them grows by doubling. */
 function withTail(node, start, tail) {
   const bytesIn = ({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength);
-  const kept = bytesIn(node.data).subarray(0, start * KINDS[node.$array].BYTES_PER_ELEMENT);
-  const whole = new Uint8Array(kept.length + tail.data.byteLength);
-  whole.set(kept);
-  whole.set(bytesIn(tail.data), kept.length);
-  return { $array: node.$array, shape: [start + tail.shape[0]], data: new DataView(whole.buffer) };
+  const keep = start * KINDS[node.$array].BYTES_PER_ELEMENT, length = keep + tail.data.byteLength;
+  // Nobody looks at what lies behind a curve's last element, so that a mere addition needs no copy.
+  const fits = node.room && keep === node.data.byteLength && length <= node.room.byteLength;
+  const room = fits ? node.room : new ArrayBuffer(2 * length);
+  const bytes = new Uint8Array(room);
+  if (!fits) bytes.set(bytesIn(node.data).subarray(0, keep));
+  bytes.set(bytesIn(tail.data), keep);
+  const grown = { $array: node.$array, shape: [start + tail.shape[0]], data: new DataView(room, 0, length) };
+  return Object.defineProperty(grown, "room", { value: room }); // not enumerable: no part of what a notebook keeps
 }
 
 // ---------------------------------------------------------------- state

@@ -114,7 +114,10 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
 
     def _become(self, content: dict[str, Any]) -> None:
         """Make ``content`` the current state and send the pages what changed; the caller holds the lock."""
-        operations = diff(self._state["content"], content)
+        self._publish(content, diff(self._state["content"], content))
+
+    def _publish(self, content: dict[str, Any], operations: list[list[Any]]) -> None:
+        """Make ``content`` the current state and send the pages the operations that lead to it; the caller holds the lock."""
         if not operations:
             return
         before = self._state["revision"]

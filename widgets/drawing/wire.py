@@ -101,6 +101,21 @@ def detach(value: Any, buffers: list[bytes]) -> Any:
     return value
 
 
+def appended(table: Mapping[str, Any], tail: Mapping[str, np.ndarray], path: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """An encoded table at ``path`` with rows added to its columns, and the operations that add them: nothing is compared."""
+    grown, operations = dict(table), []
+    for name, column in tail.items():
+        new = _encode_array(column)
+        if (old := table.get(name)) is None:
+            grown[name] = new
+            operations.append([[*path, name], "set", new])
+        else:
+            start = old["shape"][0]
+            grown[name] = {ARRAY: old[ARRAY], "shape": [start + new["shape"][0]], "data": old["data"] + new["data"]}
+            operations.append([[*path, name], "tail", start, new])
+    return grown, operations
+
+
 def _encode_array(array: np.ndarray) -> Any:
     if array.dtype.kind == "M":
         texts = array.astype(str)

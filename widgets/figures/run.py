@@ -1,7 +1,8 @@
-"""A run's history as plotly figures: loss, gradients, learning rate, speed, paging, phases. Plain functions, no widgets.
+"""A run's history as plotly figures, for reports and for several runs side by side: loss and paging. Draws no widgets.
 
-Each returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never called
-GPU paging, a prefetch request is never called a migration. Memory is in ``figures/run_memory.py``.
+Each function returns a figure as a mapping and the sentence that says the same to a screen reader. Host page faults are never
+called GPU paging, a prefetch request is never called a migration. Each step's batch is in ``figures/run_memory.py``; a run as
+it goes on is ``drawing/cockpit.py``'s.
 """
 
 from __future__ import annotations
@@ -14,15 +15,10 @@ from typing import Any
 import numpy as np
 
 from widgets.figures.layout import Described, Figure, axes
-from widgets.figures.palette import BLUE, CHARCOAL, GREEN, GREY, OCHRE, PURPLE, SKY, VERMILION
+from widgets.figures.palette import CHARCOAL, GREEN, GREY, OCHRE, PURPLE, SKY
 from workbench.text import counted
-from workbench.training.results.history import Curve, Lane, RunHistory, page_view
+from workbench.training.results.history import Lane, RunHistory, page_view
 
-PHASE_COLOURS = {
-    "import": GREY, "load": "#56b4e9", "quantize": BLUE, "attach": "#cc79a7", "dataset": OCHRE,
-    "first_forward": "#e69f00", "train": GREEN, "evaluate": "#f0e442", "save": VERMILION, "sample": PURPLE,
-}  # fmt: skip
-_PHASES_DRAWN = 400
 _MARKS = 400
 _OTHER_RUNS = ("#8c6bb1", OCHRE, CHARCOAL, PURPLE, SKY, GREEN)
 
@@ -68,29 +64,6 @@ def _line(x: Any, y: Any, hover: str) -> Figure:
     return {"type": "scatter", "mode": "lines", "x": x, "y": y, "hovertemplate": hover}
 
 
-def learning_rate_figure(history: RunHistory, key: str = "") -> Described:
-    """Learning rate per step."""
-    return _one("Learning rate", "", history.step_curve("lr"), key, ".3g", exponentformat="power")
-
-
-def gradient_norm_figure(history: RunHistory, key: str = "") -> Described:
-    """Norm of the gradients per step, before they are clipped."""
-    return _one("Gradient norm, before clipping", "", history.step_curve("grad_norm"), key, ".3g")
-
-
-def speed_figure(history: RunHistory, key: str = "") -> Described:
-    """Tokens a second per step, padding left out."""
-    return _one("Speed", "tokens a second", history.speed(), key, ",.0f")
-
-
-def _one(title: str, y_title: str, curve: Curve, key: str, form: str, **yaxis: Any) -> Described:
-    x, y = curve
-    layout = axes(title, "step", y_title, key)
-    layout["yaxis"] |= {"rangemode": "tozero", **yaxis}
-    summary = f"{title} {y[-1]:{form}} {y_title}".rstrip() + "." if len(x) else f"{title}: no step yet."
-    return {"data": [_line(x, y, f"%{{y:{form}}}<extra></extra>")], "layout": layout}, summary
-
-
 def paging_figure(history: RunHistory, key: str = "") -> Described:
     """Paging events over time, named by their source.
 
@@ -124,52 +97,13 @@ def paging_figure(history: RunHistory, key: str = "") -> Described:
         marks = {"mode": "markers", "name": name, "x": ends[every_nth - 1 :: every_nth], "hovertemplate": "%{x:.1f} s"}
         marks["y"] = np.zeros(len(marks["x"]), np.float32)
         traces.append({"type": "scatter", "marker": {"symbol": "line-ns-open", "size": 10, "color": GREY}, **marks})
-    layout = over_time(axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True), history)
+    layout = _over_time(axes(title, "seconds", f"{unit} {every}", key, barmode="stack", bargap=0, showlegend=True), history)
     totals = ", ".join(f"{history.counts[lane]:,} {_PAGE_NAMES.get(lane, lane[1])}" for lane in lanes)
     return {"data": traces, "layout": layout}, f"{title}: {totals}." if totals else f"{title}."
 
 
-def phases_figure(history: RunHistory, key: str = "") -> Described:
-    """A strip of the run's phases over time; the second row holds those that lie within another."""
-    drawn = history.phases[-_PHASES_DRAWN:]
-    ends = [history.now if phase.end is None else phase.end for phase in drawn]
-    lengths = [end - phase.begin for phase, end in zip(drawn, ends, strict=True)]
-    labelled = 0.075 * history.now  # seconds below which a name has no room
-    trace: Figure = {
-        "type": "bar", "orientation": "h", "showlegend": False,
-        "y": [("phase", "inside it")[phase.depth] for phase in drawn],
-        "base": np.array([phase.begin for phase in drawn], np.float32),
-        "x": np.array(lengths, np.float32),
-        "text": [html.escape(phase.name) if length > labelled else "" for phase, length in zip(drawn, lengths, strict=True)],
-        "customdata": [html.escape(phase.name) for phase in drawn],
-        "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "constraintext": "none",
-        "marker": {"color": [PHASE_COLOURS.get(phase.name, GREY) for phase in drawn]},
-        "hovertemplate": "%{customdata}: %{x:.2f} s<extra></extra>",
-    }  # fmt: skip
-    layout = over_time(axes("Phases", "seconds", "", key, barmode="overlay", bargap=0.15, hovermode="closest"), history)
-    layout["yaxis"] |= {
-        "autorange": "reversed",
-        "categoryorder": "array",
-        "categoryarray": ["phase", "inside it"],
-        "fixedrange": True,
-    }
-    summary = ", ".join(f"{phase.name} {length:.1f} s" for phase, length in zip(drawn[-12:], lengths[-12:], strict=True))
-    return {"data": [trace], "layout": layout}, f"Phases: {summary}." if summary else "No phase yet."
-
-
-def over_time(layout: Figure, history: RunHistory) -> Figure:
-    """The layout of a picture over the whole run, so that such pictures below one another have one time axis."""
+def _over_time(layout: Figure, history: RunHistory) -> Figure:
+    """The layout of a picture over the whole run."""
     layout["xaxis"] |= {"range": [0, history.now or 1]}
     layout["margin"] = {"l": 78}
     return layout
-
-
-def shading(history: RunHistory) -> list[Figure]:
-    """For a picture over time: the outermost phases as a background, in the colours of ``phases``."""
-    return [
-        {"type": "rect", "yref": "paper", "x0": phase.begin, "x1": history.now if phase.end is None else phase.end,
-         "y0": 0, "y1": 1, "layer": "below", "line": {"width": 0}, "opacity": 0.13,
-         "fillcolor": PHASE_COLOURS.get(phase.name, GREY)}
-        for phase in history.phases
-        if not phase.depth
-    ]  # fmt: skip

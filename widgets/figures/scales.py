@@ -1,24 +1,19 @@
-"""The figures of double quantization and of memory: where the scales' bits go, how they spread, forecasts as stacked bars.
+"""The figures of double quantization: where the scales' bits go, and how they spread.
 
 Plain functions from values to values, no widgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widgets.figures.layout import Figure
-from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, VERMILION
-from workbench.memory.forecast import MemoryLedger
-from workbench.memory.gpus import Gpu
+from widgets.figures.palette import BLUE, GREEN, VERMILION
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.spec import QuantSpec
-from workbench.report.figures import stacked_memory
-from workbench.text import memory_size, memory_unit
 
 
 def scale_overhead(spec: QuantSpec) -> Figure:
@@ -107,44 +102,5 @@ def nested_codes(nested: NestedScales) -> Figure:
         "bargap": 0.1, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
         "xaxis": {"title": {"text": "8-bit code of an absmax, from level −0.99 to 1 (finer towards 0, in the middle)"}},
         "yaxis": {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-MEMORY_COLOURS = (BLUE, "#56b4e9", GREEN, OCHRE, VERMILION, PURPLE, GREY)
-"""Of the groups in ``workbench.memory.forecast.GROUPS``, in their order."""
-
-
-def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
-    """Stacked bars of forecast memory, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
-
-    A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
-
-    >>> import widgets
-    >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
-    >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
-    >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
-    'MiB, forecast; T4 16 GB has 14.70 GiB'
-    """
-    names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
-    data = stacked_memory(names, ledgers, MEMORY_COLOURS)
-    largest = max(ledger.total for ledger in ledgers)
-    unit, size = memory_unit(largest)
-    usable, inside = memory_size(gpu.usable), gpu.usable <= 4 * largest
-    if inside:
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "x": np.array([gpu.usable / size] * 2), "y": [names[0], names[-1]],
-                "line": {"color": CRIMSON, "width": 2, "dash": "dash"}, "name": gpu.name,
-                "hovertemplate": f"{gpu.name}: {usable} usable<extra></extra>",
-            }
-        )  # fmt: skip
-    layout = {
-        "barmode": "stack", "bargap": 0.35, "uirevision": "memory",
-        "xaxis": {
-            "title": {"text": f"{unit}, forecast" + ("" if inside else f"; {gpu.name} has {usable}")}, "rangemode": "tozero",
-        },
-        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-        "legend": {"traceorder": "normal"}, "margin": {"l": 180, "r": 20, "t": 76, "b": 48},
     }  # fmt: skip
     return {"data": data, "layout": layout}

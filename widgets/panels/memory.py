@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -10,17 +11,15 @@ import ipywidgets
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.binding import Quiet
-from widgets.controls.front_ends import slider
-from widgets.controls.message import Message
-from widgets.controls.style import fields, heading, note, set_note
-from widgets.drawing.plot import Plot
-from widgets.figures import scales as figures
+from widgets.controls.style import column, fields, heading, note, set_note
+from widgets.drawing.forecast_bar import ForecastBar
+from widgets.figures.memory import forecast_bar, ledger_table, ways_in_words
 from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.footprint import base_weights
-from workbench.memory.forecast import Change, MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
-from workbench.memory.gpus import find, known
+from workbench.memory.forecast import MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
+from workbench.memory.gpus import Gpu, find, known
 from workbench.memory.ledger import INTEGERS, UPCAST
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
@@ -38,16 +37,18 @@ TARGETS = {
 """Presets of the modules that get an adapter, by the kinds of their tensors."""
 _LISTED = 100
 _FIELDS = {
-    "gpu": "gpu", "rank": "lora_r", "targets": "target_modules", "batch": "per_device_train_batch_size",
-    "length": "max_length", "optimizer": "optim", "double_quant": "double_quant", "checkpointing": "gradient_checkpointing",
+    "rank": "lora_r", "targets": "target_modules", "batch": "per_device_train_batch_size", "length": "max_length",
+    "optimizer": "optim", "double_quant": "double_quant", "checkpointing": "gradient_checkpointing",
 }  # fmt: skip
-"""Control → field of the state."""
-
-_METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}
+"""Control → field of ``TrainConfig``."""
+_WHY = (
+    "A forecast, made before anything is loaded, of the fine-tune as the Train tab has it: bytes of weights, scales, adapters "
+    "and optimizer state are computed from the model's shapes, the rest is estimated. Below it: five methods, the same data."
+)
 
 
 class MemoryView(View):
-    """Forecast bytes of five methods beside a GPU's memory, and the ledger of the chosen configuration; nothing is measured."""
+    """The forecast of the fine-tune beside a GPU's memory, its ledger, and five methods; nothing is measured."""
 
     of_one_tensor = False
 
@@ -55,35 +56,34 @@ class MemoryView(View):
         super().__init__("Memory forecast", model, **options)
 
     def build(self) -> list[Any]:
-        """Controls, the verdict, the stacked bars, the ledger, what stays in 16 bits."""
+        """Controls, the bar with its verdict and the methods, the ledger, what stays in 16 bits."""
         state = self.session.store.value
-        self.methods = Plot(height=360)
-        self.plots = [self.methods]
-        self.gpu = ipywidgets.Dropdown(description="GPU", options=list(dict.fromkeys([*known(), state.gpu])), value=state.gpu)
-        self.rank = slider("LoRA rank", _with(RANKS, state.lora_r))
+        training = state.training
+        self.rank = ipywidgets.Dropdown(description="LoRA rank", options=_with(RANKS, training.lora_r))
         self.targets = ipywidgets.Dropdown(description="Adapters on", options=[("all linear layers", "all-linear")])
         self.batch = ipywidgets.BoundedIntText(description="Batch (rows)", value=4, min=1, max=1024)
-        self.length = slider("Sequence length (tokens)", _with(LENGTHS, state.max_length))
+        self.length = ipywidgets.Dropdown(description="Length (tokens)", options=_with(LENGTHS, training.max_length))
         self.optimizer = ipywidgets.Dropdown(description="Optimizer", options=OPTIMIZERS)
         self.double_quant = ipywidgets.Checkbox(description="Double quantization", indent=False)
         self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", indent=False)
         self.controls = {name: getattr(self, name) for name in _FIELDS}
         self._quiet = Quiet()
-        changed = guard(self.message)(self._changed)
         self._show_state()
+        changed = guard(self.message)(self._changed)
         for control in self.controls.values():
             self._quiet.on_change(control, changed)
-        self.verdict, self.table = Message(), ipywidgets.HTML()
+        self.bar = ForecastBar(dict.fromkeys([*known(), state.gpu]), state.gpu, legend=False)
+        self.bar.on_apply(guard(self.message)(self._train))
+        self.bar.observe(guard(self.message)(lambda change: self.update(gpu=change["new"])), "gpu")
+        self.table, self.ways = ipywidgets.HTML(), note()
         self.stays_summary, self.stays = note(), ipywidgets.HTML()
+        settings = fields(*self.controls.values(), width=100)
+        settings.add_class("wb-memory-settings")
+        beside = ipywidgets.Box([column(self.bar, self.ways), column(heading("Ledger", _WHY), self.table)])
+        beside.add_class("wb-memory")
         return [
-            note(
-                "A forecast, made before anything is loaded: bytes of weights, scales, adapters and optimizer state are "
-                "computed from the model's shapes, the rest is estimated."
-            ),
-            fields(*self.controls.values()),
-            self.verdict,
-            self.methods,
-            self.table,
+            settings,
+            beside,
             heading("What is not quantized"),
             self.stays_summary,
             self.stays,
@@ -91,7 +91,7 @@ class MemoryView(View):
 
     def redraw_on(self) -> frozenset[str]:
         """What the forecast depends on besides what is measured."""
-        return frozenset({*_FIELDS.values(), "train"})
+        return frozenset({*_FIELDS.values(), "gpu", "train"} - {"double_quant"})
 
     def code(self, analysis: Analysis) -> str:
         """The ledger, the methods, the verdict and the changes."""
@@ -109,24 +109,19 @@ class MemoryView(View):
         self._offer_targets(tensors)
         self._show_state()
         chosen = forecast(source, config)
-        methods = forecast_methods(source, config)
-        smallest = min(methods, key=lambda ledger: ledger.total)
-        self.methods.show(
-            figures.memory_methods_figure([*methods, chosen], gpu),
-            f"Forecast memory of {source.name} under five methods, from {memory_size(methods[0].total)} for full fine-tuning "
-            f"to {memory_size(smallest.total)}; {gpu.name} has {memory_size(gpu.usable)}.",
-        )
-        self.verdict.note(self._judge(analysis, chosen))
-        self.table.value = table(
-            ["category", "memory", "known", "what it is"],
-            [
-                *((r.category, memory_size(r.bytes), r.known, r.note) for r in chosen.rows),
-                ("in all", memory_size(chosen.total), "a sum of peaks", "which do not all come at the same moment"),
-            ],
-            f"Forecast of {source.name}, QLoRA as set above",
-            numbers=(1,),
-        )
+        self.bar.show(forecast_bar(chosen, gpu, rows=forecast_methods(source, config)))
+        self.table.value = ledger_table(chosen, source.name)
+        set_note(self.ways, self._cheapest(analysis, chosen, gpu))
         self._draw_rest(tensors, chosen)
+
+    def _cheapest(self, analysis: Analysis, chosen: MemoryLedger, gpu: Gpu) -> str:
+        """What would make it fit, where it does not."""
+        if fit(chosen, gpu).verdict == "fits":
+            return ""
+        ways = ways_to_fit(analysis.source, self.config, gpu)
+        if ways is None:
+            return "No change of settings known here makes it fit."
+        return f"Cheapest changes: {ways_in_words(ways)}." if ways else ""
 
     def _draw_rest(self, tensors: list[TensorInfo], chosen: MemoryLedger) -> None:
         """What stays out of 4 bits, the largest first, and what it takes once loaded."""
@@ -151,25 +146,7 @@ class MemoryView(View):
             ["tensor", "in the checkpoint", "loaded", "why"], rows, "Tensors that QLoRA does not quantize", numbers=(1, 2)
         )
 
-    def _judge(self, analysis: Analysis, chosen: MemoryLedger) -> str:
-        gpu = find(self.session.store.value.gpu)
-        found = fit(chosen, gpu)
-        said = {
-            "fits": f"fits {gpu.name} with {memory_size(found.headroom)} to spare",
-            "close": f"just fits {gpu.name}: {memory_size(found.headroom)} left, less than the estimates are good for",
-            "pages": f"fits {gpu.name} only if the paged optimizer state ({memory_size(chosen.managed)}) moves to the host",
-            "does not fit": f"does not fit {gpu.name}: {memory_size(-found.headroom)} are missing",
-        }[found.verdict]
-        what = f"{_METHODS[self.config.method]} on {analysis.source.name}"
-        text = f"As set, {what} is forecast to take {memory_size(chosen.total)} and {said}."
-        if found.verdict == "fits":
-            return text
-        ways = ways_to_fit(analysis.source, self.config, gpu)
-        if ways is None:
-            return f"{text} No change of settings known here makes it fit."
-        return f"{text} Cheapest changes: {_steps(ways)}." if ways else text
-
-    def _offer_targets(self, tensors: list[TensorInfo]) -> None:
+    def _offer_targets(self, tensors: Sequence[TensorInfo]) -> None:
         """The presets that this model has modules for, by the names of these, and what the state has if it is another one."""
         options: list[tuple[str, Any]] = [("all linear layers", "all-linear")]
         linear = [t for t in tensors if t.quantizable]
@@ -185,10 +162,10 @@ class MemoryView(View):
                 self.targets.options = options
 
     def _show_state(self) -> None:
-        state = self.session.store.value
+        config = self.config
         with self._quiet:
             for name, control in self.controls.items():
-                value = getattr(state, _FIELDS[name])
+                value = getattr(config, _FIELDS[name])
                 if name in ("rank", "length"):
                     control.options = _with(control.options, value)
                 elif name == "targets" and value not in [known for _, known in control.options]:
@@ -196,14 +173,13 @@ class MemoryView(View):
                 control.value = value
 
     def _changed(self, _: Any) -> None:
-        self.update(**{_FIELDS[name]: control.value for name, control in self.controls.items()})
+        self._train({_FIELDS[name]: control.value for name, control in self.controls.items()})
+
+    def _train(self, changes: Mapping[str, Any]) -> None:
+        """Change the fine-tune that is forecast, which is the one that the Train tab launches."""
+        self.update(**self.session.store.value.changes_to(dataclasses.replace(self.config, **changes)))
 
 
 def _with(options: Iterable[int], value: int) -> tuple[int, ...]:
-    """The options of a slider, and a value that came from elsewhere."""
+    """The options of a list, and a value that came from elsewhere."""
     return tuple(sorted({*options, value}))
-
-
-def _steps(ways: Sequence[Change]) -> str:
-    fields = (", ".join(f"{k}={v}" for k, v in way.fields.items()) for way in ways)
-    return "; ".join(f"{what} (saves {memory_size(way.saved)})" for what, way in zip(fields, ways, strict=True))

@@ -44,11 +44,16 @@ class Template:
             remedy = "A chat is a list of {'role', 'content'}; choose such a messages_column."
             raise DataError("it is no chat.", where=where, remedy=remedy)
         if not self._tokenizer.chat_template:
-            remedy = "Choose a model that was tuned for chats, or a text column."
-            raise DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy)
+            raise _without_template(where)
         chat = [self._message(message, where) for message in messages]
         text = self._written(chat, where)
         return text, tuple(self._answers(chat, text, where)) if completion_only else ((0, len(text)),)
+
+    def question(self, prompt: str, where: str) -> str:
+        """The text of a chat that begins with the prompt, up to the opening of the reply. Raises ``DataError`` as ``text``."""
+        if not self._tokenizer.chat_template:
+            raise _without_template(where)
+        return self._written([{"role": "user", "content": self._content(prompt)}], where, opening=True)
 
     def _written(self, chat: Chat, where: str, opening: bool = False) -> str:
         try:
@@ -128,6 +133,11 @@ class Template:
         except Refused:
             return False
         return _PROBE in shown and _WITNESS not in shown
+
+
+def _without_template(where: str) -> DataError:
+    remedy = "Choose a model that was tuned for chats, or a text column."
+    return DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy)
 
 
 def _no_json(value: Any) -> str | None:

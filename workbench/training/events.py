@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,19 @@ class EventReader:
     """Reads what is new since the last ``poll`` in a folder's ``events-*.jsonl``. Cheap where nothing is new.
 
     Of a run on several processes it reads rank 0's and the supervisor's, which cover the whole run; the others too if asked to.
+    ``check()`` is called before each look and may raise. Events of the kinds in ``without`` are passed over.
     """
 
-    def __init__(self, folder: Path, every_rank: bool = False) -> None:
-        self._folder, self._every_rank = folder, every_rank
+    def __init__(
+        self, folder: Path, every_rank: bool = False, check: Callable[[], object] = lambda: None, without: Iterable[str] = ()
+    ) -> None:
+        self._folder, self._every_rank, self._check = folder, every_rank, check
+        self._passed_over = tuple(f'{{"k":"{kind}"'.encode() for kind in without)
         self._offsets: dict[Path, int] = {}
 
     def poll(self) -> list[Event]:
         """New events in order of time. An unfinished last line is read when it is whole; one that is no JSON is passed over."""
+        self._check()
         new: list[Event] = []
         for path in sorted(self._folder.glob("events-*.jsonl")):
             if not self._every_rank and path.name.startswith("events-rank") and path.name != "events-rank0.jsonl":
@@ -97,6 +102,8 @@ class EventReader:
             whole = data.rfind(b"\n") + 1
             self._offsets[path] = offset + whole
             for line in data[:whole].splitlines():
+                if line.startswith(self._passed_over):
+                    continue
                 try:
                     event = json.loads(line)
                 except ValueError:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import replacing
+from workbench.errors import RunError
 from workbench.show import Shown, View
 
 _COMPLETE = "complete"
 _RESERVED = 1 << 16
-ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed"})
+GONE = "gone"
+"""The state of a run whose folder is no longer there: it was removed, or is somewhere else."""
+ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed", GONE})
 """States that a run leaves only by ``resume``."""
 
 
@@ -31,13 +34,13 @@ class RunStatus(Shown):
     """What a run is doing, as its supervisor last wrote it."""
 
     state: str
-    """starting, running, stopping, stopped, paused, finished, failed or killed."""
+    """starting, running, stopping, stopped, paused, finished, failed, killed or gone."""
     message: str = ""
     """One or two sentences on how it came to this state."""
     remedy: str = ""
     """What to do about it; empty where nothing is wrong."""
     kind: str = ""
-    """Of a failure: nan_loss, out_of_memory, disk_full, data, model, config, changed, killed, error."""
+    """Of a failure: nan_loss, out_of_memory, disk_full, data, model, config, changed, killed, moved, error."""
     attempt: int = 1
     """1, and one more after each resume."""
     pid: int | None = None
@@ -92,6 +95,22 @@ class RunFolder:
     def config(self) -> Path:
         """The configuration, written once by ``launch``."""
         return self.root / "config.json"
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no run here any more. A disk that fails to answer does not count."""
+        try:
+            self.config.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def missing(self) -> RunError:
+        """What to raise where the folder is ``gone``."""
+        remedy = "If it was renamed or moved, attach to it where it is now: wb.attach(folder)."
+        return RunError("the run's folder is no longer there.", where=str(self.root), remedy=remedy)
 
     @property
     def status_file(self) -> Path:

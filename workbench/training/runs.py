@@ -23,12 +23,13 @@ from workbench.errors import RunError, WorkbenchError
 from workbench.given import described, expanded
 from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
+from workbench.text import listed
 from workbench.training import data, fingerprints, origins
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import on_hub
 from workbench.training.environment import without_secrets
-from workbench.training.events import Event, EventReader, read_events
-from workbench.training.folder import ENDED, RunFolder, RunStatus, steps_of, write_json
+from workbench.training.events import Event, EventReader, EventWriter
+from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of, write_json
 from workbench.training.host import alive
 from workbench.training.model_checks import check_model
 from workbench.training.preflight import check_extras, check_kernels
@@ -81,12 +82,27 @@ class Run(Shown):
     @property
     def config(self) -> TrainConfig:
         """What was asked for."""
+        self._check_there()
         return TrainConfig.from_dict(json.loads(self._folder.config.read_text("utf-8")))
 
     @property
     def status(self) -> RunStatus:
-        """What the run is doing now, corrected where its supervisor is no longer there to write it."""
+        """What the run is doing now, corrected where its supervisor is no longer there to write it.
+
+        ``gone`` once the run's folder is: its processes then end by themselves.
+        """
         _reap()
+        present = self._present()
+        if self._folder.gone:
+            missing = self._folder.missing()
+            return RunStatus(GONE, kind=GONE, message=f"{missing.where}: {missing.what}", remedy=missing.remedy)
+        return present
+
+    def _check_there(self) -> None:
+        if self._folder.gone:
+            raise self._folder.missing()
+
+    def _present(self) -> RunStatus:
         status = self._folder.read_status()
         if status is None or (self._process and status.pid != self._process.pid and self._process.poll() is None):
             return self._not_begun(status)
@@ -110,7 +126,10 @@ class Run(Shown):
     def _not_begun(self, before: RunStatus | None) -> RunStatus:
         attempt = before.attempt + 1 if before else 1
         process = self._process
-        age = time.time() - self._folder.config.stat().st_mtime
+        try:
+            age = time.time() - self._folder.config.stat().st_mtime
+        except OSError:
+            age = 0.0
         if (process and process.poll() is not None) or (process is None and age > _BEGIN_WITHIN):
             message = "The supervisor ended before it began to work."
             return RunStatus("failed", kind="error", message=message, remedy="See log.txt.", attempt=attempt)
@@ -138,16 +157,17 @@ class Run(Shown):
 
     @property
     def log(self) -> Path:
-        """The file with both processes' output."""
+        """The file with both processes' output. RunError where the run's folder is no longer there."""
+        self._check_there()
         return self._folder.log
 
     def events(self) -> list[Event]:
-        """All events so far, in order of attempt and time."""
-        return read_events(self.dir)
+        """All events so far, in order of attempt and time. RunError where the run's folder is no longer there."""
+        return self.reader().poll()
 
     def reader(self) -> EventReader:
-        """A reader whose ``poll()`` returns only what is new since its last call."""
-        return EventReader(self.dir)
+        """A reader whose ``poll()`` returns only what is new since its last call; RunError once the run's folder is gone."""
+        return EventReader(self.dir, check=self._check_there)
 
     def follow(self, interval: float = 0.1) -> Iterator[Event]:
         """All events, those to come as they come, until the run has ended."""
@@ -168,13 +188,13 @@ class Run(Shown):
         reader = self.reader()
         with contextlib.suppress(KeyboardInterrupt):
             while True:
-                ended = self.status.state in ENDED
+                status = self.status
                 for view in tuple(self.views):
                     view()
-                for event in reader.poll() if not self.views else ():
+                for event in reader.poll() if not self.views and status.state != GONE else ():
                     if event["k"] == "step":
                         print(f"step {event['n']}: loss {event['loss']}", flush=True)
-                if ended:
+                if status.state in ENDED:
                     break
                 time.sleep(interval)
         return self.status
@@ -188,7 +208,9 @@ class Run(Shown):
         self._ask("pause", patience)
 
     def _ask(self, what: str, patience: float) -> None:
-        if (status := self.status).state in ENDED:
+        if (status := self.status).state == GONE:
+            raise self._folder.missing()
+        if status.state in ENDED:
             raise RunError(f"the run has already ended ({status.state}).", where=str(self.dir), remedy=status.remedy)
         if not isinstance(patience, int | float) or not 0 <= patience < math.inf:
             remedy = "Give the seconds that the worker may take, 0 or more."
@@ -210,6 +232,8 @@ class Run(Shown):
         fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
         """
         status = self.status
+        if status.state == GONE:
+            raise self._folder.missing()
         if status.state == "finished":
             raise RunError("the run is finished.", where=str(self.dir), remedy="Launch a new run with more max_steps.")
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
@@ -218,7 +242,7 @@ class Run(Shown):
         files = data.check(config)
         source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
         origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
-        _spawn(self)
+        _spawn(self, status.attempt + 1)
         return self
 
     def wait(self, timeout: float | None = None) -> RunStatus:
@@ -232,12 +256,17 @@ class Run(Shown):
         return status
 
 
-def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -> Run:
+def launch(
+    config: TrainConfig, run_dir: str | os.PathLike[str] | None = None, *, folder: str | os.PathLike[str] = "runs"
+) -> Run:
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
     The model's files and the dataset's columns are checked first, so that faults are raised here, not in the run:
     ``ModelError``, ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong
-    on this CPU), or ``RunError`` if the folder (default: ``runs/<time>-<model>`` here) already holds something.
+    on this CPU), or ``RunError`` if ``run_dir`` (default: ``<time>-<model>`` in ``folder``) already holds something.
+
+    Where another run in the folder around this one is going on, both are slower and share the memory: the new one's events say
+    so in a warning. ``live_runs`` asks beforehand.
     """
     files = data.check(as_config(config, "launch"))
     model = data.model_folder(config.model)
@@ -246,7 +275,7 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
     check_model(config, source)
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
-    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model)
+    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model, folder=folder)
     if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     try:
@@ -260,6 +289,16 @@ def launch(config: TrainConfig, run_dir: str | os.PathLike[str] | None = None) -
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
     _spawn(run)
     return run
+
+
+def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
+    """The runs in a folder that are going on, the newest last: they share this machine's devices.
+
+    >>> wb.live_runs("a folder without runs")
+    []
+    """
+    going = [(status, run) for run in runs(folder) if (status := run.status).state not in ENDED]
+    return [run for _, run in sorted(going, key=lambda one: one[0].began or math.inf)]
 
 
 def path_of(given: str | os.PathLike[str], where: str) -> Path:
@@ -279,21 +318,27 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
 
 
-def default_dir(config: TrainConfig, model: Path, ending: str = "") -> Path:
-    """A folder under ``runs`` here that is not there yet, named by the time and the model."""
+def default_dir(config: TrainConfig, model: Path, ending: str = "", folder: str | os.PathLike[str] = "runs") -> Path:
+    """A folder inside ``folder`` that is not there yet, named by the time and the model."""
     name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}{ending}"
-    root = Path("runs").absolute()
+    root = path_of(folder, "folder")
     return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())
 
 
-def _spawn(run: Run) -> None:
+def _spawn(run: Run, attempt: int = 1) -> None:
     """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it."""
     folder = RunFolder(run.dir)
+    others = [other.dir.name for other in live_runs(run.dir.parent) if other.dir != run.dir]
     try:
         shutil.rmtree(folder.control, ignore_errors=True)
         folder.control.mkdir()
         folder.reserve()
+        if others:
+            text = f"{listed(others)} went on when this run was launched: runs on one machine share its memory and its time."
+            writer = EventWriter(folder.events("launch"), attempt)
+            writer.emit("log", level="warning", text=text)
+            writer.close()
     except OSError as error:
         what = f"the run's folder cannot be written ({error.strerror})."
         raise RunError(what, where=str(run.dir), remedy="Make it writable, or free some space on its disk.") from error

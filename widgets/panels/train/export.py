@@ -16,12 +16,11 @@ from widgets.background.work import Work
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import column, fields, fold, note, row, set_note
+from widgets.controls.style import column, fields, fold, heading, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import merge
 from workbench.errors import RunError
 from workbench.text import amount, percent
-from workbench.training.folder import ENDED, RunStatus
 from workbench.training.results.export import Exported, export
 from workbench.training.results.merging import MergeErrors, merge_errors
 from workbench.training.runs import Run
@@ -30,7 +29,7 @@ _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "origi
 
 
 class RunExport:
-    """``widget`` shows once the run on show has ended and left an adapter: ``follow`` sets the run, ``update`` its status."""
+    """``widget`` shows when ``toggle`` asks for it and the run that ``follow`` has set has left an adapter."""
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._run: Run | None = None
@@ -51,8 +50,8 @@ class RunExport:
         self.plot = Plot({}, summary="Nothing measured yet.", height=320)
         self._drawn = column(self.plot, fold("Weight by weight", self.table))
         self._drawn.layout.display = "none"
-        self.widget = fold(
-            "Export",
+        self.widget = column(
+            heading("Export: the adapter merged into its base"),
             note(
                 "One model without an adapter, in 16 bits, which transformers loads by itself. Merging changes what was "
                 "trained: see how much before anything is written. Both load PyTorch and peft into this kernel; the weights "
@@ -66,7 +65,6 @@ class RunExport:
             self.summary,
             self._drawn,
             self.copy,
-            subtitle="the adapter merged into its base, and what that changes",
         )
         self.widget.layout.display = "none"
         for control in (self.base, self.dtype, self.folder):
@@ -83,12 +81,12 @@ class RunExport:
         bases = _BASES if run.config.method == "qlora" else {"original": _BASES["original"]}
         self.base.options = [(title, name) for name, title in bases.items()]
         self.folder.value = f"{run.dir}-merged"
-
-    def update(self, status: RunStatus) -> None:
-        """The run's present status."""
-        there = self._run is not None and status.state in ENDED and self._run.adapter_dir is not None
-        self.widget.layout.display = "" if there else "none"
         self._ready()
+
+    def toggle(self) -> None:
+        """Show it, or hide it again."""
+        there = self.widget.layout.display == "none" and self._run is not None and self._run.adapter_dir is not None
+        self.widget.layout.display = "" if there else "none"
 
     def close(self) -> None:
         """End the threads."""

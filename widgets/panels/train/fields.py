@@ -21,7 +21,7 @@ def _switch(label: str, group: Group, titles: Mapping[Any, str], place: int = 0)
 
 
 SWITCHES = {
-    "run_for": _switch("Run for", Group.USUAL, {"max_steps": "steps", "num_train_epochs": "epochs"}, place=2),
+    "run_for": _switch("Run for", Group.OPTIMIZER, {"max_steps": "steps", "num_train_epochs": "epochs"}, place=-1),
     "columns": _switch("Columns", Group.DATA, {
         "": "the dataset's own", "text_column": "one text", "prompt_column": "prompt and completion",
         "messages_column": "chat messages",
@@ -34,7 +34,12 @@ GROUPS: Mapping[Group, tuple[str, ...]] = {
     group: tuple(sorted((name for name in FIELDS if FIELDS[name].group == group), key=lambda name: FIELDS[name].place))
     for group in Group
 }
-"""Controls that belong together, by name; a group with a title is folded until it is asked for."""
+"""Controls that belong together, by name; those with a title stand behind More settings."""
+MORE = tuple(name for group, names in GROUPS.items() if group for name in names)
+_ALWAYS_SAID = {
+    "completion_only_loss", "target_modules", "lora_dropout", "optim", "lr_scheduler_type", "gradient_checkpointing",
+    "save_steps", "seed",
+}  # fmt: skip
 _OF_COLUMNS = ("text_column", "prompt_column", "completion_column", "messages_column")
 _CHOSEN_BY = {name: name for switch in SWITCHES.values() for name in switch.choices} | {"completion_column": "prompt_column"}
 """The fields that a switch chooses among, each with the switch's value that makes it count."""
@@ -105,6 +110,13 @@ def summary(names: Iterable[str], values: Mapping[str, Any]) -> str:
     """What a folded group says, in a line: the values as the controls have them, and the flags that are on."""
     used = (name for name in names if in_use(name, values) and name not in SWITCHES)
     return ", ".join(filter(None, (_said(FIELDS[name], values[name]) for name in used)))
+
+
+def changed_from_usual(values: Mapping[str, Any]) -> str:
+    """What the fold says: of its fields those that are not as usual, and a few that say what is done."""
+    usual = shown_values(TrainConfig())
+    names = [name for name in MORE if name in _ALWAYS_SAID or values[name] != usual[name]]
+    return summary(names, values)
 
 
 def _said(field: Setting, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The form of a training run: every field of a ``TrainConfig``, the usual ones in sight and the rest in folds.
+"""The form of a training run: the fields that matter in sight, every other field of a ``TrainConfig`` behind one fold.
 
 Covers the controls, which of them apply given the others, and the faults beside their fields, all at once. What the fields are
 is declared with them in ``TrainConfig``; which values are right is for ``workbench.training.checks``. Launches nothing.
@@ -7,15 +7,26 @@ is declared with them in ``TrainConfig``; which values are right is for ``workbe
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ipywidgets
 
-from widgets.background.tasks import UI
+from widgets.background.tasks import UI, ErrorDisplay
 from widgets.controls.binding import Quiet
-from widgets.controls.style import column, fields, fold, set_fold
-from widgets.panels.train.fields import FIELDS, GROUPS, config_of, faults_by_field, in_use, shown_values, summary
+from widgets.controls.lazy_fold import LazyFold
+from widgets.controls.segments import Segments
+from widgets.controls.style import column, fields, heading
+from widgets.panels.train.fields import (
+    FIELDS,
+    GROUPS,
+    MORE,
+    changed_from_usual,
+    config_of,
+    faults_by_field,
+    in_use,
+    shown_values,
+)
 from workbench.errors import ConfigError
 from workbench.training.config import TrainConfig
 from workbench.training.settings import Group, Setting
@@ -24,35 +35,46 @@ _NUMBERS = {"whole": ipywidgets.IntText, "real": ipywidgets.FloatText}
 
 
 class RunForm:
-    """``widget`` holds the controls, ``controls`` has each by its field's name.
+    """``usual`` holds the fields that matter, ``more`` all others, whose controls are made when it is opened.
 
-    ``changed(config)`` is called after every change by the reader, with None where there is a fault, under ``UI``.
+    ``controls`` has each control that there is by its field's name. ``changed(config)`` is called after every change by the
+    reader, with None where there is a fault, under ``UI``. ``hidden``: fields that the reader sets elsewhere. ``beside()``
+    makes what else stands behind the fold.
     """
 
     def __init__(
-        self, config: TrainConfig, changed: Callable[[TrainConfig | None], None], *, beside: Iterable[Any] = ()
+        self,
+        config: TrainConfig,
+        changed: Callable[[TrainConfig | None], None],
+        message: ErrorDisplay,
+        *,
+        hidden: Iterable[str] = (),
+        beside: Callable[[], Iterable[Any]] = tuple,
     ) -> None:
-        self._base, self._changed = config, changed
+        self._base, self._changed, self._beside = config, changed, beside
         self._quiet = Quiet()
-        self.controls: dict[str, Any] = {name: _control(field) for name, field in FIELDS.items()}
-        self._cells = {name: _cell(control, FIELDS[name].wide) for name, control in self.controls.items()}
-        self._folds = {group.value: self._fold(group) for group in GROUPS if group}
-        usual = [self._cells[name] for name in GROUPS[Group.USUAL]]
-        self.widget = column(fields(*usual, *beside, width=118), *self._folds.values())
-        self.widget.add_class("wb-form")
-        self.show(config)
-        for control in self.controls.values():
-            self._quiet.on_change(control, self._edited)
+        self.controls: dict[str, Any] = {}
+        self._cells: dict[str, ipywidgets.Box] = {}
+        self._groups: dict[Group, ipywidgets.Box] = {}
+        self.usual = ipywidgets.Box(self._make(name for name in GROUPS[Group.USUAL] if name not in set(hidden)))
+        for kind in ("wb-fields", "wb-usual"):
+            self.usual.add_class(kind)
+        self.more = LazyFold("More settings", self._build_more, message)
+        self._refresh()
 
     @property
     def values(self) -> dict[str, Any]:
-        """The controls' values, by name."""
-        return {name: control.value for name, control in self.controls.items()}
+        """What all controls say, by name, those included that are not made yet."""
+        return shown_values(self._base) | {name: control.value for name, control in self.controls.items()}
 
     @property
     def config(self) -> TrainConfig:
         """What the controls say; raises ``ConfigError`` with every fault at once."""
         return config_of(self._base, self.values)
+
+    def with_fields(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """What the controls would say with some of them set otherwise; raises ``ConfigError`` as ``config`` does."""
+        return config_of(self._base, self.values | dict(changes))
 
     def show(self, config: TrainConfig, before: TrainConfig | None = None) -> None:
         """Set the controls to ``config``; with ``before``, only those for which the two differ."""
@@ -61,41 +83,61 @@ class RunForm:
             known = shown_values(before) if before is not None else {}
             with self._quiet:
                 for name, value in shown_values(config).items():
-                    if name not in known or known[name] != value:
+                    if name in self.controls and (name not in known or known[name] != value):
                         self.controls[name].value = value
             self._refresh()
-
-    def _fold(self, group: Group) -> ipywidgets.Box:
-        return fold(group.value, fields(*(self._cells[name] for name in GROUPS[group]), width=150))
-
-    def _edited(self, _: Any) -> None:
-        with UI:
-            self._changed(self._refresh())
 
     def show_faults(self, found: Iterable[str]) -> None:
         """Show faults that were found elsewhere, as by a launch, beside their fields until the next edit."""
         with UI:
             self._refresh(found)
 
+    def _make(self, names: Iterable[str]) -> list[ipywidgets.Box]:
+        """The cells of some fields, with their controls as the configuration has them."""
+        cells, values = [], shown_values(self._base)
+        for name in names:
+            control = self.controls[name] = _control(name, FIELDS[name])
+            control.value = values[name]
+            self._cells[name] = _cell(control, FIELDS[name].wide)
+            self._quiet.on_change(control, self._edited)
+            cells.append(self._cells[name])
+        return cells
+
+    def _build_more(self) -> list[Any]:
+        groups = [(group, names) for group, names in GROUPS.items() if group]
+        self._groups = {group: column(heading(group.value), fields(*self._make(names))) for group, names in groups}
+        self._show_cells(self.values, {})
+        return [*self._groups.values(), *self._beside()]
+
+    def _edited(self, _: Any) -> None:
+        with UI:
+            self._changed(self._refresh())
+
     def _refresh(self, found: Iterable[str] = ()) -> TrainConfig | None:
-        """Show what is in use, what the folds hold and every fault; the configuration where there is none."""
+        """Show what is in use, what the fold holds and every fault; the configuration where there is none."""
         values, faults, config = self.values, faults_by_field(found), None
         try:
             config = config_of(self._base, values)
         except ConfigError as error:
             faults = faults_by_field(error.faults)
+        wrong = any(name in faults for name in MORE)
+        if wrong:
+            self.more.fill()
+        self._show_cells(values, faults)
+        self.more.say(changed_from_usual(values), wrong=wrong)
+        return config
+
+    def _show_cells(self, values: Mapping[str, Any], faults: Mapping[str, list[str]]) -> None:
         for name, cell in self._cells.items():
             cell.layout.display = "" if in_use(name, values) else "none"
             _set_fault(cell, " ".join(faults.get(name, ())))
-        for title, box in self._folds.items():
-            group = Group(title)
-            names = GROUPS[group]
+        for group, box in self._groups.items():
             box.layout.display = "" if values["method"] in group.methods else "none"
-            set_fold(box, title, summary(names, values), wrong=any(name in faults for name in names))
-        return config
 
 
-def _control(field: Setting) -> Any:
+def _control(name: str, field: Setting) -> Any:
+    if name == "method":
+        return Segments(field.label, {value: title.partition(":")[0] for title, value in field.options})
     if field.kind == "choice":
         return ipywidgets.Dropdown(description=field.label, options=field.options)
     if field.kind == "flag":

@@ -1,35 +1,43 @@
-"""The earlier runs of a folder: listed with how they ended, and those that are chosen laid over the run on show.
+"""The earlier runs of a folder: what each was, what it came to, and those that are ticked laid over one another.
 
-Covers the list, reading the chosen runs in the background, their losses in one picture, and what sets their configurations
-apart. Attaching to one is the panel's part.
+Covers the list, reading what its runs came to in the background, the losses of those that are ticked in one picture, and what
+sets their configurations apart. Opening one, and taking over its settings, is the panel's part.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
 import ipywidgets
 
 from widgets.background.work import Work
-from widgets.controls.binding import Quiet
+from widgets.controls.action_table import ActionTable, Line
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import column, fields, note, set_note
+from widgets.controls.style import column, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import run as run_figures
+from widgets.figures.memory import METHODS
 from widgets.figures.tables import table
+from widgets.panels.train.words import duration, rate
+from workbench.errors import WorkbenchError
 from workbench.given import expanded
 from workbench.progress import Cancelled, Progress
-from workbench.text import NONE, counted
+from workbench.text import NONE, counted, memory_size
 from workbench.training.config import TrainConfig
+from workbench.training.folder import ENDED, RunStatus
 from workbench.training.results.history import RunHistory
+from workbench.training.results.outcome import Outcome, outcome
 from workbench.training.runs import Run, runs
 
 OVERLAID = 6
 """Runs that may be laid over one another."""
-_LISTED = 200
+LISTED = 50
+"""Runs that are listed at most, the newest."""
+_COLUMNS = ("run", "what", "held-out loss", "peak memory", "took")
+_ACTIONS = {"watch": "watch", "open": "open", "use": "use settings"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,65 +49,101 @@ class Earlier:
     history: RunHistory
 
 
-class RunList:
-    """``widget`` holds the list, ``chosen`` the runs picked in it.
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A run as the list has it; what it came to may still have to be read."""
 
-    Once they are read ``overlay(histories by name)`` is called; it returns whether there is a run on show to lay them over. If
-    there is none, they have a picture of their own.
+    run: Run
+    config: TrainConfig
+    status: RunStatus
+    came_to: Outcome | None = None
+
+    @property
+    def going(self) -> bool:
+        """Whether it still runs."""
+        return self.status.state not in ENDED
+
+
+class RunList:
+    """``widget`` holds the list. ``found(runs)`` is called with what each look into the folder finds, the newest first.
+
+    ``act(action, run)`` is called for ``open``, ``watch`` and ``use``. Once runs that are ticked are read
+    ``overlay(histories by name)`` is called; it returns whether there is a run on show to lay them over. If there is none, they
+    have a picture of their own.
     """
 
     def __init__(
         self,
         overlay: Callable[[Mapping[str, RunHistory]], bool],
+        act: Callable[[str, Run], None],
+        found: Callable[[list[Listed]], None],
         failed: Callable[[Exception], None],
         executor: Executor | None = None,
     ) -> None:
-        self._overlay = overlay
+        self._overlay, self._act, self._found = overlay, act, found
         self._work = Work(executor, self._read, failed)
         self._look = Work(executor, self._list, failed)
-        self._runs: dict[str, Run] = {}
-        self._quiet = Quiet()
-        self.folder = ipywidgets.Text("runs", description="Folder of runs", continuous_update=False)
-        self.list = ipywidgets.SelectMultiple(description="Earlier runs (with Ctrl several)", rows=6, options=[])
-        self._summary, self._table = note(), ipywidgets.HTML()
+        self._outcomes = Work(executor, lambda _: None, failed)
+        self._listed: dict[str, Listed] = {}
+        self._known: dict[str, tuple[int, Outcome]] = {}
+        self.table = ActionTable("Earlier runs", _COLUMNS, _ACTIONS, numbers=(2, 3, 4), tick="compare")
+        self.table.on_action(lambda action, name: self._act(action, self._listed[name].run))
+        self.table.observe(lambda _: self._choose(), "ticked")
+        self._summary, self._compared = note(), ipywidgets.HTML()
         self.plot = Plot({}, summary="No run is chosen.", height=280)
         self.plot.layout.display = "none"
         self.widget = column(
-            fields(self.folder, width=300),
-            fields(self.list, width=600),
-            ProgressRow(self._look),
-            ProgressRow(self._work),
-            self._summary,
-            self.plot,
-            self._table,
+            self.table, ProgressRow(self._look), ProgressRow(self._work), self._summary, self.plot, self._compared
         )
-        self.folder.observe(lambda _: self.renew(), "value")
-        self._quiet.on_change(self.list, lambda _: self._choose())
-        self.renew()
 
     @property
     def chosen(self) -> list[Run]:
-        """The runs that are picked, in the list's order."""
-        return [self._runs[name] for name in self.list.value]
+        """The runs that are ticked, the newest first."""
+        return [listed.run for name, listed in self._listed.items() if name in self.table.ticked]
 
-    def renew(self) -> None:
-        """Look into the folder again; what is picked stays picked if it is still there."""
-        folder = self.folder.value.strip() or "."
-        self._look.submit("Looking for runs", "runs", lambda progress, cancelled: _found(folder))
+    def renew(self, folder: str) -> None:
+        """Look into the folder; what is ticked stays ticked if it is still there."""
+        self._look.submit("Looking for runs", "runs", lambda progress, cancelled: (folder, found_in(folder)))
 
     def close(self) -> None:
         """End the threads."""
-        self._look.close()
-        self._work.close()
+        for work in (self._look, self._work, self._outcomes):
+            work.close()
 
-    def _list(self, found: list[tuple[str, Run]]) -> None:
-        self._runs = {run.dir.name: run for _, run in found}
-        picked = tuple(name for name in self.list.value if name in self._runs)
-        with self._quiet:
-            self.list.options = [(line, run.dir.name) for line, run in found]
-            self.list.value = picked
-        where = expanded(self.folder.value.strip() or ".").absolute()
-        set_note(self._summary, "" if found else f"There are no runs in {where}.")
+    def _list(self, found: tuple[str, list[Listed]]) -> None:
+        folder, listed = found
+        self._listed = {
+            one.run.dir.name: dataclasses.replace(one, came_to=self._known.get(one.run.dir.name, (0, None))[1])
+            for one in listed
+        }
+        self._show()
+        where = expanded(folder).absolute()
+        set_note(self._summary, "" if listed else f"There are no runs in {where}.")
+        self._outcomes.submit("Reading runs", "runs", self._read_outcomes)
+        self._found(listed)
+
+    def _read_outcomes(self, progress: Progress, cancelled: Cancelled) -> None:
+        """What each listed run came to, the newest first; one that wrote nothing since is not read again."""
+        for name, listed in tuple(self._listed.items()):
+            if cancelled():
+                return
+            size = _written(listed.run)
+            if self._known.get(name, (None, None))[0] == size:
+                continue
+            try:
+                came_to = outcome(listed.run)
+            except WorkbenchError:
+                continue  # its folder was just removed
+            self._known[name] = (size, came_to)
+            self._outcomes.partly(lambda name=name, came_to=came_to: self._put(name, came_to))  # type: ignore[misc]
+
+    def _put(self, name: str, came_to: Outcome) -> None:
+        if name in self._listed:
+            self._listed[name] = dataclasses.replace(self._listed[name], came_to=came_to)
+            self._show()
+
+    def _show(self) -> None:
+        self.table.show([line(listed) for listed in self._listed.values()])
 
     def _choose(self) -> None:
         picked = self.chosen[:OVERLAID]
@@ -114,7 +158,7 @@ class RunList:
         set_note(
             self._summary, f"{OVERLAID} runs are drawn; {counted(more, 'more run')} would be too many." if more > 0 else ""
         )
-        self._table.value = compared(found)
+        self._compared.value = compared(found)
         histories = {earlier.run.dir.name: earlier.history for earlier in found}
         figure, summary = run_figures.loss_figure(RunHistory(), beside=histories)
         self.plot.show(figure, summary=summary)
@@ -122,22 +166,55 @@ class RunList:
         self.plot.layout.display = "" if found and not laid_over else "none"
 
 
-def _found(folder: str) -> list[tuple[str, Run]]:
-    """The newest runs first, each with its line in the list."""
-    return [(_line(run), run) for run in runs(folder)[-_LISTED:][::-1]]
-
-
-def _line(run: Run) -> str:
-    status = run.status
-    return f"{run.dir.name} · {status.state}" + (f" · {status.message}" if status.message else "")
-
-
-def _read(picked: list[Run], progress: Progress, cancelled: Cancelled) -> list[Earlier]:
+def found_in(folder: str) -> list[Listed]:
+    """The newest runs of a folder, first the newest; one that is removed meanwhile is left out."""
     found = []
-    for i, run in enumerate(picked):
+    for run in runs(folder)[-LISTED:][::-1]:
+        try:
+            found.append(Listed(run, run.config, run.status))
+        except (OSError, WorkbenchError):
+            continue
+    return found
+
+
+def line(listed: Listed) -> Line:
+    """A run's row."""
+    came_to, state = listed.came_to, listed.status.state
+    loss = peak = took = NONE
+    if came_to is not None:
+        loss = NONE if came_to.held_out is None else " → ".join(f"{value:.3f}" for value in came_to.held_out)
+        peak = NONE if came_to.peak is None else memory_size(came_to.peak)
+        took = duration(came_to.seconds) if came_to.seconds else NONE
+    return Line(
+        key=listed.run.dir.name,
+        cells=(listed.run.dir.name, settings_of_run(listed.config), loss, peak, took),
+        actions=("watch" if listed.going else "open", "use"),
+        mark="" if state == "finished" else state,
+    )
+
+
+def settings_of_run(config: TrainConfig) -> str:
+    """A run in a line: QLoRA r 16 · 4 × 512 · lr 2e-4 · 60 steps."""
+    method = METHODS[config.method] + ("" if config.method == "full" else f" r {config.lora_r}")
+    length = f"{config.per_device_train_batch_size} × {config.max_length:,}"
+    steps = counted(config.max_steps, "step") if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
+    return f"{method} · {length} · lr {rate(config.learning_rate)} · {steps}"
+
+
+def _written(run: Run) -> int:
+    """Bytes of the run's events."""
+    try:
+        return sum(path.stat().st_size for path in run.dir.glob("events-*.jsonl"))
+    except OSError:
+        return 0
+
+
+def _read(picked: Iterable[Run], progress: Progress, cancelled: Cancelled) -> list[Earlier]:
+    found, chosen = [], list(picked)
+    for i, run in enumerate(chosen):
         if cancelled():
             raise InterruptedError("These runs are no longer wanted.")
-        progress(i, len(picked))
+        progress(i, len(chosen))
         history = RunHistory()
         history.feed(run.events())
         found.append(Earlier(run, run.config, history))

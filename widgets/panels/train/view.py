@@ -1,15 +1,14 @@
-"""``TrainingCell``: set up a run, look at its rows, launch it, steer it, and watch it.
+"""``TrainingCell``: set up a run against its forecast, launch it, watch and steer it, and see what came of it.
 
 ``workbench.training`` does the work. A run is a folder and two processes of its own, so closing the panel, restarting the
-kernel or closing the browser does not end it; ``TrainingCell(run=...)`` picks it up again with all its history. Where the
-kernel has no subshells (Colab), a button pressed while a cell is busy acts when the cell has ended, and ``cell.run.watch()``
-keeps the view moving. The form, the preview, the list of earlier runs, the export and the live view are files of their own.
+kernel or closing the browser does not end it: a panel that opens while one is going on watches it, with all its history.
+Where the kernel has no subshells (Colab), a button pressed while a cell is busy acts when the cell has ended, and
+``cell.run.watch()`` keeps the view moving. What a run is set up with is ``setup.py``'s; the other parts are files of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -17,29 +16,24 @@ from typing import Any, Self
 
 import ipywidgets
 
-from widgets import code
-from widgets.background.tasks import at_once, guard
-from widgets.background.work import Work
+from widgets.background.tasks import guard
 from widgets.controls.copy_code import CopyCode
-from widgets.controls.style import Panel, fold, note, row
+from widgets.controls.style import Panel, column, row
+from widgets.drawing.cockpit import ACTIONS
 from widgets.panels.train.export import RunExport
-from widgets.panels.train.form import RunForm
 from widgets.panels.train.live import RunView
-from widgets.panels.train.preview import RunPreview
-from widgets.panels.train.runs import RunList
+from widgets.panels.train.result import RunResult
+from widgets.panels.train.runs import Listed, RunList
+from widgets.panels.train.setup import RunSetup
+from widgets.panels.train.try_it import TryIt
 from widgets.session import Session
 from widgets.state import State, Store
 from workbench.errors import ConfigError, RunError
+from workbench.sources import Source
 from workbench.training.config import TrainConfig
-from workbench.training.dataset_files import on_hub
-from workbench.training.folder import ENDED, RunStatus
-from workbench.training.recipe import as_code
-from workbench.training.runs import Run, attach, launch
+from workbench.training.folder import ENDED, GONE, RunStatus
+from workbench.training.runs import Run, attach, launch, live_runs
 
-_INTRODUCTION = (
-    "QLoRA freezes the model in 4 bits and trains low-rank adapters on it, in a process of its own that outlives this page and "
-    "its kernel, and leaves an adapter on disk. Nothing leaves this machine."
-)
 FIRST_RUN: Mapping[str, Any] = {
     "max_steps": 60, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_length": 128,
 }  # fmt: skip
@@ -50,10 +44,10 @@ class TrainingCell(Panel):
     """Controls of a run and its live view.
 
     ``model``: the model to train, as a name, a folder or a ``Source`` (None: a field to fill in). ``config``: what the
-    controls say at first; without it what suits the model. ``run``: a ``Run`` or a run's folder to attach to. ``store``: the
-    state to share with other views; its model is trained. Read ``config`` for what the controls say now as a
-    ``TrainConfig``, ``run`` for the run on show (None before the first), ``code`` for the lines that do the same without the
-    panel.
+    controls say at first; without it what suits the model. ``run``: a ``Run`` or a run's folder to attach to; without it the
+    newest run that is going on in the folder of runs, if there is one. ``store``: the state to share with other views; its
+    model is trained. Read ``config`` for what the controls say now as a ``TrainConfig``, ``run`` for the run on show (None
+    before the first), ``code`` for the lines that do the same without the panel.
     """
 
     def __init__(
@@ -63,71 +57,65 @@ class TrainingCell(Panel):
         config: TrainConfig | None = None,
         run: Any = None,
         store: Store | None = None,
+        opened: Callable[[], Source] | None = None,
         executor: Executor | None = None,
     ) -> None:
         self.run: Run | None = None
-        self._fetched: set[tuple[str | None, ...]] = set()
         self._shared = store is not None
-        self.store = store or Store(State(double_quant=True))
+        self.store = store or Store(State())
         begin = config or self.store.value.training
         if model is not None:
             begin = dataclasses.replace(begin, model=_name_of(model))
         self._put(begin if config is not None else _suggested(begin))
-        self._training = self.store.value.training
+        self._state = self.store.value
         super().__init__("Train")
-        self._run_dir = ipywidgets.Text(description="Run folder", placeholder="runs/ and the time", continuous_update=False)
-        self._run_dir.add_class("wb-span")
-        self.form = RunForm(self._training, self._edited, beside=[self._run_dir])
-        self.form.controls["model"].disabled = self._shared or model is not None
-        self._lines, self.copy = ipywidgets.HTML(), CopyCode()
-        self._recipe = Work(executor, self._copyable, self._no_code, debounce=0.3)
-        self.preview = RunPreview(lambda: self.config, self.message.error, self._seen, executor)
-        self.view = RunView(self._changed, self.message.error, executor)
-        self.earlier = RunList(self.view.overlay, self.message.error, executor)
-        self.export = RunExport(executor)
-        for part in (self.view, self.preview, self.earlier, self.export, self._recipe):
+        self.setup = RunSetup(
+            self.store, self.message, put=self._put, opened=opened, executor=executor,
+            hidden=("model",) if self._shared else (), fixed_model=model is not None,
+        )  # fmt: skip
+        self.form, self.preview, self.forecast = self.setup.form, self.setup.preview, self.setup.forecast
+        self.view = RunView(self._changed, self.message.error, executor, offers=ACTIONS)
+        self.view.cockpit.on_action(guard(self.message)(self._steer))
+        self.earlier = RunList(self.view.overlay, guard(self.message)(self._act), self._found, self.message.error, executor)
+        self.export, self.try_it = RunExport(executor), TryIt(executor)
+        self.result = RunResult(self.export, self.try_it.widget, self.message.error, executor)
+        for part in (self.view, self.setup, self.earlier, self.export, self.try_it, self.result):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
+        self._looked = run is not None
         self._build()
-        self._run_dir.observe(self._write_code, "value")
-        self._write_code()
-        self._changed(None)
         if run is not None:
-            self._attach_to(run if isinstance(run, Run) else attach(run))
+            attached = run if isinstance(run, Run) else attach(run)
+            self._put(attached.config)
+            self._follow(attached)
+        self.earlier.renew(self.store.value.runs_folder)
 
     @classmethod
     def within(cls, session: Session) -> Self:
-        """The panel as a part of the app: it trains what the session's state says."""
-        return cls(store=session.store, executor=session.executor)
+        """The panel as a part of the app: it trains the model that is open there."""
+        return cls(store=session.store, opened=lambda: session.source, executor=session.executor)
 
     def _build(self) -> None:
         self._launch = self._button("Launch", self._on_launch, "primary")
-        self._stop = self._button("Stop", self._on_stop, "danger")
-        self._pause = self._button("Pause", self._on_pause)
-        self._resume = self._button("Resume", self._on_resume)
-        self._attach = self._button("Attach to run folder", self._on_attach)
-        self._choose = self._button("Attach to the chosen run", self._on_choose)
-        self._renew = self._button("Look again", self.earlier.renew)
-        self._preview = self._button("Preview rows", self.preview.ask)
-        at_once(self._stop, self._pause)
-        self.children = (
-            self.children[0],
-            note(_INTRODUCTION),
-            self.form.widget,
-            row(self._launch, self._stop, self._pause, self._resume, self._preview, self._attach),
-            self.message,
-            self.preview.widget,
-            fold(
-                "Earlier runs",
-                self.earlier.widget,
-                row(self._choose, self._renew),
-                subtitle="listed, compared, laid over this one",
-            ),
-            fold("The same in a cell", self._lines, subtitle="the lines of the workbench that launch this run"),
-            self.copy,
-            self.export.widget,
-            self.view.widget,
+        self._back = self._button("Back to the run", lambda: self._show(run=True))
+        self._asked, self._anyway = ipywidgets.HTML(), self._button("Launch anyway", lambda: self._begin(), "warning")
+        self._instead = self._button("Attach to it", self._on_instead)
+        cancel = self._button("Cancel", lambda: self._ask(()))
+        self._question = row(self._asked, self._anyway, self._instead, cancel)
+        self._question.add_class("wb-question")
+        self._elsewhere = ipywidgets.Text(description="Folder of a run", placeholder="runs/…", continuous_update=False)
+        self._attach = self._button("Attach", self._on_attach)
+        self._before = column(
+            self.setup.top(self._back, self._launch),
+            self._question,
+            self.setup.widget,
+            self.setup.earlier(self.earlier.widget, self._elsewhere, self._attach),
         )
+        self._during = column(self.result.widget, self.export.widget, self.view.widget)
+        self.children = (self.children[0], self.message, self._before, self._during)
+        self._others: tuple[Run, ...] = ()
+        self._ask(())
+        self._show(run=False)
 
     @property
     def config(self) -> TrainConfig:
@@ -135,125 +123,129 @@ class TrainingCell(Panel):
         return self.form.config
 
     @property
+    def copy(self) -> CopyCode:
+        """The cell that trains the same without the workbench, for the app's header to copy."""
+        return self.setup.copy
+
+    @property
     def code(self) -> str:
         """The lines that launch the same run without the panel."""
-        folder = f", run_dir={self._run_dir.value.strip()!r}" if self._run_dir.value.strip() else ""
-        return f"import workbench as wb\n\nrun = wb.launch({code.config(self.config)}{folder})"
+        return self.setup.code
 
     def _put(self, config: TrainConfig) -> None:
         """Write the configuration into the state; a shared state keeps its model."""
         changes = self.store.value.changes_to(config)
         self.store.update(**changes if self._shared else changes | {"model": config.model})
 
-    def _edited(self, config: TrainConfig | None) -> None:
-        if config is not None:
-            try:
-                self._put(config)
-            except ConfigError as error:  # the state refuses what no field is alone to blame for
-                self.message.error(error)
-        self.preview.clear()
-        self._write_code()
-
-    def _follow_state(self, state: State, _: frozenset[str]) -> None:
-        before, training = self._training, state.training
-        if training == before:
-            return
-        self._training = training
-        self.form.show(training, before)
-        if training.model != before.model and (better := _suggested(training)) != training:
+    def _follow_state(self, state: State, changed: frozenset[str]) -> None:
+        before, self._state = self._state, state
+        self.setup.follow(state, before)
+        if state.model != before.model and (better := _suggested(state.training)) != state.training:
             self._put(better)
-        self._write_code()
+        if "runs_folder" in changed:
+            self._looked = self._looked and self.run is not None
+            self.earlier.renew(state.runs_folder)
+
+    def _show(self, *, run: bool) -> None:
+        """Show the run, or what the next one is set up with."""
+        self._before.layout.display, self._during.layout.display = ("none", "") if run else ("", "none")
+        self._back.layout.display = "" if self.run is not None else "none"
+
+    # --- launching
 
     def _on_launch(self) -> None:
+        """Launch, or where another run is going on ask first: both would share the device."""
+        _ = self.config
+        self._ask(live_runs(self.store.value.runs_folder))
+        if not self._others:
+            self._begin()
+
+    def _ask(self, others: Any) -> None:
+        self._others = tuple(others)
+        self._question.layout.display = "" if self._others else "none"
+        if self._others:
+            names = ", ".join(other.dir.name for other in self._others)
+            self._asked.value = self.setup.question(names, len(self._others))
+
+    def _begin(self) -> None:
         config = self.config
+        self._ask(())
         try:
-            run = launch(config, self._run_dir.value.strip() or None)
+            run = launch(config, self.setup.run_dir, folder=self.store.value.runs_folder)
         except ConfigError as error:
             self.form.show_faults(error.faults)
             raise
         self._follow(run)
-        self._seen(config)
-        self.earlier.renew()
+        self.setup.seen(config)
+        self.earlier.renew(self.store.value.runs_folder)
 
-    def _on_stop(self) -> None:
-        self._going().stop()
-        self.message.note("Stop was asked for: the run ends after its current step and saves its adapter.")
-
-    def _on_pause(self) -> None:
-        self._going().pause()
-        self.message.note("Pause was asked for: the run writes a checkpoint after its current step and ends; Resume continues.")
-
-    def _on_resume(self) -> None:
-        self._follow(self._going().resume())
+    def _on_instead(self) -> None:
+        other = self._others[-1]
+        self._ask(())
+        self._follow(other)
 
     def _on_attach(self) -> None:
-        if not self._run_dir.value.strip():
-            raise RunError("no run folder is named.", where="Run folder", remedy="Enter the folder of an earlier run.")
-        self._attach_to(attach(self._run_dir.value.strip()))
+        if not self._elsewhere.value.strip():
+            raise RunError("no run folder is named.", where="Folder of a run", remedy="Enter the folder of a run.")
+        self._follow(attach(self._elsewhere.value.strip()))
 
-    def _on_choose(self) -> None:
-        if not self.earlier.chosen:
-            raise RunError("no run is chosen.", where="Earlier runs", remedy="Choose one in the list.")
-        self._attach_to(self.earlier.chosen[0])
+    # --- the run on show
 
-    def _going(self) -> Run:
+    def _found(self, listed: list[Listed]) -> None:
+        """Once, when the panel opens: watch the newest run that is going on."""
+        going = [one.run for one in listed if one.going]
+        if self._looked or self.run is not None:
+            return
+        self._looked = True
+        if going:
+            self._follow(going[0])
+            self.message.note(f"{going[0].dir.name} is going on: attached to it.")
+
+    def _act(self, action: str, run: Run) -> None:
+        """What a button of the list of earlier runs does."""
+        if action == "use":
+            self._put(run.config)
+            self.message.note(f"The settings of {run.dir.name} are taken over.")
+        else:
+            self._follow(run)
+
+    def _steer(self, action: str) -> None:
+        """What a button of the cockpit does."""
         if self.run is None:
             raise RunError("there is no run yet.", where="Train", remedy="Launch one, or attach to an earlier one.")
-        return self.run
-
-    def _attach_to(self, run: Run) -> None:
-        self._put(run.config)
-        self._follow(run)
+        if action == "stop":
+            self.run.stop()
+            self.message.note("Stop was asked for: the run ends after its current step and saves its adapter.")
+        elif action == "pause":
+            self.run.pause()
+            self.message.note("Pause was asked for: the run writes a checkpoint after its current step and ends.")
+        elif action == "resume":
+            self._follow(self.run.resume())
+        elif action == "edit":
+            self._put(self.run.config)
+            self._show(run=False)
+        elif action == "new":
+            self._show(run=False)
 
     def _follow(self, run: Run) -> None:
+        for part in (self.export, self.try_it, self.result):
+            part.follow(run)
         self.run = run
-        self.export.follow(run)
         self.view.follow(run)
+        self._show(run=True)
 
-    def _changed(self, status: RunStatus | None) -> None:
-        """Enable what can be done now, and say how a run ended."""
-        state = status.state if status else ""
-        going = status is not None and state not in ENDED
-        self._launch.disabled = self._attach.disabled = self._choose.disabled = going
-        self._stop.disabled = self._pause.disabled = not going or state == "stopping"
-        self._resume.disabled = status is None or going or state == "finished"
-        if status is None:
+    def _changed(self, status: RunStatus) -> None:
+        """Show what came of the run, and say how it ended."""
+        self.try_it.update(status)
+        self.result.update(status)
+        if status.state not in ENDED:
             return
-        self.export.update(status)
-        if going:
-            return
-        if state in ("failed", "killed"):
-            where = str(self.run.dir) if self.run else ""
+        if status.state in ("failed", "killed", GONE):
+            where = "" if status.state == GONE or self.run is None else str(self.run.dir)
             self.message.error(RunError(status.message, where=where, remedy=status.remedy))
         else:
             self.message.note(" ".join(filter(None, [status.message, status.remedy])))
-        self.earlier.renew()
-
-    def _seen(self, config: TrainConfig) -> None:
-        """The dataset's files are on this machine now."""
-        self._fetched.add(_files(config))
-        self._write_code()
-
-    def _write_code(self, _: Any = None) -> None:
-        try:
-            lines, config = self.code, self.config
-        except ConfigError as error:
-            self._lines.value = _shown("\n".join(f"# {fault}" for fault in error.faults))
-            self._recipe.cancel()
-            self.copy.code = ""
-            return
-        self._lines.value = _shown(lines)
-        if on_hub(config.dataset) and _files(config) not in self._fetched:
-            self._recipe.cancel()
-            self.copy.code = "# The dataset is on the Hub. Preview its rows first: that fetches the files that this cell names."
-            return
-        self._recipe.submit("Writing the code", "lines", lambda progress, cancelled: as_code(config))
-
-    def _copyable(self, written: str) -> None:
-        self.copy.code = written
-
-    def _no_code(self, error: Exception) -> None:
-        self.copy.code = "\n".join(f"# {line}" for line in str(error).splitlines())
+        self.earlier.renew(self.store.value.runs_folder)
 
     def _button(self, label: str, action: Callable[[], None], style: str = "") -> ipywidgets.Button:
         button = ipywidgets.Button(description=label, button_style=style)
@@ -273,11 +265,3 @@ def _suggested(config: TrainConfig) -> TrainConfig:
     now, better = (usual, FIRST_RUN) if config.model == "builtin" else (FIRST_RUN, usual)
     untouched = config.num_train_epochs is None and all(getattr(config, name) == value for name, value in now.items())
     return dataclasses.replace(config, **better) if untouched else config
-
-
-def _files(config: TrainConfig) -> tuple[str | None, ...]:
-    return config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision
-
-
-def _shown(lines: str) -> str:
-    return f'<pre class="wb-code">{html.escape(lines)}</pre>'

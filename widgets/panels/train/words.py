@@ -1,45 +1,88 @@
-"""A run in words and HTML: its headline, what came of it, its log. Plain functions, no widgets; every text is escaped here."""
+"""A run in words and HTML: its settings, what the cockpit says, what came of it, its log.
+
+Plain functions, no widgets; every text that becomes HTML is escaped here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 from pathlib import Path
+from typing import Any
 
+from widgets.figures.tables import table
+from workbench.memory.ledger import BASE, BY_NAME, LIVE, PAGED, SCALES, SPARE
+from workbench.memory.pressure import Pressure
+from workbench.text import counted
 from workbench.training.config import TrainConfig
-from workbench.training.folder import ENDED, RunStatus
-from workbench.training.results.history import RunHistory, page_view, why_no_gpu_paging
+from workbench.training.folder import ENDED, GONE, RunStatus
+from workbench.training.results.history import RunHistory
+from workbench.training.results.timeline import BELOW, LAYERS
 from workbench.training.runs import Run
 
 LOG_BYTES, LOG_LINES = 8_000, 60
 
 
-def headline(run: Run, config: TrainConfig, status: RunStatus, history: RunHistory) -> str:
-    """State, step, loss, speed, time left and phase; the bar; what is trained on what, and where the run lies."""
-    steps = history.total_steps or (config.max_steps if config.max_steps > 0 else None)  # a run of whole epochs counts later
+def settings(config: TrainConfig) -> str:
+    """What is trained, on what and how, in a line."""
+    batch = f"{config.per_device_train_batch_size} × {config.max_length:,}"
+    if config.gradient_accumulation_steps > 1:
+        batch += f" × {config.gradient_accumulation_steps}"
+    length = f"{config.max_steps:,} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
+    rank = [] if config.method == "full" else [f"r {config.lora_r}"]
+    method = {"qlora": "QLoRA", "lora": "LoRA", "full": "Full fine-tuning"}[config.method]
+    facts = [f"{method} on {Path(config.model).name}", length, f"batch {batch}", f"lr {rate(config.learning_rate)}", *rank]
+    return " · ".join(facts)
+
+
+def rate(value: float) -> str:
+    """A learning rate as papers write it: 2e-4."""
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def summary(run: Run, status: RunStatus, history: RunHistory) -> str:
+    """The run in a sentence, for who does not see the cockpit."""
     last = history.last_step
-    done = int(last["n"]) if last else 0
-    of, bound = (f" of {steps:,}", f'max="{steps}" value="{done}"') if steps else ("", "")
-    facts = [f"step {done:,}{of}"]
-    if last:
-        facts.append(f"loss {last['loss']:.3f}" if last["loss"] is not None else "loss is not a number")
-        if last.get("seconds"):
-            facts.append(f"{last['tokens'] / last['seconds']:,.0f} tokens/s, {last['seconds']:.2f} s a step")
+    done = "no step yet" if last is None else f"{counted(int(last['n']), 'step')}"
+    loss = "" if last is None or last["loss"] is None else f", training loss {last['loss']:.3f}"
+    return f"Run {run.dir.name}: {status.state}, {done}{loss}."
+
+
+def actions(status: RunStatus) -> tuple[str, ...]:
+    """What can be done with a run now, by the names of the cockpit's buttons."""
+    if status.state in ("starting", "running"):
+        return "edit", "pause", "stop"
     if status.state not in ENDED:
-        left = history.seconds_left(steps) if steps else None
-        if left is not None:
-            facts.append(f"about {duration(left)} left")
-        if going := [phase.name for phase in history.phases if phase.end is None]:
-            facts.append(f"phase: {going[-1].replace('_', ' ')}")
-    if history.device:
-        facts.append("on the CPU" if history.device == "cpu" else f"on {history.device}")
-    said = " · ".join(html.escape(fact) for fact in facts)
-    what = f"{config.method} on {Path(config.model).name}, dataset {Path(config.dataset).name}"
-    return (
-        f'<div class="wb-headline"><strong class="wb-state wb-state-{status.state}">{status.state.capitalize()}</strong> {said}'
-        f'<progress {bound} aria-label="Steps done">{done}{of}</progress>'
-        f'<div class="wb-note">{html.escape(what)} · run folder <code>{html.escape(from_here(run.dir))}</code></div></div>'
-    )
+        return ("edit",)
+    return ("new",) if status.state in ("finished", GONE) else ("resume", "new")
+
+
+def layers(on_gpu: bool) -> list[list[str]]:
+    """What the memory lane stacks, from the bottom: its key, its name, and what more there is to say of it."""
+    below = "context, other processes" if on_gpu else "interpreter, libraries"
+    said = {
+        BELOW: (below, "the device's use by NVML less what PyTorch reserved and the paged state on it" if on_gpu else ""),
+        BASE: (BASE, "walked tensor by tensor; while it is being loaded, all that loading took"),
+        SCALES: ("scales", SCALES),
+        PAGED: ("paged state (inferred)", "optimizer state on the GPU, inferred: managed − moved to the host + brought back"),
+        LIVE: ("activations, rest", "what is in use and belongs to no tensor that was walked"),
+        SPARE: ("reserved, unused", BY_NAME[SPARE].title),
+    }
+    return [[layer, *said.get(layer, (layer, ""))] for layer in LAYERS]
+
+
+def simulated(pressure: Pressure) -> dict[str, Any]:
+    """A simulated step as the paging lane takes it."""
+    found = pressure.simulation
+    budget = f"{found.budget / 2**30:,.2f} GiB"
+    every = ", all optimizer state paged" if pressure.every_state else ""
+    return {
+        "told": f"on {budget}{every}",
+        "said": f"simulated, not measured: the largest GPU on which this run would page has {budget}{every}",
+        "moves": [list(move) for move in pressure.moves],
+    }
 
 
 def from_here(folder: Path) -> str:
@@ -54,19 +97,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def paging(history: RunHistory) -> str:
-    """What the bars of the paging picture count, and why no page of a GPU is among them."""
-    if page_view(history) == "gpu":
-        other = {lane[1]: count for lane, count in history.counts.items() if lane[0] == "cupti" and "fault" in lane[1]}
-        said = " ".join(f"{name.capitalize()}s counted by CUPTI: {count:,}." for name, count in sorted(other.items()))
-        parts = ["Migrations are measured by CUPTI; a prefetch is a request.", said, *why_no_gpu_paging(history)]
-        return " ".join(filter(None, parts))
-    if not history.hello:
-        return ""
-    shown = "Shown are the operating system's faults on the process's own memory. " if page_view(history) == "host" else ""
-    return f"{shown}No page moves to or from a GPU; the reasons are below."
 
 
 def results(run: Run, status: RunStatus, history: RunHistory) -> str:
@@ -108,6 +138,15 @@ def _loading(title: str, folder: Path | None, library: str, loader: str) -> str:
         f'<h3 class="wb-heading">{title}</h3><p><code class="wb-path">{html.escape(str(folder))}</code></p>'
         f'<p class="wb-note">It loads in plain {library}:</p><pre class="wb-code">{html.escape(code)}</pre>'
     )
+
+
+def settings_table(run: Run, config: TrainConfig, history: RunHistory) -> str:
+    """Every field of the configuration, with the run's folder, device and libraries."""
+    versions = history.hello.get("versions", {})
+    rows = [("run folder", from_here(run.dir)), ("device", {"cpu": "the CPU", "": "–"}.get(history.device, history.device))]
+    rows += [(name, str(value)) for name, value in dataclasses.asdict(config).items()]
+    rows += [(str(name), str(version)) for name, version in versions.items()]
+    return table(["what", "value"], rows, "Settings of the run", numbers=())
 
 
 def log(text: str, history: RunHistory) -> str:

@@ -11,7 +11,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,24 @@ def _extremes(buckets: NDArray[np.float64]) -> NDArray[np.intp]:
     return (np.stack([low, high], 1) + np.arange(0, buckets.size, buckets.shape[1])[:, None]).ravel()
 
 
+class Clock:
+    """Seconds since a run's first event; the pauses between its attempts are left out."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        """The latest moment that was asked for."""
+        self._shift: dict[int, float] = {}
+
+    def seconds(self, t: int, attempt: int) -> float:
+        """The moment of a writer's monotonic nanoseconds; an attempt begins where the one before it was last seen."""
+        at = t / 1e9
+        if attempt not in self._shift:
+            self._shift[attempt] = self.now - at
+        at += self._shift[attempt]
+        self.now = max(self.now, at)
+        return at
+
+
 class RunHistory(Shown):
     """What a run's events hold so far. Times are seconds since its first event; pauses between attempts are left out."""
 
@@ -113,13 +131,10 @@ class RunHistory(Shown):
         self.memory: dict[Lane, Series] = defaultdict(Series)
         self.device_total: int | None = None
         self.counts: dict[Lane, int] = defaultdict(int)
-        self.now = 0.0
         self.peaks: dict[int, float] = {}
         """Of each step: the largest memory, in bytes, as the allocator reported it or as it was sampled meanwhile."""
         self.ends: dict[int, float] = {}
         """Of each step: when it ended, in seconds."""
-        self.held: list[tuple[float, dict[str, int]]] = []
-        """From some moments on: the bytes of the live tensors by category, until the next moment."""
         self.forecast: int | None = None
         """What a full batch was forecast to take, in bytes, without interpreter and libraries."""
         self.libraries: float | None = None
@@ -128,13 +143,22 @@ class RunHistory(Shown):
         self._steps: dict[int, Event] = {}
         self._ordered = True
         self._slots: dict[Lane, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-        self._shift: dict[int, float] = {}
+        self._clock = Clock()
+        self._attempt = 0
+
+    @property
+    def now(self) -> float:
+        """The latest moment, in seconds."""
+        return self._clock.now
 
     def feed(self, events: Iterable[Event]) -> None:
         """Take in events; those of an unknown kind are dropped."""
         for event in events:
-            at = self._seconds(event["t"], event.get("attempt", 1))
-            self.now = max(self.now, at)
+            attempt = event.get("attempt", 1)
+            if attempt > self._attempt:
+                self._end_phases()
+            self._attempt = max(attempt, self._attempt)
+            at = self._clock.seconds(event["t"], attempt)
             take = getattr(self, f"_on_{event['k']}", None)
             if take is not None:
                 take(event, at)
@@ -169,12 +193,6 @@ class RunHistory(Shown):
     def step_curve(self, field: str) -> Curve:
         """A field of the steps against their number; where a resumed run took a step again, as it was the last time."""
         return thin(*self._of_steps(field))
-
-    def speed(self) -> Curve:
-        """Tokens a second of each step, padding left out."""
-        n, tokens = self._of_steps("tokens")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return thin(n, tokens / self._of_steps("seconds")[1])
 
     def _of_steps(self, field: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self._ordered:
@@ -219,14 +237,11 @@ class RunHistory(Shown):
         used = np.unique(bins)
         return ((used + 0.5) * width).astype(np.float32), sums[used].astype(np.float32)
 
-    def _seconds(self, t: int, attempt: int) -> float:
-        seconds = t / 1e9
-        if attempt not in self._shift:
-            self._shift[attempt] = self.now - seconds
-            for phase in self.phases:
-                if phase.end is None and phase.attempt < attempt:
-                    phase.end = self.now
-        return seconds + self._shift[attempt]
+    def _end_phases(self) -> None:
+        """What a killed attempt left open ended where it was last seen."""
+        for phase in self.phases:
+            if phase.end is None:
+                phase.end = self.now
 
     def _add(self, lane: Lane, at: float, amount: float | None, count: int) -> None:
         self.counts[lane] += count
@@ -266,7 +281,7 @@ class RunHistory(Shown):
         self.evals[event["n"]] = event["loss"]
 
     def _on_page(self, event: Event, at: float) -> None:
-        when = self._seconds(event["end"], event.get("attempt", 1))
+        when = self._clock.seconds(event["end"], event.get("attempt", 1))
         host = event["source"] == "host faults"
         amount: float | None = event["count"] if host else event["bytes"]
         self._add((event["source"], event["cause"] if host else event["direction"]), when, amount, event["count"])
@@ -280,9 +295,6 @@ class RunHistory(Shown):
     def _on_memory(self, event: Event, at: float) -> None:
         if event["moment"] == "libraries":
             self.libraries = event.get("rss")
-            self.held.append((at, {}))  # a later attempt begins without tensors
-        elif event.get("held"):
-            self.held.append((at, event["held"]))
 
     def _on_dataset(self, event: Event, at: float) -> None:
         self.dataset[event["split"]] = event
@@ -305,16 +317,3 @@ def page_view(history: RunHistory) -> PageView:
     if history.lanes("cupti", "prefetch requests"):
         return "gpu"
     return "host" if history.lanes("host faults") else "none"
-
-
-def why_no_gpu_paging(history: RunHistory) -> list[str]:
-    """The worker's own reasons for seeing no pages move on a GPU, a sentence each."""
-    capabilities: dict[str, dict[str, Any]] = history.hello.get("capabilities", {})
-    reasons = {name: capability.get("why", "") for name, capability in capabilities.items() if not capability.get("works")}
-    order = ("paged optimizer state", "cupti", "prefetch requests")
-    titles = {
-        "cupti": "CUPTI migrations",
-        "paged optimizer state": "Paged optimizer state",
-        "prefetch requests": "Prefetch requests",
-    }
-    return [f"{titles[name]}: {reasons[name]}." for name in order if reasons.get(name)]

@@ -51,6 +51,7 @@ class Supervisor:
         self.status = RunStatus(
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
         )
+        self._identity = _identity(folder.root)
         self._terminated = False
         self._seen: dict[Request, float] = {}  # when each request was first seen, on the monotonic clock
 
@@ -116,7 +117,7 @@ class Supervisor:
         while (code := worker.poll()) is None:
             if counters := outside.sample():
                 self.emit("sample", source="supervisor", **counters)
-            if self._thrown_away():
+            if self.folder.gone:  # it could not be stopped any more
                 worker.send_signal(signal.SIGKILL)
             elif self._terminated and not self.folder.asked("stop"):
                 with contextlib.suppress(OSError):
@@ -134,15 +135,12 @@ class Supervisor:
             time.sleep(_TICK)
         return code
 
-    def _thrown_away(self) -> bool:
-        """Whether the run's folder was removed, after which it could not be stopped. A failing disk does not count."""
-        try:
-            self.folder.config.stat()
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return False
+    def _moved_to(self) -> Path | None:
+        """Where the run's folder is since it was renamed: this process works in it. None where it was removed."""
+        with contextlib.suppress(OSError):
+            if self._identity == _identity(here := Path.cwd()) and not RunFolder(here).gone:
+                return here
+        return None
 
     def _deadline(self) -> tuple[float, float] | None:
         """When a worker that was asked to end is made to (monotonic seconds), and the patience that was granted."""
@@ -155,10 +153,21 @@ class Supervisor:
     def end(self, state: str, **fields: Any) -> None:
         """Writes the last word, on a full disk into the space that was kept for it, and tries again while others take that.
 
-        What the worker left unfinished is removed, as no process writes any more. Nothing is written if the folder is gone.
+        What the worker left unfinished is removed, as no process writes any more. Nothing is written if the folder is gone; one
+        that was renamed is told that this ended the run.
         """
-        if self._thrown_away():
-            return
+        if self.folder.gone:
+            if (moved := self._moved_to()) is None:
+                return
+            self.folder = RunFolder(moved)
+            state, fields = (
+                "killed",
+                {
+                    "kind": "moved",
+                    "message": "The run's folder was renamed or moved while it was going on, which ended it.",
+                    "remedy": "Resume continues from the last checkpoint, in the folder where it is now.",
+                },
+            )
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()
@@ -171,6 +180,12 @@ class Supervisor:
                 return
             except OSError:
                 time.sleep(_LAST_PAUSE)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What stays of a folder when it is renamed."""
+    state = folder.stat()
+    return state.st_dev, state.st_ino
 
 
 def main(root: str) -> None:

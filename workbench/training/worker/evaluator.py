@@ -1,6 +1,6 @@
 """What a run learns from, and what is measured of it by rank 0 before, in and after training. Worker only.
 
-Covers the events of held-out loss and of samples; how they are computed is in ``trainer``.
+Covers the events of held-out loss and of samples; how they are computed is in ``trainer``, ``generation``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
-from workbench.training.worker import distributed, trainer
+from workbench.training.worker import distributed, generation, trainer
 from workbench.training.worker.batches import Collator
 
 
@@ -64,5 +64,6 @@ class Evaluator:
                 if self.asked():
                     return
                 tokens = self.config.sample_max_new_tokens
-                text = trainer.generate(self.net, self.material.tokenizer, prompt, tokens, self.asked)
-                self.writer.emit("generated", stage=stage, prompt=prompt, text=text)
+                encoded = generation.encode(self.material.tokenizer, prompt)
+                made = generation.generate(self.net, self.material.tokenizer, encoded, tokens, self.asked)
+                self.writer.emit("generated", stage=stage, prompt=prompt, text=made.text)

@@ -1,6 +1,6 @@
 """transformers' Trainer, reporting each step, obeying Stop and Pause, and the measurements before and after. Worker only.
 
-Covers the step events, checkpoints that say when they are complete, held-out loss and generated samples.
+Covers the step events, checkpoints that say when they are complete, and held-out loss.
 The loop, accumulation, mixed precision, clipping, schedule and checkpoints are Trainer's own, so that a run here is the run
 that the same settings give in a plain script.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, StoppingCriteria, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from workbench.training.config import TrainConfig
@@ -197,17 +197,6 @@ class Steering(TrainerCallback):
         self.writer.emit("checkpoint", n=state.global_step)
 
 
-class StopWhenAsked(StoppingCriteria):
-    """Ends a generation when Stop or Pause is asked for."""
-
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """(rows,) of bool: all of them, once it was asked."""
-        return torch.full((input_ids.shape[0],), self.asked() is not None, dtype=torch.bool, device=input_ids.device)
-
-
 @contextlib.contextmanager
 def measuring(model: Any, dtype: torch.dtype) -> Any:
     """Evaluation mode, no gradients, mixed precision as in training; afterwards the mode is what it was."""
@@ -230,18 +219,3 @@ def held_out_loss(model: Any, rows: Sequence[TokenRow], collator: Collator, size
         summed, tokens = summed_loss(model, collator.batch(rows[at : at + size]))
         total, count = total + summed, count + tokens
     return total / max(count, 1)
-
-
-def generate(model: Any, tokenizer: Any, prompt: str, tokens: int, asked: Asked) -> str:
-    """The model's likeliest continuation (greedy, so that before and after differ by the adapter alone)."""
-    inputs = tokenizer(prompt, return_tensors="pt")
-    inputs = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask")}
-    out = model.generate(
-        **inputs,
-        max_new_tokens=tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        stopping_criteria=[StopWhenAsked(asked)],
-    )
-    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

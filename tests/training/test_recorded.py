@@ -1,0 +1,41 @@
+"""The run that comes with the workbench: like any other to look at, and without a trace of the machine that recorded it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import workbench as wb
+from widgets import TrainingCell
+from workbench.training.recorded import FOLDER, note_of
+
+PATHS = re.compile(r'"[^"]*(/home/|/root/|/Users/|/tmp/|/work/|/usr/|\\\\|[A-Z]:\\)')
+NAMING = re.compile(r'"(host|hostname|node|user|cwd|anchors|time_ns)"|pid": \d')
+SIZE = 300_000
+
+
+def test_it_is_a_finished_run_with_all_that_the_cockpit_shows() -> None:
+    run = wb.recorded_run()
+    kinds = {event["k"] for event in run.events()}
+    assert {"hello", "phase", "sample", "step", "eval", "generated", "memory", "page", "forecast"} <= kinds
+    assert run.status.state == "finished"
+    assert wb.attach(FOLDER).dir == run.dir
+    assert re.fullmatch(r"recorded on an? .+, \d{1,2} \w+ \d{4}", note_of(run))
+    with pytest.raises(wb.RunError, match="finished"):
+        run.resume()
+
+
+def test_nothing_in_it_names_a_machine_and_it_is_small() -> None:
+    files = [path for path in FOLDER.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < SIZE
+    for path in files:
+        text = path.read_text("utf-8")
+        assert not PATHS.search(text), path.name
+        assert not NAMING.search(text), path.name
+
+
+def test_the_training_cell_shows_it_with_its_note() -> None:
+    cell = TrainingCell(run=wb.recorded_run())
+    assert cell.view.cockpit._state["content"]["label"] == note_of(wb.recorded_run())
+    cell.close()

@@ -1,0 +1,119 @@
+"""What a run came to, once it has ended: the held-out loss before and after, and what was trained, to copy, load and export.
+
+Covers the card above the run's lanes. What stands to its right is given. Reading the run is ``results.outcome``'s part.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from widgets.background.work import Work
+from widgets.controls.copy_button import CopyButton
+from widgets.controls.style import column, row
+from widgets.panels.train.export import RunExport
+from widgets.panels.train.words import from_here
+from workbench.text import amount, counted, memory_size
+from workbench.training.folder import ENDED, RunStatus
+from workbench.training.results.outcome import Outcome, outcome
+from workbench.training.runs import Run
+
+
+class RunResult:
+    """``widget`` shows once the run on show has ended and left something: ``follow`` sets the run, ``update`` its status."""
+
+    def __init__(
+        self, export: RunExport, beside: Any, failed: Callable[[Exception], None], executor: Executor | None = None
+    ) -> None:
+        self._run: Run | None = None
+        self._read: str | None = None
+        self._work = Work(executor, self._show, failed)
+        self.loss, self.facts = ipywidgets.HTML(), ipywidgets.HTML()
+        self.folder = CopyButton(label="Copy", what="Folder of what was trained", shown=True)
+        self.loading = CopyButton(label="Copy loading code", what="Code that loads what was trained")
+        self.export = ipywidgets.Button(
+            description="Export…", button_style="primary", tooltip="Merge the adapter into its base"
+        )
+        self.export.on_click(lambda _: export.toggle())
+        card = column(self.loss, self.folder, self.facts, row(self.export, self.loading))
+        self.widget = ipywidgets.Box([card, beside])
+        self.widget.add_class("wb-result")
+        self.widget.layout.display = "none"
+
+    def follow(self, run: Run) -> None:
+        """Another run: nothing is known of it yet."""
+        self._work.cancel()
+        self._run, self._read = run, None
+        self.widget.layout.display = "none"
+
+    def update(self, status: RunStatus) -> None:
+        """The run's present status: once it has ended, what it came to is read."""
+        run = self._run
+        if run is None or status.state not in ENDED:
+            self._read = None
+            self.widget.layout.display = "none"
+            return
+        ending = f"{status.state} {status.attempt}"
+        if trained(run) is not None and self._read != ending:
+            self._read = ending
+            self._work.submit("Reading the run", "", lambda progress, cancelled: (run, outcome(run)))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._work.close()
+
+    def _show(self, read: tuple[Run, Outcome]) -> None:
+        run, came_to = read
+        if (folder := trained(run)) is None or run is not self._run:
+            return
+        self.loss.value = loss_html(came_to)
+        self.folder.text = from_here(folder)
+        self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))}</div>'
+        self.loading.text = loading_code(run, folder)
+        self.export.layout.display = "" if run.adapter_dir is not None else "none"
+        self.widget.layout.display = ""
+
+
+def trained(run: Run) -> Path | None:
+    """The adapter's folder, or the model's."""
+    return run.adapter_dir or run.model_dir
+
+
+def loss_html(came_to: Outcome) -> str:
+    """The one number of the card."""
+    if came_to.held_out is None:
+        return '<h3 class="wb-heading">Held-out loss</h3><div class="wb-note">Not measured before and after.</div>'
+    before, after = came_to.held_out
+    rows = "" if came_to.held_out_rows is None else f", {counted(came_to.held_out_rows, 'row')}"
+    better = "wb-better" if after < before else "wb-worse"
+    difference = f"{after - before:+.3f}".replace("-", "−")
+    return (
+        f'<h3 class="wb-heading">Held-out loss <small>nats a token{rows}, measured</small></h3><div class="wb-before-after">'
+        f'<span>{before:.3f}</span> → <b>{after:.3f}</b> <em class="{better}">{difference}</em></div>'
+    )
+
+
+def facts(run: Run, folder: Path, came_to: Outcome) -> str:
+    """Its size, how it loads, what memory it took, and what left the GPU meanwhile."""
+    adapter = run.adapter_dir is not None
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    said = [f"{amount(size)}; loads in plain {'peft' if adapter else 'transformers'}."]
+    if came_to.peak is not None:
+        where = "on the GPU" if came_to.on_gpu else "resident"
+        said.append(f"Peak {memory_size(came_to.peak)} {where}.")
+    if came_to.evicted:
+        said.append(f"{counted(came_to.evicting_steps, 'step')} evicted {memory_size(came_to.evicted)}.")
+    return " ".join(said)
+
+
+def loading_code(run: Run, folder: Path) -> str:
+    """The lines that load what was trained."""
+    library, loader = "transformers", "AutoModelForCausalLM"
+    if run.adapter_dir is not None:
+        library, loader = "peft", "AutoPeftModelForCausalLM"
+    return f"from {library} import {loader}\n\nmodel = {loader}.from_pretrained({str(folder)!r})\n"

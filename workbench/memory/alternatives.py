@@ -1,0 +1,83 @@
+"""What would change a forecast: the fine-tune with one thing set otherwise, each judged against the GPU.
+
+Covers which changes are worth a look as the fine-tune stands: smaller ones where it does not fit, larger ones where there is
+room, and the other methods always. The forecast and the verdicts are ``memory/forecast.py``'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from workbench.memory.footprint import FULL, LORA, QLORA, Plan
+from workbench.memory.forecast import Fit, fit, forecast, ways_to_fit
+from workbench.memory.gpus import Gpu, find
+from workbench.sources import Source, open_model
+
+_RANKS = (16, 64)
+_LEAST_LENGTH = 128
+_PAGED_8BIT = "paged_adamw_8bit"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A fine-tune that differs in these fields of its configuration, and what it comes to."""
+
+    fields: Mapping[str, Any]
+    total: int
+    """Bytes, as ``MemoryLedger.total``."""
+    fit: Fit
+
+
+def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
+    """Changes of ``cfg`` (as ``forecast`` takes it), each by itself, with their verdicts.
+
+    Where no single change makes it fit and several together do, those come first, as one.
+
+    >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
+    >>> [(dict(a.fields), a.fit.verdict) for a in wb.alternatives(model, wb.TrainConfig(), "A100 40 GB")][:2]
+    [({'max_length': 1024}, 'fits'), ({'per_device_train_batch_size': 8}, 'fits')]
+    """
+    source, gpu = open_model(src), find(gpu)
+    present = forecast(source, cfg)
+    plan = present.plan
+    if fit(present, gpu).verdict in ("fits", "close"):
+        changes = _larger(plan, source.config.get("max_position_embeddings"))
+    else:
+        ways = ways_to_fit(source, cfg, gpu) or ()
+        together = {name: value for way in ways for name, value in way.fields.items()}
+        changes = [*([together] if len(ways) > 1 else []), *_smaller(plan)]
+    changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
+    found = []
+    for fields in changes:
+        ledger = forecast(source, dataclasses.replace(plan, **fields))
+        found.append(Alternative(MappingProxyType(fields), ledger.total, fit(ledger, gpu)))
+    return tuple(found)
+
+
+def _larger(plan: Plan, positions: Any) -> list[dict[str, Any]]:
+    length, rows = 2 * plan.max_length, 2 * plan.per_device_train_batch_size
+    rank = next((rank for rank in reversed(_RANKS) if rank != plan.lora_r), plan.lora_r)
+    changes: list[dict[str, Any]] = [{"max_length": length}, {"per_device_train_batch_size": rows}]
+    if plan.method != FULL:
+        changes.append({"lora_r": rank})
+    return [change for change in changes if change.get("max_length", 0) <= (positions if type(positions) is int else length)]
+
+
+def _smaller(plan: Plan) -> list[dict[str, Any]]:
+    changes: list[dict[str, Any]] = []
+    if plan.per_device_train_batch_size > 1:
+        changes.append({"per_device_train_batch_size": (plan.per_device_train_batch_size + 1) // 2})
+    if plan.max_length > _LEAST_LENGTH:
+        changes.append({"max_length": max(_LEAST_LENGTH, plan.max_length // 2)})
+    if plan.optim != _PAGED_8BIT:
+        changes.append({"optim": _PAGED_8BIT})
+    if not plan.gradient_checkpointing:
+        changes.append({"gradient_checkpointing": True})
+    if plan.method == QLORA and not plan.double_quant:
+        changes.append({"double_quant": True})
+    return changes

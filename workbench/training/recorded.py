@@ -1,0 +1,34 @@
+"""A run that comes with the workbench, recorded once: what a run looks like, for replay on any machine.
+
+Its folder is like any other run's without weights, checkpoints and log: events, configuration, status. ``python -m
+scripts.record`` makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from workbench.training.runs import Run, attach
+
+FOLDER = Path(__file__).parents[1] / "builtin" / "recorded"
+NOTE = "recorded.json"
+"""The file in a run's folder that says where and when it was recorded."""
+
+
+def recorded_run() -> Run:
+    """The run that comes with the workbench, finished, with all its events; it can be looked at and replayed, not resumed.
+
+    >>> run = wb.recorded_run()
+    >>> run.status.state, run.config.model
+    ('finished', 'builtin')
+    """
+    return attach(FOLDER)
+
+
+def note_of(run: Run) -> str:
+    """Where and when a run was recorded, in words; "" for one of this machine's own."""
+    try:
+        return str(json.loads((run.dir / NOTE).read_text("utf-8"))["note"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
