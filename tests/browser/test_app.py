@@ -82,13 +82,13 @@ def open_app(lab: Lab, server: Server) -> None:
 def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
 
-    before = read(lab, "Share of", "Array.from(plot.data[0].y)")
+    before = read(lab, "Histogram of", "Array.from(plot.data[3].y)")
     block_size = choice(lab, "Block size")
     block_size.press("ArrowRight")
-    until(lab, "Share of", f"JSON.stringify(Array.from(plot.data[0].y)) !== {before!r}")
+    until(lab, "Histogram of", f"JSON.stringify(Array.from(plot.data[3].y)) !== {before!r}")
     assert "block_size': 128" in lab.kernel("print(app.state)")
     choose(lab, "Format", "FP4")
-    until(lab, "Share of", "plot.data[0].name === 'FP4' && plot.data[0].y.length === 15")
+    until(lab, "Histogram of", "plot.data[3].name === 'FP4' && plot.data[3].y.length === 15")
     choose(lab, "Format", "NF4")
     choose(lab, "Add a format", "FP4")
     until(lab, "Histogram of", "plot.data.length === 10")
@@ -102,7 +102,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.page.get_by_role("application", name="row 37, block 2").wait_for()
 
     tab(lab, "Double quant")
-    until(lab, "Scales take", "plot.data.length === 3")
+    until(lab, "Scales take", "plot.data.length === 4")
     until(lab, "How often each of the 256 codes", "plot.data[0].y.length === 256")
     assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
     tab(lab, "Memory")

@@ -223,6 +223,19 @@ def test_a_failing_callback_shows_in_the_plot_until_the_next_figure(plot: Plot) 
     assert plot.error == ""
 
 
+def test_a_plot_that_waits_has_no_figure_and_says_for_what() -> None:
+    plot = Plot(height=100, waiting="Still to come.")
+    content = plot.get_state("_current")["_current"]["content"]
+    assert (content["data"], content["layout"], content["waiting"]) == ([], {}, "Still to come.")
+    plot.show({"data": [{"y": [1]}]}, "A point.")
+    assert plot.get_state("_current")["_current"]["content"]["waiting"] == ""
+    plot.fail("wrong")
+    plot.wait("There is none.")
+    content = plot.get_state("_current")["_current"]["content"]
+    assert (content["data"], content["waiting"], plot.summary, plot.error) == ([], "There is none.", "There is none.", "")
+    plot.close()
+
+
 def test_the_figures_own_height_is_the_place_it_takes() -> None:
     for plot, height in (
         (Plot({"layout": {"height": 500}}), 500),
