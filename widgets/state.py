@@ -9,14 +9,14 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from widgets.background.listeners import Listeners
 from widgets.views import TABS
 from workbench.errors import ConfigError
-from workbench.given import described, is_a, several
+from workbench.given import described, is_a, several, unknown_fields
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
 from workbench.memory.gpus import find as find_gpu
 from workbench.quant.formats import BLOCK_SIZES, find_format
@@ -138,6 +138,16 @@ class State:
     """The other fields of ``TrainConfig``, where they differ from their defaults: also how the base is quantized, which is not
     what is looked at."""
 
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
+        """Refuses names that are no fields, with the nearest that are, or where ``TrainConfig`` has them."""
+        train = settings_of(TrainConfig)
+        names = {field.name: train[field.name].also.split() if field.name in train else [] for field in dataclasses.fields(cls)}
+        if faults := unknown_fields(given, names):
+            own = [name for name in given if name in train and name not in names]
+            inside = f" A field of TrainConfig belongs into train: {', '.join(own)}." if own else ""
+            raise ConfigError(faults, where="state", remedy=f"Fields: {', '.join(sorted(names))}.{inside}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):
@@ -207,14 +217,7 @@ class State:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
         """Reads ``to_dict``'s result; raises ConfigError on fields that there are not."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(
-                [f"There is no field {name!r}." for name in unknown],
-                where="state",
-                remedy=f"Fields: {', '.join(sorted(known))}.",
-            )
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
 
 
 _LOOKED_AT = {"block_size", "double_quant"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,19 @@ def nearest(given: object, names: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(repr(known[name]) for name in near)}?" if near else ""
 
 
-def unknown_fields(given: Iterable[object], known: Iterable[str]) -> list[str]:
-    """A sentence for each name that is no field, with the nearest that is one."""
-    fields = list(known)
-    return [f"{name!r} is no field. {nearest(name, fields)}".strip() for name in given if name not in fields]
+def unknown_fields(given: Iterable[object], fields: Mapping[str, Iterable[str]]) -> list[str]:
+    """A sentence for each name that is none of ``fields``, with the one that goes by that name elsewhere, or the nearest.
+
+    ``fields`` has for each what else it is called.
+    """
+    elsewhere = {spelling(other): name for name, others in fields.items() for other in others}
+    faults = []
+    for name in given:
+        if name not in fields:
+            meant = elsewhere.get(spelling(str(name)))
+            hint = f"Did you mean {meant!r}?" if meant else nearest(name, fields)
+            faults.append(f"{name!r} is no field. {hint}".strip())
+    return faults
 
 
 def is_a(value: object, *kinds: type) -> bool:

@@ -24,7 +24,7 @@ Line = Mapping[str, str]
 SCREEN, PAGE = 2_000, 12_000
 """Bytes of UTF-8 that a value takes at most in a terminal, and as HTML."""
 _LINES = 24
-_CELL, _SENTENCE = 64, 400
+_CELL, _TITLE, _SENTENCE = 64, 160, 400
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 
@@ -76,7 +76,7 @@ class View:
         return f"… and {left:,} more" if left else ""
 
     def _as_text(self, facts: Line, lines: Sequence[Line]) -> str:
-        parts = [_clipped(self.title, _SENTENCE)]
+        parts = [_clipped(self.title, _TITLE)]
         if facts:
             parts.append(columns((), facts.items(), texts=range(2)))
         heads, cells = self._table(lines)
@@ -86,7 +86,7 @@ class View:
         return "\n".join(filter(None, parts))
 
     def _as_html(self, facts: Line, lines: Sequence[Line]) -> str:
-        parts = [f"<p><b>{html.escape(_clipped(self.title, _SENTENCE))}</b></p>"]
+        parts = [f"<p><b>{html.escape(_clipped(self.title, _TITLE))}</b></p>"]
         if facts:
             parts.append(_html_table((), list(facts.items()), range(2)))
         heads, cells = self._table(lines)

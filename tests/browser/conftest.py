@@ -60,7 +60,7 @@ def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Serve
     errors = [error for lab in labs for error in lab.errors]
     context.close()
     lab_server.end_kernels()
-    _empty(lab_server.folder)
+    empty(lab_server.folder)
     assert not external, f"the page asked for things outside: {external}"
     assert not errors, f"the page logged errors: {errors}"
 
@@ -71,7 +71,7 @@ def lab(open_lab: Callable[[], Lab]) -> Lab:
     return open_lab()
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
     """Stop the training runs that a test left going, and remove what it wrote."""
     for run in wb.runs(folder / "runs"):
         if run.status.state in ("starting", "running", "stopping"):

@@ -23,7 +23,7 @@ SETTLED: dict[str, str] = {
     "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
 }
 """When a tab shows all of that."""
-SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (864, 900, 720)}
+SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
 """A window's width and height, and the app's least or, below 760, exact width in it."""
 
 _BOXES = """() => {

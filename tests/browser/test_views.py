@@ -210,8 +210,8 @@ def test_a_page_reload_shows_the_app_as_it_was_and_a_restart_begins_anew(lab: La
 def test_changes_that_come_fast_in_every_view_end_with_the_last(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
     name = "model.layers.0.mlp.down_proj.weight"
-    for name in ("Model", "Error", "Formats", "Double quant", "Distribution"):
-        tab(lab, name)
+    for shown in ("Model", "Error", "Formats", "Double quant", "Distribution"):
+        tab(lab, shown)
         for i in range(10):
             choice(lab, "Tensor").press(("Home", "End")[i % 2])
         shows(lab, "Tensor", "down_proj")

@@ -44,6 +44,11 @@ def delivery() -> Deliver:
     return post
 
 
+def hears_between_cells() -> bool:
+    """Whether the kernel at hand takes what a page sends only while no cell runs: it has no subshells, as Colab's."""
+    return _event_loop() is not None
+
+
 def _call(change: Callable[[], object]) -> None:
     change()
 

@@ -57,7 +57,7 @@ export default {
   render({ model, el }) {
     el.classList.add("wb-manners");
     globalThis.google?.colab?.output?.setIframeHeight?.(0, true, { maxHeight: HEIGHT });
-    let frame, panel;
+    let frame, panel, quiet;
     const observer = new MutationObserver(() => (nameHandles(panel), markFolds(panel)));
     const settle = () => {
       panel = el.closest(".wb-panel");
@@ -69,11 +69,13 @@ export default {
       panel.setAttribute("aria-label", model.get("title"));
       observer.observe(panel, { childList: true, subtree: true });
       nameHandles(panel);
+      quiet = tellBusy(model, panel);
     };
     settle();
     return () => {
       cancelAnimationFrame(frame);
       observer.disconnect();
+      quiet?.();
       panel?.removeEventListener("click", toggle);
       panel?.removeEventListener("click", explain);
       panel?.removeEventListener("keydown", keepKeys);

@@ -22,6 +22,8 @@ class Segments(ipywidgets.RadioButtons):
 class Faces(ipywidgets.Box):
     """Shows the content of one key at a time: what ``build[key]()`` returns, called when the key is first shown."""
 
+    children: tuple[Any, ...]
+
     def __init__(self, build: Mapping[str, Callable[[], Any]]) -> None:
         self._build, self._built = dict(build), dict[str, Any]()
         super().__init__()

@@ -17,7 +17,7 @@ from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import column, note, row, set_note
+from widgets.controls.style import note, row, set_note
 from workbench.progress import Cancelled, Progress
 
 EVERY = 0.25
@@ -31,7 +31,8 @@ class Streamed:
     """A button that calls ``begin``, which calls ``follow``, which iterates the results off the kernel's thread.
 
     ``show(results)`` is called under ``UI`` with the results so far, now and then and at the end; ``ended()`` once nothing runs
-    any longer, for whatever reason. ``widget`` holds the button, what a press will cost, and the progress.
+    any longer, for whatever reason. ``widget`` holds the button and what a press will cost; ``progress`` takes their place
+    while the work is under way.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Streamed:
         self.work.on_progress(lambda step: self._end() if step is None else None)
         self.button, self.cost = ipywidgets.Button(button_style=style), note()
         self.button.on_click(guard(message)(lambda _: begin()))
-        self.widget = column(row(self.button), self.cost, ProgressRow(self.work))
+        self.widget, self.progress = row(self.button, self.cost), ProgressRow(self.work)
+        self.widget.add_class("wb-run")
         self.close = self.work.close
 
     @property
@@ -65,20 +67,20 @@ class Streamed:
         self.button.description = label or self.button.description
         self.button.layout.display = "" if label and not self.busy else "none"
         set_note(self.cost, cost if label and not self.busy else "")
-        self.widget.layout.display = "" if label or self.busy else "none"
+        self.widget.layout.display = self.button.layout.display
 
     def follow(self, what: str, unit: str, make: Made) -> None:
         """Iterate what ``make(progress, cancelled)`` gives; ``what`` and ``unit`` as ``Step`` has them."""
-        self.button.layout.display = "none"
-        set_note(self.cost, "")
-        self._hold(True)
+        self.button.layout.display = self.widget.layout.display = "none"
+        self.hold(True)
         self.work.submit(what, unit, lambda progress, cancelled: self._followed(make, progress, cancelled))
 
     def _end(self) -> None:
-        self._hold(False)
+        self.hold(False)
         self._ended()
 
-    def _hold(self, held: bool) -> None:
+    def hold(self, held: bool) -> None:
+        """Disable the rivals' buttons, or give them back."""
         for rival in self.rivals:
             rival.button.disabled = held
             rival.button.tooltip = "Something else is being measured: wait for its end, or cancel it" if held else ""
@@ -97,3 +99,6 @@ def one_at_a_time(*streams: Streamed) -> None:
     """Of these, only one may be under way."""
     for stream in streams:
         stream.rivals = tuple(other for other in streams if other is not stream)
+    for stream in streams:
+        if stream.busy:
+            stream.hold(True)

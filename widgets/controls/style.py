@@ -15,6 +15,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from widgets.background.tasks import hears_between_cells
 from widgets.controls.message import Message
 from widgets.drawing import notebook
 from widgets.drawing.drawing import script
@@ -23,7 +24,7 @@ from widgets.drawing.drawing import script
 class Manners(anywidget.AnyWidget):
     """Brings the style sheets to the page and does for its panel what CSS cannot; shows nothing itself."""
 
-    _esm = script("controls/manners.js")
+    _esm = script("controls/busy.js", "controls/manners.js")
     _css = script(
         "drawing/colab.css",
         "controls/style.css",
@@ -34,6 +35,12 @@ class Manners(anywidget.AnyWidget):
         "panels/train/try_it.css",
     )
     title = traitlets.Unicode().tag(sync=True)
+    hears_between_cells = traitlets.Bool().tag(sync=True)
+    """Whether the kernel takes what the page sends only while no cell runs."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title=title, hears_between_cells=hears_between_cells())
+        self.on_msg(lambda *_: self.send({"type": "heard"}))
 
 
 class Panel(notebook.Noted, ipywidgets.VBox):
@@ -117,6 +124,21 @@ def column(*children: Any) -> ipywidgets.Box:
 def row(*children: Any) -> ipywidgets.Box:
     """Side by side, wrapping where there is no room: buttons, a control and what it says."""
     return _box("wb-row", children)
+
+
+def bar(*children: Any) -> ipywidgets.Box:
+    """One line over a picture: its heading, and beside it the controls, each with its label before it."""
+    box = row(*children)
+    box.add_class("wb-bar")
+    return box
+
+
+def split(picture: Any, figures: Any, wide: bool = False) -> ipywidgets.Box:
+    """A picture, and beside it what it comes to in numbers; one below the other where it is narrow. ``wide``: the numbers."""
+    box = _box("wb-split", (picture, figures))
+    if wide:
+        box.add_class("wb-wide")
+    return box
 
 
 def grid(*children: Any) -> ipywidgets.Box:

@@ -65,7 +65,7 @@ def model_map(places: Places, rows: Sequence[Row], field: str, selected: str = "
         Shown(r.tensor.name, value := value_of(r, field), badness(r, field), r.error or f"{name}: {format_value(value, field)}")
         for r in rows
     ]
-    ticks = ".1%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
+    ticks = ".2%" if field == "relative_rmse" else "~s" if field == "nbytes" else ""
     return cell_map(places, shown, name, ticks, reverse=field == "sqnr_db", selected=selected, layer=layer)
 
 
@@ -124,7 +124,7 @@ def cell_map(
     step = max(1, -(-shape[0] // 24))
     ticks = [i for i in range(shape[0]) if i % step == 0 or places.layers[i] is None]
     layout = {
-        "uirevision": f"map {shape}", "margin": {"l": 60, "r": 20, "t": 28, "b": 40},
+        "uirevision": f"map {shape}", "margin": {"l": 44, "r": 4, "t": 6, "b": 36},
         "xaxis": {
             "tickvals": list(range(shape[1])), "ticktext": list(map(escaped, places.kinds)), "range": [-0.8, shape[1] - 0.5],
             "showgrid": False, "zeroline": False, "title": {"text": "kind of tensor"},

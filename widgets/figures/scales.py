@@ -74,12 +74,12 @@ def absmax_spread(absmax: NDArray[np.float32], nested: NestedScales) -> Figure:
                 "hovertemplate": "%{x:.4g}: %{y:.2f} % of blocks<extra></extra>",
             }
         )  # fmt: skip
-    share = {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"}
+    percent: Figure = {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"}
     layout = {
         "bargap": 0, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
         "xaxis": {"title": {"text": "absmax of a block"}, "domain": [0, 0.44], "nticks": 5},
         "xaxis2": {"title": {"text": "its change by 8 bits, %"}, "domain": [0.56, 1], "anchor": "y2", "nticks": 5},
-        "yaxis": share, "yaxis2": {**share, "anchor": "x2"},
+        "yaxis": percent, "yaxis2": {**percent, "anchor": "x2"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 

@@ -20,11 +20,9 @@ from widgets.state import State
 from workbench.errors import WholeFileOnly
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.sources import Source, TensorInfo
-from workbench.sources.kinds import kind_of, layer_of, order_of
+from workbench.sources.kinds import kind_of, layer_of, order_of, within_layer
 from workbench.sources.rule import TRANSPOSED
 from workbench.surveys.rows import nonfinite_summary
-
-_OUTSIDE = "outside"
 
 
 class Controls:
@@ -131,7 +129,7 @@ class Controls:
         bits = {name: state.spec(name, state.double_quant).bits_per_weight for name in FORMATS}
         return {
             "layer": layers,
-            "tensor": [_line(tensor) for tensor in inside],
+            "tensor": [{"value": t.name, "label": within_layer(t.name), "title": t.name} for t in inside],
             "format": [{"value": name, "label": FORMATS[name].title, "note": f"{n:.4g} bits"} for name, n in bits.items()],
             "block_size": [{"value": str(size), "label": f"{size:,} weights a scale"} for size in BLOCK_SIZES],
         }
@@ -143,12 +141,6 @@ def _by_layer(tensors: Iterable[TensorInfo]) -> dict[int | None, list[TensorInfo
     for tensor in sorted(tensors, key=lambda tensor: order_of(kind_of(tensor.name))):
         layers.setdefault(layer_of(tensor.name), []).append(tensor)
     return layers
-
-
-def _line(tensor: TensorInfo) -> dict[str, str]:
-    layer = layer_of(tensor.name)
-    inside = tensor.name if layer is None else tensor.name.rpartition(f".{layer}.")[2]
-    return {"value": tensor.name, "label": inside.removesuffix(".weight"), "title": tensor.name}
 
 
 def _said(analysis: Analysis) -> dict[str, str]:

@@ -9,7 +9,7 @@ import ipywidgets
 from widgets import code
 from widgets.controls.binding import bind
 from widgets.controls.segments import Faces, Segments
-from widgets.controls.style import column, heading, row
+from widgets.controls.style import bar, column, heading, split
 from widgets.drawing.plot import Plot
 from widgets.figures import bins
 from widgets.figures.tables import table
@@ -53,11 +53,7 @@ class DistributionView(View):
         self.faces = Faces({"numbers": lambda: self.table, "normal": self._build_normality})
         self.faces.add_class("wb-figures")
         title = heading("Weight ÷ absmax of its block", _WHY, "solid: levels · dotted: edges of bins")
-        bar = row(title, self.log_counts)
-        bar.add_class("wb-bar")
-        split = row(column(bar, self.bins), column(self.figures, self.faces))
-        split.add_class("wb-split")
-        return [split]
+        return [split(column(bar(title, self.log_counts), self.bins), column(self.figures, self.faces))]
 
     def _build_normality(self) -> Any:
         self.normality = NormalityPart(self.session, self.message, self._shows_normality)

@@ -11,7 +11,7 @@ import numpy as np
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.front_ends import slider
-from widgets.controls.style import column, heading, row, set_note
+from widgets.controls.style import bar, column, heading, set_heading, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import scales as figures
 from widgets.figures.tables import table
@@ -46,16 +46,13 @@ class DoubleQuantView(View):
         self.nested = slider("Nested block size (scales a second-level scale)", NESTED_SIZES, now)
         self.nested.observe(guard(self.message)(lambda change: self.update(nested_block_size=change["new"])), "value")
         self.key, self.sum, self.table, self.tensors, self.sizes = (ipywidgets.HTML() for _ in range(5))
-        bar = row(heading("Bytes saved, error added", _WHY), self.nested)
-        bar.add_class("wb-bar")
-        pictures, numbers = column(self.overhead, self.spread, self.codes), column(self.key, self.table, self.sizes)
+        pictures, figures = column(self.overhead, self.spread, self.codes), column(self.key, self.table, self.sizes)
         pictures.add_class("wb-pictures")
-        numbers.add_class("wb-figures")
+        figures.add_class("wb-figures")
         self.sizes.add_class("wb-short")
-        split = row(pictures, numbers)
-        split.add_class("wb-split")
-        split.add_class("wb-wide")
-        return [bar, self.sum, split, heading("What it saves on this model, tensor by tensor"), self.tensors]
+        self.below = heading("")
+        line = bar(heading("Bytes saved, error added", _WHY), self.nested)
+        return [line, self.sum, split(pictures, figures, wide=True), self.below, self.tensors]
 
     def code(self, analysis: Analysis) -> str:
         """The two errors, the codes, and the bytes saved."""
@@ -98,7 +95,7 @@ class DoubleQuantView(View):
         added = 100 * (doubled.rmse / plain.rmse - 1) if plain.rmse else 0.0
         self.key.value = (
             f'<div class="wb-key"><b>{plain.spec.bits_per_weight:.4g} → {spec.bits_per_weight:.4g}</b>bits per weight · '
-            f"{_signed(model.saved)} saved on {html.escape(analysis.source.name)}'s {model.weights:,} quantized weights</div>"
+            f"{_signed(model.saved)} saved on {html.escape(analysis.source.name)}</div>"
         )
         self.table.value = table(
             [plain.spec.definition.title, "without", "with", "difference"],
@@ -106,15 +103,16 @@ class DoubleQuantView(View):
                 ["codes of this tensor", amount(before["codes"]), amount(after["codes"]), "none"],
                 _bytes("its scales", sum(before.values()) - before["codes"], sum(after.values()) - after["codes"]),
                 _bytes("scales of the model", model.absmax, model.nested),
-                ["its RMSE", number(plain.rmse, ".4e"), number(doubled.rmse, ".4e"), f"{number(added, '+.3f')} %"],
+                ["its RMSE", number(plain.rmse, ".3e"), number(doubled.rmse, ".3e"), f"{number(added, '+.3f')} %"],
                 [
                     "its largest error",
-                    *(number(v, ".4e") for v in (plain.max, doubled.max)),
+                    *(number(v, ".3e") for v in (plain.max, doubled.max)),
                     number(doubled.max - plain.max, "+.1e"),
                 ],
             ],
             f"What double quantization saves and costs under {plain.spec.definition.title}",
         )
+        set_heading(self.below, "What it saves, tensor by tensor", aside=f"{model.weights:,} quantized weights")
         self.tensors.value = table(
             ["tensor", "scales", "with", "saved"],
             [
@@ -124,7 +122,7 @@ class DoubleQuantView(View):
             f"What double quantization saves on {analysis.source.name}, tensor by tensor",
         )
         self.sizes.value = table(
-            ["on (from its shapes)", "quantized weights", "saved"],
+            ["also, from their shapes", "weights", "saved"],
             [
                 (name.rpartition("/")[2], f"{s.weights / 1e9:.2f} billion", _signed(s.saved))
                 for name, s in savings_of_published(block, nested).items()

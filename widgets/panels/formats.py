@@ -12,7 +12,7 @@ from widgets.background.tasks import guard
 from widgets.background.work import Work
 from widgets.controls.binding import bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import choice, heading, note, row, set_note
+from widgets.controls.style import bar, choice, heading, note, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import model as model_figures
 from widgets.figures.palette import FORMAT_COLOURS
@@ -29,8 +29,8 @@ from workbench.surveys.scores import Duel, Pareto
 from workbench.text import amount, number, percent
 
 _WHY = """\
-Every format at every block size it has: how far its weights are from the original (relative RMSE) against what it stores for a \
-weight. Marks on the grey step are on the front: nothing beats them at as many bits. The formats chosen above have their colours.
+Every format at every block size it has: how far its weights are from the original (relative RMSE) against what it stores for \
+a weight. Marks on the grey step are on the front: nothing beats them at as many bits. Formats chosen above have their colours.
 
 The table is a duel at equal bits: formats differ in bits per weight, so each enters with the configuration that uses most of \
 the bits allowed: codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what \
@@ -80,12 +80,8 @@ class FormatsView(View):
         self.plots = [self.front]
         self.summary, self.table = note(), ipywidgets.HTML()
         self.table.add_class("wb-duel")
-        bar = row(heading("Error against bits", _WHY), self.scope, self.bits, self.start)
-        bar.add_class("wb-bar")
-        split = row(self.front, self.table)
-        split.add_class("wb-split")
-        split.add_class("wb-wide")
-        return [bar, ProgressRow(self.work), self.summary, split]
+        line = bar(heading("Error against bits", _WHY), self.scope, self.bits, self.start)
+        return [line, ProgressRow(self.work), self.summary, split(self.front, self.table, wide=True)]
 
     def redraw_on(self) -> frozenset[str]:
         """What is compared, and the bits of the duel."""
@@ -101,7 +97,7 @@ class FormatsView(View):
         asked = self._ask(analysis)
         if asked == self._asked:
             if self.duel is not None and self.pareto is not None:  # other formats may be chosen
-                self._draw(asked, self.duel, self.pareto)
+                self._picture(asked, self.duel, self.pareto)
             return
         self._asked, self.duel, self.pareto = asked, None, None
         size = sum(t.nbytes for t in choosable(asked.source))
@@ -171,10 +167,10 @@ class FormatsView(View):
             for name, bits in fought.left_out.items()
         )
         set_note(self.summary, f"{on}, {measured}. Least error at {asked.bits:g} bits per weight or fewer: {least}.{out}")
-        self._draw(asked, fought, front)
+        self._picture(asked, fought, front)
         self._offer()
 
-    def _draw(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
+    def _picture(self, asked: _Comparison, fought: Duel, front: Pareto) -> None:
         """The picture and the table, in which the formats chosen above have their colours."""
         chosen = self.session.store.value.formats
         self.front.show(
@@ -189,8 +185,8 @@ class FormatsView(View):
             ["configuration", "blocks", "bits a weight", "relative RMSE", "SQNR"],
             [
                 (
-                    Cell(_configuration(s.spec) + (" (least)" if s.spec.format in least else ""), colours.get(s.spec.format, "")),
-                    s.spec.block_size, f"{s.bits:.4f}", Cell(percent(s.relative_rmse, 3), share=s.relative_rmse / most),
+                    Cell(_configuration(s.spec, s.spec.format in least), colours.get(s.spec.format, "")), s.spec.block_size,
+                    f"{s.bits:.4f}", Cell(percent(s.relative_rmse, 3), share=s.relative_rmse / most),
                     f"{number(s.sqnr_db, '.2f')} dB",
                 )
                 for s in fought.contenders
@@ -203,6 +199,6 @@ def _named(asked: _Comparison, fought: Duel) -> str:
     return asked.tensor or f"{asked.source.name}, {len(fought.measured.rows)} tensors"
 
 
-def _configuration(spec: QuantSpec) -> str:
+def _configuration(spec: QuantSpec, least: bool) -> str:
     """A specification in words but for its block size, which has a column of its own."""
-    return spec.title.replace(f", blocks of {spec.block_size}", "")
+    return spec.title.replace(f", blocks of {spec.block_size}", "") + (" (least)" if least else "")

@@ -20,7 +20,8 @@ from workbench.text import amount, count
 _SHOWN = 400
 _WHY = (
     "QLoRA holds the matrices of the linear layers in 4 bits and everything else as it was. Which tensors that are, which not, "
-    "and why, is what transformers and bitsandbytes do with this model's configuration."
+    "and why, is what transformers and bitsandbytes do with this model's configuration. Sizes in 4 bits are those of NF4 in "
+    "blocks of 64, double quantized."
 )
 
 
@@ -86,11 +87,8 @@ def _facts(source: Source, tensors: Sequence[TensorInfo], left: Iterable[LeftOut
         ("Size", amount(sum(t.nbytes for t in tensors))),
         ("Licence", source.licence or "not named by its card or a licence file"),
         ("Place", _place(source)),
-        (
-            "Under QLoRA",
-            f"{count(weights)} weights of {len(chosen):,} tensors in 4 bits take {amount(after)} (NF4, blocks of 64, double "
-            f"quantized); what stays in 16 bits takes {amount(stays)}",
-        ),
+        ("In 4 bits", f"{count(weights)} weights of {len(chosen):,} tensors: {amount(after)}"),
+        ("In 16 bits", amount(stays)),
     ]
 
 
@@ -116,10 +114,10 @@ def _left_out(left: Sequence[LeftOut], name: str) -> str:
     if not left:
         return ""
     rows = [
-        (part.reason, f"{part.tensors:,}", f"{part.numel:,}", _whole(amount(part.nbytes)), _whole(amount(part.extra)))
+        (part.reason, f"{part.tensors:,}", _whole(amount(part.nbytes)), _whole(amount(part.nbytes - part.extra)))
         for part in left
     ]
-    return table(["stays in 16 bits", "tensors", "weights", "takes", "more than in 4 bits"], rows, f"What stays of {name}")
+    return table(["stays in 16 bits", "tensors", "takes", "in 4 bits"], rows, f"What stays of {name}")
 
 
 def _shape(tensor: TensorInfo) -> str:

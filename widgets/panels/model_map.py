@@ -18,7 +18,7 @@ from widgets.figures.model import badness, format_value, model_map, value_of
 from widgets.panels.base import View
 from widgets.session import Analysis, choosable
 from widgets.state import MAP_FIELDS
-from workbench.sources.kinds import layer_of
+from workbench.sources.kinds import layer_of, within_layer
 from workbench.surveys.places import Places
 from workbench.surveys.rows import Row
 from workbench.text import amount
@@ -52,12 +52,12 @@ class ModelMapView(View):
         self.map = Plot(height=MAP_HEIGHT)
         self.plots = [self.map]
         self.map.on_click(guarded(self._clicked))
-        self.list = Ranking("", 7, guarded(lambda name: self.update(tensor=name)))
+        self.list = Ranking("", 6, guarded(lambda name: self.update(tensor=name)))
         self.one_layer = ipywidgets.Checkbox(indent=False)
         self._quiet = Quiet()
         self._quiet.on_change(self.one_layer, guarded(lambda only: self.update(layer=self._chosen_layer() if only else None)))
         self.summary = note()
-        drawn = column(row(self.title, self.field), self.map, row(self.summary, self.start), ProgressRow(survey))
+        drawn = column(row(self.title, self.field), self.map, row(self.summary, self.start, ProgressRow(survey)))
         worst = column(fields(self.list, width=300), self.one_layer)
         for part, name in ((drawn, "wb-map"), (worst, "wb-worst")):
             part.add_class(name)
@@ -129,7 +129,7 @@ class ModelMapView(View):
             self.one_layer.value, self.one_layer.disabled = state.layer is not None, layer is None
         shown = [r for r in good if state.layer is None or layer_of(r.tensor.name) == state.layer]
         shown.sort(key=lambda r: badness(r, field), reverse=True)
-        lines = [(f"{format_value(value_of(r, field), field):>9}   {r.tensor.name}", r.tensor.name) for r in shown[:_LISTED]]
+        lines = [(_line(r, field), r.tensor.name) for r in shown[:_LISTED]]
         where = "of the model" if state.layer is None else f"of layer {state.layer}"
         self.list.show(f"Tensors {where}, the worst first ({MAP_FIELDS[field]})", lines, analysis.tensor.name)
 
@@ -146,3 +146,9 @@ class ModelMapView(View):
         rows = {r.tensor.name: badness(r, field) for r in self.rows if r.tensor.name in names}
         known = {name: bad for name, bad in rows.items() if not math.isnan(bad)}
         self.update(tensor=max(known, key=lambda name: known[name]) if known else names[0])
+
+
+def _line(row: Row, field: str) -> str:
+    """A row's value, its layer and its name there, in columns."""
+    layer = layer_of(row.tensor.name)
+    return f"{format_value(value_of(row, field), field):>9}{'' if layer is None else layer:>5}  {within_layer(row.tensor.name)}"

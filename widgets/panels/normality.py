@@ -17,7 +17,7 @@ from widgets.background.work import Work
 from widgets.controls.binding import bind
 from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import choice, column, note, row, set_note
+from widgets.controls.style import bar, choice, column, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures.normal import quantile_plot
 from widgets.figures.tables import table
@@ -48,10 +48,8 @@ class NormalityPart:
         bind(self.of, session.store, "quantiles_of", message)
         self.quantiles = Plot(height=152, waiting="The quantiles come with the first measurement.")
         self.summary, self.tails_summary, self.tails_table = note(), note(), ipywidgets.HTML()
-        bar = row(self.of)
-        bar.add_class("wb-bar")
         self.widget = column(
-            bar, self.quantiles, self.summary, self.tails_table, self.tails_summary, self.count, ProgressRow(self.work)
+            bar(self.of), self.quantiles, self.summary, self.tails_table, self.tails_summary, self.count, ProgressRow(self.work)
         )
 
     def draw(self, analysis: Analysis) -> None:

@@ -17,6 +17,12 @@ from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
 from workbench.show import Line, Record, in_words
 
+_ALSO: dict[str, tuple[str, ...]] = {
+    "format": ("quant_type", "bnb_4bit_quant_type"), "block_size": ("blocksize", "group_size"),
+    "double_quant": ("bnb_4bit_use_double_quant", "compress_statistics"),
+}  # fmt: skip
+"""What bitsandbytes and others call the fields."""
+
 
 @dataclass(frozen=True, repr=False)
 class QuantSpec(Record):
@@ -40,7 +46,7 @@ class QuantSpec(Record):
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Refuses names that are no fields, with the nearest that are."""
-        names = [field.name for field in fields(cls)]
+        names = dict.fromkeys((field.name for field in fields(cls)), ()) | _ALSO
         if faults := unknown_fields(given, names):
             raise FormatError(" ".join(faults), where="QuantSpec", remedy=f"The fields: {', '.join(names)}.")
         return super().__new__(cls)

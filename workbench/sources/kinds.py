@@ -50,6 +50,13 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found and len(found[1]) <= 9 else None
 
 
+def within_layer(name: str) -> str:
+    """What is left of a weight's name inside its layer: ``mlp.down_proj``; of one outside the layers all but ``.weight``."""
+    layer = layer_of(name)
+    inside = name if layer is None else name.partition(f".{layer}.")[2] or name
+    return inside.removesuffix(".weight")
+
+
 def order_of(kind: str) -> tuple[int, str]:
     """What to sort kinds by: their order in a block, then the others by name."""
     return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER), kind)

@@ -58,7 +58,16 @@ class TrainConfig(Record):
     'paged_adamw_32bit'
     """
 
-    model: str = setting("builtin", "Model", "text", Group.USUAL, wanted=_PATH, hint="builtin, a folder, owner/name", wide=True)
+    model: str = setting(
+        "builtin",
+        "Model",
+        "text",
+        Group.USUAL,
+        wanted=_PATH,
+        hint="builtin, a folder, owner/name",
+        wide=True,
+        also="model_name_or_path model_name model_id base_model",
+    )
     """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
     dataset: str = setting(
         "builtin",
@@ -69,24 +78,25 @@ class TrainConfig(Record):
         hint="builtin, a file or folder, owner/name",
         wide=True,
         rows=True,
+        also="dataset_name data train_file",
     )
     """``"builtin"``; a local file: .jsonl, .json, .csv, .tsv or .txt (a row a line), also with .gz, .bz2 or .xz behind, or
     .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are
     fetched once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
     dataset_config: str | None = setting(
-        None, "Configuration of the dataset", "text", Group.DATA, place=1, hint="a folder inside it"
+        None, "Configuration of the dataset", "text", Group.DATA, place=1, hint="a folder inside it", also="dataset_config_name"
     )
     """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
-    dataset_split: str = setting("train", "Split", "text", Group.DATA, place=1)
+    dataset_split: str = setting("train", "Split", "text", Group.DATA, place=1, also="dataset_train_split split")
     """The split of a folder or a Hub dataset: files whose path names it."""
     dataset_revision: str | None = setting(None, "Revision (Hub)", "text", Group.DATA, place=1, hint="branch, tag or commit")
     """A branch, tag or commit of a Hub dataset; ``launch`` writes the commit that it used here."""
     eval_dataset: str | None = setting(None, "Held-out dataset", "text", Group.DATA, place=1, hint="none, or the builtin's own")
     """A held-out dataset with the same columns; None: the builtin dataset's own held-out rows, or ``eval_split`` of
     ``dataset``, or none."""
-    eval_split: str | None = setting(None, "Held-out split", "text", Group.DATA, place=1)
+    eval_split: str | None = setting(None, "Held-out split", "text", Group.DATA, place=1, also="dataset_test_split")
     """The split that is held out, of ``eval_dataset`` or else of ``dataset``."""
-    text_column: str | None = setting(None, "Text column", "text", Group.DATA)
+    text_column: str | None = setting(None, "Text column", "text", Group.DATA, also="dataset_text_field text_field")
     """The column to learn whole. None with no prompt column: ``text`` for a local file."""
     prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA)
     """The column shown to the model without loss (builtin: ``prompt``)."""
@@ -97,29 +107,48 @@ class TrainConfig(Record):
     template refuses are left out and counted."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
-    max_length: int = setting(512, "Length (tokens)", "whole", Group.USUAL, place=4, least=2, rows=True)
+    max_length: int = setting(
+        512, "Length (tokens)", "whole", Group.USUAL, place=4, least=2, rows=True, also="max_seq_length max_seq_len cutoff_len"
+    )
     """Tokens a row may have; longer rows are cut at the end."""
 
     method: str = setting("qlora", "Method", "choice", Group.USUAL, place=1, choices=_METHODS, wide=True)
     """``"qlora"``: adapters on a frozen 4-bit base; ``"lora"``: on a base in the compute dtype; ``"full"``: every weight."""
-    quant_type: str = setting("nf4", "4-bit format", "choice", Group.QUANTIZATION, choices=_FORMATS)
+    quant_type: str = setting("nf4", "4-bit format", "choice", Group.QUANTIZATION, choices=_FORMATS, also="bnb_4bit_quant_type")
     """4-bit format of the frozen base, ``"nf4"`` or ``"fp4"`` (bitsandbytes' FP4, which is not E2M1)."""
-    block_size: int = setting(64, "Block size (weights)", "choice", Group.QUANTIZATION, choices=BLOCK_SIZES)
+    block_size: int = setting(64, "Block size (weights)", "choice", Group.QUANTIZATION, choices=BLOCK_SIZES, also="blocksize")
     """Weights that share one absmax. bitsandbytes' own configuration has no such field: it is set on every ``Params4bit``."""
-    double_quant: bool = setting(True, "Double quantization", "flag", Group.QUANTIZATION)
+    double_quant: bool = setting(
+        True, "Double quantization", "flag", Group.QUANTIZATION, also="bnb_4bit_use_double_quant use_nested_quant"
+    )
     """Quantize the absmax values too, in blocks of 256."""
     llm_int8_skip_modules: tuple[str, ...] = setting(
-        (), "Modules left out of 4 bits", "patterns", Group.QUANTIZATION, refused=True, hint="the head is, always", wide=True
+        (),
+        "Modules left out of 4 bits",
+        "patterns",
+        Group.QUANTIZATION,
+        refused=True,
+        hint="the head is, always",
+        wide=True,
+        also="skip_modules",
     )
     """Modules left out of 4 bits besides the head, which always is: their names' beginnings (which may be regular
     expressions) or endings, as ``"down_proj"``."""
-    compute_dtype: str = setting("auto", "Compute dtype", "choice", Group.MEMORY, choices=_DTYPES, wide=True)
+    compute_dtype: str = setting(
+        "auto",
+        "Compute dtype",
+        "choice",
+        Group.MEMORY,
+        choices=_DTYPES,
+        wide=True,
+        also="bnb_4bit_compute_dtype torch_dtype dtype",
+    )
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
 
-    lora_r: int = setting(16, "Rank", "whole", Group.USUAL, place=6, least=1, only=ADAPTED)
+    lora_r: int = setting(16, "Rank", "whole", Group.USUAL, place=6, least=1, only=ADAPTED, also="r rank lora_rank")
     """Rank of each adapter."""
-    lora_alpha: int = setting(32, "Alpha", "whole", Group.USUAL, place=7, least=1, only=ADAPTED)
+    lora_alpha: int = setting(32, "Alpha", "whole", Group.USUAL, place=7, least=1, only=ADAPTED, also="alpha")
     """The adapter's product is scaled by alpha / rank."""
     use_rslora: bool = setting(False, "Scale by α / √rank (rsLoRA)", "flag", Group.ADAPTERS, place=2, refused=True)
     """Scale it by alpha / √rank instead (rsLoRA, arXiv 2312.03732)."""
@@ -131,44 +160,68 @@ class TrainConfig(Record):
     """How adapters begin. True: A at random, B zero. ``"gaussian"``: the same with a normal A. ``"olora"``: from the QR
     decomposition of the weight, which the base then lacks (a 4-bit base is quantized again). ``"pissa"``: from its largest
     singular values, with ``"lora"`` only."""
-    lora_dropout: float = setting(0.05, "Dropout (share)", "real", Group.ADAPTERS, least=0, below=1)
+    lora_dropout: float = setting(0.05, "Dropout (share)", "real", Group.ADAPTERS, least=0, below=1, also="dropout")
     """Dropout before the adapter's first matrix."""
     target_modules: str | tuple[str, ...] = setting(
-        "all-linear", "Modules with an adapter", "names", Group.ADAPTERS, hint="all-linear", wide=True
+        "all-linear",
+        "Modules with an adapter",
+        "names",
+        Group.ADAPTERS,
+        hint="all-linear",
+        wide=True,
+        also="lora_target_modules",
     )
     """``"all-linear"`` (every linear but the head) or names of modules."""
 
-    optim: str = setting("paged_adamw_32bit", "Optimizer", "choice", Group.OPTIMIZER, choices=OPTIMIZERS, wide=True)
+    optim: str = setting(
+        "paged_adamw_32bit", "Optimizer", "choice", Group.OPTIMIZER, choices=OPTIMIZERS, wide=True, also="optimizer"
+    )
     """Optimizer by transformers' name: ``paged_adamw_32bit``, ``paged_adamw_8bit``, ``adamw_8bit`` or ``adamw_torch``."""
     page_min_numel: int = setting(PAGE_MIN_NUMEL, "Page states from (elements)", "whole", Group.OPTIMIZER, least=1)
     """Smallest parameter, in elements, whose optimizer state is paged on a GPU; lower it and small models page too."""
-    learning_rate: float = setting(2e-4, "Learning rate", "real", Group.USUAL, place=5, above=0)
+    learning_rate: float = setting(2e-4, "Learning rate", "real", Group.USUAL, place=5, above=0, also="lr")
     """Peak learning rate."""
     lr_scheduler_type: str = setting(
-        "constant_with_warmup", "Schedule", "choice", Group.OPTIMIZER, choices=SCHEDULES, wide=True
+        "constant_with_warmup",
+        "Schedule",
+        "choice",
+        Group.OPTIMIZER,
+        choices=SCHEDULES,
+        wide=True,
+        also="lr_scheduler scheduler",
     )
     """Schedule by transformers' name."""
-    warmup_steps: float = setting(0.03, "Warm-up (steps; below 1 a share)", "real", Group.OPTIMIZER, least=0)
+    warmup_steps: float = setting(
+        0.03, "Warm-up (steps; below 1 a share)", "real", Group.OPTIMIZER, least=0, also="warmup_ratio warmup"
+    )
     """Steps of linear warm-up; below 1 a share of all steps."""
     weight_decay: float = setting(0.0, "Weight decay", "real", Group.OPTIMIZER, place=3, least=0)
     """Decoupled weight decay."""
-    adam_beta1: float = setting(0.9, "Adam β₁", "real", Group.OPTIMIZER, place=3, least=0, below=1)
+    adam_beta1: float = setting(0.9, "Adam β₁", "real", Group.OPTIMIZER, place=3, least=0, below=1, also="beta1")
     """Decay of the first moment."""
-    adam_beta2: float = setting(0.999, "Adam β₂", "real", Group.OPTIMIZER, place=3, least=0, below=1)
+    adam_beta2: float = setting(0.999, "Adam β₂", "real", Group.OPTIMIZER, place=3, least=0, below=1, also="beta2")
     """Decay of the second moment."""
-    max_grad_norm: float = setting(0.3, "Clip gradients at (norm; 0: never)", "real", Group.OPTIMIZER, place=2, least=0)
+    max_grad_norm: float = setting(
+        0.3, "Clip gradients at (norm; 0: never)", "real", Group.OPTIMIZER, place=2, least=0, also="grad_clip gradient_clip"
+    )
     """Gradients are scaled down to this norm; 0 turns that off."""
-    per_device_train_batch_size: int = setting(4, "Batch (rows)", "whole", Group.USUAL, place=3, least=1)
+    per_device_train_batch_size: int = setting(
+        4, "Batch (rows)", "whole", Group.USUAL, place=3, least=1, also="batch_size train_batch_size micro_batch_size"
+    )
     """Rows in one forward pass."""
-    gradient_accumulation_steps: int = setting(1, "Batches a step", "whole", Group.OPTIMIZER, place=1, least=1)
+    gradient_accumulation_steps: int = setting(
+        1, "Batches a step", "whole", Group.OPTIMIZER, place=1, least=1, also="grad_accum accumulate_grad_batches"
+    )
     """Forward passes whose gradients make one step."""
-    max_steps: int = setting(-1, "Steps", "whole", Group.USUAL, place=2, least=1)
+    max_steps: int = setting(-1, "Steps", "whole", Group.USUAL, place=2, least=1, also="steps num_steps iters")
     """Optimizer steps of the whole run; -1: what ``num_train_epochs`` makes, or 100 without it."""
-    num_train_epochs: float | None = setting(None, "Epochs", "real", Group.USUAL, place=2, above=0)
+    num_train_epochs: float | None = setting(None, "Epochs", "real", Group.USUAL, place=2, above=0, also="epochs num_epochs")
     """Passes over the data, instead of ``max_steps``; parts of one are allowed."""
-    gradient_checkpointing: bool = setting(True, "Gradient checkpointing", "flag", Group.MEMORY)
+    gradient_checkpointing: bool = setting(
+        True, "Gradient checkpointing", "flag", Group.MEMORY, also="use_gradient_checkpointing grad_checkpoint"
+    )
     """Keep only each layer's input and compute the rest again in the backward pass."""
-    nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1)
+    nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1, also="num_processes num_gpus")
     """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
     ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""
 
@@ -180,20 +233,24 @@ class TrainConfig(Record):
     """Steps between evaluations; 0: only before and after."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
-    max_eval_rows: int = setting(64, "Held-out rows at most (0: no evaluation)", "whole", Group.CHECKPOINTS, least=0, rows=True)
+    max_eval_rows: int = setting(
+        64, "Held-out rows at most (0: no evaluation)", "whole", Group.CHECKPOINTS, least=0, rows=True, also="max_eval_samples"
+    )
     """Held-out rows measured at most; 0: no evaluation."""
     sample_prompts: tuple[str, ...] | None = setting(
         None, "Sample prompts", "texts", Group.CHECKPOINTS, not_shown="a prompt may have several lines: Python sets them"
     )
     """Prompts completed before and after. None: a few held-out prompts where there are any; ``()``: no samples."""
-    sample_max_new_tokens: int = setting(40, "Tokens generated for a sample", "whole", Group.CHECKPOINTS, least=1)
+    sample_max_new_tokens: int = setting(
+        40, "Tokens generated for a sample", "whole", Group.CHECKPOINTS, least=1, also="max_new_tokens"
+    )
     """Tokens generated for each prompt."""
-    seed: int = setting(42, "Seed", "whole", Group.CHECKPOINTS, least=0)
+    seed: int = setting(42, "Seed", "whole", Group.CHECKPOINTS, least=0, also="random_state")
     """Seed of the adapters' initialisation, the order of rows and dropout."""
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Refuses names that are no fields, with the nearest that are."""
-        if faults := unknown_fields(given, [field.name for field in dataclasses.fields(cls)]):
+        if faults := unknown_fields(given, {name: declared.also.split() for name, declared in settings_of(cls).items()}):
             raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
         return super().__new__(cls)
 

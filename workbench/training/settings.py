@@ -76,6 +76,8 @@ class Setting:
     """Whether the other methods refuse any other value than the default."""
     rows: bool = False
     """Whether it says which rows are learnt and measured, and what of them, though it is in another group than theirs."""
+    also: str = ""
+    """What peft, TRL and others call it, names with spaces between: for those who give it by one of them."""
     hint: str = ""
     """What an empty control shows."""
     wide: bool = False

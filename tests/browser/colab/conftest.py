@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.colab import npm
 from tests.browser.colab.page import Notebook, prepare
+from tests.browser.conftest import empty
+from tests.browser.lab import PATIENCE
 from tests.browser.server import Server, jupyterlab
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 Opener = Callable[..., Notebook]
 
@@ -38,6 +42,7 @@ def open_notebook(browser: Browser, colab_server: Server) -> Iterator[Opener]:
     yield make
     for book in books:
         book.close()
+    empty(colab_server.folder)
     errors, outside = [e for book in books for e in book.errors], [a for book in books for a in book.outside]
     assert not outside, f"the page asked for things outside: {outside}"
     assert not errors, f"the page logged errors: {errors}"

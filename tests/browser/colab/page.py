@@ -22,6 +22,7 @@ from tests.browser.server import ROOT, TOKEN, Server
 HERE = Path(__file__).parent
 KERNEL = ROOT / ".venv-colab" / "bin" / "python"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_BROWSERS_OWN = "Permissions policy violation: The Clipboard API has been blocked"  # which is what was asked for
 _ANYONE = {"Access-Control-Allow-Origin": "*"}
 
 
@@ -64,8 +65,8 @@ class Notebook:
         self._server = server
         self.page: Page = self._context.new_page()
         self.page.set_default_timeout(PATIENCE * 1000)
-        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
+        self.page.on("console", lambda message: message.type == "error" and self._error(message.text))
+        self.page.on("pageerror", lambda error: self._error(error.stack or str(error)))
         options = {
             "kernel": self._start_kernel(),
             "token": TOKEN,
@@ -77,6 +78,10 @@ class Notebook:
         self.page.evaluate("colabPage.ready")
         self.run("import google.colab")
 
+    def _error(self, text: str) -> None:
+        if _BROWSERS_OWN not in text:
+            self.errors.append(text)
+
     def run(self, code: str) -> str:
         """What a new cell printed, once it has run; raises what it raises."""
         return self.start(code)()
@@ -85,6 +90,15 @@ class Notebook:
         """Has a new cell run; the function that is returned waits for its end."""
         cell = self.page.evaluate_handle("code => colabPage.runCell(code)", code)
         return lambda: str(cell.evaluate("cell => cell.done"))
+
+    def until(self, expression: str, wanted: str) -> None:
+        """Waits until an expression of the kernel's has that repr; in no cell, and only where none runs."""
+        asked = "async ([code, wanted]) => await colabPage.ask(`print(repr(${code}))`) === wanted"
+        self.page.wait_for_function(asked, arg=[expression, wanted], polling=100)
+
+    def ask(self, expression: str) -> str:
+        """The repr of an expression of the kernel's."""
+        return str(self.page.evaluate("code => colabPage.ask(code)", f"print(repr({expression}))"))
 
     @property
     def output(self) -> FrameLocator:
@@ -121,13 +135,18 @@ class Notebook:
     def close(self) -> None:
         """Ends the page and its kernel."""
         self._context.close()
+        self._kernels("DELETE", f"/{self._kernel}")
 
     def _start_kernel(self) -> str:
-        body = json.dumps({"name": "colab"}).encode()
-        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(f"{self._server.url}/api/kernels", body, headers)) as answer:
-            self._kernel: str = json.load(answer)["id"]
+        self._kernel: str = json.loads(self._kernels("POST", "", {"name": "colab"}))["id"]
         return self._kernel
+
+    def _kernels(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        content = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"{self._server.url}/api/kernels{path}", content, headers, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
 
     def _answer(self, route: Route) -> None:
         """From site/ and npm's packages; the server answers for the rest of what is its own."""

@@ -12,7 +12,7 @@ import ipywidgets
 from widgets.controls.binding import bind
 from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import choice, column, fields, heading, note, set_note
+from widgets.controls.style import bar, choice, column, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
 from widgets.figures.tables import table
@@ -21,6 +21,11 @@ from widgets.session import Session
 from widgets.state import COST_BITS
 from workbench.cost.evaluation import USUAL, Cost, Evaluation
 from workbench.text import NONE, amount, number, percent
+
+_WHY = """\
+All that QLoRA would quantize is put through a format and back, and the loss of that model is measured. Thin lines: 95 % \
+intervals over the held-out batches, against 16 bits on the same batches. Hatched: costs more than a format that errs more on \
+the weights, by more than both intervals."""
 
 
 class FormatsPart:
@@ -33,21 +38,12 @@ class FormatsPart:
         self.bits = choice("Bits per weight", COST_BITS)
         bind(self.bits, session.store, "cost_bits", message)
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
-        self.bars, self.table = Plot(height=380), ipywidgets.HTML()
+        self.bars, self.table = Plot(height=284), ipywidgets.HTML()
+        self.bars.add_class("wb-losses")
         self.plots = [self.bars]
         self.summary = note()
-        self._drawn = column(self.bars, self.table)
         self.widget = column(
-            heading("Loss, format by format"),
-            note(
-                "All that QLoRA would quantize is put through a format and back, and the loss of that model is measured. Thin "
-                "lines: 95 % intervals over the held-out batches, against 16 bits on the same batches. Hatched: costs more "
-                "than a format that errs more on the weights, by more than both intervals."
-            ),
-            fields(self.bits, width=220),
-            self.stream.widget,
-            self.summary,
-            self._drawn,
+            bar(heading("Loss, format by format", _WHY), self.bits), self.stream.widget, self.summary, self.bars, self.table
         )
 
     def draw(self, asked: Asked, equal: bool, found: Evaluation | None) -> None:
@@ -78,13 +74,14 @@ class FormatsPart:
         self.stream.offer("Go on measuring losses" if begun else "Measure the losses", self._asked.cost_of(1 + len(USUAL)))
 
     def _show_rows(self, rows: Sequence[Cost]) -> None:
-        self._drawn.layout.display = "" if len(rows) > 1 else "none"
         summary = figures.costs_summary(rows)
+        self.table.value = _table(rows) if len(rows) > 1 else ""
         if len(rows) > 1:
             self.bars.show(
                 figures.format_costs_figure(rows), f"Loss that each format adds, beside its weights' error. {summary}"
             )
-            self.table.value = _table(rows)
+        else:
+            self.bars.wait("What each format adds to the loss, beside the error of its weights: nothing is measured yet.")
         base = f"In 16 bits the loss is {rows[0].loss:.4f} nats a token. " if rows else ""
         set_note(self.summary, f"{base}{summary}" if rows else "")
         self._offer()

@@ -16,7 +16,7 @@ from widgets.background.tasks import guard
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import column, fields, grid, heading, note, set_note
+from widgets.controls.style import bar, column, grid, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import methods
 from widgets.session import Analysis, Session
@@ -27,6 +27,13 @@ from workbench.memory.forecast import forecast_methods
 from workbench.surveys.places import Places
 from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
+
+_WHY = """\
+Three runs on the same rows in the same order, as the Train tab has them set, one after another. One seed is one draw: \
+differences no larger than those between seeds say nothing."""
+_WHY_REPAIRS = """\
+How much of ‖(W − Ŵ)x‖ a run's adapter takes back. It learns its task, and not to make up for 4 bits, so it may as well add \
+to it."""
 
 
 class MethodsPart:
@@ -41,22 +48,19 @@ class MethodsPart:
         self.comparison: MethodComparison | None = None
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self._show, ended=self._offer)
         self.summary, self.table, self.copy = note(), ipywidgets.HTML(), CopyCode()
-        self.curves, self.memory = Plot(height=360), Plot(height=240)
+        self.curves = Plot(height=300, waiting="Loss by method: none has been trained yet.")
+        self.memory = Plot(height=300, waiting="Memory by method: none has been trained yet.")
         self.plots = [self.curves, self.memory]
-        self._drawn = grid(*self.plots)
+        pictures = grid(*self.plots)
+        pictures.add_class("wb-methods")
         self.widget = column(
-            heading("Full fine-tuning, LoRA and QLoRA side by side"),
-            note(
-                "Three runs on the same rows in the same order, as the Train tab has them set, one after another. One seed is "
-                "one draw: differences no larger than those between seeds say nothing."
-            ),
+            heading("Full fine-tuning, LoRA and QLoRA side by side", _WHY),
             self.stream.widget,
             self.summary,
+            pictures,
             self.table,
-            self._drawn,
             self.copy,
         )
-        self._drawn.layout.display = "none"
 
     def draw(self, analysis: Analysis) -> None:
         """Offers the comparison of what would be trained now; results of another configuration stay until it is begun."""
@@ -93,7 +97,6 @@ class MethodsPart:
         results = found.results
         curves, said = methods.methods_curves(results)
         memory, held = methods.methods_memory(results)
-        self._drawn.layout.display = ""
         self.curves.show(curves, said)
         self.memory.show(memory, held)
         self.table.value = methods.methods_table(results)
@@ -112,24 +115,19 @@ class RepairsPart:
         self.repairs: Repairs | None = None
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self._show, ended=self._offer)
         self.run_dir = ipywidgets.Text(description="Folder of a QLoRA run", placeholder="runs/…", continuous_update=False)
-        self.run_dir.add_class("wb-span")
         self.run_dir.observe(lambda _: self._offer(), "value")
         self.summary, self.copy = note(), CopyCode()
-        self.map, self.curves = Plot(height=320), Plot(height=320)
+        self.map = Plot(height=300, waiting="A map of layers and kinds: nothing is measured yet.")
+        self.curves = Plot(height=300, waiting="What is taken back over the checkpoints: nothing is measured yet.")
         self.plots = [self.map, self.curves]
         self.map.on_click(guard(message)(self._clicked))
-        self._drawn = grid(*self.plots)
-        self._drawn.layout.display = "none"
+        pictures = grid(*self.plots)
+        pictures.add_class("wb-repairs")
         self.widget = column(
-            heading("What the adapter repairs"),
-            note(
-                "How much of ‖(W − Ŵ)x‖ a run's adapter takes back. It learns its task, and not to make up for 4 bits, so it "
-                "may as well add to it."
-            ),
-            fields(self.run_dir, width=300),
+            bar(heading("What the adapter repairs", _WHY_REPAIRS), self.run_dir),
             self.stream.widget,
             self.summary,
-            self._drawn,
+            pictures,
             self.copy,
         )
         self._offer()
@@ -170,7 +168,6 @@ class RepairsPart:
         chosen = self._session.analysis.tensor.name if self._session.analysis is not None else ""
         figure, said = methods.repairs_map(found.rows, selected=chosen.removesuffix(".weight"), layer=state.layer)
         curves, described = methods.repairs_curves(found.rows)
-        self._drawn.layout.display = ""
         self.map.show(figure, said)
         self.curves.show(curves, described)
         set_note(self.summary, f"Measured at {counted(len(found.steps), 'checkpoint')}. {said}")

@@ -17,7 +17,7 @@ from widgets.controls.copy_code import CopyCode
 from widgets.controls.front_ends import number_slider
 from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import column, fields, heading, note, row, set_note
+from widgets.controls.style import bar, column, heading, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
 from widgets.session import Session
@@ -27,6 +27,10 @@ from workbench.errors import ConfigError
 from workbench.memory.gpus import known
 from workbench.progress import Cancelled, Progress
 from workbench.text import amount, counted, listed
+
+_WHY = """\
+Modules are left in 16 bits by the loss taken back per byte. They are chosen by the rows on which the mix is measured: on \
+others expect less, and nothing where the curve lies below the loss in 16 bits."""
 
 
 class MixPart:
@@ -40,46 +44,34 @@ class MixPart:
             message, session.executor, begin=self._begin, show=lambda mixes: self._show(mixes[0]), ended=self._offer, style=""
         )
         self.memory = number_slider("All weights may take (MB)", step=0.01, readout_format=".2f")
-        self.memory.add_class("wb-span")
         self.gpu = ipywidgets.Dropdown(
             description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
         )
         for control, field in ((self.memory, "mix_megabytes"), (self.gpu, "mix_gpu")):
             self._quiet.on_change(control, guarded(lambda value, field=field: session.store.update(**{field: value})))
-        self.curve = Plot(height=380)
+        self.curve = Plot(height=264)
+        self.curve.add_class("wb-mix")
         self.plots = [self.curve]
         self.hand = ipywidgets.Button(
             description="Train with this mix", tooltip="Hand the modules left out to the training form"
         )
         self.hand.on_click(guarded(lambda _: self._hand_over()))
         self.summary, self.modules, self.copy = note(), note(), CopyCode()
-        self._drawn = column(
-            fields(self.memory, self.gpu, width=240),
-            self.summary,
-            self.curve,
-            self.modules,
-            self.stream.widget,
-            row(self.hand, self.copy),
-        )
-        self.missing = note("Once the sensitivities above are measured, memory that is left can be spent where it helps most.")
+        self._controls, self._after = bar(self.memory, self.gpu), column(self.modules, row(self.hand, self.copy))
         self.widget = column(
-            heading("A mix of 4 and 16 bits"),
-            note(
-                "Modules are left in 16 bits by the loss taken back per byte. They are chosen by the rows on which the "
-                "mix is measured: on others expect less, and nothing where the curve lies below the loss in 16 bits."
-            ),
-            self.missing,
-            self._drawn,
+            heading("A mix of 4 and 16 bits", _WHY), self._controls, self.stream.widget, self.summary, self.curve, self._after
         )
-        self._drawn.layout.display = "none"
 
     def draw(self) -> None:
         """The mix for the state's memory, as soon as every module is measured; it is chosen anew, and nothing is measured."""
         found, state, before = self._sensitivity(), self._session.store.value, self.mix
         ready = found is not None and found.complete
-        self._drawn.layout.display, self.missing.layout.display = ("", "none") if ready else ("none", "")
+        self._controls.layout.display = self._after.layout.display = "" if ready else "none"
         self.mix = None
         if found is None or not ready:
+            set_note(self.summary, "")
+            self.curve.wait("Once the sensitivities are measured, memory that is left can be spent where it helps most.")
+            self._offer()
             return
         whole = mix(found, found.job.nbytes_16bit)
         self._show_state(whole)

@@ -14,7 +14,7 @@ from widgets.background.tasks import guard
 from widgets.controls.binding import Ranking, bind
 from widgets.controls.message import Message
 from widgets.controls.streamed import Streamed
-from widgets.controls.style import choice, column, fields, heading, note, set_note
+from widgets.controls.style import bar, choice, column, fields, heading, note, set_note, split
 from widgets.drawing.plot import Plot
 from widgets.figures import cost as figures
 from widgets.panels.cost.asked import Asked
@@ -23,6 +23,12 @@ from widgets.state import COST_FIELDS
 from workbench.cost.sensitivities import ModuleCost, Sensitivity
 
 _LISTED = 200
+_WHY = """\
+For each module two losses: with it alone in 4 bits, and with all but it. Click a cell, or choose from the list, and every \
+view shows that tensor."""
+_WHY_ERRORS = """\
+‖(W − Ŵ)x‖ / ‖Wx‖ on the model's own activations over held-out rows, a line a kind. The band: the relative RMSE of the same \
+weights, from the least kind to the most. Click a point, and every view shows its tensor."""
 
 
 class ModulesPart:
@@ -36,32 +42,21 @@ class ModulesPart:
         self.stream = Streamed(message, session.executor, begin=self._begin, show=self.show, ended=self._offer)
         self.field = choice("The map shows", COST_FIELDS)
         bind(self.field, session.store, "cost_field", message)
-        self.map, self.errors = Plot(height=400), Plot(height=340)
+        self.map = Plot(height=264)
+        self.errors = Plot(height=260)
+        self.map.add_class("wb-sensitivities")
         self.plots = [self.map, self.errors]
         self.map.on_click(guarded(self._clicked_cell))
         self.errors.on_click(guarded(self._clicked_point))
         self.list = Ranking("Modules, the most sensitive first", 10, guarded(self._choose))
-        self.list.add_class("wb-span")
         self.summary = note()
-        self._drawn = column(fields(self.field, width=260), self.map, fields(self.list, width=300))
-        self._outputs = column(
-            heading("Errors of outputs and of weights"),
-            note(
-                "‖(W − Ŵ)x‖ / ‖Wx‖ on the model's own activations over held-out rows, a line a kind. The band: the relative "
-                "RMSE of the same weights, from the least kind to the most. Click a point, and every view shows its tensor."
-            ),
-            self.errors,
-        )
         self.widget = column(
-            heading("Sensitivity"),
-            note(
-                "For each module two losses: with it alone in 4 bits, and with all but it. Click a cell, or choose from the "
-                "list, and every view shows that tensor."
-            ),
+            bar(heading("Sensitivity", _WHY), self.field),
             self.stream.widget,
             self.summary,
-            self._drawn,
-            self._outputs,
+            split(self.map, fields(self.list, width=280)),
+            heading("Errors of outputs and of weights", _WHY_ERRORS),
+            self.errors,
         )
 
     def draw(self, asked: Asked, found: Sensitivity | None) -> None:
@@ -78,7 +73,6 @@ class ModulesPart:
         if analysis is None or self.asked is None:
             return
         field, chosen = state.cost_field, analysis.tensor.name.removesuffix(".weight")
-        self._drawn.layout.display = self._outputs.layout.display = "" if rows else "none"
         summary = self._summary(rows, field)
         if rows:
             self.map.show(figures.sensitivity_figure(self.asked.places, rows, field, chosen, state.layer), f"Map of {summary}")
@@ -86,6 +80,9 @@ class ModulesPart:
                 figures.output_errors_figure(rows, chosen),
                 f"Output error of {len(rows)} modules over the layers, a line a kind, beside the weights' relative RMSE.",
             )
+        else:
+            self.map.wait("A map of layers and kinds: nothing is measured yet.")
+            self.errors.wait("The error of each module's output: nothing is measured yet.")
         set_note(self.summary, summary if rows else "")
         self._list(rows, field, chosen)
         self._offer()

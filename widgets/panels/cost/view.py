@@ -7,16 +7,18 @@ looking up what was measured before. Nothing is measured before a button is pres
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+import functools
+from typing import Any, Protocol, TypeVar
 
 import ipywidgets
 
 from widgets import code
 from widgets.background.tasks import guard
 from widgets.background.work import Work
-from widgets.controls.binding import Quiet
+from widgets.controls.binding import Quiet, bind
+from widgets.controls.segments import Faces, Segments
 from widgets.controls.streamed import Streamed, one_at_a_time
-from widgets.controls.style import fields, note
+from widgets.controls.style import bar, close_tree, column, heading
 from widgets.drawing.plot import Plot
 from widgets.panels.base import View
 from widgets.panels.cost.asked import Asked
@@ -25,10 +27,18 @@ from widgets.panels.cost.methods import MethodsPart, RepairsPart
 from widgets.panels.cost.mix import MixPart
 from widgets.panels.cost.modules import ModulesPart
 from widgets.session import Analysis
+from widgets.state import COST_PARTS
 from workbench.cost.evaluation import Evaluation
 from workbench.cost.sensitivities import Sensitivity
 
-_FIELDS = {"cost_bits", "cost_field", "cost_folder", "mix_megabytes", "mix_gpu", "layer", "train", "max_length", "tensor"}
+_FIELDS = {"cost_bits", "cost_field", "cost_folder", "mix_megabytes", "mix_gpu", "layer", "train", "max_length", "tensor"} | {
+    "cost_part"
+}
+
+
+_WHY = """\
+What do the errors of weights do to the model? Losses are measured on held-out rows, in nats a token, on this machine, by a \
+process of its own. Nothing starts by itself."""
 
 
 class Part(Protocol):
@@ -39,41 +49,90 @@ class Part(Protocol):
     widget: Any
 
 
+P = TypeVar("P", bound=Part)
+
+
 class CostView(View):
     """Loss by format, sensitivity by module, a mix for the memory there is, three methods, and what an adapter repairs."""
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._asked: Asked | None = None
         self._equal, self._quiet = False, Quiet()
+        self._before: tuple[Evaluation | None, Sensitivity | None] = (None, None)
+        """What was measured before, for parts that are built later."""
+        self.parts: tuple[Part, ...] = ()
         super().__init__("What quantization costs the model", model, **options)
 
     def build(self) -> list[Any]:
-        """What all measuring shares, then the parts."""
+        """What all measuring shares, and the parts, each built when it is first opened."""
         guarded, session = guard(self.message), self.session
         self.look = Work(session.executor, guarded(self._found), self.message.error)
+        self.when_closed(self.look.close)
         self.rows = ipywidgets.BoundedIntText(description="Held-out rows, at most", min=1, max=100_000)
         self._quiet.on_change(self.rows, guarded(self._rows_changed))
-        self.folder = ipywidgets.Text(description="Kept in the folder", continuous_update=False)
-        self.folder.add_class("wb-span")
+        self.folder = ipywidgets.Text(description="kept in", continuous_update=False)
         self._quiet.on_change(self.folder, guarded(lambda folder: self.update(cost_folder=folder.strip())))
-        self.formats = FormatsPart(session, self.message)
-        self.mix = MixPart(session, self.message, lambda: self.modules.sensitivity)
-        self.modules = ModulesPart(session, self.message, self.mix.draw)
-        self.repairs = RepairsPart(session, self.message)
-        self.methods = MethodsPart(session, self.message, self.repairs.suggest)
-        self.parts: tuple[Part, ...] = (self.formats, self.modules, self.mix, self.methods, self.repairs)
-        one_at_a_time(self.formats.stream, self.modules.stream, self.mix.stream)
-        for close in (self.look.close, *(part.stream.close for part in self.parts)):
-            self.when_closed(close)
-        self.plots = [plot for part in self.parts for plot in part.plots]
-        return [
-            note(
-                "What do the errors of weights do to the model? Losses are measured on held-out rows, in nats a token, on this "
-                "machine, by a process of its own. Nothing starts by itself."
-            ),
-            fields(self.rows, self.folder, width=220),
-            *(part.widget for part in self.parts),
-        ]
+        self.part = Segments("Part", COST_PARTS)
+        bind(self.part, session.store, "cost_part", self.message)
+        self.under_way = column()
+        self.faces = Faces(
+            {
+                "losses": lambda: self.formats.widget,
+                "sensitivity": lambda: self.modules.widget,
+                "mix": lambda: self.mix.widget,
+                "methods": lambda: self.methods.widget,
+                "repairs": lambda: self.repairs.widget,
+            }
+        )
+        line = bar(heading("What quantization costs the model", _WHY), self.rows, self.folder)
+        return [line, self.part, self.under_way, self.faces]
+
+    @functools.cached_property
+    def formats(self) -> FormatsPart:
+        """Loss by format."""
+        part = self._add(FormatsPart(self.session, self.message))
+        if self._asked is not None:
+            part.draw(self._asked, self._equal, self._before[0])
+        return part
+
+    @functools.cached_property
+    def modules(self) -> ModulesPart:
+        """Sensitivity by module."""
+        part = self._add(ModulesPart(self.session, self.message, self._draw_mix))
+        if self._asked is not None:
+            part.draw(self._asked, self._before[1])
+        return part
+
+    @functools.cached_property
+    def mix(self) -> MixPart:
+        """A mix for the memory there is."""
+        part = self._add(MixPart(self.session, self.message, lambda: self.modules.sensitivity))
+        if self._asked is not None:
+            part.draw()
+        return part
+
+    @functools.cached_property
+    def methods(self) -> MethodsPart:
+        """Three methods side by side."""
+        part = self._add(MethodsPart(self.session, self.message, lambda run_dir: self.repairs.suggest(run_dir)))
+        if self.session.analysis is not None:
+            part.draw(self.session.analysis)
+        return part
+
+    @functools.cached_property
+    def repairs(self) -> RepairsPart:
+        """What an adapter repairs."""
+        return self._add(RepairsPart(self.session, self.message))
+
+    def _add(self, part: P) -> P:
+        """A part that was just built: its progress shows whichever part is in front."""
+        self.parts = (*self.parts, part)
+        self.plots = [*self.plots, *part.plots]
+        self.under_way.children = (*self.under_way.children, part.stream.progress)
+        one_at_a_time(*(one.stream for one in self.parts if isinstance(one, FormatsPart | ModulesPart | MixPart)))
+        self.when_closed(lambda: close_tree(part.widget))
+        self.when_closed(part.stream.close)
+        return part
 
     def redraw_on(self) -> frozenset[str]:
         """What is asked for, and what the parts show of it."""
@@ -86,7 +145,7 @@ class CostView(View):
 
     def draw(self, analysis: Analysis) -> None:
         """What is known of this model on these rows; of another one, what was measured before."""
-        state = self.session.store.value
+        state, built = self.session.store.value, vars(self)
         asked, equal = Asked.of(analysis.source, state), state.cost_bits == "equal"
         new, other_bits = asked != self._asked, equal != self._equal
         self._asked, self._equal = asked, equal
@@ -94,25 +153,35 @@ class CostView(View):
             self.rows.value, self.folder.value = asked.data.max_eval_rows, str(asked.folder)
         if new:
             self.look.cancel()
-            self.modules.draw(asked, None)
-        else:
-            self.modules.redraw()
-            self.mix.draw()
         if new or other_bits:
-            self.formats.draw(asked, equal, None)
+            self._before = (None, None if new else self._before[1])
+            if "formats" in built:
+                self.formats.draw(asked, equal, None)
             if asked.kept:
                 self.look.submit("Reading what was measured before", "", lambda progress, cancelled: _known(asked, equal))
-        self.methods.draw(analysis)
-        self.repairs.draw(analysis)
+        if "modules" in built and new:
+            self.modules.draw(asked, None)
+        elif "modules" in built:
+            self.modules.redraw()
+            self._draw_mix()
+        for name in ("methods", "repairs"):
+            if name in built:
+                built[name].draw(analysis)
+        self.faces.show(state.cost_part)
+
+    def _draw_mix(self) -> None:
+        if "mix" in vars(self):
+            self.mix.draw()
 
     def _found(self, known: tuple[Asked, bool, Evaluation, Sensitivity]) -> None:
         """What was measured before, for a part that measures nothing meanwhile."""
         asked, equal, evaluation, sensitivity = known
         if asked != self._asked:
             return
-        if equal == self._equal and not self.formats.stream.busy:
+        built, self._before = vars(self), (evaluation if equal == self._equal else None, sensitivity)
+        if "formats" in built and equal == self._equal and not self.formats.stream.busy:
             self.formats.draw(asked, equal, evaluation)
-        if not self.modules.stream.busy:
+        if "modules" in built and not self.modules.stream.busy:
             self.modules.draw(asked, sensitivity)
 
     def _rows_changed(self, rows: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import ipywidgets
 
 from widgets.background.tasks import guard
+from widgets.controls.copy_code import CopyCode
 from widgets.controls.style import Panel, column, row
 from widgets.drawing.cockpit import ACTIONS
 from widgets.panels.train.export import RunExport
@@ -120,6 +121,11 @@ class TrainingCell(Panel):
     def config(self) -> TrainConfig:
         """What the controls say; raises ``ConfigError`` with every fault at once."""
         return self.form.config
+
+    @property
+    def copy(self) -> CopyCode:
+        """The cell that trains the same without the workbench, for the app's header to copy."""
+        return self.setup.copy
 
     @property
     def code(self) -> str:

@@ -147,24 +147,33 @@ function openFrame(place) {
 
 // ---------------------------------------------------------------- what a reader does
 
-/** Runs a cell below the others; `done` has what it printed, and rejects with a traceback. */
+/** Has the kernel run code; what it printed, or a rejection with a traceback. `frame` gives a place for its outputs. */
+function execute(code, frame) {
+  const request = { code, silent: false, store_history: true, user_expressions: {}, allow_stdin: false, stop_on_error: true };
+  let printed = "";
+  return new Promise((resolve, reject) => {
+    cells.set(send("execute_request", request), {
+      frame,
+      print: (text) => void (printed += text),
+      end: (trouble) => (trouble ? reject(new Error(trouble)) : resolve(printed.trim())),
+    });
+  });
+}
+
+/** Runs a cell below the others. */
 function runCell(code) {
   const place = document.createElement("section"), source = document.createElement("pre");
   source.textContent = code;
   place.append(source);
   document.querySelector("main")?.append(place);
-  let frame, printed = "";
-  const request = { code, silent: false, store_history: true, user_expressions: {}, allow_stdin: false, stop_on_error: true };
-  const done = new Promise((resolve, reject) => {
-    cells.set(send("execute_request", request), {
-      frame: () => (frame ??= openFrame(place)),
-      print: (text) => void (printed += text),
-      end: (trouble) => (trouble ? reject(new Error(trouble)) : resolve(printed.trim())),
-    });
-  });
-  return { done };
+  let frame;
+  return { done: execute(code, () => (frame ??= openFrame(place))) };
 }
 
+const nowhere = () => {
+  throw new Error("An output of what is no cell.");
+};
+
 const ready = new Promise((resolve) => socket.addEventListener("open", resolve));
-Object.assign(globalThis, { colabPage: { runCell, ready } });
+Object.assign(globalThis, { colabPage: { runCell, ask: (code) => execute(code, nowhere), ready } });
 export {}; // a module: it has a scope of its own
