@@ -17,10 +17,14 @@ pytestmark = pytest.mark.slow
 HEADER = (".wb-header", ".widget-tab > .lm-TabBar")
 WANTED: dict[str, tuple[str, ...]] = {
     "Model": (".wb-about", ".wb-map", ".wb-worst"),
+    "Memory": (".wb-memory-settings", ".wb-forecast", ".wb-memory"),
+    "Train": (".wb-run-top", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"),
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
     "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
+    "Memory": "() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5",
+    "Train": "() => document.querySelectorAll('.wb-way').length > 3",
 }
 """When a tab shows all of that."""
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
