@@ -54,8 +54,8 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     found = []
     for fields in changes:
-        ledger = forecast(source, dataclasses.replace(plan, **fields))
-        found.append(Alternative(MappingProxyType(fields), ledger.total, fit(ledger, gpu)))
+        judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
+        found.append(Alternative(MappingProxyType(fields), judged.ledger.total, judged))
     return tuple(found)
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
     from workbench.training.worker.evaluator import Evaluator, Material
+    from workbench.training.worker.head import LossWithoutLogits
     from workbench.training.worker.trainer import TracedTrainer
 
 _SPARE = 1 << 23
@@ -271,9 +272,26 @@ class Worker:
             phase=self.phase,
             where=self.where,
             account=self.account,
+            without_logits=self._without_logits(evaluator),
         )
         self.sampler.managed = optimizers.managed_bytes
         return steering.trainer
+
+    def _without_logits(self, evaluator: Evaluator) -> LossWithoutLogits | None:
+        """The loss that makes a few logits at a time; None, said in an event, where the model's head does not allow it."""
+        import torch
+
+        from workbench.training.worker import head, trainer
+
+        if not self.config.logits_at_once:
+            return None
+        loss = head.LossWithoutLogits(evaluator.net, self.config.logits_at_once)
+        ids = torch.as_tensor(evaluator.material.rows[0].input_ids[:16])[None]
+        with trainer.measuring(evaluator.net, evaluator.dtype):  # in which dropout draws no random numbers
+            why = loss.refusal(evaluator.net, ids)
+        if why:
+            self.writer.emit("log", level="info", text=f"All logits are made at once: {why}.")
+        return None if why else loss
 
     def _learn(self, loop: TracedTrainer, evaluator: Evaluator, checkpoints: Sequence[Path]) -> None:
         """Measures, trains from the last checkpoint on, and saves, also what there is when SIGTERM comes."""
