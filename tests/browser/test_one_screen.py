@@ -29,6 +29,8 @@ WANTED: dict[str, tuple[str, ...]] = {
     "Formats": (".wb-bar", ".wb-front [role=figure]", ".wb-duel"),
     "Double quant": (".wb-bar", ".wb-pictures", ".wb-figures"),
     "Cost": (".wb-bar", ".wb-segments", ".wb-run", ".wb-losses [role=figure]"),
+    "Memory": (".wb-memory-settings", ".wb-forecast", ".wb-memory"),
+    "Train": (".wb-run-top", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"),
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
@@ -38,6 +40,8 @@ SETTLED: dict[str, str] = {
     "Formats": _drawn("Relative RMSE against"),
     "Double quant": _drawn("How often each of the 256 codes"),
     "Cost": "() => /9 evaluations/.test(document.querySelector('.wb-run')?.innerText)",
+    "Memory": "() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5",
+    "Train": "() => document.querySelectorAll('.wb-way').length > 3",
 }
 """When a tab shows all of that."""
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}

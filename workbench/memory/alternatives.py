@@ -31,7 +31,7 @@ class Alternative(Record):
 
     fields: Mapping[str, Any]
     total: int
-    """Bytes, as ``MemoryLedger.total``."""
+    """Bytes on this GPU, as ``MemoryLedger.total``."""
     fit: Fit
 
     def _line_(self) -> Line:
@@ -62,7 +62,7 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     for fields in changes:
         judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
         found.append(Alternative(MappingProxyType(fields), judged.ledger.total, judged))
-    return ShownTuple(found, f"What would change the forecast of {memory_size(present.total)}")
+    return ShownTuple(found, f"What would change the forecast on {gpu.name}")
 
 
 def _larger(plan: Plan, positions: Any) -> list[dict[str, Any]]:
