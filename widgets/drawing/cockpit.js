@@ -83,7 +83,7 @@ function drawOver(view) {
     context.fillRect(from, lanes.loss.top, to - from, lanes.time.top - lanes.loss.top);
   }
   drawReadout(view, run, scene.limit, view.cursor);
-  describeLanes(view, run, scene.limit, view.cursor);
+  describeLanes(view, run, scene.limit, view.cursor, drawOver);
   view.stage.dataset.cursor = view.cursor === null ? "" : view.cursor.toFixed(3);
 }
 
@@ -306,6 +306,7 @@ export default {
       view.gone = true;
       clearTimeout(view.waiting);
       clearTimeout(view.ticking);
+      clearTimeout(view.saying);
       unwatch();
       finer();
       view.unframe();

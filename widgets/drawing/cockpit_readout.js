@@ -98,11 +98,18 @@ function pagingRows(run, at, row, inks, low) {
 
 // ---------------------------------------------------------------- for screen readers
 
-/** Keep each lane's sentence up to date, not more often than it can be heard. */
-function describeLanes(view, run, limit, cursor) {
-  const now = performance.now();
-  if (now - (view.said ?? -Infinity) < SAID_EVERY && view.saidOf === run.facts.run && view.saidState === run.facts.state) return;
-  Object.assign(view, { said: now, saidOf: run.facts.run, saidState: run.facts.state });
+/** Keep each lane's sentence up to date, not more often than it can be heard: what comes too soon is asked for `again` later. */
+function describeLanes(view, run, limit, cursor, again) {
+  const now = performance.now(), rest = SAID_EVERY - (now - (view.said ?? -Infinity));
+  const of = `${run.facts.run} ${run.facts.state}`;
+  if (rest > 0 && view.saidOf === of) {
+    view.saying ||= setTimeout(() => {
+      view.saying = 0;
+      if (!view.gone) again(view);
+    }, rest);
+    return;
+  }
+  Object.assign(view, { said: now, saidOf: of });
   const at = Math.min(cursor ?? limit, limit), row = stepAt(run, at, limit), { steps, evals } = run, held = countUntil(evals.t, at) - 1;
   const parts = (rows) => rows.filter(([, name, figure]) => name && figure && figure !== "–").map(([, name, figure]) => `${name} ${figure}`).join(", ");
   const told = {
