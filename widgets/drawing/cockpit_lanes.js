@@ -200,7 +200,7 @@ function drawMemory(context, scene) {
   const lines = [["forecast", showsForecast(run) ? facts.forecast : null, [6, 4]], [gpu ? facts.device : "this machine", facts.capacity, []]];
   const near = lines.filter(([, bytes]) => bytes && bytes <= 2 * highest), far = lines.filter(([, bytes]) => bytes && bytes > 2 * highest);
   const unit = memoryUnit(run, highest), top = (1.08 * Math.max(highest, ...near.map(([, bytes]) => bytes ?? 0))) / unit.bytes;
-  const digits = unit.bytes === 1e6 ? 0 : 2, above = far.map(([called, bytes]) => ` · ${called} ${memoryText(run, bytes)}, above`).join("");
+  const digits = unit.bytes === MIB ? 0 : 2, above = far.map(([called, bytes]) => ` · ${called} ${memoryText(run, bytes)}, above`).join("");
   const libraries = !gpu && !showsBelow(run) ? ", above its libraries" : "";
   title(context, scene, "memory", name, `${unit.name}${libraries}, by what holds it · peak ${inWords(highest / unit.bytes, digits)}${above}`, layout.right - layout.left - (near.length ? 140 : 0));
   const y = scene.memoryY = (bytes) => body.bottom - (bytes / unit.bytes / top) * body.height;

@@ -58,7 +58,7 @@ function lossRows(run, at, row, moment, low) {
 function memoryRows(run, at, inks, low) {
   const row = sampleAt(run, at), { facts, samples } = run, gpu = onGpu(run);
   if (row < 0 || (gpu && samples.gpu[row] !== 1)) return [["", "memory", "–"]];
-  const unit = memoryUnit(run, heldBy(run, row)), digits = unit.bytes === 1e6 ? 1 : 2;
+  const unit = memoryUnit(run, heldBy(run, row)), digits = unit.bytes === MIB ? 1 : 2;
   const text = (bytes) => inWords(bytes / unit.bytes, digits);
   const rows = [["", "memory", memoryText(run, heldBy(run, row))]];
   const layers = facts.layers.filter(([layer]) => run.ever.has(layer) && (layer !== BELOW || showsBelow(run))).reverse();

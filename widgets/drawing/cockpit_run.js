@@ -149,15 +149,12 @@ const GIB = 2 ** 30, MIB = 2 ** 20;
 const inWords = (value, digits) =>
   Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
 
-/** The unit of the memory lane: a GPU counts in GiB, the host as `amount` does. */
-function memoryUnit(run, top) {
-  if (onGpu(run)) return { name: "GiB", bytes: GIB };
-  return top >= 2e9 ? { name: "GB", bytes: 1e9 } : { name: "MB", bytes: 1e6 };
-}
+/** The unit of the memory lane: a GPU's memory is always in GiB, a process's in what reads best. */
+const memoryUnit = (run, top) => (onGpu(run) || top >= 2 * GIB ? { name: "GiB", bytes: GIB } : { name: "MiB", bytes: MIB });
 
 function memoryText(run, bytes) {
   const { name, bytes: unit } = memoryUnit(run, bytes);
-  return `${inWords(bytes / unit, unit === 1e6 ? 1 : 2)} ${name}`;
+  return `${inWords(bytes / unit, unit === MIB ? 1 : 2)} ${name}`;
 }
 
 /** Seconds as a clock: 0:07, 3:32, 1:02:05. */
