@@ -36,6 +36,8 @@ from .memory.gpus import devices as devices
 from .memory.pager import PCIE as PCIE
 from .memory.pager import PagerSimulation as PagerSimulation
 from .memory.pager import simulate_paging as simulate_paging
+from .memory.pressure import Pressure as Pressure
+from .memory.pressure import under_pressure as under_pressure
 from .memory.savings import DoubleQuantSavings as DoubleQuantSavings
 from .memory.savings import double_quant_savings as double_quant_savings
 from .memory.savings import savings_of_published as savings_of_published

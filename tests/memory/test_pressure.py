@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 import workbench as wb
-from workbench.memory.pressure import under_pressure
 
 PAGED = wb.TrainConfig(page_min_numel=1, per_device_train_batch_size=2, max_length=64)
 
 
 def test_it_is_the_largest_budget_on_which_something_is_evicted() -> None:
-    found = under_pressure("builtin", PAGED)
+    found = wb.under_pressure("builtin", PAGED)
     assert found is not None
     assert not found.every_state, "this run's state may page as it is"
     simulation = found.simulation
@@ -21,7 +20,7 @@ def test_it_is_the_largest_budget_on_which_something_is_evicted() -> None:
 
 
 def test_its_moves_are_those_of_a_step_in_order() -> None:
-    found = under_pressure("builtin", PAGED)
+    found = wb.under_pressure("builtin", PAGED)
     assert found is not None
     to_device, to_host = found.simulation.per_step[-1].tolist()
     shares = [share for share, _, _ in found.moves]
@@ -32,6 +31,6 @@ def test_its_moves_are_those_of_a_step_in_order() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"optim": "adamw_torch"}])
 def test_where_nothing_may_page_every_state_is_let(changes: dict[str, str]) -> None:
-    found = under_pressure("builtin", wb.TrainConfig(**changes))
+    found = wb.under_pressure("builtin", wb.TrainConfig(**changes))
     assert found is not None
     assert found.every_state

@@ -54,6 +54,10 @@ def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure |
 
     Simulated. Where nothing of it may page, because each of its states is smaller than bitsandbytes' bound or its optimizer is
     not a paged one, the same with every state paged. Raises ``WorkbenchError`` where a model has no forecast.
+
+    >>> pressure = wb.under_pressure("builtin", wb.TrainConfig())
+    >>> pressure.every_state, pressure.simulation.told[:10]
+    (True, 'Simulated,')
     """
     src = open_model(src)
     for config in (cfg, dataclasses.replace(cfg, optim=_PAGED, page_min_numel=1)):
