@@ -23,7 +23,7 @@ from workbench.training.folder import RunStatus
 from workbench.training.results.timeline import Timeline
 
 LANES = ("Loss", "Memory", "Paging", "Phases")
-LOW = 291
+LOW = 270
 """Height of the bar and the lanes of a run that has ended."""
 Open = Callable[..., Alone]
 
