@@ -113,10 +113,10 @@ def rows(browser: Browser, server: Server, temporary: Path) -> Iterator[str]:
     lab.menu("File", "Save Notebook")
     page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
     page.reload()
-    page.wait_for_selector(".workbench-cockpit", state="attached")
+    page.wait_for_selector(".jp-CodeCell", state="attached")
     begun = page.evaluate("performance.now()")
     lab.until(f"() => {_STAGE}?.dataset.steps >= {STEPS - 1}")
-    yield f"  whole again after a reload of the page: {(page.evaluate('performance.now()') - begun) / 1000:.2f} s (budget 2)"
+    yield f"  whole again after a reload, from the notebook's first cell on the page: {(page.evaluate('performance.now()') - begun) / 1000:.2f} s (budget 2)"
     page.close()
     server.end_kernels()
 
