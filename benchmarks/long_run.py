@@ -116,7 +116,8 @@ def rows(browser: Browser, server: Server, temporary: Path) -> Iterator[str]:
     page.wait_for_selector(".jp-CodeCell", state="attached")
     begun = page.evaluate("performance.now()")
     lab.until(f"() => {_STAGE}?.dataset.steps >= {STEPS - 1}")
-    yield f"  whole again after a reload, from the notebook's first cell on the page: {(page.evaluate('performance.now()') - begun) / 1000:.2f} s (budget 2)"
+    seconds = (page.evaluate("performance.now()") - begun) / 1000
+    yield f"  whole again after a reload, from the notebook's first cell on the page: {seconds:.2f} s (budget 2)"
     page.close()
     server.end_kernels()
 

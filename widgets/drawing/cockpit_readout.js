@@ -38,7 +38,8 @@ function fill(block, rows) {
 function drawReadout(view, run, limit, cursor) {
   const at = Math.min(cursor ?? limit, limit),
     { low } = view.layout,
-    { blocks, inks } = view;
+    { blocks } = view,
+    { inks } = view.scene;
   const row = stepAt(run, at, limit);
   fill(
     blocks.loss,
@@ -178,10 +179,10 @@ function describeLanes(view, run, limit, cursor, again) {
     memory:
       sampleAt(run, at) < 0
         ? "waits for the first sample"
-        : `${onGpu(run) ? "of the GPU" : "of the process"}, ${parts(memoryRows(run, at, view.inks, false)).replace("memory ", "")}`,
+        : `${onGpu(run) ? "of the GPU" : "of the process"}, ${parts(memoryRows(run, at, view.scene.inks, false)).replace("memory ", "")}`,
     paging:
       run.moved || run.requested || run.facts.simulated
-        ? parts(pagingRows(run, at, row, view.inks, false)) || "waits for the first step"
+        ? parts(pagingRows(run, at, row, view.scene.inks, false)) || "waits for the first step"
         : (pagingTitle(run, 1)[2] ?? ""),
     phases:
       run.spans
