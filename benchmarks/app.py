@@ -46,7 +46,7 @@ import plotly.graph_objects as go
 import widgets.panels.distribution as panel
 
 class FigurePlot(go.FigureWidget):
-    def __init__(self, height=320):
+    def __init__(self, height=320, waiting=""):
         super().__init__(layout={{"height": height, "template": "plotly_white"}})
 
     def show(self, figure, summary=None):

@@ -74,6 +74,13 @@ def test_an_impossible_state_is_refused(wrong):
         State.from_dict(wrong)
 
 
+def test_a_state_names_the_field_that_was_meant_and_where_a_run_s_own_belong() -> None:
+    with pytest.raises(wb.ConfigError, match=r"'blok_size' is no field\. Did you mean 'block_size'"):
+        State(blok_size=32)  # type: ignore[call-arg]
+    with pytest.raises(wb.ConfigError, match=r"'rank' is no field\. Did you mean 'lora_r'\?.*belongs into train: save_steps"):
+        State(rank=8, save_steps=5)  # type: ignore[call-arg]
+
+
 def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     store, seen = Store(State(block=3)), []
     end = store.observe(lambda state, changed: seen.append((state.block, changed)))
@@ -124,7 +131,7 @@ def test_the_header_copies_what_is_behind_the_view_in_front_and_is_quiet_where_n
 def test_only_the_view_on_screen_draws_and_the_others_catch_up(app):
     before = app.error.rows.summary
     app.header.ask("choose", {"formats": ["fp4"]})
-    assert "FP4" in app.distribution.histogram.summary
+    assert "FP4" in app.distribution.bins.summary
     assert app.error.rows.summary == before
     app.tabs.selected_index = 2
     assert "FP4" in app.error.rows.summary
@@ -135,17 +142,24 @@ def test_distribution_shows_every_weight_once(session):
     session.start()
     analysis = session.analysis
     assert analysis.histogram.sum() == analysis.tensor.numel
-    data = bins.distribution(analysis.histogram, analysis.stats)["data"]
-    assert data[0]["y"].sum() == pytest.approx(100)
-    bars = bins.occupancy(analysis.stats)["data"]
-    assert bars[0]["y"].sum() == pytest.approx(100)
-    assert bars[1]["x"].size == 16, "INT4 uses all 16 codes"
+    data = view.bins._state["content"]["data"]
+    assert [trace["name"] for trace in data if "meta" in trace] == ["histogram", "NF4", "INT4"]
     for e in analysis.stats:
         assert f"{e.sqnr_db:.2f} dB" in view.table.value
-    session.store.update(formats=("int8", "nf4"))
-    steps, bars, _ = bins.occupancy(session.analysis.stats)["data"]
-    assert (steps["type"], bars["type"]) == ("scatter", "bar"), "255 bars would be hairlines"
-    assert steps["y"].sum() == pytest.approx(100)
+    view.close()
+
+
+def test_how_normal_the_weights_are_is_found_when_a_reader_asks_for_it(session):
+    view = DistributionView(session=session)
+    session.start()
+    assert view.normality is None, "it takes a pass over the weights"
+    view.figures.value = "normal"
+    assert session.store.value.distribution_figures == "normal"
+    assert f"{view.normality.normal.correlation:.5f}" in view.normality.summary.value
+    assert f"{view.normality.tails.beyond[0].weights:,}" in view.normality.tails_table.value
+    assert view.table.layout.display == "none"
+    view.figures.value = "numbers"
+    assert (view.table.layout.display, view.normality.widget.layout.display) == ("", "none")
     view.close()
 
 
@@ -159,7 +173,6 @@ def test_every_figure_is_one_that_plotly_accepts(session):
 
     for figure in (
         bins.distribution(analysis.histogram, analysis.stats, log=True),
-        bins.occupancy(analysis.stats),
         scale_figures.scale_overhead(scales.doubled.spec),
         scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
         scale_figures.nested_codes(scales.nested),
