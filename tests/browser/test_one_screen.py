@@ -31,7 +31,7 @@ WANTED: dict[str, tuple[str, ...]] = {
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
-    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
+    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map')?.innerText ?? '')",
     "Distribution": _drawn("Histogram of"),
     "Formats": _drawn("Relative RMSE against"),
     "Double quant": _drawn("How often each of the 256 codes"),

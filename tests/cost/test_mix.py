@@ -134,12 +134,13 @@ def test_for_a_gpu_the_budget_is_what_training_leaves(tiny_sens: wb.Sensitivity)
 
     training = whole.to_config(config) if whole.modules_left_out else config
     base = wb.forecast(tiny_sens.job.source, wb.TrainConfig.from_dict(training.to_dict() | {"llm_int8_skip_modules": []}))
-    tight = wb.mix(tiny_sens, gpu=Gpu("tight", int((base.total + 70_000) / 0.9)), config=config)
+    needed = fit(base, Gpu("any", 1)).ledger.needed
+    tight = wb.mix(tiny_sens, gpu=Gpu("tight", int((needed + 40_000) / 0.85)), config=config)
     assert tight.ledger is not None
-    assert base.total < tight.ledger.total <= base.total + 70_000
+    assert base.total < tight.ledger.total <= base.total + 40_000
     assert 0 < len(tight.modules_left_out) < len(whole.modules_left_out)
-    with pytest.raises(wb.ConfigError, match="leave less than a tenth"):
-        wb.mix(tiny_sens, gpu=Gpu("too small", base.total), config=config)
+    with pytest.raises(wb.ConfigError, match="need more than 85 %"):
+        wb.mix(tiny_sens, gpu=Gpu("too small", needed), config=config)
 
 
 def test_what_makes_no_sense_is_refused(tiny_sens: wb.Sensitivity, tmp_path: Path) -> None:

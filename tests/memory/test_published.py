@@ -29,8 +29,8 @@ def test_llama_2_has_its_published_number_of_parameters(size: str) -> None:
 
 
 def test_a_7b_base_in_4_bits_is_near_the_qlora_papers() -> None:
-    """Section 2 of arXiv 2305.14314 tells 5,048 MB, and not what of: within 15 %."""
-    ledger = wb.forecast(LLAMA_2["7B"][1], wb.TrainConfig())
+    """Section 2 of arXiv 2305.14314 tells 5,048 MB, and not what of: within 15 %, with embeddings and head in fp32."""
+    ledger = wb.forecast(LLAMA_2["7B"][1], wb.TrainConfig(upcast_to_fp32=True))
     base = sum(ledger[category] for category in GROUPS["base model"] + GROUPS["scales of the 4-bit weights"])
     assert base == pytest.approx(5_048e6, rel=0.15)
 

@@ -78,7 +78,7 @@ def test_the_cell_gives_the_same_losses(
 
     if name := fields.get("dataset"):
         fields = {**fields, "dataset": {"table": table, "chats": chats}[name]}
-    config = in_process.config_of(model, **fields)
+    config = in_process.config_of(model, logits_at_once=0, **fields)
     (tmp_path / "run").mkdir()
     worker = [e["loss"] for e in in_process.train(config, tmp_path / "run").events() if e["k"] == "step"]
     code = as_code(config)
@@ -102,3 +102,14 @@ def test_what_the_cell_cannot_do_is_said_in_it() -> None:
     code = as_code(wb.TrainConfig(page_min_numel=1000))
     assert "# bitsandbytes pages optimizer state from 100,000 elements on" in code
     assert "page_min_numel=" not in code
+
+
+def test_a_cell_makes_all_logits_at_once_and_says_so() -> None:
+    assert "256 logits at a time" in as_code(wb.TrainConfig())
+    assert "at a time" not in as_code(wb.TrainConfig(logits_at_once=0))
+
+
+def test_a_cell_prepares_the_base_as_the_run_does() -> None:
+    assert "prepare_model_for_kbit_training" not in as_code(wb.TrainConfig())
+    assert "register_forward_hook" not in as_code(wb.TrainConfig(upcast_to_fp32=True))
+    assert as_code(wb.TrainConfig(upcast_to_fp32=True)).count("prepare_model_for_kbit_training") == 2

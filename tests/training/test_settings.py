@@ -19,8 +19,11 @@ NUMBERS = {
     "max_length": 2, "lora_r": 1, "lora_alpha": 1, "page_min_numel": 1, "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1, "max_steps": 1, "nproc_per_node": 1, "save_steps": 0, "save_total_limit": 1,
     "eval_steps": 0, "max_eval_rows": 0, "sample_max_new_tokens": 1, "seed": 0,
+    "logits_at_once": 0,
 }  # fmt: skip
 """The smallest value of each field that is a whole number."""
+ASIDE = ("device", "padded", "autocast", "logit_bytes")
+"""Fields of a plan that are not the run's to choose."""
 
 
 def refused(**fields: Any) -> list[str]:
@@ -123,5 +126,5 @@ def test_the_state_shares_fields_with_a_configuration_and_their_defaults() -> No
 
 def test_the_fields_of_a_plan_are_those_of_a_configuration() -> None:
     types = {f.name: (f.type, f.default) for f in dataclasses.fields(TrainConfig)}
-    of_plan = {f.name: (f.type, f.default) for f in dataclasses.fields(Plan) if f.name not in ("device", "padded")}
+    of_plan = {f.name: (f.type, f.default) for f in dataclasses.fields(Plan) if f.name not in ASIDE}
     assert of_plan == {name: types[name] for name in of_plan}

@@ -75,6 +75,13 @@ def test_an_impossible_state_is_refused(wrong):
         State.from_dict(wrong)
 
 
+def test_a_state_names_the_field_that_was_meant_and_where_a_run_s_own_belong() -> None:
+    with pytest.raises(wb.ConfigError, match=r"'blok_size' is no field\. Did you mean 'block_size'"):
+        State(blok_size=32)  # type: ignore[call-arg]
+    with pytest.raises(wb.ConfigError, match=r"'rank' is no field\. Did you mean 'lora_r'\?.*belongs into train: save_steps"):
+        State(rank=8, save_steps=5)  # type: ignore[call-arg]
+
+
 def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     store, seen = Store(State(block=3)), []
     end = store.observe(lambda state, changed: seen.append((state.block, changed)))

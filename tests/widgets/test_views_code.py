@@ -85,7 +85,7 @@ def test_the_memory(app):
     names, _ = run(app, "Memory", app.memory)
     assert names["cfg"] == app.memory.config
     assert names["ledger"].total == wb.forecast(app.session.source, app.memory.config).total
-    assert wb.memory_size(names["ledger"].total) in app.memory.table.value
+    assert wb.memory_size(names["verdict"].ledger.total) in app.memory.table.value
     assert names["verdict"].gpu.name == app.memory.bar.gpu
     assert names["verdict"].verdict == app.memory.bar.content["verdict"]
 

@@ -70,7 +70,8 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
     auto = "float32" if plan.device == "cpu" else "bfloat16"
     c = _SHORT[auto if plan.compute_dtype == "auto" else plan.compute_dtype]
     four_bit, full = plan.method == QLORA, plan.method == FULL
-    kept = "fp32" if four_bit else c  # prepare_model_for_kbit_training upcasts what is not in 4 bits
+    kept = "fp32" if four_bit and plan.upcast_to_fp32 else c
+    norms = kept if kept == "fp32" or not four_bit else f"{c}, norms fp32"
     mixed = c if c == "fp32" else f"{c}, fp32"  # norms and the loss compute in fp32
     frozen = "trained" if full else "frozen"
     sums = dict.fromkeys(("embedding", "linear", "rest"), 0)
@@ -88,7 +89,7 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
         Box("embedding", (9, 50), kept, kept, sums["embedding"], frozen),
         Box("linear weights W", (29.5, 84), quantized if four_bit else c, f"{c}, as Ŵ" if four_bit else c, weights, frozen),
         Box("x, kept for backward", (29.5, 50), mixed, c, ledger[ACTIVATIONS], "one step"),
-        Box("norms and head", (70.5, 50), kept, mixed, sums["rest"], frozen),
+        Box("norms and head", (70.5, 50), norms, mixed, sums["rest"], frozen),
         Box("logits and loss", (91, 50), mixed, "fp32", ledger[LOGITS], "one step"),
         Box(
             "gradients of W" if full else "gradients of A, B", (70.5, row), learnt, learnt, ledger[GRADIENTS], "one step",

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from widgets.figures.layout import Figure
-from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, SKY, VERMILION
+from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, QUIET, SKY, VERMILION
 from workbench.memory.alternatives import Alternative
 from workbench.memory.forecast import Change, Fit, MemoryLedger, fit
 from workbench.memory.gpus import Gpu
-from workbench.memory.ledger import ADAPTERS, BASE, GRADIENTS, GROUPS, LIVE, OPTIMIZER, PAGED, SCALES, SCRATCH
+from workbench.memory.ledger import ADAPTERS, BASE, GRADIENTS, GROUPS, LIVE, OPTIMIZER, PAGED, SCALES, SCRATCH, SPARE
 from workbench.report.figures import stacked_memory
 from workbench.text import memory_size, memory_unit
 
@@ -26,7 +26,7 @@ VERDICTS = {"fits": "fits", "close": "just fits", "pages": "fits by paging", "do
 """``Fit.verdict`` in the words of the page."""
 _TITLES = {
     SCRATCH: "context and scratch", BASE: "base model, frozen", SCALES: "scales", ADAPTERS: "adapters", GRADIENTS: "gradients",
-    OPTIMIZER: "optimizer", PAGED: "optimizer, paged", LIVE: "activations, logits",
+    OPTIMIZER: "optimizer", PAGED: "optimizer, paged", LIVE: "activations, logits", SPARE: "allocator's slack",
 }  # fmt: skip
 """The parts of a bar from its left, where what stays is, to its right, where it comes and goes."""
 _CHANGES = {
@@ -34,14 +34,15 @@ _CHANGES = {
     "gradient_checkpointing": "gradient checkpointing", "double_quant": "double quantization",
 }  # fmt: skip
 _OPTIMIZERS = {"paged_adamw_8bit": "paged 8-bit optimizer"}
-MEMORY_COLOURS = (BLUE, SKY, GREEN, OCHRE, VERMILION, PURPLE, GREY)
+MEMORY_COLOURS = (BLUE, SKY, GREEN, OCHRE, VERMILION, PURPLE, GREY, QUIET)
 """Of the groups in ``workbench.memory.ledger.GROUPS``, in their order."""
 
 
 def forecast_bar(ledger: MemoryLedger, gpu: Gpu, ways: Sequence[Alternative] = (), rows: Sequence[MemoryLedger] = ()) -> Figure:
     """What ``ForecastBar`` shows of a forecast: its parts, the verdict, changes by a press, and other forecasts as ``rows``."""
-    unit, size = memory_unit(ledger.total)
     judged = fit(ledger, gpu)
+    ledger = judged.ledger
+    unit, size = memory_unit(ledger.total)
     return {
         "total": ledger.total, "capacity": gpu.usable, "unit": unit, "size": size,
         "said": rounded(ledger.total).partition(" ")[0],
@@ -60,18 +61,18 @@ def forecast_bar(ledger: MemoryLedger, gpu: Gpu, ways: Sequence[Alternative] = (
         ],
         "rows": [
             {
-                "title": row.title, "total": row.total, "text": rounded(row.total),
-                "parts": [{"group": group, "title": title, "bytes": taken} for group, title, taken in parts(row)],
-                "verdict": (judgement := fit(row, gpu).verdict), "word": VERDICTS[judgement],
+                "title": row.ledger.title, "total": row.ledger.total, "text": rounded(row.ledger.total),
+                "parts": [{"group": group, "title": title, "bytes": taken} for group, title, taken in parts(row.ledger)],
+                "verdict": row.verdict, "word": VERDICTS[row.verdict],
             }
-            for row in rows
+            for row in (fit(row, gpu) for row in rows)
         ],
     }  # fmt: skip
 
 
 def parts(ledger: MemoryLedger) -> list[tuple[str, str, int]]:
-    """Group, title and bytes of each part of the bar; what may leave the GPU apart from what stays there."""
-    sums = {group: sum(ledger[category] for category in categories) for group, categories in GROUPS.items()}
+    """Group, title and bytes of each part of the bar, at the peak; what may leave the GPU apart from what stays there."""
+    sums = ledger.groups
     sums[OPTIMIZER] -= ledger[PAGED]
     sums[PAGED] = ledger[PAGED]
     return [(group, title, sums[group]) for group, title in _TITLES.items() if sums[group]]
@@ -87,8 +88,8 @@ def spare(judged: Fit) -> str:
     """How much is left, would move to the host, or is missing."""
     left = rounded(abs(judged.headroom))
     return {
-        "fits": f"{left} to spare",
-        "close": f"{left} to spare, less than the estimates are good for",
+        "fits": f"{rounded(max(judged.gpu.usable - judged.ledger.total, 0))} to spare",
+        "close": "if the allocator's slack gives way",
         "pages": f"{left} would move to the host",
         "does not fit": f"{left} missing",
     }[judged.verdict]
@@ -110,13 +111,14 @@ def ledger_table(ledger: MemoryLedger, model: str) -> str:
     group_of = {category: group for group, categories in GROUPS.items() for category in categories}
     rows = "".join(
         f'<tr title="{html.escape(row.note)}"><td><i data-group="{html.escape(_part(row.category, group_of))}"></i>'
-        f"{html.escape(row.category)}</td><td class=wb-number>{memory_size(row.bytes)}</td><td>{html.escape(row.known)}</td>"
+        f"{html.escape(row.category)}</td><td class=wb-number>{memory_size(row.at(ledger.phase))}</td>"
+        f"<td>{html.escape(row.known)}</td>"
         f"<td><small>{html.escape(row.note)}</small></td></tr>"
         for row in ledger.rows
     )
     whole = (
-        f"<tr><th scope=row>in all</th><td class=wb-number><b>{memory_size(ledger.total)}</b></td><td>a sum of peaks</td>"
-        "<td><small>which do not all come at the same moment</small></td></tr>"
+        f"<tr><th scope=row>in all</th><td class=wb-number><b>{memory_size(ledger.total)}</b></td><td>at the peak</td>"
+        f"<td><small>while a {ledger.phase} is computed; what comes elsewhere is 0</small></td></tr>"
     )
     head = "<th scope=col>category</th><th scope=col class=wb-number>memory</th><th scope=col>known</th><th scope=col>what</th>"
     label = html.escape(f"Forecast of {model}, as set above")
@@ -144,7 +146,7 @@ def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
     >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]
     >>> widgets.memory_methods_figure(ledgers, wb.GPUS["T4 16 GB"])["layout"]["xaxis"]["title"]["text"]
-    'MiB, forecast; T4 16 GB has 14.70 GiB'
+    'MiB, forecast; T4 16 GB has 14.56 GiB'
     """
     names = [ledger.title for ledger in ledgers[:-1]] + ["as set above"]
     data = stacked_memory(names, ledgers, MEMORY_COLOURS)

@@ -20,7 +20,7 @@ from widgets.session import Analysis
 from workbench.memory.footprint import base_weights
 from workbench.memory.forecast import MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
 from workbench.memory.gpus import Gpu, find, known
-from workbench.memory.ledger import INTEGERS, UPCAST
+from workbench.memory.ledger import FULL_WEIGHTS, INTEGERS, UPCAST
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
@@ -45,6 +45,13 @@ _WHY = (
     "A forecast, made before anything is loaded, of the fine-tune as the Train tab has it: bytes of weights, scales, adapters "
     "and optimizer state are computed from the model's shapes, the rest is estimated. Below it: five methods, the same data."
 )
+
+
+_HELD = {
+    False: "norms and biases in fp32, embeddings and head in 16 bits, as they were",
+    True: "all in fp32, as prepare_model_for_kbit_training makes them",
+}
+"""How ``upcast_to_fp32`` holds what is not in 4 bits."""
 
 
 class MemoryView(View):
@@ -110,7 +117,7 @@ class MemoryView(View):
         self._show_state()
         chosen = forecast(source, config)
         self.bar.show(forecast_bar(chosen, gpu, rows=forecast_methods(source, config)))
-        self.table.value = ledger_table(chosen, source.name)
+        self.table.value = ledger_table(chosen.on(gpu), source.name)
         set_note(self.ways, self._cheapest(analysis, chosen, gpu))
         self._draw_rest(tensors, chosen)
 
@@ -128,7 +135,7 @@ class MemoryView(View):
         reasons = {t.name: (t.reason, t.nbytes) for t in tensors}
         pieces = [
             piece for piece in base_weights(tensors, chosen.plan)
-            if piece.category in (UPCAST, INTEGERS)
+            if piece.category in (FULL_WEIGHTS, UPCAST, INTEGERS)
         ]  # fmt: skip
         pieces.sort(key=lambda piece: -piece.bytes)
         whole = sum(piece.bytes for piece in pieces)
@@ -136,7 +143,7 @@ class MemoryView(View):
         set_note(
             self.stays_summary,
             f"{len(pieces)} tensors stay out of 4 bits and take {memory_size(whole)} once loaded, {share:.0f} % of the "
-            "forecast: prepare_model_for_kbit_training makes them float32. In the checkpoint they take "
+            f"forecast: {_HELD[chosen.plan.upcast_to_fp32]}. In the checkpoint they take "
             f"{amount(sum(reasons[piece.tensor][1] for piece in pieces))}.",
         )
         rows = [(p.tensor, amount(reasons[p.tensor][1]), memory_size(p.bytes), reasons[p.tensor][0]) for p in pieces[:_LISTED]]

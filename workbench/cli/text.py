@@ -201,10 +201,7 @@ def duel_json(duel: Duel, by: str | None) -> str:
 def forecast_text(config: TrainConfig, ledgers: Sequence[MemoryLedger], fits: Sequence[Sequence[Fit]]) -> str:
     """Memory by what takes it and by method, then the GPUs."""
     titles = [ledger.title for ledger in ledgers]
-    groups = [
-        (group, *(memory_size_or_none(sum(ledger[name] for name in names)) for ledger in ledgers))
-        for group, names in GROUPS.items()
-    ]
+    groups = [(group, *(memory_size_or_none(ledger.groups[group]) for ledger in ledgers)) for group in GROUPS]
     total = ("total", *(memory_size(ledger.total) for ledger in ledgers))
     shape = f"{config.per_device_train_batch_size} rows of {config.max_length:,} tokens, adapters of rank {config.lora_r}"
     gpus = columns(("GPU", *titles), [(row[0].gpu.name, *(f.verdict for f in row)) for row in fits], texts=len(titles) + 1)

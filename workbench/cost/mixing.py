@@ -216,8 +216,8 @@ def mix(
         base = _trained(TrainConfig() if config is None else as_config(config, "mix"), sens, ())
         steps = _steps(sens, options, base)
         ledger = forecast(sens.job.source, base)
-        left = fit(ledger, gpu).headroom - gpu.usable // 10
-        over = f"Training with everything in 4 bits is forecast to leave less than a tenth of {gpu.name}."
+        left = fit(ledger, gpu).spare
+        over = f"Training with everything in 4 bits is forecast to need more than 85 % of {gpu.name}."
         remedy = "workbench.memory.ways_to_fit(src, cfg, gpu) names changes that help."
     if left < 0:
         raise ConfigError([over], where="mix", remedy=remedy)

@@ -16,21 +16,27 @@ from typing import Any
 from workbench.memory.footprint import FULL, LORA, QLORA, Plan
 from workbench.memory.forecast import Fit, fit, forecast, ways_to_fit
 from workbench.memory.gpus import Gpu, find
+from workbench.show import Line, Record, ShownTuple
 from workbench.sources import Source, open_model
+from workbench.text import memory_size
 
 _RANKS = (16, 64)
 _LEAST_LENGTH = 128
 _PAGED_8BIT = "paged_adamw_8bit"
 
 
-@dataclass(frozen=True)
-class Alternative:
+@dataclass(frozen=True, repr=False)
+class Alternative(Record):
     """A fine-tune that differs in these fields of its configuration, and what it comes to."""
 
     fields: Mapping[str, Any]
     total: int
     """Bytes, as ``MemoryLedger.total``."""
     fit: Fit
+
+    def _line_(self) -> Line:
+        change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return {"change": change, "forecast": memory_size(self.total), f"on {self.fit.gpu.name}": self.fit.verdict}
 
 
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
@@ -54,9 +60,9 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     found = []
     for fields in changes:
-        ledger = forecast(source, dataclasses.replace(plan, **fields))
-        found.append(Alternative(MappingProxyType(fields), ledger.total, fit(ledger, gpu)))
-    return tuple(found)
+        judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
+        found.append(Alternative(MappingProxyType(fields), judged.ledger.total, judged))
+    return ShownTuple(found, f"What would change the forecast of {memory_size(present.total)}")
 
 
 def _larger(plan: Plan, positions: Any) -> list[dict[str, Any]]:

@@ -60,9 +60,16 @@ class Plan(Record):
     page_min_numel: int = 100_000
     per_device_train_batch_size: int = 4
     max_length: int = 512
+    gradient_accumulation_steps: int = 1
+    upcast_to_fp32: bool = False
+    logits_at_once: int = 256
     gradient_checkpointing: bool = True
     padded: bool = False
     """Whether the batch has padding: attention then keeps its mask, and keys and values once for every head."""
+    autocast: bool = True
+    """Whether products are made in the compute dtype under autocast, which copies what is fp32; ours are."""
+    logit_bytes: int = 12
+    """Bytes of an element of the logits while the loss is computed: log-probabilities, their gradient, that of the logits."""
 
     @classmethod
     def of(cls, cfg: Any, device: str) -> Plan:
@@ -143,8 +150,8 @@ def leaves_out(names: Iterable[str], module: str) -> bool:
 def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
     """The frozen (or, for ``full``, trained) weights as they lie in memory.
 
-    ``prepare_model_for_kbit_training`` upcasts every weight that is not 4-bit to fp32, embeddings, norms, head and fused
-    experts alike; without 4-bit weights it is not called, and everything stays in the compute dtype.
+    Of what is not in 4 bits beside them norms and biases are fp32, and embeddings, head and fused experts stay in the compute
+    dtype; with ``upcast_to_fp32`` all are fp32. Without 4-bit weights everything stays in the compute dtype.
     """
     pieces = []
     for t in loaded(tensors):
@@ -159,8 +166,10 @@ def base_weights(tensors: Iterable[TensorInfo], plan: Plan) -> list[Piece]:
             pieces.append(Piece(ABSMAX, t.name, sum(parts.values())))
             pieces.append(Piece(SECOND_LEVEL, t.name, nested))
             pieces.append(Piece(CODEBOOKS, t.name, CODEBOOK + (NESTED_CODEBOOK if plan.double_quant else 0)))
-        else:
+        elif plan.compute_bytes == 4 or plan.upcast_to_fp32 or len(t.shape) == 1:
             pieces.append(Piece(UPCAST, t.name, t.numel * 4))
+        else:
+            pieces.append(Piece(FULL_WEIGHTS, t.name, t.numel * plan.compute_bytes))
     return pieces
 
 
@@ -228,6 +237,7 @@ class Activations:
     largest_layer: int
     """Everything that the layer which keeps most keeps: computed again, one layer at a time, with checkpointing."""
     formula: str
+    layers: int = 1
     weights: int = 0
     """Bytes of weights that every layer keeps besides, whatever the tokens."""
     weights_of_layer: int = 0
@@ -263,20 +273,15 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     if plan.method != FULL:
         found = adapters(tensors, config, plan.target_modules, plan.lora_r)
         adapted = frozenset(name for adapter in found for name in adapter.tensors)
-    text = config.get("text_config")
-    config = {**config, **text} if isinstance(text, dict) else config
-    share = _active_share(config)
-    hidden = 0
+    config = _of_text(config)
+    share, hidden = _active_share(config), hidden_size(tensors, config)
     for t in tensors:
         if len(t.shape) != 2 or not t.dtype.startswith(("F", "BF")):
             continue
-        if t.role in EMBEDDINGS:
-            hidden = max(hidden, min(t.shape))
         match = _LAYER.match(t.name)
         if match and t.role in _LINEAR:
             in_features = t.shape[0] if t.layout == "transposed" else t.shape[1]
             layers[match["layer"]].append((in_features, t, share if EXPERT.match(t.name) else 1.0))
-    hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "dim"), hidden)
     heads = _first_int(config, ("num_attention_heads", "n_head"), 1)
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
@@ -299,8 +304,25 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     last = 4 * hidden
     most = max(per_layer, default=0)
     return Activations(
-        s * hidden * len(layers) + last, sum(per_layer) + last, most, formula, sum(unpacked), max(unpacked) + identity
+        s * hidden * len(layers) + last,
+        sum(per_layer) + last,
+        most,
+        formula,
+        max(len(layers), 1),
+        sum(unpacked),
+        max(unpacked) + identity,
     )
+
+
+def hidden_size(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> int:
+    """Elements of a token's hidden state: as the configuration says, or else as wide as the embedding."""
+    wide = max((min(t.shape) for t in tensors if t.role in EMBEDDINGS and len(t.shape) == 2), default=0)
+    return _first_int(_of_text(config), ("hidden_size", "n_embd", "d_model", "dim"), wide)
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
 def _active_share(config: Mapping[str, Any]) -> float:

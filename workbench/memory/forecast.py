@@ -1,8 +1,8 @@
 """Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
 
-Covers the ledger of one configuration, the same model under other methods, what double quantization saves, and the judgement
-against a GPU's memory with the changes that would make it fit. What is computed from shapes and what is estimated is stated row
-by row. Does not measure anything, and needs neither torch nor a GPU; nothing here has been checked on a GPU yet.
+Covers the ledger of one configuration, the same model under other methods, and the judgement against a GPU's memory with the
+changes that would make it fit. What is computed from shapes and what is estimated is stated row by row. What comes and goes
+within a step is ``memory/phases.py``'s part. Does not measure anything, and needs neither torch nor a GPU.
 """
 
 from __future__ import annotations
@@ -25,61 +25,27 @@ from workbench.memory.footprint import (
     QLORA,
     Piece,
     Plan,
-    activations,
     base_weights,
-    in_four_bits,
-    loaded,
     taken,
     trained_between,
 )
 from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
-from workbench.memory.ledger import (
-    ACTIVATIONS,
-    ADAPTERS,
-    BY_NAME,
-    CASTS,
-    COMPUTED,
-    CONTEXT,
-    DEQUANTIZED,
-    DEVICE,
-    ESTIMATED,
-    GRADIENTS,
-    LOGITS,
-    MANAGED,
-)
+from workbench.memory.ledger import ADAPTERS, BY_NAME, COMPUTED, CONTEXT, ESTIMATED, GRADIENTS, GROUPS, MANAGED, SPARE
+from workbench.memory.phases import PHASES, Row, row, transient
 from workbench.show import Line, Record, Shown, ShownList, ShownTuple, View, bar
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
-from workbench.sources.tensor_info import EMBEDDINGS, HEADS
 from workbench.text import memory_size, percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_CUDA_CONTEXT = 500 * 2**20
-
-
-@dataclass(frozen=True, repr=False)
-class Row(Record):
-    """One category of memory."""
-
-    category: str
-    bytes: int
-    known: str
-    """``computed`` from shapes, or ``estimated``."""
-    note: str
-    place: str = DEVICE
-    """``device``, or ``managed``: memory that the driver may move to the host."""
-
-    def _line_(self) -> Line:
-        return {"category": self.category, "memory": memory_size(self.bytes), "known": self.known, "note": self.note}
-
 
 @dataclass(frozen=True, repr=False)
 class MemoryLedger(Shown):
-    """What a fine-tune is forecast to take. The total is a sum of peaks, which do not all come at the same moment."""
+    """What a fine-tune is forecast to take: at its peak, which comes while the loss or while a layer is computed."""
 
     title: str
     model: str
@@ -89,37 +55,72 @@ class MemoryLedger(Shown):
     """The computed rows' bytes tensor by tensor."""
 
     @property
+    def phase(self) -> str:
+        """The phase of a step in which most is held: ``HEAD`` or ``LAYER``."""
+        return max(PHASES, key=self._at)
+
+    @property
     def total(self) -> int:
-        """All bytes, wherever they lie."""
-        return sum(row.bytes for row in self.rows)
+        """All bytes at the peak, wherever they lie, with the allocator's slack."""
+        return self._at(self.phase)
+
+    @property
+    def needed(self) -> int:
+        """``total`` without the allocator's slack, which shrinks where memory is short."""
+        return self.total - self[SPARE]
 
     @property
     def managed(self) -> int:
         """Bytes that may leave the device under pressure."""
         return sum(row.bytes for row in self.rows if row.place == MANAGED)
 
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """Category → its bytes at the peak; they add up to ``total``. One of the other phase is not there then."""
+        return {row.category: size for row in self.rows if (size := row.at(self.phase))}
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """``at_peak``, gathered as ``GROUPS`` has it."""
+        present = self.at_peak
+        return {group: sum(present.get(name, 0) for name in names) for group, names in GROUPS.items()}
+
     def __getitem__(self, category: str) -> int:
-        """The bytes of a category, 0 where the ledger has none."""
+        """The most bytes that a category takes at any moment, 0 where the ledger has none."""
         return sum(row.bytes for row in self.rows if row.category == category)
 
+    def on(self, gpu: Gpu) -> MemoryLedger:
+        """The same on a GPU, whose context and allocator take what is known of them."""
+        known: dict[str, dict[str, Any]] = {CONTEXT: {"bytes": gpu.context, "note": gpu.how}}
+        if gpu.slack is not None:
+            allocated = self.needed - self[CONTEXT]
+            known[SPARE] = {"bytes": int(gpu.slack * allocated), "note": f"{percent(gpu.slack, 0)} of the peak, {gpu.how}"}
+        return dataclasses.replace(
+            self, rows=tuple(dataclasses.replace(row, **known.get(row.category, {})) for row in self.rows)
+        )
+
     def to_frame(self) -> pd.DataFrame:
-        """One line per row: category, bytes, known, place, note."""
+        """One line per row: category, bytes, at the peak, known, place, note."""
         import pandas as pd
 
         return pd.DataFrame(
-            [dataclasses.asdict(row) for row in self.rows], columns=["category", "bytes", "known", "place", "note"]
+            [(row.category, row.bytes, row.at(self.phase), row.known, row.place, row.note) for row in self.rows],
+            columns=["category", "bytes", "at the peak", "known", "place", "note"],
         )
+
+    def _at(self, phase: str) -> int:
+        return sum(row.at(phase) for row in self.rows)
 
     def _line_(self) -> Line:
         return {"forecast of": self.title, "in all": memory_size(self.total), "may page": memory_size(self.managed)}
 
     def _show_(self) -> View:
-        plan = self.plan
+        plan, phase = self.plan, self.phase
         shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
         lines = [
             {
-                "category": row.category, "memory": memory_size(row.bytes), "of all": percent(row.bytes / self.total, 1),
-                "": bar(row.bytes / self.total), "known": row.known + (", may page" if row.place == MANAGED else ""),
+                "category": row.category, "memory": memory_size(row.bytes), "of all": percent(row.at(phase) / self.total, 1),
+                "": bar(row.at(phase) / self.total), "known": row.known + (", may page" if row.place == MANAGED else ""),
             }
             for row in self.rows
         ]  # fmt: skip
@@ -127,7 +128,7 @@ class MemoryLedger(Shown):
             f"Forecast of {self.title} on {self.model}: {memory_size(self.total)} for {shape}, device {plan.device}",
             lines=lines,
             total={"category": "in all", "memory": memory_size(self.total)},
-            note="Forecast, not measured: a sum of peaks, which do not all come at the same moment.",
+            note=f"Forecast, not measured. The peak is while a {phase} is computed; what comes elsewhere is 0 % of it.",
         )
 
 
@@ -138,8 +139,8 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
 
     >>> ledger = wb.forecast("builtin", wb.TrainConfig(max_length=256))
-    >>> max(ledger.rows, key=lambda row: row.bytes).category, ledger.total
-    ('CUDA context', 618457440)
+    >>> max(ledger.at_peak, key=ledger.at_peak.get), ledger.phase
+    ('CUDA context', 'layer')
     """
     source = open_model(src)
     tensors, plan = _planned(source, cfg, device)
@@ -192,9 +193,8 @@ def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, pl
     else:
         rows.append(Row(ADAPTERS, 4 * sum(parameters.values()), known, note))
         note = "of the adapters, fp32"
-    rows.append(Row(GRADIENTS, size * sum(parameters.values()), known, note))
     rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
-    rows += _transient(tensors, config, plan, parameters)
+    rows += transient(tensors, config, plan, parameters, Row(GRADIENTS, size * sum(parameters.values()), known, note))
     adapters = [Piece(ADAPTERS, name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
     return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
 
@@ -203,41 +203,14 @@ def _rows(pieces: Iterable[Piece]) -> list[Row]:
     sums: dict[str, int] = defaultdict(int)
     for piece in pieces:
         sums[piece.category] += piece.bytes
-    return [_row(name, sums[name]) for name in BY_NAME if name in sums]
+    return [row(name, sums[name]) for name in BY_NAME if name in sums]
 
 
-def _row(name: str, size: int, note: str = "") -> Row:
-    category = BY_NAME[name]
-    return Row(name, size, category.known, note or category.note, category.place)
+_FITS, _CLOSE = 0.85, 0.91
+"""Of a GPU's memory: up to what need, without slack, steps were seen to complete on a T4, and where one ran out.
 
-
-def _transient(tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int]) -> list[Row]:
-    """What comes and goes within a step (estimated)."""
-    c, tokens = plan.compute_bytes, plan.tokens
-    kept = activations(tensors, config, plan)
-    how = "a layer's input each, and one layer computed again" if plan.gradient_checkpointing else "kept by every layer"
-    shape = f"{plan.per_device_train_batch_size} × {plan.max_length:,} tokens"
-    heads = [t.numel for t in loaded(tensors) if t.role in HEADS]
-    embeddings = [t for t in tensors if t.role in EMBEDDINGS and len(t.shape) == 2]
-    vocabulary = max((max(t.shape) for t in embeddings), default=0)
-    rows = [
-        _row(ACTIVATIONS, kept.bytes(tokens, plan.gradient_checkpointing), f"{shape}, {how}; {kept.formula}"),
-        _row(
-            LOGITS,
-            tokens * vocabulary * 12,
-            f"{shape} × vocabulary {vocabulary:,} × (4 + 4 + 4) bytes: log-probabilities, their gradient, that of the logits",
-        ),
-    ]
-    if plan.method == QLORA:
-        largest = max((t.numel for t in tensors if in_four_bits(t, plan)), default=0)
-        rows.append(_row(DEQUANTIZED, largest * c))
-    if plan.method != FULL and c == 2:
-        head = sum(heads) or max((t.numel for t in embeddings), default=0)
-        casts = sum(parameters.values()) + (head if plan.method == QLORA else 0)
-        rows.append(_row(CASTS, casts * c))
-    if plan.device == "cuda":
-        rows.append(_row(CONTEXT, _CUDA_CONTEXT))
-    return rows
+Anassbzdd/fitcheck, ``data/measurements``: a Kaggle T4, torch 2.10 and 2.14.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -246,10 +219,17 @@ class Fit(Shown):
 
     gpu: Gpu
     verdict: str
-    """``fits``; ``close``: under a tenth is left, less than the estimates are good for; ``pages``: only if the paged optimizer
-    state moves out; ``does not fit``."""
+    """``fits``: up to 85 % of the GPU is needed; ``close``: up to 91 %; ``pages``: only if the paged optimizer state moves out;
+    ``does not fit``."""
     headroom: int
-    """Bytes left, negative where they are missing."""
+    """Bytes that may still be needed before it neither fits nor is close; negative where they are missing."""
+    ledger: MemoryLedger
+    """The ledger on this GPU."""
+
+    @property
+    def spare(self) -> int:
+        """Bytes that could be taken and it would still fit; negative where it does not."""
+        return int(_FITS * self.gpu.usable) - self.ledger.needed
 
     def _line_(self) -> Line:
         left = f"{memory_size(self.headroom)} left" if self.headroom >= 0 else f"{memory_size(-self.headroom)} missing"
@@ -269,14 +249,13 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
         what, remedy = f"{described(ledger)} is no forecast.", "Give that of wb.forecast(src, config)."
         raise WorkbenchError(what, where="ledger", remedy=remedy)
     gpu = find(gpu)
-    left = gpu.usable - ledger.total
-    if left >= gpu.usable // 10:
-        verdict = "fits"
-    elif left >= 0:
-        verdict = "close"
+    ledger = ledger.on(gpu)
+    headroom = int(_CLOSE * gpu.usable) - ledger.needed
+    if headroom >= 0:
+        verdict = "fits" if ledger.needed <= _FITS * gpu.usable else "close"
     else:
-        verdict = "pages" if left + ledger.managed >= 0 else "does not fit"
-    return Fit(gpu, verdict, left)
+        verdict = "pages" if headroom + ledger.managed >= 0 else "does not fit"
+    return Fit(gpu, verdict, headroom, ledger)
 
 
 @dataclass(frozen=True, repr=False)
@@ -297,7 +276,7 @@ def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) 
     Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
-    >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(), "T4")]
+    >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(max_length=2048), "T4")]
     [{'per_device_train_batch_size': 2}]
     """
     gpu = find(gpu)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
 from workbench.given import described, is_a, nearest, spelling
+from workbench.memory.learnt import learnt
 from workbench.show import Line, Record, ShownMapping
 from workbench.text import memory_size
 
@@ -25,34 +26,49 @@ _WORDS = re.compile(r"nvidia|tesla|geforce|rtx|\bgpu\b|pcie|sxm\d?|hbm\d?e?")
 T = TypeVar("T")
 
 
+_MIB = 2**20
+
+
 @dataclass(frozen=True, repr=False)
 class Gpu(Record):
     """A GPU's memory. ``usable`` is about what CUDA reports as the total, which is below the name's round number."""
 
     name: str
     usable: int
+    context: int = 500 * _MIB
+    """Bytes of the CUDA context, driver and libraries."""
+    how: str = "driver and libraries, 100 to 650 MiB by GPU: not known of this one"
+    """How ``context`` is known."""
+    slack: float | None = None
+    """What the allocator reserved beyond its peak in the last run on it, as a share of that; None: not measured."""
 
     def _line_(self) -> Line:
         return {"GPU": self.name, "usable memory": memory_size(self.usable)}
+
+
+def _gpu(name: str, gib: float, context: int, how: str = "between a T4's and an H100's by its SMs") -> Gpu:
+    return Gpu(name, int(gib * GIB), context * _MIB, f"driver and libraries, {how}")
 
 
 GPUS: Mapping[str, Gpu] = ShownMapping(
     {
         gpu.name: gpu
         for gpu in (
-            Gpu("RTX 3060 12 GB", int(11.7 * GIB)),
-            Gpu("T4 16 GB", int(14.7 * GIB)),
-            Gpu("L4 24 GB", int(22.1 * GIB)),
-            Gpu("RTX 4090 24 GB", int(23.5 * GIB)),
-            Gpu("A100 40 GB", int(39.3 * GIB)),
-            Gpu("A100 80 GB", int(79.1 * GIB)),
-            Gpu("H100 80 GB", int(79.1 * GIB)),
+            _gpu("RTX 3060 12 GB", 11.7, 120),
+            _gpu("T4 16 GB", 14.56, 141, "as steps on a T4 had it"),
+            _gpu("L4 24 GB", 22.1, 240),
+            _gpu("RTX 4090 24 GB", 23.5, 540),
+            _gpu("A100 40 GB", 39.3, 450),
+            _gpu("A100 80 GB", 79.1, 450),
+            _gpu("H100 80 GB", 79.1, 650, "as an H100 had it"),
         )
     },
     "GPUs known by name",
     "GPU",
 )
 """GPUs to judge against, by name; other programs' memory on the same GPU is not counted."""
+UNKNOWN = GPUS["T4 16 GB"]
+"""Whose context a forecast has that no GPU was named for."""
 
 
 def devices() -> int:
@@ -71,7 +87,12 @@ def _first(nvml: Any) -> Gpu | None:
         return None
     device = nvml.nvmlDeviceGetHandleByIndex(0)
     memory = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
-    return Gpu(f"{nvml.nvmlDeviceGetName(device)}, in this machine", int(memory.total - memory.reserved))
+    name, usable = str(nvml.nvmlDeviceGetName(device)), int(memory.total - memory.reserved)
+    seen = learnt(name)
+    if seen is not None:
+        return Gpu(f"{name}, in this machine", usable, seen.context, f"measured here by the run {seen.run}", seen.slack)
+    like = next((gpu for gpu in GPUS.values() if _plain(_model(gpu.name)) in _plain(name).split()), None)
+    return Gpu(f"{name}, in this machine", usable, *((like.context, like.how) if like else ()))
 
 
 def _asked(question: Callable[[Any], T], otherwise: T) -> T:

@@ -18,8 +18,10 @@ FOUR_BIT, ABSMAX, SECOND_LEVEL, CODEBOOKS = "4-bit weights", "absmax scales", "s
 FULL_WEIGHTS, UPCAST, INTEGERS, BUFFERS = "weights", "weights upcast to fp32", "integer tensors", "buffers"
 ADAPTERS, GRADIENTS, OPTIMIZER, PAGED = "adapters", "gradients", "optimizer state", "optimizer state, paged"
 ACTIVATIONS, LOGITS, DEQUANTIZED, CASTS = "activations", "logits and loss", "dequantized weight", "16-bit casts"
-SPARE, CONTEXT, LIBRARIES, UNEXPLAINED = "spare", "CUDA context", "libraries", "unexplained"
-BASE, SCALES, LIVE, SCRATCH = "base model", "scales of the 4-bit weights", "activations and logits", "scratch and context"
+WORKSPACE, SPARE, CONTEXT = "cuBLAS workspace", "spare", "CUDA context"
+LIBRARIES, UNEXPLAINED = "libraries", "unexplained"
+BASE, SCALES, LIVE = "base model", "scales of the 4-bit weights", "activations and logits"
+SCRATCH = "scratch and context"
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ _TABLE = (
         CODEBOOKS, CODEBOOKS, SCALES, COMPUTED, MODEL,
         "bitsandbytes keeps its tables of levels once for every 4-bit weight",
     ),
-    Category(FULL_WEIGHTS, "weights in the compute dtype", BASE, COMPUTED, MODEL, "every weight in the compute dtype"),
+    Category(FULL_WEIGHTS, "weights in the compute dtype", BASE, COMPUTED, MODEL, "all that is not in 4 bits"),
     Category(
         UPCAST, UPCAST, BASE, COMPUTED, MODEL,
-        "what stays out of 4 bits; prepare_model_for_kbit_training makes it fp32",
+        "norms and biases; with upcast_to_fp32 all that stays out of 4 bits",
     ),
     Category(
         INTEGERS, INTEGERS, BASE, COMPUTED, MODEL,
@@ -74,10 +76,9 @@ _TABLE = (
     Category(LOGITS, LOGITS, LIVE, ESTIMATED, PASS),
     Category(DEQUANTIZED, DEQUANTIZED, SCRATCH, ESTIMATED, "", "the largest linear, unpacked while it multiplies"),
     Category(CASTS, CASTS, SCRATCH, ESTIMATED, PASS, "autocast's copies of the fp32 adapters and of the fp32 head"),
-    Category(SPARE, "reserved by the allocator, not in use", "", "", ""),
-    Category(
-        CONTEXT, CONTEXT, SCRATCH, ESTIMATED, "", "driver and libraries, 0.3–0.75 GiB; an H100 took 0.61 GiB",
-    ),
+    Category(WORKSPACE, WORKSPACE, SCRATCH, ESTIMATED, "", "what cuBLAS keeps for its products"),
+    Category(SPARE, "reserved by the allocator, not in use", SPARE, ESTIMATED, ""),
+    Category(CONTEXT, CONTEXT, SCRATCH, ESTIMATED, "", "driver and libraries"),
     Category(LIBRARIES, "interpreter and libraries", "", "", "", place=HOST),
     Category(UNEXPLAINED, "not explained", "", "", ""),
 )  # fmt: skip

@@ -168,7 +168,7 @@ def simulate_paging(
     account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
-    'Simulated, with 14.70 GiB: nothing is evicted; 633.14 MiB would do for that.'
+    'Simulated, with 14.56 GiB: nothing is evicted; 227.49 MiB would do for that.'
     """
     src = open_model(src)
     size, rate = _checked(budget, page_size, bandwidth, managed)

@@ -258,10 +258,10 @@ def stacked_memory(names: Sequence[str], ledgers: Sequence[MemoryLedger], colour
     return [
         {
             "type": "bar", "orientation": "h", "y": names, "name": group, "marker": {"color": own},
-            "x": [sum(ledger[c] for c in categories) / size for ledger in ledgers],
+            "x": [ledger.groups[group] / size for ledger in ledgers],
             "hovertemplate": f"{group}: %{{x:.3f}} {unit}<extra>%{{y}}</extra>",
         }
-        for (group, categories), own in zip(GROUPS.items(), colours, strict=True)
+        for group, own in zip(GROUPS, colours, strict=True)
     ]  # fmt: skip
 
 

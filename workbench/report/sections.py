@@ -210,10 +210,7 @@ def memory(c: Contents) -> Section:
     )
     section.plot("memory-bars", figures.memory_bars(c.ledgers), "Forecast memory by method, stacked by what takes it.")
     titles = [ledger.title for ledger in c.ledgers]
-    groups = [
-        (escaped(group), *(memory_size_or_none(sum(ledger[name] for name in names)) for ledger in c.ledgers))
-        for group, names in GROUPS.items()
-    ]
+    groups = [(escaped(group), *(memory_size_or_none(ledger.groups[group]) for ledger in c.ledgers)) for group in GROUPS]
     total = ("<strong>total</strong>", *(f"<strong>{memory_size(ledger.total)}</strong>" for ledger in c.ledgers))
     section.html += table("Forecast memory by method", ("", *titles), [*groups, total])
     section.html += table(

@@ -21,7 +21,7 @@ from workbench.given import described, is_a, unknown_fields
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.show import Record, View, as_python, in_words
 from workbench.training.checks import faults_of
-from workbench.training.settings import ADAPTED, METHODS, Group, setting, settings_of
+from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, Group, setting, settings_of
 
 __all__ = [
     "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OF_ADAPTERS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "REPORTS",
@@ -217,6 +217,12 @@ class TrainConfig(Record):
     """Optimizer steps of the whole run; -1: what ``num_train_epochs`` makes, or 100 without it."""
     num_train_epochs: float | None = setting(None, "Epochs", "real", Group.USUAL, place=2, above=0, also="epochs num_epochs")
     """Passes over the data, instead of ``max_steps``; parts of one are allowed."""
+    upcast_to_fp32: bool = setting(False, "Embeddings and head in fp32 (peft's way)", "flag", Group.MEMORY, only=QUANTIZED)
+    """Make every weight that is not in 4 bits fp32, as peft's ``prepare_model_for_kbit_training`` does. False: only norms and
+    biases; most models' losses are the same to the last bit, with six bytes a weight of the head and two a weight of the
+    embeddings less."""
+    logits_at_once: int = setting(256, "Logits at a time (tokens; 0: all)", "whole", Group.MEMORY, least=0)
+    """Tokens whose logits are made at a time where the head is frozen: the loss is the same but for the order of sums."""
     gradient_checkpointing: bool = setting(
         True, "Gradient checkpointing", "flag", Group.MEMORY, also="use_gradient_checkpointing grad_checkpoint"
     )
@@ -296,15 +302,11 @@ class TrainConfig(Record):
         return dataclasses.replace(self, max_steps=math.ceil(self.num_train_epochs * steps), num_train_epochs=None)
 
     def _chosen(self) -> dict[str, Any]:
-        """The fields that are not as by default."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        """The fields that are not as by default, and what they are then."""
+        return {name: default for name, default in vars(TrainConfig()).items() if getattr(self, name) != default}
 
     def __repr__(self) -> str:
-        return as_python(self, self._chosen())
+        return as_python(self, {name: getattr(self, name) for name in self._chosen()})
 
     def _show_(self) -> View:
         chosen, declared = self._chosen(), settings_of(self)
@@ -312,7 +314,7 @@ class TrainConfig(Record):
         lines = [
             {
                 "field": name, "value": in_words(getattr(self, name)), "what it is": each.label,
-                "by default": in_words(each.default) if name in chosen else "",
+                "by default": in_words(chosen[name]) if name in chosen else "",
             }
             for name, each in declared.items() if name in shown
         ]  # fmt: skip

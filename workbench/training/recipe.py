@@ -70,7 +70,7 @@ def _imports(config: TrainConfig, files: Files) -> str:
     if config.method != "full":
         from_transformers.append("set_seed")
         lines.append(
-            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * (config.method == "qlora")
+            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * config.upcast_to_fp32
         )
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
@@ -246,11 +246,23 @@ quantization = BitsAndBytesConfig(
 def _model(config: TrainConfig) -> str:
     lines = _loaded(config)
     if config.method == "qlora":
-        lines.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
+        peft = "model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)"
+        lines.append(peft if config.upcast_to_fp32 else _PREPARED)
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
     lines.append("model.config.use_cache = False")
     return "\n".join(line.strip("\n") for line in lines)
+
+
+_PREPARED = """
+for parameter in model.parameters():
+    parameter.requires_grad_(False)
+    if parameter.ndim == 1 and parameter.dtype is dtype:  # norms and biases
+        parameter.data = parameter.data.float()
+# Embeddings and head stay in 16 bits, between them all is summed in float32.
+model.get_input_embeddings().register_forward_hook(lambda module, given, answer: answer.float())
+model.get_output_embeddings().register_forward_pre_hook(lambda module, given: (given[0].to(module.weight.dtype), *given[1:]))
+"""
 
 
 def _lora(config: TrainConfig) -> dict[str, Any]:
@@ -285,6 +297,10 @@ def _training(config: TrainConfig) -> str:
     note = ""
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
         note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
+    if config.logits_at_once and config.method != "full":
+        note += (
+            f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
+        )
     return f"""
 {note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
     fp16=dtype is torch.float16,

@@ -29,6 +29,7 @@ from workbench.memory.ledger import (
     SPARE,
     UNEXPLAINED,
     WEIGHTS,
+    WORKSPACE,
 )
 from workbench.show import Shown, View
 from workbench.text import counted, memory_size
@@ -141,7 +142,7 @@ class _Maker:
     def _row(self, category: str) -> ReceiptRow:
         title, note = BY_NAME[category].title, self.ledger.get(category, {}).get("note", "")
         if category == FULL_WEIGHTS and self.attempt.forecast.get("method") == "qlora":
-            title, note = "weights left in 16 bits", "none: prepare_model_for_kbit_training makes them fp32"
+            title, note = "weights left in 16 bits", "embeddings, head and fused experts; none where upcast_to_fp32 is set"
         measured, how, why = self._measured(category)
         if measured is None:
             why = why or _NOT_YET
@@ -162,7 +163,7 @@ class _Maker:
             return (held[category], "walked", "") if category in held else (None, "", "")
         if category in SAVED:
             return self._saved(category)
-        if category == DEQUANTIZED:
+        if category in (DEQUANTIZED, WORKSPACE):
             return None, "", _SHORT_LIVED
         if category == LIBRARIES:
             rss = self.attempt.moments.get("libraries", {}).get("rss")

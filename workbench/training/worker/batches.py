@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from workbench.training.data import TokenRow
+from workbench.training.worker.head import IGNORED, Head, labelled
 
 
 class Collator:
@@ -46,9 +47,19 @@ class Collator:
 
 
 def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
-    """Cross-entropy in nats, summed over the batch's tokens that bear a loss, and how many those are."""
+    """Cross-entropy in nats, summed over the batch's tokens that bear a loss, and how many those are.
+
+    Some logits are made at a time; all at once where the model does more to them than is known here. To be called without
+    gradients.
+    """
     batch = {k: v.to(model.device) for k, v in batch.items()}
-    labels = batch.pop("labels")[:, 1:]  # (rows, length - 1): position t predicts token t + 1
-    logits = model(**batch).logits[:, :-1].float()
-    total = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="sum")
-    return float(total), int((labels != -100).sum())
+    labels = batch.pop("labels")
+    head = Head(model)
+    with head.caught() as seen:
+        first = model(**batch).logits
+    if head.agrees(seen, first):
+        hidden, wanted = labelled(seen[0], labels)
+        return float(head.summed_loss(hidden, wanted)), len(wanted)
+    logits, after = model(**batch).logits[:, :-1].float(), labels[:, 1:]  # position t predicts token t + 1
+    total = torch.nn.functional.cross_entropy(logits.transpose(1, 2), after, ignore_index=IGNORED, reduction="sum")
+    return float(total), int((after != IGNORED).sum())

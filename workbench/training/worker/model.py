@@ -20,6 +20,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
 from workbench.training.worker.distributed import local_rank
+from workbench.training.worker.preparation import prepare
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -107,7 +108,10 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         set_seed(config.seed)
         return model
     if config.method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if config.upcast_to_fp32:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        else:
+            prepare(model, model.dtype)
     set_seed(config.seed)
     check_targets(model, config)
     targets = config.target_modules

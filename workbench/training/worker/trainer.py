@@ -28,6 +28,7 @@ from workbench.training.results.card import write_card
 from workbench.training.worker import distributed
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
+from workbench.training.worker.head import LossWithoutLogits
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 Asked = Callable[[], str | None]
@@ -82,8 +83,17 @@ def training_arguments(config: TrainConfig, folder: RunFolder, dtype: torch.dtyp
 class TracedTrainer(Trainer):
     """Trainer that counts each batch's rows, measures its memory, and marks the first forward pass and every save."""
 
-    def __init__(self, *args: Any, phase: Phase, where: dict[str, Any], account: Account, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        phase: Phase,
+        where: dict[str, Any],
+        account: Account,
+        without_logits: LossWithoutLogits | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, compute_loss_func=without_logits, **kwargs)
+        self._around = without_logits.around if without_logits else contextlib.nullcontext
         self.remove_callback(PrinterCallback)  # Steering prints one line a step instead
         self._phase, self._where = phase, where
         self.account = account
@@ -106,7 +116,8 @@ class TracedTrainer(Trainer):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's own, the first one as a phase: lazy allocations fall into it."""
-        with self._phase("first_forward") if self._first else contextlib.nullcontext(), self.account.forward():
+        first = self._phase("first_forward") if self._first else contextlib.nullcontext()
+        with first, self.account.forward(), self._around():
             self._first = False
             return super().compute_loss(*args, **kwargs)
 

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import compat
+from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
 from workbench.training import origins
@@ -31,6 +33,7 @@ from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
+from workbench.training.results import measured
 from workbench.training.results.card import write_card
 from workbench.training.watch import endings
 from workbench.training.worker import telemetry
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
     from workbench.training.worker.evaluator import Evaluator, Material
+    from workbench.training.worker.head import LossWithoutLogits
     from workbench.training.worker.trainer import TracedTrainer
 
 _SPARE = 1 << 23
@@ -127,6 +131,8 @@ class Worker:
                 torch.cuda.init()
                 self.device = torch.cuda.get_device_name()
                 self.sampler.gpu = telemetry.Gpu()
+                if torch.cuda.get_device_capability() < (8, 0):
+                    compat.keys_for_every_head()
             nvml = self.sampler.gpu or telemetry.Gpu()
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
@@ -185,6 +191,9 @@ class Worker:
                 write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
         if board:
             board.close()
+        if cuda and distributed.rank() == 0:
+            with contextlib.suppress(OSError, WorkbenchError):  # for the next forecast: no part of this run
+                measured.learn(self.folder.root)
         asked = distributed.agreed(self.asked())  # the others wait here for rank 0
         if done >= self.config.max_steps:
             return endings.FINISHED
@@ -271,9 +280,26 @@ class Worker:
             phase=self.phase,
             where=self.where,
             account=self.account,
+            without_logits=self._without_logits(evaluator),
         )
         self.sampler.managed = optimizers.managed_bytes
         return steering.trainer
+
+    def _without_logits(self, evaluator: Evaluator) -> LossWithoutLogits | None:
+        """The loss that makes a few logits at a time; None, said in an event, where the model's head does not allow it."""
+        import torch
+
+        from workbench.training.worker import head, trainer
+
+        if not self.config.logits_at_once:
+            return None
+        loss = head.LossWithoutLogits(evaluator.net, self.config.logits_at_once)
+        ids = torch.as_tensor(evaluator.material.rows[0].input_ids[:16])[None]
+        with trainer.measuring(evaluator.net, evaluator.dtype):  # in which dropout draws no random numbers
+            why = loss.refusal(evaluator.net, ids)
+        if why:
+            self.writer.emit("log", level="info", text=f"All logits are made at once: {why}.")
+        return None if why else loss
 
     def _learn(self, loop: TracedTrainer, evaluator: Evaluator, checkpoints: Sequence[Path]) -> None:
         """Measures, trains from the last checkpoint on, and saves, also what there is when SIGTERM comes."""
