@@ -20,8 +20,13 @@ _FIND = """
     const plot = figures.find((e) => e.getAttribute('aria-label').startsWith(start) && e.checkVisibility());
     if (!plot) return false;
 """
-PATHS = ".wb-samples ~ *, .wb-log, .widget-html:has(+ .widget-html .wb-log)"
-"""What comes after the samples: the adapter's folder and how to load it, and the log."""
+PATHS = ".wb-result .wb-copy-text textarea"
+"""The adapter's folder."""
+RUN = """([state, steps]) => {
+    const shown = document.querySelector('.wbc-state')?.dataset.state ?? '';
+    return new RegExp(state).test(shown) && Number(document.querySelector('.wbc-stage').dataset.steps) > steps;
+}"""
+"""Whether the cockpit shows a run in one of these states, with more than so many steps."""
 
 
 def read(lab: Lab, start: str, expression: str) -> Any:
@@ -82,37 +87,36 @@ def open_app(lab: Lab, server: Server) -> None:
 def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
 
-    before = read(lab, "Share of", "Array.from(plot.data[0].y)")
+    before = read(lab, "Histogram of", "Array.from(plot.data[3].y)")
     block_size = choice(lab, "Block size")
     block_size.press("ArrowRight")
-    until(lab, "Share of", f"JSON.stringify(Array.from(plot.data[0].y)) !== {before!r}")
+    until(lab, "Histogram of", f"JSON.stringify(Array.from(plot.data[3].y)) !== {before!r}")
     assert "block_size': 128" in lab.kernel("print(app.state)")
     choose(lab, "Format", "FP4")
-    until(lab, "Share of", "plot.data[0].name === 'FP4' && plot.data[0].y.length === 15")
+    until(lab, "Histogram of", "plot.data[3].name === 'FP4' && plot.data[3].y.length === 15")
     choose(lab, "Format", "NF4")
     choose(lab, "Add a format", "FP4")
     until(lab, "Histogram of", "plot.data.length === 10")
 
     block_size.press("ArrowLeft")
     tab(lab, "Error")
-    lab.until("() => document.querySelector('.workbench-map [role=figure][data-map]')?.dataset.selected === '386'")
-    lab.page.locator(".workbench-map canvas").focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+    lab.until("() => document.querySelector('.wb-error-map [role=figure][data-map]')?.dataset.selected === '386'")
+    lab.page.get_by_role("application", name="Block map").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
         lab.page.keyboard.press(key)
-    lab.until("() => /Block [\\d,]+ \\(row 37, block 2 of the row\\)/.test(document.body.innerText)")
-    assert lab.page.locator(".wb-table[aria-label^='Weights, codes and errors'] tbody tr").count() == 64
+    lab.page.get_by_role("application", name="row 37, block 2").wait_for()
 
     tab(lab, "Double quant")
-    until(lab, "Scales take", "plot.data.length === 3")
+    until(lab, "Scales take", "plot.data.length === 4")
     until(lab, "How often each of the 256 codes", "plot.data[0].y.length === 256")
     assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
     tab(lab, "Memory")
-    until(lab, "Forecast memory", "plot.data.length >= 7")
+    lab.until("() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5")
     tab(lab, "Model")
     lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
 
     lab.theme("JupyterLab Dark")
-    for name, start in (("Distribution", "Histogram of"), ("Error", "How RMSE is spread"), ("Memory", "Forecast memory")):
+    for name, start in (("Distribution", "Histogram of"), ("Double quant", "How often each of the 256 codes")):
         tab(lab, name)
         until(lab, start, "plot._fullLayout.colorway[0] === '#56b4e9'")
     lab.theme("JupyterLab Light")
@@ -158,29 +162,26 @@ def test_the_committed_notebook_does_the_whole_job(lab: Lab, lab_server: Server)
     until(lab, "Histogram of", "plot.data.length === 7")
 
     tab(lab, "Train")
+    panel = lab.page.locator(".wb-panel[aria-label=Train]")
     for label, value in (("Steps", "8"), ("Batch (rows)", "2"), ("Length (tokens)", "64")):
-        field = lab.page.locator(".wb-panel[aria-label=Train]").get_by_label(label, exact=True)
+        field = panel.locator(".wb-usual").get_by_label(label, exact=True)
         field.fill(value)
         field.press("Tab")
-    panel = lab.page.locator(".wb-panel[aria-label=Train]")
     panel.get_by_role("button", name="Launch", exact=True).click()
-    until(lab, "Training loss", "plot.data[0].y?.length > 1", FIRST_STEP)
-    running = panel.locator(".wb-state-running, .wb-state-starting").count()
-    panel.locator(".wb-state-finished").wait_for(timeout=180_000)
-    assert running, "points arrived while the run was under way"
-    until(lab, "Training loss", "plot.data[0].y.length === 8")
-    for theme, colour in (("Dark", "#56b4e9"), ("Light", "#0072b2")):
+    lab.until(RUN, FIRST_STEP, ["starting|running", 1])
+    lab.until(RUN, 180, ["finished", 7])
+    panel.locator(".wb-result").wait_for()
+    for theme in ("Dark", "Light"):
         lab.theme(f"JupyterLab {theme}")
-        until(lab, "Training loss", f"plot._fullLayout.colorway[0] === '{colour}'")
         lab.shot(f"train-{theme.lower()}", ".wb-panel[aria-label=Train]", without=PATHS)
 
+    panel.get_by_role("button", name="New run").click()
     field = panel.get_by_label("Steps", exact=True)
     field.fill("100000")
     field.press("Tab")
     panel.get_by_role("button", name="Launch", exact=True).click()
-    panel.locator(".wb-state-running").wait_for(timeout=60_000)
-    until(lab, "Training loss", "plot.data[0].y?.length > 1 && plot.data[0].y.length !== 8", FIRST_STEP)
+    lab.until(RUN, FIRST_STEP, ["running", 1])
     panel.get_by_role("button", name="Stop", exact=True).click()
-    panel.locator(".wb-state-stopped").wait_for(timeout=120_000)
+    lab.until(RUN, 120, ["stopped", 1])
     adapters = list((lab_server.folder / "runs").glob("*/adapter/adapter_model.safetensors"))
     assert len(adapters) == 3, "of the notebook's own run, of the one that finished, and of the one that was stopped"

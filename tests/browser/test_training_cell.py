@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Locator
 
+from tests.browser import fold
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.tiny_model import write_tiny_model
@@ -21,11 +23,17 @@ import workbench as wb
 from widgets import TrainingCell
 config = wb.TrainConfig(max_steps={steps}, max_length=48, per_device_train_batch_size=2, max_eval_rows={held_out},
                         sample_max_new_tokens=6, eval_steps=4, sample_prompts={prompts!r})
-earlier, began = wb.runs(), time.process_time()
-cell = TrainingCell(run=earlier[-1]) if earlier else TrainingCell({model!r}, config=config)
+began = time.process_time()
+cell = TrainingCell({model!r}, config=config)
 seconds = time.process_time() - began
 cell
 """
+
+# How many steps the cockpit has, if that is more than n.
+STEPS = """(n) => {
+    const seen = Number(document.querySelector('.wbc-stage')?.dataset.steps ?? 0);
+    return seen > n && seen;
+}"""
 
 # Busy until a file appears: a cell that a button must not have to wait for.
 BUSY = """
@@ -63,13 +71,14 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.keyboard.press("Tab")
     assert lab.page.locator(".jp-CodeCell").count() == 1
 
-    # Every fault stands beside its field, in an opened fold too, and the buttons still work.
-    fold = lab.page.get_by_role("button", name="Adapters")
-    assert fold.get_attribute("aria-expanded") == "false"
-    fold.press("Enter")
+    # Every fault stands beside its field, behind the fold too, and the buttons still work.
+    more = lab.page.get_by_role("button", name="More settings")
+    assert more.get_attribute("aria-expanded") == "false"
     dropout = lab.page.get_by_label("Dropout (share)", exact=True)
+    assert dropout.count() == 0, "what is behind it is made when it is opened"
+    more.press("Enter")
     fill(dropout, "3")
-    fold.press("Enter")
+    more.press("Enter")
     fill(field, "0")
     lab.page.wait_for_selector(".wb-fault:has-text('Steps is 0')")
     assert dropout.is_visible(), "a fold with a fault stays open"
@@ -81,6 +90,13 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     fill(field, "8")
     lab.page.wait_for_selector(".wb-fault", state="detached")
 
+    # What would change the forecast is a press away.
+    lab.page.get_by_role("button", name="rank 64").click()
+    lab.page.get_by_role("button", name="rank 16").wait_for()
+    assert lab.page.get_by_label("Rank", exact=True).input_value() == "64"
+    lab.page.get_by_role("button", name="rank 16").click()
+    lab.page.get_by_role("button", name="rank 64").wait_for()
+
     # A dataset's rows are shown as the model sees them, and nothing in them runs.
     fill(lab.page.get_by_label("Dataset", exact=True), "rows.jsonl")
     lab.page.get_by_role("button", name="Preview rows", exact=True).click()
@@ -90,17 +106,20 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.shot("training-preview", ".wb-panel")
     lab.page.get_by_role("button", name="Launch", exact=True).click()
 
-    lab.plots(8)
-    lab.until_plot(0, "plot.data[0].y.length > 1", 180)
-    lab.page.wait_for_selector(".wb-state-finished", timeout=180_000)
-    lab.until_plot(0, "plot.data[0].y.length === 8")
-    assert drawing(lab, "Host page faults")["title"]["text"] == "Host page faults (OS), not GPU paging"
-    assert "scales of the 4-bit weights" in drawing(lab, "Memory of the training process")["names"]
+    for lane in ("Loss", "Memory", "Paging", "Phases"):
+        lab.page.get_by_label(re.compile(f"^{lane}")).first.wait_for()
+    until_ended(lab, "finished")
+    lab.page.wait_for_selector(".wb-result")
+    assert "nats a token" in lab.text(".wb-result")
+    assert lab.page.get_by_label("Folder of what was trained").input_value().endswith("/adapter")
+    assert lab.page.get_by_role("table", name="Bytes that page").is_visible()
+    small_tab(lab, "Samples")
+    lab.page.wait_for_selector(".wb-samples")
     assert lab.text(".wb-panel .wb-samples tbody tr:nth-child(2) th") == hostile
     assert lab.page.evaluate("window.ran") is None
-    assert "AutoPeftModelForCausalLM" in lab.text(".wb-results .wb-code")
-    assert lab.page.get_by_role("table", name="Bytes that page").is_visible()
-    assert lab.page.get_by_role("table", name="Receipt of the run's memory").is_visible()
+    small_tab(lab, "Receipt")
+    lab.page.get_by_role("table", name="Receipt of the run's memory").wait_for()
+    small_tab(lab, "Paging truth")
     lab.page.get_by_role("button", name="Simulated: the same run").click()
     lab.page.get_by_label("What may page").select_option(label="everything (unlike any QLoRA)")
     lab.page.wait_for_selector(".wb-note:has-text('each step evicts')")
@@ -119,7 +138,7 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.shot("training-tried", ".wb-try")
 
     # What merging the adapter changes is shown before the merged model is written; an error stands where it was made.
-    lab.page.get_by_role("button", name="Export the adapter").press("Enter")
+    lab.page.get_by_role("button", name="Export…").click()
     write = lab.page.get_by_role("button", name="Export", exact=True)
     assert write.is_disabled()
     lab.page.get_by_role("button", name="Show what merging changes").click()
@@ -136,9 +155,50 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     assert (lab_server.folder / "merged" / "model.safetensors").stat().st_size > 0
     lab.shot("training-light", ".wb-panel")
     lab.theme("JupyterLab Dark")
-    lab.until_plot(0, "plot._fullLayout.colorway[0] === '#56b4e9'")
     lab.shot("training-dark", ".wb-panel")
     lab.theme("JupyterLab Light")
+
+    # Back to the form, where the run is in the list with what it came to; its settings are a press away.
+    lab.page.get_by_role("button", name="New run").click()
+    row = lab.page.get_by_role("table", name="Earlier runs").get_by_role("row").filter(has_text="8 steps")
+    row.filter(has_text="→").wait_for()
+    row.get_by_role("button", name="use settings").click()
+    lab.page.wait_for_selector(".wb-message:has-text('taken over')")
+    row.get_by_role("button", name="open").click()
+    until_ended(lab, "finished")
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_run_is_on_one_screen_before_it_begins_while_it_goes_on_and_after_it(
+    lab: Lab, lab_server: Server, model: Path, theme: str
+) -> None:
+    state = {"tab": "Train", "max_length": 48, "per_device_train_batch_size": 2, "train": {"max_steps": 40, "max_eval_rows": 4}}
+    code = f"from widgets import Workbench\napp = Workbench({str(model)!r}, state={state!r})\napp"
+    write_notebook(lab_server.folder / "app.ipynb", code)
+    lab.page.set_viewport_size({"width": 1280, "height": 800})
+    lab.open("app.ipynb")
+    lab.alone()
+    if theme == "Dark":
+        lab.theme("JupyterLab Dark")
+    lab.run_all()
+    lab.page.wait_for_selector(".wb-way")
+    lab.page.wait_for_selector(".wb-note:has-text('There are no runs')")
+    assert fold.faults(lab.page, [".wb-run-top", ".wb-setup", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"]) == []
+    lab.shot(f"train-before-{theme.lower()}")
+
+    lab.page.get_by_role("button", name="Launch", exact=True).click()
+    lab.page.wait_for_selector(".wbc-state[data-state]")
+    assert fold.faults(lab.page, [".workbench-cockpit"]) == []
+    lab.kernel("next(event for event in app.train.run.follow() if event['k'] == 'step')")
+    assert fold.faults(lab.page, [".workbench-cockpit"]) == []
+    lab.shot(f"train-during-{theme.lower()}")
+
+    until_ended(lab, "finished")
+    lab.page.wait_for_selector(".wb-result")
+    assert fold.faults(lab.page, [".wb-result", ".workbench-cockpit"]) == []
+    lab.shot(f"train-after-{theme.lower()}")
+    if theme == "Dark":
+        lab.theme("JupyterLab Light")
 
 
 def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_restarted(
@@ -149,9 +209,8 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     open_cell(lab, lab_server, model, launch, busy, steps=100_000, held_out=0, prompts=())
     lab.start_all()
     try:
-        lab.plots(8)
-        lab.until_plot(0, "plot.data[0].y?.length > 3", 180)
-        lab.until("(n) => document.querySelectorAll('.js-plotly-plot')[0].data[0].y.length > n", argument=6)
+        lab.until(STEPS, 180, 3)
+        lab.until(STEPS, 180, 6)
         assert lab.page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt").inner_text() == "[*]:", "the cell is still busy"
     finally:
         gate.touch()
@@ -161,21 +220,33 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
     lab.page.reload()
-    lab.plots(8)
-    seen = lab.plot(0, "plot.data[0].y.length")
-    lab.until_plot(0, f"plot.data[0].y.length > {seen}")
+    lab.until(STEPS, argument=6)
+    seen = lab.page.evaluate(STEPS, 0)
+    lab.until(STEPS, argument=seen)
 
-    # The kernel goes: the same cell picks the run up with all that it did meanwhile.
+    # The kernel goes: the panel that opens next finds the run by itself, with all that it did meanwhile.
     lab.menu("Kernel", "Restart Kernel…")
     lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
     lab.kernel("pass")
     lab.run_all(60)
     assert float(lab.kernel("print(seconds)")) < 2, "of the kernel's own time: the run keeps the machine busy meanwhile"
-    lab.plots(8)
-    lab.until_plot(0, f"plot.data[0].x[0] === 1 && plot.data[0].y.length > {seen}")
+    lab.page.wait_for_selector(".wb-message:has-text('is going on')")
+    lab.until(STEPS, argument=seen)
     lab.page.get_by_role("button", name="Stop", exact=True).click()
-    lab.page.wait_for_selector(".wb-state-stopped", timeout=120_000)
-    assert (Path(lab.text(".wb-results .wb-path")) / "adapter_model.safetensors").stat().st_size > 0
+    until_ended(lab, "stopped")
+    lab.page.wait_for_selector(".wb-result")
+    folder = lab_server.folder / lab.page.get_by_label("Folder of what was trained").input_value()
+    assert (folder / "adapter_model.safetensors").stat().st_size > 0
+
+
+def small_tab(lab: Lab, title: str) -> None:
+    """Open one of the tabs under the cockpit."""
+    lab.page.locator(".wb-small-tabs .lm-TabBar-tab", has_text=title).click()
+
+
+def until_ended(lab: Lab, state: str) -> None:
+    """Wait until the cockpit says that the run has ended so."""
+    lab.page.wait_for_selector(f".wbc-state[data-state={state}]", timeout=180_000)
 
 
 def fill(field: Locator, value: str) -> None:

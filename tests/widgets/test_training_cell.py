@@ -200,14 +200,14 @@ def test_a_preview_that_nobody_waits_for_ends_early() -> None:
 def test_copy_as_code_is_the_plain_cell_of_what_the_form_says(cell: Callable[..., TrainingCell], tmp_path: Path) -> None:
     panel = cell(executor=Immediate())
     put(panel, lora_r=3)
-    assert panel.setup.copy.code == wb.as_code(panel.config)
-    assert "r=3" in panel.setup.copy.code
+    assert panel.copy.code == wb.as_code(panel.config)
+    assert "r=3" in panel.copy.code
     put(panel, dataset=str(tmp_path / "none.jsonl"))
-    assert panel.setup.copy.code.startswith("# ")
+    assert panel.copy.code.startswith("# ")
     put(panel, dataset="org/rows")
-    assert "Preview its rows first" in panel.setup.copy.code, "nothing is fetched for it"
+    assert "Preview its rows first" in panel.copy.code, "nothing is fetched for it"
     put(panel, max_steps=0)
-    assert panel.setup.copy.code == ""
+    assert panel.copy.code == ""
 
 
 @pytest.mark.parametrize(

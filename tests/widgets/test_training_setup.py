@@ -23,7 +23,7 @@ def test_what_is_looked_at_is_not_what_is_trained() -> None:
     for shown_format in ("fp4", "mxfp4"):
         store.update(formats=(shown_format,), block_size=128, double_quant=True)
         assert panel.config == store.value.training == before
-        assert f"quant_type={shown_format!r}" not in panel.setup.copy.code
+        assert f"quant_type={shown_format!r}" not in panel.copy.code
 
     # What bitsandbytes has no format for says so, and changes nothing.
     assert "MXFP4" in panel.setup.take.description

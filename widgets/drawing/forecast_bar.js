@@ -106,7 +106,7 @@ export default {
         return;
       }
       const ways = shown.ways.map(({ label, text, verdict: kind, word, more }) => {
-        const button = element("button", { type: "button", class: "wb-chip", title: more },
+        const button = element("button", { type: "button", class: "wb-way", title: more },
           element("span", {}, label), element("b", {}, text), verdict(kind, word));
         button.addEventListener("click", () => model.send({ type: "apply", label }));
         return button;
@@ -116,7 +116,7 @@ export default {
       body.replaceChildren(
         axis(shown, endOf(shown), names),
         ...(model.get("legend") ? [legend(shown)] : []),
-        ...(ways.length ? [element("h3", { class: "wb-heading" }, "What would change it"), element("div", { class: "wb-chips" }, ...ways)] : []),
+        ...(ways.length ? [element("h3", { class: "wb-heading" }, "What would change it"), element("div", { class: "wb-ways" }, ...ways)] : []),
         ...(shown.rows.length ? [rows(shown)] : []),
       );
     };

@@ -16,21 +16,27 @@ from typing import Any
 from workbench.memory.footprint import FULL, LORA, QLORA, Plan
 from workbench.memory.forecast import Fit, fit, forecast, ways_to_fit
 from workbench.memory.gpus import Gpu, find
+from workbench.show import Line, Record, ShownTuple
 from workbench.sources import Source, open_model
+from workbench.text import memory_size
 
 _RANKS = (16, 64)
 _LEAST_LENGTH = 128
 _PAGED_8BIT = "paged_adamw_8bit"
 
 
-@dataclass(frozen=True)
-class Alternative:
+@dataclass(frozen=True, repr=False)
+class Alternative(Record):
     """A fine-tune that differs in these fields of its configuration, and what it comes to."""
 
     fields: Mapping[str, Any]
     total: int
-    """Bytes, as ``MemoryLedger.total``."""
+    """Bytes on this GPU, as ``MemoryLedger.total``."""
     fit: Fit
+
+    def _line_(self) -> Line:
+        change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return {"change": change, "forecast": memory_size(self.total), f"on {self.fit.gpu.name}": self.fit.verdict}
 
 
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
@@ -56,7 +62,7 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     for fields in changes:
         judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
         found.append(Alternative(MappingProxyType(fields), judged.ledger.total, judged))
-    return tuple(found)
+    return ShownTuple(found, f"What would change the forecast on {gpu.name}")
 
 
 def _larger(plan: Plan, positions: Any) -> list[dict[str, Any]]:

@@ -294,11 +294,12 @@ def launch(
 def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder that are going on, the newest last: they share this machine's devices.
 
-    >>> wb.live_runs("a folder without runs")
-    []
+    >>> len(wb.live_runs("a folder without runs"))
+    0
     """
     going = [(status, run) for run in runs(folder) if (status := run.status).state not in ENDED]
-    return [run for _, run in sorted(going, key=lambda one: one[0].began or math.inf)]
+    newest_last = (run for _, run in sorted(going, key=lambda one: one[0].began or math.inf))
+    return ShownList(newest_last, f"Runs that are going on in {path_of(folder, 'folder')}")
 
 
 def path_of(given: str | os.PathLike[str], where: str) -> Path:

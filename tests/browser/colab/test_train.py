@@ -46,8 +46,8 @@ def test_a_run_is_watched_to_its_result(open_notebook: Opener, model: str, theme
     for lane in ("Loss", "Memory", "Phases"):
         expect(app.lane(lane)).to_be_visible()
     expect(app.button("Stop")).to_be_enabled()
-    expect(app.button("Launch")).to_be_enabled()
-    expect(app.pages.get_by_text("AutoPeftModelForCausalLM").first).to_be_visible()
+    expect(app.button("New run")).to_be_enabled()
+    expect(app.pages.get_by_text("loads in plain peft").first).to_be_visible()
     assert app.faint() == []
     app.book.shot(f"train-after-{theme}")
 
