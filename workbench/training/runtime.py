@@ -1,4 +1,4 @@
-"""The hosted notebook that this process runs in, Colab's or Kaggle's, and what it means for a run: its GPUs, and where files stay.
+"""The hosted notebook that this process runs in, Colab's or Kaggle's, and what it means for a run: GPUs, and which files stay.
 
 Covers recognising them and one paragraph of advice. What fits on a GPU is ``workbench.memory``'s; nothing here is measured.
 """
@@ -18,7 +18,7 @@ _CHOOSE_GPU = {
     KAGGLE: "Settings → Accelerator → GPU T4 ×2",
 }
 _FILES_STAY = {
-    COLAB: "Files here go when the runtime ends: to keep the adapter, mount Drive and name a run folder in /content/drive/MyDrive.",
+    COLAB: "Files here go when the runtime ends: mount Drive, and name a run folder in /content/drive/MyDrive to keep the run.",
     KAGGLE: "Of the files here only those in /kaggle/working stay, once a version is saved.",
 }
 
@@ -35,10 +35,10 @@ def runtime_advice(processes: int = 1, *, host: str | None = None, gpus: Sequenc
 
     ``host`` and ``gpus`` (their names) are found out where they are not given.
 
-    >>> print(runtime_advice(host="Colab", gpus=[]))
-    This Colab runtime has no GPU, and its CPU is slow: Runtime → Change runtime type → T4 GPU. Files here go when the runtime ends: to keep the adapter, mount Drive and name a run folder in /content/drive/MyDrive.
-    >>> print(runtime_advice(host="", gpus=["Tesla T4", "Tesla T4"]))
-    This machine has 2 × Tesla T4, and the run takes one: with 2 processes (Several GPUs, nproc_per_node) it takes all, by DDP.
+    >>> runtime_advice(host="Colab", gpus=[]).partition(": ")[0]
+    'This Colab runtime has no GPU, and its CPU is slow'
+    >>> runtime_advice(host="", gpus=["Tesla T4", "Tesla T4"]).partition(": ")[0]
+    'This machine has 2 × Tesla T4, and the run takes one'
     """
     host = hosted_by() if host is None else host
     gpus = names() if gpus is None else gpus
@@ -46,7 +46,7 @@ def runtime_advice(processes: int = 1, *, host: str | None = None, gpus: Sequenc
     said = []
     if gpus:
         listed = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in Counter(gpus).items())
-        if 1 < len(gpus) and processes < len(gpus):
+        if len(gpus) > 1 and processes < len(gpus):
             more = f"with {len(gpus)} processes (Several GPUs, nproc_per_node) it takes all, by DDP."
             said.append(f"{place} has {listed}, and the run takes {'one' if processes == 1 else processes}: {more}")
         elif host:
