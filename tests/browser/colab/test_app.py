@@ -44,7 +44,7 @@ def test_the_header_is_used_by_mouse_keys_and_touch(open_notebook: Opener) -> No
     keys.press("ArrowRight")
     app.until(block_size=128)
     app.choice("Block size").tap()
-    app.offered("Block size", "256").tap()
+    app.offered("Block size", "256 weights a scale").tap()
     app.until(block_size=256)
 
     app.double_quant.click()
