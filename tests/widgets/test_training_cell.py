@@ -430,4 +430,8 @@ def test_a_list_with_a_run_that_is_removed_leaves_it_out(
     panel.earlier.table.ticked = ["short"]
     assert "no longer there" in panel.message.value
     panel.earlier.renew("runs")
-    assert panel.earlier.table.lines == []
+    [line] = panel.earlier.table.lines
+    assert line["key"] == "recorded", "the one that comes with the workbench"
+    panel.earlier.table.press("open", "recorded")
+    assert "finished" in panel.view.cockpit.summary
+    assert not shown(panel.result.widget), "it left no adapter"
