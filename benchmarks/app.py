@@ -46,7 +46,7 @@ import plotly.graph_objects as go
 import widgets.panels.distribution as panel
 
 class FigurePlot(go.FigureWidget):
-    def __init__(self, height=320):
+    def __init__(self, height=320, waiting=""):
         super().__init__(layout={{"height": height, "template": "plotly_white"}})
 
     def show(self, figure, summary=None):
@@ -254,6 +254,15 @@ def measure(browser: Browser, server: Server, code: str, model: str, changes: in
     return Figures(megabytes, first, *map(summary, (steps, jumps, *formats.values())), kilobytes, burst)
 
 
+def error_steps(browser: Browser, server: Server, model: str, changes: int) -> tuple[float, float]:
+    """Milliseconds for the next block size on the Error tab, whose map, block and weight all change."""
+    with opened(browser, server, APP.format(model=model).replace(")", ", state={'tab': 'Error'})", 1)) as lab:
+        open_view(lab)
+        for key in ("ArrowRight", "ArrowLeft"):
+            change(lab, key)
+        return summary([change(lab, ("ArrowRight", "ArrowLeft")[i % 2]) for i in range(changes)])
+
+
 def summary(times: list[float]) -> tuple[float, float]:
     """Median and 95th percentile."""
     return statistics.median(times), sorted(times)[round(0.95 * (len(times) - 1))]
@@ -345,6 +354,8 @@ def main() -> None:
             other = None
             print(f"FigureWidget could not be measured here: {str(error).splitlines()[0]}")
         report(app, view, other)
+        median, most = error_steps(browser, server, model, args.changes)
+        print(f"next block size on the Error tab: median {median:.0f} ms (budget 100), 95th percentile {most:.0f} ms")
         if args.cycles:
             grown, (models, threads, objects) = cycles(browser, server, args.cycles)
             times = f"{args.cycles} times, after {WARM_UP} before"

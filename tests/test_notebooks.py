@@ -1,4 +1,7 @@
-"""The committed notebooks as a reader without a kernel sees them: pictures in place of widgets, in files that stay small."""
+"""The committed notebooks as a reader without a kernel sees them: pictures in place of widgets, in files that stay small.
+
+And as one sees them who runs them again: without noise, without what piles up, and hardly larger than before.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
 from tests.browser.notebooks import LARGEST, WIDGET, text_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+QUICK = ("04_double_quantization", "06_paged_optimizers", "08_claims")
+KEEPS_ITS_RUN = ("00_workbench", "07_train_an_adapter")
+"""What a reader trains there is theirs to keep."""
 
 
 def outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -32,3 +40,16 @@ def test_a_committed_notebook_shows_pictures_and_holds_no_widget(path: Path) -> 
     assert pictures
     page, _ = HTMLExporter().from_filename(str(path))
     assert all(f"data:image/png;base64,{picture}" in page for picture in pictures)
+
+
+AGAIN = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", AGAIN, ids=lambda path: path.stem)
+def test_a_notebook_that_is_run_again_stays_small_and_quiet(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, 4)  # type: ignore[no-untyped-call]
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    noise = [output["text"] for output in outputs(notebook) if output["output_type"] == "stream" and output["name"] == "stderr"]
+    assert not noise
+    assert len(text_of(notebook).encode()) <= LARGEST, "its widgets' state is part of it"
+    assert not list(tmp_path.glob("runs/*")) or path.stem in KEEPS_ITS_RUN

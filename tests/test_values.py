@@ -29,6 +29,7 @@ from tests.helpers.texts import missing
 from workbench.show import PAGE, SCREEN, ShownList, ShownMapping, ShownTuple, View, bar, sparkline
 from workbench.surveys.scores import MeasuredTensors
 from workbench.text import amount, memory_size
+from workbench.training.answers.values import Sampling
 from workbench.training.config import TrainConfig
 
 HOSTILE = "<script>alert('x')</script>\x1b[2J\u202e&amp;\"" + "层" * 5_000
@@ -128,7 +129,7 @@ class Renamed(wb.PublishedShapes):
 
 
 def made(kind: Any, depth: int = 0) -> Any:
-    """A value of a type, with hostile texts and long collections."""
+    """A value of a type, hostile and long."""
     if kind in FACTORIES:
         return FACTORIES[kind]()
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -166,8 +167,7 @@ def unfolded(measurement: Any, rows: list[Any]) -> Any:
 
 def of_sixteen_bins(kind: type) -> Any:
     """Statistics under a specification of that many levels."""
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: made(hints[field.name], 1) for field in dataclasses.fields(kind)}
+    fields = {name: made(hint, 1) for name, hint in typing.get_type_hints(kind).items()}
     return kind(**fields | {"spec": SPEC, "numel": 16})
 
 
@@ -241,6 +241,9 @@ FACTORIES: dict[Any, Callable[[], Any]] = {
     wb.Mix: mixed,
     wb.RunHistory: history,
     wb.Duel: duel,
+    Sampling: Sampling,
+    wb.Alternative: lambda: wb.alternatives(Renamed(), wb.TrainConfig(), "T4")[0],
+    wb.Pressure: lambda: wb.under_pressure("builtin", wb.TrainConfig()),
     wb.Pareto: pareto,
     MeasuredTensors: measured,
     wb.ReceiptMeter: wb.ReceiptMeter,
@@ -291,7 +294,9 @@ def assert_shown(value: Any) -> None:
     assert not parser.opened
 
 
-SHOWN = [kind for kind in VALUES if not inspect.isabstract(kind) or kind in FACTORIES]
+ANSWERS = (wb.Answer, wb.Answers, wb.Tried)
+"""These show whole texts: tests/training/test_try_out.py."""
+SHOWN = [kind for kind in VALUES if kind not in ANSWERS and (not inspect.isabstract(kind) or kind in FACTORIES)]
 
 
 @pytest.mark.parametrize("kind", SHOWN, ids=lambda kind: kind.__qualname__)
@@ -306,6 +311,7 @@ def test_collections_show_their_items_a_line_each() -> None:
         src.tensors(), Renamed().tensors(), wb.configurations(), wb.forecast_methods(src, wb.TrainConfig()), wb.shortlist(),
         wb.runs(),
         wb.savings_of_published(), wb.FORMATS, wb.GPUS, wb.measure(WEIGHTS, ["nf4", "int4"], 0.5),
+        wb.live_runs(), wb.alternatives(src, wb.TrainConfig(), "T4"),
         wb.ways_to_fit(wb.PublishedShapes("Qwen/Qwen3-8B"), wb.TrainConfig(), "T4"),
     ]  # fmt: skip
     for values in several:

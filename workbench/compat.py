@@ -110,6 +110,20 @@ def never_repack(linear: Any) -> None:
         linear.support_avx512bf16_for_cpu = False
 
 
+def keys_for_every_head() -> None:
+    """transformers, on a GPU below compute capability 8: repeats keys and values for every head that shares them.
+
+    Without a mask it leaves that to torch's attention, whose memory-efficient kernel refuses it, and whose other one needs
+    capability 8: what remains computes scores of heads × tokens² in float32, without a word. [not run on such a GPU here]
+
+    Upstream: https://github.com/huggingface/transformers/issues/48633 and 45776; still so in transformers 5.23. Ends when
+    ``use_gqa_in_sdpa`` asks the device.
+    """
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *_, **__: False
+
+
 @contextlib.contextmanager
 def saved_tensors_seen(observer: Callable[[], Callable[[Any], None] | None]) -> Iterator[None]:
     """torch: while open, ``observer`` is called for every pair of saved-tensor hooks that is made.

@@ -6,6 +6,7 @@ Covers every exception that public functions raise on bad input. Does not cover 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class WorkbenchError(Exception):
@@ -72,3 +73,16 @@ class WholeFileOnly(ModelError):
     def __init__(self, what: str, nbytes: int = 0, *, where: str = "", remedy: str = "") -> None:
         self.nbytes = nbytes
         super().__init__(what, where=where, remedy=remedy)
+
+
+def to_fields(error: WorkbenchError) -> dict[str, Any]:
+    """What another process needs to raise the error again: its nearest kind in this file, and its three texts."""
+    kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == __name__)
+    return {"kind": kind, "what": error.what, "where": error.where, "remedy": error.remedy}
+
+
+def from_fields(kind: str, what: str, where: str, remedy: str) -> WorkbenchError:
+    """The error of ``to_fields``; the faults of a ``ConfigError`` come as one."""
+    cls = globals()[kind]
+    error: WorkbenchError = cls([what] if issubclass(cls, ConfigError) else what, where=where, remedy=remedy)
+    return error

@@ -52,14 +52,12 @@ def unknown_fields(given: Iterable[object], fields: Mapping[str, Iterable[str]])
 
     ``fields`` has for each what else it is called.
     """
+    if not (unknown := [name for name in given if name not in fields]):
+        return []
     elsewhere = {spelling(other): name for name, others in fields.items() for other in others}
-    faults = []
-    for name in given:
-        if name not in fields:
-            meant = elsewhere.get(spelling(str(name)))
-            hint = f"Did you mean {meant!r}?" if meant else nearest(name, fields)
-            faults.append(f"{name!r} is no field. {hint}".strip())
-    return faults
+    meant = ((name, elsewhere.get(spelling(str(name)))) for name in unknown)
+    hints = ((name, f"Did you mean {field!r}?" if field else nearest(name, fields)) for name, field in meant)
+    return [f"{name!r} is no field. {hint}".strip() for name, hint in hints]
 
 
 def is_a(value: object, *kinds: type) -> bool:

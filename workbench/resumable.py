@@ -69,6 +69,10 @@ class Unfolding(ABC, Generic[RowT]):
         """Ends it for good, within a second, from any thread; the rows that have finished stay."""
         self._cancelled.set()
 
+    def _so_far(self, things: str) -> str:
+        """How much of it there is, in words: ``2 of 42 tensors``."""
+        return f"{len(self._rows)} of {self._length} {things}" + (", cancelled" if self.cancelled and not self.complete else "")
+
     def _begin_once(self) -> None:
         """For a table of what has finished: where nothing has been begun, everything is run first."""
         if not self._was_begun:

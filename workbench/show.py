@@ -43,6 +43,8 @@ class View:
     note: str = ""
     total: Line | None = None
     """The table's last line, which is shown whatever is left out."""
+    cell: int = _CELL
+    """Characters of a cell at most, as HTML; in a terminal they stand in one line."""
 
     @cached_property
     def text(self) -> str:
@@ -65,11 +67,11 @@ class View:
                 facts.popitem()
         return made
 
-    def _table(self, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-        """Heads and cells."""
+    def _table(self, lines: Sequence[Line], longest: int) -> tuple[list[str], list[list[str]]]:
+        """Heads and cells, these of so many characters at most."""
         shown = [*lines, *([self.total] if self.total and lines else [])]
         heads = list(dict.fromkeys(head for line in shown for head in line))
-        return heads, [[_clipped(line.get(head, "")) for head in heads] for line in shown]
+        return heads, [[_clipped(line.get(head, ""), longest) for head in heads] for line in shown]
 
     def _rest(self, lines: Sequence[Line]) -> str:
         left = len(self.lines) - len(lines)
@@ -79,7 +81,7 @@ class View:
         parts = [_clipped(self.title, _TITLE)]
         if facts:
             parts.append(columns((), facts.items(), texts=range(2)))
-        heads, cells = self._table(lines)
+        heads, cells = self._table(lines, _CELL)
         if cells:
             parts.append(columns(heads if any(heads) else (), cells, texts=_texts(cells)))
         parts += [self._rest(lines), _clipped(self.note, _SENTENCE)]
@@ -89,7 +91,7 @@ class View:
         parts = [f"<p><b>{html.escape(_clipped(self.title, _TITLE))}</b></p>"]
         if facts:
             parts.append(_html_table((), list(facts.items()), range(2)))
-        heads, cells = self._table(lines)
+        heads, cells = self._table(lines, self.cell)
         if cells:
             parts.append(_html_table(heads, cells, _texts(cells)))
         notes = filter(None, (self._rest(lines), _clipped(self.note, _SENTENCE)))
@@ -272,7 +274,9 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: Iter
         sides = ("left" if i in left else "right" for i in range(len(row)))
         # The attribute is what GitHub keeps, the style what JupyterLab's own style sheet gives way to.
         opened = (f'<{tag} align="{side}" style="text-align: {side}">' for side in sides)
-        return "".join(f"{tag_}{html.escape(cell)}</{tag}>" for tag_, cell in zip(opened, row, strict=True))
+        # A number and its unit stay on one line.
+        shown = (html.escape(cell if i in left else cell.replace(" ", "\u00a0")) for i, cell in enumerate(row))
+        return "".join(f"{tag_}{cell}</{tag}>" for tag_, cell in zip(opened, shown, strict=True))
 
     head = f"<thead><tr>{cells(heads, 'th')}</tr></thead>" if any(heads) else ""
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

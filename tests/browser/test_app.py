@@ -87,28 +87,27 @@ def open_app(lab: Lab, server: Server) -> None:
 def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server) -> None:
     open_app(lab, lab_server)
 
-    before = read(lab, "Share of", "Array.from(plot.data[0].y)")
+    before = read(lab, "Histogram of", "Array.from(plot.data[3].y)")
     block_size = choice(lab, "Block size")
     block_size.press("ArrowRight")
-    until(lab, "Share of", f"JSON.stringify(Array.from(plot.data[0].y)) !== {before!r}")
+    until(lab, "Histogram of", f"JSON.stringify(Array.from(plot.data[3].y)) !== {before!r}")
     assert "block_size': 128" in lab.kernel("print(app.state)")
     choose(lab, "Format", "FP4")
-    until(lab, "Share of", "plot.data[0].name === 'FP4' && plot.data[0].y.length === 15")
+    until(lab, "Histogram of", "plot.data[3].name === 'FP4' && plot.data[3].y.length === 15")
     choose(lab, "Format", "NF4")
     choose(lab, "Add a format", "FP4")
     until(lab, "Histogram of", "plot.data.length === 10")
 
     block_size.press("ArrowLeft")
     tab(lab, "Error")
-    lab.until("() => document.querySelector('.workbench-map [role=figure][data-map]')?.dataset.selected === '386'")
-    lab.page.locator(".workbench-map canvas").focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+    lab.until("() => document.querySelector('.wb-error-map [role=figure][data-map]')?.dataset.selected === '386'")
+    lab.page.get_by_role("application", name="Block map").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
         lab.page.keyboard.press(key)
-    lab.until("() => /Block [\\d,]+ \\(row 37, block 2 of the row\\)/.test(document.body.innerText)")
-    assert lab.page.locator(".wb-table[aria-label^='Weights, codes and errors'] tbody tr").count() == 64
+    lab.page.get_by_role("application", name="row 37, block 2").wait_for()
 
     tab(lab, "Double quant")
-    until(lab, "Scales take", "plot.data.length === 3")
+    until(lab, "Scales take", "plot.data.length === 4")
     until(lab, "How often each of the 256 codes", "plot.data[0].y.length === 256")
     assert "8/64 + 32/(64·256)" in lab.page.locator(".wb-panel").first.inner_text()
     tab(lab, "Memory")
@@ -117,7 +116,7 @@ def test_bins_errors_and_scales_follow_the_controls(lab: Lab, lab_server: Server
     lab.page.wait_for_selector(".wb-table[aria-label='Tensors of builtin']")
 
     lab.theme("JupyterLab Dark")
-    for name, start in (("Distribution", "Histogram of"), ("Error", "How RMSE is spread")):
+    for name, start in (("Distribution", "Histogram of"), ("Double quant", "How often each of the 256 codes")):
         tab(lab, name)
         until(lab, start, "plot._fullLayout.colorway[0] === '#56b4e9'")
     lab.theme("JupyterLab Light")

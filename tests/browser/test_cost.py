@@ -29,12 +29,17 @@ def test_a_button_measures_each_format_s_loss_and_the_bars_come_one_by_one(lab: 
     assert not (lab_server.folder / "costs").exists()
     button.click()
     lab.page.get_by_role("progressbar", name="Measuring the loss of builtin").wait_for()
+    lab.page.get_by_role("radio", name="Sensitivity").check()
     other = lab.page.get_by_role("button", name="Measure the sensitivities", exact=True)
     expect(other).to_be_disabled()
+    assert lab.page.get_by_role("progressbar", name="Measuring the loss of builtin").is_visible(), "whichever part is in front"
+    lab.page.get_by_role("radio", name="Losses").check()
     until(lab, "Loss that each format adds", "plot.data[0].x.length === 8", 180)
     button.wait_for(state="hidden")
     assert lab.page.locator(".wb-table[aria-label^='Held-out loss'] tbody tr").count() == 9
+    lab.page.get_by_role("radio", name="Sensitivity").check()
     expect(other).to_be_enabled()
+    lab.page.get_by_role("radio", name="Losses").check()
     assert len(list((lab_server.folder / "costs").glob("builtin-*/events-cost.jsonl"))) == 1
     for theme in ("Dark", "Light"):
         lab.theme(f"JupyterLab {theme}")

@@ -15,14 +15,31 @@ from tests.browser.test_app import tab
 pytestmark = pytest.mark.slow
 
 HEADER = (".wb-header", ".widget-tab > .lm-TabBar")
+
+
+def _drawn(start: str) -> str:
+    """Whether the picture is drawn whose summary begins so."""
+    return f"() => document.querySelector('[role=figure][aria-label^=\"{start}\"]')?.dataset.revision"
+
+
 WANTED: dict[str, tuple[str, ...]] = {
     "Model": (".wb-about", ".wb-map", ".wb-worst"),
+    "Distribution": (".wb-bins [role=figure]", ".workbench-readout", ".wb-segments", ".wb-figures"),
+    "Error": (".wb-error-model", ".wb-error-map", ".wb-error-block", ".wb-error-weight"),
+    "Formats": (".wb-bar", ".wb-front [role=figure]", ".wb-duel"),
+    "Double quant": (".wb-bar", ".wb-pictures", ".wb-figures"),
+    "Cost": (".wb-bar", ".wb-segments", ".wb-run", ".wb-losses [role=figure]"),
     "Memory": (".wb-memory-settings", ".wb-forecast", ".wb-memory"),
     "Train": (".wb-run-top", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"),
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {
-    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map').innerText)",
+    "Model": "() => /42 of 42 tensors/.test(document.querySelector('.wb-map')?.innerText ?? '')",
+    "Distribution": _drawn("Histogram of"),
+    "Error": "() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'",
+    "Formats": _drawn("Relative RMSE against"),
+    "Double quant": _drawn("How often each of the 256 codes"),
+    "Cost": "() => /9 evaluations/.test(document.querySelector('.wb-run')?.innerText)",
     "Memory": "() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5",
     "Train": "() => document.querySelectorAll('.wb-way').length > 3",
 }

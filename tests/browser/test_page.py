@@ -17,7 +17,6 @@ from tests.browser.server import ROOT, keep_inside, served
 pytestmark = pytest.mark.slow
 
 HISTOGRAM = "[role=figure][aria-label^='Histogram of'][data-revision]"
-SHARES = "[role=figure][aria-label^='Share of']"
 ICONS = "/npm/@fortawesome/fontawesome-free@"  # Voilà's own pages ask for an icon font, which the app does not use
 
 
@@ -44,10 +43,10 @@ def test_the_page_is_the_app_answers_and_can_be_dark(browser: Browser, address: 
         page.wait_for_selector(HISTOGRAM, timeout=120_000)
         assert page.evaluate(f"document.querySelector(`{HISTOGRAM}`)._fullLayout.colorway[0]") == "#56b4e9"
 
-        before = page.locator(SHARES).get_attribute("aria-label")
+        before = page.locator(HISTOGRAM).get_attribute("aria-label")
         page.get_by_role("combobox", name="Block size", exact=True).focus()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function(f"(before) => document.querySelector(`{SHARES}`).ariaLabel !== before", arg=before)
+        page.wait_for_function(f"(before) => document.querySelector(`{HISTOGRAM}`).ariaLabel !== before", arg=before)
         if shots := os.environ.get("WORKBENCH_SHOTS"):
             page.screenshot(path=Path(shots) / "page-dark.png")
 

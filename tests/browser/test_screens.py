@@ -14,7 +14,7 @@ from widgets.views import TABS
 
 pytestmark = pytest.mark.slow
 
-PLOTS = {"Model": 1, "Distribution": 3, "Error": 3, "Formats": 2, "Double quant": 3, "Memory": 0, "Cost": 0, "Train": 0}
+PLOTS = {"Model": 1, "Distribution": 1, "Error": 2, "Formats": 1, "Double quant": 3, "Memory": 0, "Cost": 1, "Train": 0}
 """Drawings in each tab."""
 
 BUTTONS = {"Cost": "Measure the losses", "Train": "Launch"}

@@ -129,7 +129,7 @@ def test_the_table_has_a_line_a_method(compared: wb.MethodComparison) -> None:
     assert (frame["state"] == "finished").all()
     assert (frame["seconds"] > STEPS * frame["seconds_per_step"]).all()
     assert frame.loc["lora", "loss_after"] == compared["lora"].loss_after
-    assert repr(compared).splitlines()[1].startswith("full ")
+    assert repr(compared).splitlines()[2].startswith("full ")
 
 
 def test_progress_counts_the_steps_of_all_methods(compared: wb.MethodComparison, told: list[tuple[int, int]]) -> None:

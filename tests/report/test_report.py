@@ -151,6 +151,8 @@ def test_every_plot_has_a_figure_a_description_and_colours_of_the_page(text, pag
     for name in re.findall(r'"\$css":"(--[\w-]+)"', text):
         assert style.count(f"{name}:") == 2, "in light and in dark"
     assert len(figures["error-maps"]["data"]) == len(SPECS)
+    [heat, *_] = figures["error-maps"]["data"]
+    assert (heat["y"], heat["x"]) == ([0, 1, 2, 3, 4, 5], ["q", "k", "v", "o", "gate", "up", "down"]), "as in the app"
     assert "NaN" not in page.one("script", id="figures")
 
 

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from workbench import ConfigError, TrainConfig
+from workbench.training.settings import settings_of
 
 
 def test_the_defaults_are_qlora_as_the_paper_has_it() -> None:
@@ -130,3 +131,23 @@ def test_json_and_back() -> None:
 def test_a_misspelt_field_is_named_with_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"'learning_rte' is no field\. Did you mean 'learning_rate'"):
         TrainConfig.from_dict({"learning_rte": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("lora_rank", "lora_r"), ("r", "lora_r"), ("rank", "lora_r"), ("alpha", "lora_alpha"), ("lr", "learning_rate"),
+        ("batch_size", "per_device_train_batch_size"), ("epochs", "num_train_epochs"), ("steps", "max_steps"),
+        ("max_seq_length", "max_length"), ("bnb_4bit_quant_type", "quant_type"), ("LoRA-rank", "lora_r"),
+    ],
+)  # fmt: skip
+def test_a_field_s_name_elsewhere_leads_to_it(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{given}' is no field\. Did you mean '{meant}'\?"):
+        TrainConfig(**{given: 8})
+
+
+def test_no_name_from_elsewhere_stands_for_two_fields_or_for_another_one() -> None:
+    declared = settings_of(TrainConfig)
+    others = [name for field in declared.values() for name in field.also.split()]
+    assert len(set(others)) == len(others)
+    assert not set(others) & set(declared)

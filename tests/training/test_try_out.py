@@ -1,16 +1,11 @@
-"""A run is tried out: base and adapter answer as plain transformers and peft do, from a process that ends when it should."""
+"""A run is tried out: its base and its adapter answer as plain transformers and peft do; what cannot be tried out is named."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +13,14 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process, tiny
-from tests.helpers.live_runs import until_gone
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench import compat
+from workbench.errors import from_fields, to_fields
 from workbench.training.answers.asking import answering
-from workbench.training.answers.process import Answering
-from workbench.training.answers.values import Answer, Loading, Sampling, Voice
+from workbench.training.answers.values import Answer, Sampling, Voice
+from workbench.training.chats import Refused
+from workbench.training.fingerprints import Changed
 from workbench.training.folder import RunFolder, RunStatus
 from workbench.training.host import create_time
 
@@ -47,27 +44,14 @@ def train(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
 
     def train(of: Path = model, **fields: Any) -> wb.Run:
         config = in_process.config_of(of, **{"max_eval_rows": 0, "max_steps": 3, **fields})
-        return ended(in_process.train(config, tmp_path_factory.mktemp("run")))
+        return in_process.ended(in_process.train(config, tmp_path_factory.mktemp("run")))
 
     return train
-
-
-def ended(run: wb.Run, state: str = "finished") -> wb.Run:
-    """A run's status is its supervisor's, which there is none of in this process."""
-    RunFolder(run.dir).write_status(RunStatus(state))
-    return run
 
 
 @pytest.fixture(scope="module")
 def run(train: Train) -> wb.Run:
     return train()
-
-
-@pytest.fixture(scope="module")
-def process(run: wb.Run) -> Iterator[Answering]:
-    """One process for all tests that leave it as it was."""
-    with answering(run) as process:
-        yield process
 
 
 def voices_of(run: wb.Run, **how: Any) -> Any:
@@ -144,8 +128,8 @@ def test_the_16_bit_base_answers_as_it_does_alone(run: wb.Run) -> None:
 
 
 def test_the_16_bit_base_is_left_out_where_memory_does_not_allow_it(run: wb.Run) -> None:
-    why = voices_of(run, free=lambda device: 1_000_000).lacking()
-    assert "1.00 MB are free on this machine" in why
+    why = voices_of(run, free=lambda device: 2**20).lacking()
+    assert "1.00 MiB are free on this machine" in why
 
 
 def test_a_seed_makes_a_sampled_answer_repeatable(run: wb.Run) -> None:
@@ -201,7 +185,7 @@ def test_what_cannot_be_tried_out_is_named(train: Train, run: wb.Run, tmp_path: 
     RunFolder(moved).write_status(RunStatus("running", pid=here, create_time=create_time(here)))
     with pytest.raises(wb.RunError, match="is still going"):
         answering(handle)
-    ended(handle)
+    in_process.ended(handle)
     shutil.rmtree(moved / "adapter")
     with pytest.raises(wb.RunError, match="no adapter"):
         answering(handle)
@@ -233,7 +217,7 @@ def test_a_base_that_is_gone_or_another_one_is_named(model: Path, train: Train, 
     ("prompts", "sampling"),
     [
         ([], {}), (3, {}), (["a", None], {}), ("\ud83d", {}), ("a", {"max_new_tokens": 0}), ("a", {"max_new_tokens": True}),
-        ("a", {"temperature": -1}), ("a", {"temperature": float("nan")}), ("a", {"seed": -1}), ("a", {"seed": 2**32}),
+        ("a", {"temperature": -1}), ("a", {"temperature": float("nan")}), ("a", {"seed": -1}), ("a", {"seed": 2**63}),
     ],
 )  # fmt: skip
 def test_what_is_no_prompt_and_no_sampling_is_refused(run: wb.Run, prompts: Any, sampling: dict[str, Any]) -> None:
@@ -242,31 +226,39 @@ def test_what_is_no_prompt_and_no_sampling_is_refused(run: wb.Run, prompts: Any,
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize("kind", [wb.WorkbenchError, wb.ModelError, wb.DataError, wb.RunError, Refused, Changed])
+def test_an_error_of_the_process_is_raised_here(kind: type[wb.WorkbenchError]) -> None:
+    raised = from_fields(**to_fields(kind("It is wrong.", where="a file", remedy="Mend it.")))
+    assert isinstance(raised, wb.WorkbenchError)
+    assert issubclass(kind, type(raised))
+    assert str(raised) == "a file: It is wrong. Mend it."
+    assert str(from_fields(**to_fields(wb.ConfigError(["One.", "Two."], where="w")))) == "w: One. Two."
+
+
 # --- how answers show themselves ----------------------------------------------------------------------------------------------
 
 
-def test_answers_show_themselves_and_nothing_in_them_is_html() -> None:
-    hostile = "<img src=x onerror=alert(1)>\x1b[31m" + "word " * 400
-    answers = {voice: Answer(voice, hostile, 300, 1.25) for voice in ALL}
+def test_answers_show_themselves_side_by_side_and_nothing_in_them_is_html() -> None:
+    hostile = "<img src=x onerror=alert(1)>\n" + "word " * 40
+    answers = {voice: Answer(voice, f"{voice} {hostile}", 300, 1.25) for voice in ALL}
     tried = wb.Tried(hostile, answers)
-    shown = wb.Answers((tried,) * 30, "4-bit base", Sampling())
-    for value in (shown, tried, tried["adapter"]):
-        assert len(repr(value).encode()) <= 2048
-        assert "\x1b" not in repr(value)
-        page = value._repr_html_()
-        assert "<img" not in page
-        assert html.escape(hostile) in page
-        assert "300 tokens · 1.2 s" in page
-    assert shown._repr_html_().count("<th ") == 4
-    assert len(shown.to_frame()) == 90
-    alone = wb.Answers(
-        (dataclasses.replace(tried, answers={Voice.BASE: answers[Voice.BASE]}, without="No room."),), "base", Sampling()
+    shown = wb.Answers((tried,) * 30, "4-bit base", Sampling(temperature=0.5, seed=3))
+    page = shown._repr_html_()
+    assert not missing(
+        page, "prompt</th>", "4-bit base</th>", "with the adapter</th>", "16-bit base</th>", "word (300 tokens · 1.2 s)"
     )
-    assert "No room." in repr(alone)
-    assert "No room." in alone._repr_html_()
+    assert "<img" not in page
+    assert not missing(repr(shown), "30 prompts", "temperature 0.5, seed 3", "with the adapter")
+    assert not missing(repr(tried), "base", "adapter", "original")
+    assert len(shown.to_frame()) == 90
+    alone = {Voice.BASE: answers[Voice.BASE]}
+    short = wb.Answers((dataclasses.replace(tried, answers=alone, without="No room."),), "base", Sampling())
+    assert not missing(repr(short), "No room.", "greedy, at most 64 tokens")
+    assert "No room." in short._repr_html_()
+    assert "16-bit" not in short._repr_html_()
 
 
-# --- the process --------------------------------------------------------------------------------------------------------------
+# --- all of it ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_tried_out(run: wb.Run) -> None:
@@ -280,108 +272,9 @@ def test_a_run_is_tried_out(run: wb.Run) -> None:
 
 
 @pytest.mark.slow
-def test_answers_stream_from_one_process_that_is_loaded_once(process: Answering) -> None:
-    heard: list[Answer | Loading] = []
-    first = process.ask(PROMPT, Sampling(200), ALL, heard.append)
-    pid = process.pid
-    partial = [one for one in heard if isinstance(one, Answer) and not one.complete]
-    assert {one.voice for one in partial} == set(ALL), "each is heard of before it is whole"
-    for voice in BOTH:
-        counts = [one.tokens for one in partial if one.voice is voice]
-        assert counts == sorted(counts)
-    assert Loading(Voice.ORIGINAL) in heard
-    heard.clear()
-    assert {v: a.text for v, a in process.ask(PROMPT, Sampling(200), ALL, heard.append).answers.items()} == {
-        voice: answer.text for voice, answer in first.answers.items()
-    }
-    assert process.pid == pid
-    assert not any(isinstance(one, Loading) for one in heard)
-
-
-@pytest.mark.slow
-def test_an_answer_is_broken_off_and_the_next_question_answered(process: Answering) -> None:
-    process.ask(PROMPT, Sampling(1), BOTH)
-    pid, begun = process.pid, threading.Event()
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(200), BOTH, lambda heard: begun.set(), begun.is_set)
-    again = process.ask(PROMPT, Sampling(3), BOTH)
-    assert [answer.tokens for answer in again.answers.values()] == [3, 3]
-    assert process.pid == pid, "what is loaded stays"
-    with pytest.raises(wb.RunError, match="seconds"):
-        process.ask(PROMPT, Sampling(10**6), BOTH, timeout=0.01)
-
-
-@pytest.mark.slow
-def test_what_is_cancelled_while_it_loads_is_loaded_for_the_next_question(run: wb.Run) -> None:
-    with answering(run) as process:
-        pids: list[int | None] = []
-        with pytest.raises(InterruptedError):
-            process.ask(PROMPT, Sampling(200), BOTH, lambda heard: pids.append(process.pid), lambda: bool(pids))
-        heard: list[Answer | Loading] = []
-        assert process.ask(PROMPT, Sampling(2), BOTH, heard.append)["adapter"].tokens == 2
-        assert heard[0] == Loading(Voice.BASE)
-        assert [process.pid] == pids
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_the_next_question_starts_another(run: wb.Run) -> None:
-    with answering(run) as process:
-        process.ask(PROMPT, Sampling(1), BOTH)
-
-        def kill(heard: object) -> None:
-            if process.pid:
-                os.kill(process.pid, signal.SIGKILL)
-
-        with pytest.raises(wb.RunError, match="killed") as died:
-            process.ask(PROMPT, Sampling(200), BOTH, kill)
-        assert "memory" in died.value.remedy
-        assert process.ask(PROMPT, Sampling(2), BOTH)["adapter"].tokens == 2
-    assert process.pid is None
-
-
-@pytest.mark.slow
-def test_closing_ends_it_while_it_answers_and_twice_is_fine(run: wb.Run) -> None:
-    process = answering(run)
-    process.ask(PROMPT, Sampling(1), BOTH)
-    pid = process.pid
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(200), BOTH, lambda heard: process.close())
-    process.close()
-    assert create_time(pid or 0) is None
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(1), BOTH)
-
-
-@pytest.mark.slow
-def test_a_process_that_nobody_asks_ends_and_is_started_again(run: wb.Run) -> None:
-    assert run.adapter_dir is not None
-    with Answering(run.dir, run.adapter_dir, idle=0.01) as process:
-        process.ask(PROMPT, Sampling(1), BOTH)
-        first = process.pid
-        until_gone(run, first)
-        assert process.ask(PROMPT, Sampling(1), BOTH)["base"].tokens == 1
-        assert process.pid != first
-
-
-@pytest.mark.slow
-def test_it_dies_with_its_parent(run: wb.Run) -> None:
-    script = (
-        "import os, signal, sys\n"
-        "from workbench.training.answers.asking import answering\n"
-        "from workbench.training.answers.values import Sampling, Voice\n"
-        "process = answering(sys.argv[1])\n"
-        "process.ask('a', Sampling(1), (Voice.BASE,))\n"
-        "print(process.pid, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(run.dir)], capture_output=True, text=True)
-    until_gone(run, int(done.stdout))
-
-
-@pytest.mark.slow
 def test_what_the_embedded_model_says_is_what_plain_peft_says(tmp_path: Path) -> None:
     config = wb.TrainConfig(max_steps=3, learning_rate=5e-3, warmup_steps=0, max_length=48, max_eval_rows=0, sample_prompts=())
-    run = ended(in_process.train(config, tmp_path), "stopped")
+    run = in_process.ended(in_process.train(config, tmp_path), "stopped")
     answers = wb.try_out(run, PROMPT, max_new_tokens=16, original=False)
     assert {voice: answers[0][voice].text for voice in BOTH} == {
         voice: plainly(run, PROMPT, voice, tokens=16) for voice in BOTH

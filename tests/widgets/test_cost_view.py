@@ -61,8 +61,20 @@ def test_nothing_is_measured_before_a_button_is_pressed_and_the_view_says_what_a
         assert not missing(said, f"{times} evaluations", "12 held-out rows", "Forecast")
         assert " MiB of memory" in said
         assert "costs/tiny-llama" in said
-    assert view.mix.missing.layout.display == ""
+    assert "Once the sensitivities are measured" in view.mix.curve.summary
+    assert drawn(view.mix.curve) == []
     assert "Forecast" in view.methods.stream.cost.value
+    view.close()
+
+
+def test_a_part_is_built_when_it_is_first_opened_and_shows_what_is_known_by_then(measured, model, folder):
+    view = CostView(state=State(model=model, cost_folder=folder, **STATE), executor=Immediate())
+    assert view.parts == (view.formats,)
+    view.part.value = "sensitivity"
+    assert view.session.store.value.cost_part == "sensitivity"
+    assert view.parts == (view.formats, view.modules)
+    assert view.modules.sensitivity.rows == measured.modules.sensitivity.rows
+    assert (view.formats.widget.layout.display, view.modules.widget.layout.display) == ("none", "")
     view.close()
 
 

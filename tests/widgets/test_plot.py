@@ -110,12 +110,17 @@ def test_the_default_template_gives_way_to_the_page_and_a_chosen_one_stays() -> 
     assert encode_figure({"layout": {"template": "ggplot2"}})["layout"]["template"]["layout"]["plot_bgcolor"]
 
 
-def test_ten_plots_refer_to_one_library() -> None:
+def test_ten_plots_refer_to_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
     plots = [Plot({}) for _ in range(10)]
     states = [plot.get_state() for plot in plots]
     assert len({state["library"] for state in states}) == 1
     assert sum(len(str(state)) for state in states) < 400_000, "plotly.js is in none of them"
-    assert PlotlyLibrary.shared().gzipped[:2] == b"\x1f\x8b"
+    library, sent = PlotlyLibrary.shared(), list[Any]()
+    assert len(str(library.get_state())) < 40_000, "a notebook that is saved with its widgets stays small"
+    monkeypatch.setattr(library, "send", lambda content, buffers: sent.append((content, buffers)))
+    library._handle_custom_msg({"type": "plotly"}, [])
+    ((content, (gzipped,)),) = sent
+    assert (content, gzipped[:2]) == ({"type": "plotly"}, b"\x1f\x8b")
     for plot in plots:
         plot.close()
 
@@ -216,6 +221,19 @@ def test_a_failing_callback_shows_in_the_plot_until_the_next_figure(plot: Plot) 
     assert "missing" in plot.error
     plot.show({})
     assert plot.error == ""
+
+
+def test_a_plot_that_waits_has_no_figure_and_says_for_what() -> None:
+    plot = Plot(height=100, waiting="Still to come.")
+    content = plot.get_state("_current")["_current"]["content"]
+    assert (content["data"], content["layout"], content["waiting"]) == ([], {}, "Still to come.")
+    plot.show({"data": [{"y": [1]}]}, "A point.")
+    assert plot.get_state("_current")["_current"]["content"]["waiting"] == ""
+    plot.fail("wrong")
+    plot.wait("There is none.")
+    content = plot.get_state("_current")["_current"]["content"]
+    assert (content["data"], content["waiting"], plot.summary, plot.error) == ([], "There is none.", "There is none.", "")
+    plot.close()
 
 
 def test_the_figures_own_height_is_the_place_it_takes() -> None:

@@ -111,3 +111,17 @@ def test_of_rivals_only_one_is_under_way(at_once):
     part.stream.button.click()
     assert seen == [True] * 3
     assert not other.stream.button.disabled
+
+
+def test_a_rival_that_is_made_meanwhile_waits_too():
+    seen = []
+    part, other = Part(Immediate()), Part(Immediate())
+
+    def meet(number):
+        one_at_a_time(part.stream, other.stream)
+        seen.append(other.stream.button.disabled)
+
+    part.make = lambda p, c: Numbers(1, [], p, c, meet)
+    part.stream.button.click()
+    assert seen == [True]
+    assert not other.stream.button.disabled

@@ -14,13 +14,13 @@ import pytest
 import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.immediate import Immediate
-from tests.helpers.live_runs import until_gone
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.controls.style import close_tree
 from widgets.panels.train.try_it import TryIt
 from workbench.training.answers.asking import answering
 from workbench.training.answers.values import Answer, Loading, Sampling, Voice
-from workbench.training.folder import RunFolder, RunStatus
+from workbench.training.folder import RunStatus
+from workbench.training.host import create_time
 
 FINISHED, RUNNING = RunStatus("finished"), RunStatus("running")
 HOSTILE = "<img src=x onerror=window.ran=1> joy"
@@ -73,9 +73,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> wb.Run:
 
 
 def trained(model: Path, root: Path, **fields: Any) -> wb.Run:
-    run = in_process.train(in_process.config_of(model, max_steps=2, max_eval_rows=0, **fields), root)
-    RunFolder(root).write_status(FINISHED)
-    return run
+    return in_process.ended(in_process.train(in_process.config_of(model, max_steps=2, max_eval_rows=0, **fields), root))
 
 
 Make = Callable[..., TryIt]
@@ -260,4 +258,5 @@ def test_a_real_process_answers_copy_as_code_says_the_same_and_it_ends_with_the_
         assert html.escape(names["answers"][0][voice].text.strip()) in shown(part, voice)
     pid = processes[0].pid
     part.close()
-    until_gone(run, pid)
+    assert pid is not None
+    assert create_time(pid) is None

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import re
 
 import ipywidgets
 import numpy as np
@@ -75,6 +74,13 @@ def test_an_impossible_state_is_refused(wrong):
         State.from_dict(wrong)
 
 
+def test_a_state_names_the_field_that_was_meant_and_where_a_run_s_own_belong() -> None:
+    with pytest.raises(wb.ConfigError, match=r"'blok_size' is no field\. Did you mean 'block_size'"):
+        State(blok_size=32)  # type: ignore[call-arg]
+    with pytest.raises(wb.ConfigError, match=r"'rank' is no field\. Did you mean 'lora_r'\?.*belongs into train: save_steps"):
+        State(rank=8, save_steps=5)  # type: ignore[call-arg]
+
+
 def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     store, seen = Store(State(block=3)), []
     end = store.observe(lambda state, changed: seen.append((state.block, changed)))
@@ -123,12 +129,12 @@ def test_the_header_copies_what_is_behind_the_view_in_front_and_is_quiet_where_n
 
 
 def test_only_the_view_on_screen_draws_and_the_others_catch_up(app):
-    before = app.error.map.summary
+    before = app.error.rows.summary
     app.header.ask("choose", {"formats": ["fp4"]})
-    assert "FP4" in app.distribution.histogram.summary
-    assert app.error.map.summary == before
+    assert "FP4" in app.distribution.bins.summary
+    assert app.error.rows.summary == before
     app.tabs.selected_index = 2
-    assert "FP4" in app.error.map.summary
+    assert "FP4" in app.error.rows.summary
 
 
 def test_distribution_shows_every_weight_once(session):
@@ -136,17 +142,24 @@ def test_distribution_shows_every_weight_once(session):
     session.start()
     analysis = session.analysis
     assert analysis.histogram.sum() == analysis.tensor.numel
-    data = bins.distribution(analysis.histogram, analysis.stats)["data"]
-    assert data[0]["y"].sum() == pytest.approx(100)
-    bars = bins.occupancy(analysis.stats)["data"]
-    assert bars[0]["y"].sum() == pytest.approx(100)
-    assert bars[1]["x"].size == 16, "INT4 uses all 16 codes"
+    data = view.bins._state["content"]["data"]
+    assert [trace["name"] for trace in data if "meta" in trace] == ["histogram", "NF4", "INT4"]
     for e in analysis.stats:
         assert f"{e.sqnr_db:.2f} dB" in view.table.value
-    session.store.update(formats=("int8", "nf4"))
-    steps, bars, _ = bins.occupancy(session.analysis.stats)["data"]
-    assert (steps["type"], bars["type"]) == ("scatter", "bar"), "255 bars would be hairlines"
-    assert steps["y"].sum() == pytest.approx(100)
+    view.close()
+
+
+def test_how_normal_the_weights_are_is_found_when_a_reader_asks_for_it(session):
+    view = DistributionView(session=session)
+    session.start()
+    assert view.normality is None, "it takes a pass over the weights"
+    view.figures.value = "normal"
+    assert session.store.value.distribution_figures == "normal"
+    assert f"{view.normality.normal.correlation:.5f}" in view.normality.summary.value
+    assert f"{view.normality.tails.beyond[0].weights:,}" in view.normality.tails_table.value
+    assert view.table.layout.display == "none"
+    view.figures.value = "numbers"
+    assert (view.table.layout.display, view.normality.widget.layout.display) == ("", "none")
     view.close()
 
 
@@ -160,13 +173,10 @@ def test_every_figure_is_one_that_plotly_accepts(session):
 
     for figure in (
         bins.distribution(analysis.histogram, analysis.stats, log=True),
-        bins.occupancy(analysis.stats),
         scale_figures.scale_overhead(scales.doubled.spec),
         scale_figures.absmax_spread(scales.plain.block_absmax, scales.nested),
         scale_figures.nested_codes(scales.nested),
         memory_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
-        blocks.block_distribution(analysis.stats, "block_max"),
-        blocks.block_weights(np.ones(64, np.float32), np.zeros(64, np.float32), np.arange(16, dtype=np.float32), "NF4"),
     ):
         go.Figure(figure)
 
@@ -176,20 +186,21 @@ def test_a_block_chosen_on_the_map_is_inspected(session):
     session.start()
     lead = session.analysis.stats[0]
     block = 7 * lead.blocks_per_row + 2
-    pick = {"type": "pick", "number": view.map._number, "rows": [7, 8], "columns": [2, 3]}
-    view.map._receive(view.map, pick, [])
-    assert session.store.value.block == block == view.map.selected
+    pick = {"type": "pick", "number": view.rows.content["map"]["number"], "rows": [2, 3], "columns": [7, 8]}  # the matrix lies
+    view.rows._handle_custom_msg(pick, [])
+    assert session.store.value.block == block == view.rows.selected == view.block.index
     size = lead.spec.block_size
     weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
-    assert f"{weights[0]:.6g}" in view.inspector.table.value
-    assert f"absmax {np.abs(weights).max():.6g}" in view.inspector.summary.value
-    error = weights - wb.quantize(weights, lead.spec).dequantize()
-    assert f"{error[5]:+.3e}" in view.inspector.table.value
-    assert f"largest error {np.abs(error).max():.3e}" in view.inspector.summary.value
-    view.inspector.worst.click()
-    assert view.inspector.number.value == int(np.argmax(lead.block_rmse)) == view.list.options[0][1] == view.list.value
-    view.list.index = 3
-    assert session.store.value.block == view.list.options[3][1] == view.map.selected
+    shown = view.rows.content["block"]
+    np.testing.assert_array_equal(shown["weights"], weights)
+    assert f"absmax {np.abs(weights).max():.4g}" in shown["aside"]
+    restored = wb.quantize(weights, lead.spec).dequantize()
+    np.testing.assert_array_equal(shown["restored"], restored)
+    assert view.weight == np.abs(weights - restored).argmax(), "the weight that errs most"
+    worst = view.rows.content["worst"]["lines"]
+    assert worst[0][0] == int(np.argmax(lead.block_rmse))
+    view.rows._handle_custom_msg({"type": "choose", "what": "block", "value": worst[3][0]}, [])
+    assert session.store.value.block == worst[3][0] == view.rows.selected
     view.close()
 
 
@@ -286,8 +297,10 @@ def test_weights_that_are_nan_are_measured_and_told(app, tmp_path):
         assert [plot.error for plot in view.plots] == [""] * len(view.plots)
     app.tabs.selected_index = 2
     app.session.store.update(block=3 * 4)
-    assert "nan" in app.error.inspector.table.value
-    assert "NaN or infinite" in app.error.inspector.sum.value
+    rows = app.error.rows.content
+    assert np.isnan(rows["block"]["weights"][0])
+    assert "NaN or infinite" in rows["block"]["aside"] + rows["weight"]["steps"][0]
+    assert rows["weight"]["line"] is None
 
 
 def test_text_from_a_model_is_escaped(app, tmp_path):
@@ -349,10 +362,16 @@ def test_every_format_is_shown_with_the_numbers_of_its_own_definition(app, name)
     block = blocks.worst_blocks(e, "block_rmse", 1)[0]
     inside = slice(block * e.spec.block_size, (block + 1) * e.spec.block_size)
     x, restored = array.reshape(-1)[inside].astype(np.float32), wb.quantize(array, e.spec).dequantize().reshape(-1)[inside]
-    rows = re.findall(r"<tr>.*?</tr>", app.error.inspector.table.value)[1:]
-    shown = [float(re.findall(r"<td[^>]*>(.*?)</td>", row)[5]) for row in rows]
-    np.testing.assert_allclose(shown, restored[: len(shown)], rtol=1e-4)
-    assert len(shown) == min(x.size, 256)
+    rows = app.error.rows.content
+    np.testing.assert_array_equal(rows["block"]["restored"], restored)
+    np.testing.assert_array_equal(rows["block"]["weights"], x)
+    weight, at = rows["weight"], app.error.weight
+    assert [weight["terms"][i][1] for i in (0, -2, -1)] == [
+        f"{value:.4g}".replace("-", "−") for value in (x[at], restored[at], x[at] - restored[at])
+    ]
+    low, high = (-np.inf if weight["line"]["bin"][0] is None else weight["line"]["bin"][0]), weight["line"]["bin"][1]
+    assert low <= weight["line"]["at"] <= (np.inf if high is None else high)
+    assert weight["line"]["levels"][weight["line"]["rank"]] == weight["line"]["level"] == app.error.block.levels[at]
     assert np.sqrt(np.mean((x - restored) ** 2)) == pytest.approx(e.block_rmse[block], rel=1e-4)
     app.tabs.selected_index = 4
     assert ("NF4 is shown" in app.double_quant.sum.value) is not form.double_quantizable

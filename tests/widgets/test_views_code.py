@@ -39,25 +39,25 @@ def run(app, tab, view):
 
 
 def test_the_distribution(app):
+    app.session.store.update(distribution_figures="normal")
     names, _ = run(app, "Distribution", app.distribution)
-    shown = app.session.analysis
+    shown, part = app.session.analysis, app.distribution.normality
     assert [e.rmse for e in names["stats"]] == [e.rmse for e in shown.stats]
     np.testing.assert_array_equal(names["counts"], shown.histogram)
-    np.testing.assert_array_equal(names["normal"].observed, app.distribution.normal.observed)
-    assert [b.weights for b in names["tails"].beyond] == [b.weights for b in app.distribution.tails.beyond]
-    hover = app.distribution.occupancy._state["content"]["data"][0]["hovertext"]
-    assert f"RMSE {names['bins'][0].rmse[3]:.3e}" in hover[3]
+    np.testing.assert_array_equal(names["normal"].observed, part.normal.observed)
+    assert [b.weights for b in names["tails"].beyond] == [b.weights for b in part.tails.beyond]
+    lead = next(trace for trace in app.distribution.bins._state["content"]["data"] if trace["type"] == "bar")
+    assert lead["customdata"][3].endswith(f"\t{names['bins'][0].rmse[3]:.3e}")
 
 
 def test_the_block_and_its_weight(app):
     names, printed = run(app, "Error", app.error)
-    shown = app.error.inspector.block
+    shown, rows = app.error.block, app.error.rows.content
     np.testing.assert_array_equal(names["block"].restored, shown.restored)
     np.testing.assert_array_equal(names["errors"], app.session.analysis.stats[0].block_rmse)
-    assert names["worst"].tolist() == [block for _, block in app.error.list.options[:10]]
+    assert names["worst"].tolist() == [block for block, _, _ in rows["worst"]["lines"][:10]]
     steps = printed.strip().split("\n")
-    assert steps == list(shown.arithmetic(app.error.inspector.weight))
-    assert all(f"<li>{step}</li>" in app.error.inspector.sum.value for step in steps)
+    assert steps == list(shown.arithmetic(app.error.weight)) == rows["weight"]["steps"]
 
 
 def test_the_formats(app):
@@ -66,7 +66,8 @@ def test_the_formats(app):
     assert names["duel"].winners() == app.formats.duel.winners()
     assert [s.bits for s in names["front"].front] == [s.bits for s in app.formats.pareto.front]
     for score in names["duel"].contenders:
-        assert f"{score.spec.title}</td><td class=wb-number>{score.bits:.4f}" in app.formats.table.value
+        shown = f"</td><td class=wb-number>{score.spec.block_size}</td><td class=wb-number>{score.bits:.4f}</td>"
+        assert f"{score.spec.definition.title}{shown}" in app.formats.table.value.replace(" (least)", "")
 
 
 def test_the_scales(app):

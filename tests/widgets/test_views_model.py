@@ -120,9 +120,9 @@ def test_the_list_beside_the_map_is_of_the_model_or_of_one_layer(app):
 
 def test_a_weight_chosen_in_its_block_is_in_the_state(app):
     app.session.store.update(tensor="model.layers.4.mlp.up_proj.weight", tab="Error")
-    app.error.list.index = 2
-    block = app.state["block"]
-    app.error.inspector._clicked({"x": 7.1})
+    block = app.error.rows.content["worst"]["lines"][2][0]
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "block", "value": block}, [])
+    app.error.rows._handle_custom_msg({"type": "choose", "what": "weight", "value": 7}, [])
     assert (app.state["block"], app.state["weight"]) == (block, 7)
     app.session.store.update(tab="Model")
     assert app.tabs.selected_index == TABS.index("Model")
@@ -134,8 +134,8 @@ def test_a_state_brings_tab_block_weight_and_settings_back(app):
     again = Workbench(state=json.loads(json.dumps(app.state)), executor=Immediate())
     assert again.state == app.state
     assert again.tabs.selected_index == TABS.index("Error")
-    assert again.error.inspector.sum.value == app.error.inspector.sum.value
-    assert "Weight 5" in again.error.inspector.sum.value
+    assert again.error.rows.content["weight"]["terms"] == app.error.rows.content["weight"]["terms"]
+    assert (again.error.block.index, again.error.weight) == (11, 5)
     again.session.store.update(tab="Memory")
     assert (again.memory.rank.value, again.memory.bar.gpu) == (64, "L4 24 GB")
     again.close()
@@ -247,7 +247,7 @@ def test_a_large_or_distant_model_is_surveyed_and_compared_only_when_asked(tmp_p
     view = FormatsView(path, executor=Immediate())
     view.scope.value = "model"
     assert view.duel is None
-    assert "press Compare" in view.summary.value
+    assert "press Compare" in view.front.summary
     view.start.click()
     assert len(view.duel.measured.rows) == 8
     assert view.start.layout.display == "none"
@@ -291,39 +291,41 @@ def test_a_large_tensor_is_compared_on_a_sample_that_is_said(monkeypatch):
 
 
 def test_outliers_are_counted_later_and_again_on_request(later):
-    session = Session(executor=later)
+    session = Session(State(distribution_figures="normal"), later)
     view = DistributionView(session=session)
     session.start()
     later.run()
-    assert "NF4, blocks of 64…" in view.tails_summary.value
-    view.work.cancel()
-    assert view.count.layout.display == ""
+    part = view.normality
+    assert "NF4, blocks of 64…" in part.tails_summary.value
+    part.work.cancel()
+    assert part.count.layout.display == ""
     later.run()
-    assert view.tails is None
-    view.count.click()
+    assert part.tails is None
+    part.count.click()
     later.run()
     x = session.source.read(session.analysis.tensor.name)
-    assert view.tails.beyond == wb.outliers(x).beyond
-    assert f"{view.tails.beyond[0].weights:,}" in view.tails_table.value
+    assert part.tails.beyond == wb.outliers(x).beyond
+    assert f"{part.tails.beyond[0].weights:,}" in part.tails_table.value
     view.close()
     session.close()
 
 
 def test_counting_outliers_makes_way_for_what_is_measured_next(later):
-    session = Session(executor=later)
+    session = Session(State(distribution_figures="normal"), later)
     view = DistributionView(session=session)
     session.start()
     later.run()
-    assert view.work.busy
+    part = view.normality
+    assert part.work.busy
     session.store.update(block_size=128)
-    assert not view.work.busy
-    assert view.count.layout.display == "none", "it is counted later, and nobody need ask for it"
+    assert not part.work.busy
+    assert part.count.layout.display == "none", "it is counted later, and nobody need ask for it"
     session.cancel()
-    assert view.work.busy, "nothing new came, so it goes on with what is shown"
+    assert part.work.busy, "nothing new came, so it goes on with what is shown"
     session.store.update(block_size=256)
     later.run()
     later.run()
-    assert view.tails.spec == wb.QuantSpec("nf4", 256)
+    assert part.tails.spec == wb.QuantSpec("nf4", 256)
     view.close()
     session.close()
 

@@ -16,17 +16,7 @@ export default {
       box.hidden = !model.get("shown");
       el.hidden = !text;
     };
-    button.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(model.get("text"));
-        status.textContent = "Copied.";
-      } catch {
-        box.hidden = false;
-        box.focus();
-        box.select();
-        status.textContent = "Press Ctrl+C (⌘C).";
-      }
-    });
+    button.addEventListener("click", () => copyLines(model.get("text"), box, status, () => void (box.hidden = false)));
     model.on("change:text", fill);
     fill();
     return () => model.off("change:text", fill);

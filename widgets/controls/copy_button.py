@@ -11,7 +11,7 @@ from widgets.drawing.drawing import script
 class CopyButton(anywidget.AnyWidget):
     """``label`` is the button's; where the page may not write to the clipboard, the text is shown and selected."""
 
-    _esm = script("drawing/element.js", "controls/copy_button.js")
+    _esm = script("drawing/element.js", "controls/copy_lines.js", "controls/copy_button.js")
 
     label = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)

@@ -1,5 +1,5 @@
 // @ts-check
-// How lines of code get to the reader's clipboard.
+// How lines of text get to the reader's clipboard.
 
 /**
  * Copies lines; where the page may not write to the clipboard they are selected in their box. The status says which.
@@ -16,7 +16,7 @@ async function copyLines(lines, box, status, show) {
     show();
     box.focus();
     box.select();
-    status.textContent = "The clipboard is closed to this page: press Ctrl+C (⌘C) to copy the selected lines.";
+    status.textContent = "Press Ctrl+C (⌘C): the clipboard is closed to this page.";
   }
 }
 

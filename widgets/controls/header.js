@@ -44,11 +44,13 @@ export default {
 
     // formats, block size, double quantization
     const taken = (i, value) => {
-      const formats = [...state.formats];
+      const formats = [...state.formats], before = formats.indexOf(value);
       if (value === "") formats.splice(i, 1);
-      else if (formats.includes(value)) [formats[i], formats[formats.indexOf(value)]] = [value, formats[i] ?? value];
-      else formats[i] = value;
-      choose({ formats: formats.filter(Boolean) });
+      else {
+        if (before >= 0) formats[before] = formats[i]; // the two change places
+        formats[i] = value;
+      }
+      choose({ formats });
     };
     const chips = ["Format", "Compare with", "Also compare with"].map((label, i) => menu(popups, label, (value) => taken(i, value)));
     chips.forEach(({ button }, i) => {
@@ -133,10 +135,11 @@ export default {
     };
     const tell = () => {
       const { text, more } = model.get("status"), progress = model.get("progress"), busy = Boolean(progress.what);
-      said.textContent = busy ? `${progress.what}${progress.text}` : text;
-      said.title = busy ? said.textContent : [text, more].filter(Boolean).join(". ");
+      const told = model.get("of_one_tensor") && model.get("whole");
+      said.textContent = busy ? `${progress.what}${progress.text}` : told ? text : "";
+      said.title = busy || !told ? said.textContent : [text, more].filter(Boolean).join(". ");
       explanation.textContent = more;
-      why.hidden = busy || !more;
+      why.hidden = busy || !told || !more;
       if (why.hidden) explanation.hidden = true;
       cancel.hidden = bar.hidden = !busy;
       bar.setAttribute("aria-label", progress.what ?? "");
@@ -151,7 +154,8 @@ export default {
         state = model.get("state");
         draw();
       },
-      choices: draw, of_one_tensor: draw, whole: draw,
+      choices: draw,
+      of_one_tensor: () => (draw(), tell()),
       status: tell, progress: tell,
       suggestions: () => {
         search.offer(model.get("suggestions"));

@@ -5,7 +5,7 @@
 const MAX_CELLS = 200000; // of one view, as widgets/drawing/blockmap.py has it
 const REST = 60; // ms that the pointer, the cursor or the zoom rests before Python is asked
 const LEAST = 4; // blocks that the window holds at least
-const PATIENCE = 5000; // ms after which an unanswered request no longer holds up the next
+const OVERDUE = 5000; // ms after which an unanswered request no longer holds up the next
 const PICTURE = { width: 800, scale: 2 };
 const HELP = "Arrow keys go from block to block, Enter chooses one, plus and minus zoom, Home shows the whole, P inserts a picture.";
 let views = 0;
@@ -39,6 +39,8 @@ function schedule(view) {
   view.frameRequest = requestAnimationFrame(() => {
     view.frameRequest = 0;
     view.draw(view);
+    // While a theme changes there may be no width for less than a frame, of which the size observer sees nothing.
+    if (!view.body.clientWidth) requestAnimationFrame(() => view.body.clientWidth && schedule(view));
   });
 }
 
@@ -121,7 +123,7 @@ function refine(view) {
 }
 
 function ask(view, key, { number }, wanted) {
-  if (view.asked && performance.now() - view.asked.at < PATIENCE) return; // its answer calls `refine` again
+  if (view.asked && performance.now() - view.asked.at < OVERDUE) return; // its answer calls `refine` again
   view.asked = { id: `${view.name}-${key}`, key, number, at: performance.now() };
   view.model.send({ type: "view", id: view.asked.id, number, ...wanted });
 }

@@ -140,7 +140,8 @@ function drawAxes(context, area, to, { map, window, look }) {
     if (x < area.left || x > right) continue;
     context.fillRect(x - 0.5, bottom + 1, 1, 4);
     const text = column.toLocaleString("en"), named = look.titles || column > window.columns[0] ? text : `${map.columns.split(" ")[0]} ${text}`;
-    context.fillText(named, Math.max(x, context.measureText(named).width / 2), bottom + (look.titles ? 8 : 5));
+    const half = context.measureText(named).width / 2, most = right + look.right - half;
+    context.fillText(named, Math.max(Math.min(x, most), half), bottom + (look.titles ? 8 : 5));
   }
   if (look.titles) context.fillText(map.columns, area.left + area.width / 2, bottom + 26);
   context.textAlign = "right";
@@ -149,7 +150,7 @@ function drawAxes(context, area, to, { map, window, look }) {
     const y = to.y(row + 0.5);
     if (y < area.top || y > bottom) continue;
     context.fillRect(area.left - 5, y - 0.5, 4, 1);
-    context.fillText(row.toLocaleString("en"), area.left - 8, y);
+    context.fillText(row.toLocaleString("en"), area.left - 8, Math.max(y, 6));
   }
   if (look.titles) upright(context, map.rows, 12, area.top + area.height / 2);
 }

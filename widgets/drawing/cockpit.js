@@ -21,7 +21,15 @@ function schedule(view, rest = 0) {
   view.due = performance.now() + wait;
   view.waiting = setTimeout(() => {
     view.waiting = 0;
-    requestAnimationFrame(() => !view.gone && draw(view));
+    requestAnimationFrame(() => {
+      if (view.gone) return;
+      try {
+        draw(view);
+      } catch (error) {
+        complain(view, `The run could not be drawn. ${error}`);
+        console.error("[workbench] cockpit", error);
+      }
+    });
   }, wait);
 }
 
@@ -32,6 +40,7 @@ function draw(view) {
   complain(view, state.content.error);
   const width = view.frame.clientWidth;
   if (!width) return; // hidden: the size observer draws it when it appears
+  view.inks ??= ink(view);
   const run = view.run = runOf(state);
   if (view.of !== run.facts.run) Object.assign(view, { of: run.facts.run, zoom: null, follows: false, cursor: null, replay: null, reach: 0 });
   const narrow = width <= NARROW, low = Boolean(run.facts.ended) && !view.tall;
@@ -50,6 +59,16 @@ function draw(view) {
     revision: state.revision, steps: countUntil(run.steps.t, limit), samples: countUntil(run.samples.t, limit),
     window: scene.window.join(), milliseconds: (view.drawnAt - began).toFixed(1),
   });
+}
+
+/** The page's colours, as the frame's style sheet takes them too; they are known once the frame is on the page. */
+function ink({ frame }) {
+  const inks = inksOf(frame);
+  for (const [name, value] of [["held-out", inks.heldOut], ["h2d", inks.h2d], ["evicted", inks.evicted]]) {
+    frame.style.setProperty(`--wbc-${name}`, value);
+  }
+  frame.dataset.dark = String(inks.dark);
+  return inks;
 }
 
 /** The crosshair and what it reads. */
@@ -82,8 +101,8 @@ function place(view, layout, narrow) {
   view.placed = key;
   view.body.classList.toggle("wbc-narrow", narrow);
   view.body.classList.toggle("wbc-low", layout.low);
-  for (const part of [view.stage, view.lanes]) part.style.height = `${layout.height}px`;
-  for (const canvas of [view.canvas, view.over]) Object.assign(canvas.style, { width: `${layout.width}px`, height: `${layout.height}px` });
+  view.stage.style.height = `${layout.height}px`;
+  for (const part of [view.lanes, view.canvas, view.over]) Object.assign(part.style, { width: `${layout.width}px`, height: `${layout.height}px` });
   for (const lane of LANES) {
     const { top, height } = layout.lanes[lane];
     Object.assign(view.figures[lane].style, { top: `${top}px`, height: `${height}px`, width: `${layout.width}px` });
@@ -160,7 +179,7 @@ function pressed(view, { key }) {
     view.said = undefined;
   } else if (key === "+" || key === "=" || key === "-") {
     const [from, to] = scene.window, middle = view.cursor ?? (from + to) / 2, half = ((to - from) / 2) * (key === "-" ? 2 : 0.5);
-    const whole = Math.max(endOf(run), 1), begin = Math.max(middle - half, 0);
+    const [, whole] = windowOf({ ...view, zoom: null, follows: false }, run, scene.limit), begin = Math.max(middle - half, 0);
     show(view, 2 * half >= whole ? {} : { zoom: [begin, begin + 2 * half] });
   } else if (key === "Home") show(view, {});
   else if (key === "End") {
@@ -278,19 +297,11 @@ export default {
       if (!event.ctrlKey && !event.metaKey && !event.altKey && pressed(view, event)) event.preventDefault();
     });
     view.lanes.addEventListener("blur", () => read(view, null));
-    const themed = () => {
-      view.inks = inksOf(view.frame);
-      view.frame.style.setProperty("--wbc-held-out", view.inks.heldOut);
-      view.frame.style.setProperty("--wbc-h2d", view.inks.h2d);
-      view.frame.style.setProperty("--wbc-evicted", view.inks.evicted);
-      view.frame.dataset.dark = String(view.inks.dark);
-      schedule(view);
-    };
-    const unwatch = watchTheme(themed);
+    const unwatch = watchTheme(() => schedule(Object.assign(view, { inks: null })));
     const sizes = new ResizeObserver(() => schedule(view));
     sizes.observe(view.frame);
     const finer = watchRatio(() => schedule(view));
-    themed();
+    schedule(view);
     return () => {
       view.gone = true;
       clearTimeout(view.waiting);

@@ -88,7 +88,7 @@ function drawSteps(context, { run, layout, scale, window, limit, inks, live }) {
       written = x;
     }
   }
-  if (live && run.facts.left > 0 && run.facts.total > steps.n[end - 1]) expectedSteps(context, { run, layout, scale, limit, inks }, every, written);
+  if (live && end > 0 && run.facts.left > 0 && run.facts.total > steps.n[end - 1]) expectedSteps(context, { run, layout, scale, limit, inks }, every, written);
 }
 
 /** Where later steps will end at the present pace, quieter. */
@@ -168,16 +168,21 @@ function curve(context, { t, loss }, first, end, scale, y) {
 
 /** Of each pixel's samples the row of the highest, from left to right; each holds until the next. */
 function highestRows(run, { window, limit }, scale) {
-  const { samples } = run, gpu = onGpu(run) ? 1 : 0, rows = [];
-  const [first, end] = rowsIn(samples.t, { window, limit });
-  let column = NaN, best = -1;
-  for (let i = first; i < end; i++) {
-    if (samples.gpu[i] !== gpu) continue;
-    const x = Math.floor(scale.x(samples.t[i]));
+  const { above } = run, { t, gpu: where, below } = run.samples, gpu = onGpu(run) ? 1 : 0, share = showsBelow(run) ? 1 : 0, rows = [];
+  const [first, end] = rowsIn(t, { window, limit }), { across } = scale, begin = scale.x(0);
+  let column = NaN, best = -1, most = 0;
+  for (let i = first; i < end; i++) { // a hundred thousand times: nothing here is looked up or made
+    if (where[i] !== gpu) continue;
+    const x = Math.floor(begin + t[i] * across), held = above[i] + share * below[i];
     if (x !== column) {
       if (best >= 0) rows.push(best);
-      [column, best] = [x, i];
-    } else if (heldBy(run, i) > heldBy(run, best)) best = i;
+      column = x;
+      best = i;
+      most = held;
+    } else if (held > most) {
+      best = i;
+      most = held;
+    }
   }
   if (best >= 0) rows.push(best);
   return rows;
@@ -195,23 +200,31 @@ function drawMemory(context, scene) {
   const lines = [["forecast", showsForecast(run) ? facts.forecast : null, [6, 4]], [gpu ? facts.device : "this machine", facts.capacity, []]];
   const near = lines.filter(([, bytes]) => bytes && bytes <= 2 * highest), far = lines.filter(([, bytes]) => bytes && bytes > 2 * highest);
   const unit = memoryUnit(run, highest), top = (1.08 * Math.max(highest, ...near.map(([, bytes]) => bytes ?? 0))) / unit.bytes;
-  const digits = unit.bytes === 1e6 ? 0 : 2, above = far.map(([called, bytes]) => ` · ${called} ${memoryText(run, bytes)}, above`).join("");
+  const digits = unit.bytes === MIB ? 0 : 2, above = far.map(([called, bytes]) => ` · ${called} ${memoryText(run, bytes)}, above`).join("");
   const libraries = !gpu && !showsBelow(run) ? ", above its libraries" : "";
   title(context, scene, "memory", name, `${unit.name}${libraries}, by what holds it · peak ${inWords(highest / unit.bytes, digits)}${above}`, layout.right - layout.left - (near.length ? 140 : 0));
   const y = scene.memoryY = (bytes) => body.bottom - (bytes / unit.bytes / top) * body.height;
   axis(context, scene, marksBetween(0, top, layout.low ? 2 : 4), (mark) => y(mark * unit.bytes));
   const xs = rows.map((row) => scale.x(samples.t[row])), end = Math.min(scale.x(limit), layout.right);
   within(context, layout.left, body.top, layout.right - layout.left, body.height, () => {
-    let floor = rows.map(() => 0);
+    const sums = new Float64Array(rows.length);
+    let floor = Float64Array.from(sums, y);
     for (const [layer] of facts.layers) {
       if (!run.ever.has(layer) || (layer === BELOW && !showsBelow(run))) continue;
-      const ceiling = rows.map((row, i) => floor[i] + samples[layer][row]);
-      band(context, xs, floor.map(y), ceiling.map(y), end);
+      const column = samples[layer];
+      const ceiling = floor.map((_, i) => y((sums[i] += column[rows[i]])));
+      context.beginPath();
+      stairs(context, xs, ceiling, end);
+      stairsBack(context, xs, floor, end);
       context.fillStyle = layer === SPARE ? hatchOf(context, inks.spare) : inks[layer];
       context.fill();
       floor = ceiling;
     }
-    line(context, inks.quiet, stairs(xs, floor.map(y), end));
+    context.beginPath();
+    stairs(context, xs, floor, end);
+    context.strokeStyle = inks.quiet;
+    context.lineWidth = 1;
+    context.stroke();
   });
   for (const [, bytes, dash] of near) {
     const at = Math.round(y(bytes)) + 0.5;
@@ -228,16 +241,18 @@ function showsForecast(run) {
   return onGpu(run) || run.facts.libraries !== null;
 }
 
-function stairs(xs, ys, end) {
-  return xs.flatMap((x, i) => [[x, ys[i]], [xs[i + 1] ?? Math.max(end, x), ys[i]]]);
+/** A staircase: each height holds until the next one, the last until the end. */
+function stairs(context, xs, ys, end) {
+  for (let i = 0; i < xs.length; i++) {
+    context.lineTo(xs[i], ys[i]);
+    context.lineTo(i + 1 < xs.length ? xs[i + 1] : Math.max(end, xs[i]), ys[i]);
+  }
 }
 
-/** The path between two staircases. */
-function band(context, xs, bottoms, tops, end) {
-  const upper = stairs(xs, tops, end), lower = stairs(xs, bottoms, end);
-  context.beginPath();
-  context.moveTo(...upper[0]);
-  for (const point of upper) context.lineTo(...point);
-  for (let i = lower.length - 1; i >= 0; i--) context.lineTo(...lower[i]);
-  context.closePath();
+/** The same from its end to its beginning. */
+function stairsBack(context, xs, ys, end) {
+  for (let i = xs.length - 1; i >= 0; i--) {
+    context.lineTo(i + 1 < xs.length ? xs[i + 1] : Math.max(end, xs[i]), ys[i]);
+    context.lineTo(xs[i], ys[i]);
+  }
 }

@@ -58,7 +58,7 @@ function lossRows(run, at, row, moment, low) {
 function memoryRows(run, at, inks, low) {
   const row = sampleAt(run, at), { facts, samples } = run, gpu = onGpu(run);
   if (row < 0 || (gpu && samples.gpu[row] !== 1)) return [["", "memory", "–"]];
-  const unit = memoryUnit(run, heldBy(run, row)), digits = unit.bytes === 1e6 ? 1 : 2;
+  const unit = memoryUnit(run, heldBy(run, row)), digits = unit.bytes === MIB ? 1 : 2;
   const text = (bytes) => inWords(bytes / unit.bytes, digits);
   const rows = [["", "memory", memoryText(run, heldBy(run, row))]];
   const layers = facts.layers.filter(([layer]) => run.ever.has(layer) && (layer !== BELOW || showsBelow(run))).reverse();
@@ -66,16 +66,7 @@ function memoryRows(run, at, inks, low) {
   if (gpu && facts.capacity && layers.length < 9) rows.push(["", "still free", text(facts.capacity - heldBy(run, row)), "of the GPU's memory, as NVML reports it"]);
   if (!low) return rows.slice(0, 10);
   const first = rows.filter(([, name]) => /paged|activations|base/.test(name));
-  return [rows[0], ["", "peak", text(peakUntil(run, at))], ...first].slice(0, 5);
-}
-
-/** The most that was held up to a moment. */
-function peakUntil(run, at) {
-  let most = 0;
-  for (let i = 0, end = countUntil(run.samples.t, at), gpu = onGpu(run) ? 1 : 0; i < end; i++) {
-    if (run.samples.gpu[i] === gpu) most = Math.max(most, heldBy(run, i));
-  }
-  return most;
+  return [rows[0], ["", "peak", text(run.peaks[row])], ...first].slice(0, 5);
 }
 
 function pagingRows(run, at, row, inks, low) {

@@ -17,7 +17,7 @@ function runOf(state) {
   );
   let run = knownRuns.get(state);
   if (!run || run.facts.run !== facts.run || columns.samples.t.length < run.above.length) {
-    run = { spans: [], open: [], read: 0, above: [], evicted: [], requested: false, moved: false, ever: new Set() };
+    run = { spans: [], open: [], read: 0, above: [], peaks: [], evicted: [], requested: false, moved: false, ever: new Set() };
     knownRuns.set(state, run);
   }
   Object.assign(run, columns, { facts, marks });
@@ -49,9 +49,9 @@ function readMarks(run) {
   }
 }
 
-/** Of each sample: the bytes of all that lies above interpreter and libraries, or above the GPU's context. */
+/** Of each sample: the bytes of all that lies above interpreter and libraries, or above the GPU's context; the most until then. */
 function readSamples(run) {
-  const { samples, above, ever } = run, layers = run.facts.layers.map(([key]) => key);
+  const { samples, above, peaks, ever } = run, layers = run.facts.layers.map(([key]) => key);
   for (let i = above.length; i < samples.t.length; i++) {
     let sum = 0;
     for (const layer of layers) {
@@ -60,6 +60,8 @@ function readSamples(run) {
       if (layer !== BELOW) sum += bytes;
     }
     above.push(sum);
+    const gpu = samples.gpu[i] === 1; // what came before the GPU was known is another memory's
+    peaks.push(Math.max(gpu ? sum + samples[BELOW][i] : sum, gpu === (samples.gpu[i - 1] === 1) ? peaks[i - 1] ?? 0 : 0));
   }
 }
 
@@ -147,15 +149,12 @@ const GIB = 2 ** 30, MIB = 2 ** 20;
 const inWords = (value, digits) =>
   Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
 
-/** The unit of the memory lane: a GPU counts in GiB, the host as `amount` does. */
-function memoryUnit(run, top) {
-  if (onGpu(run)) return { name: "GiB", bytes: GIB };
-  return top >= 2e9 ? { name: "GB", bytes: 1e9 } : { name: "MB", bytes: 1e6 };
-}
+/** The unit of the memory lane: a GPU's memory is always in GiB, a process's in what reads best. */
+const memoryUnit = (run, top) => (onGpu(run) || top >= 2 * GIB ? { name: "GiB", bytes: GIB } : { name: "MiB", bytes: MIB });
 
 function memoryText(run, bytes) {
   const { name, bytes: unit } = memoryUnit(run, bytes);
-  return `${inWords(bytes / unit, unit === 1e6 ? 1 : 2)} ${name}`;
+  return `${inWords(bytes / unit, unit === MIB ? 1 : 2)} ${name}`;
 }
 
 /** Seconds as a clock: 0:07, 3:32, 1:02:05. */

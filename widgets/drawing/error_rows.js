@@ -57,6 +57,7 @@ function drawRows(view) {
     [view.canvas, `Block map: ${map.name} by block. ${HELP}`], [view.weights, `${block.title}: ${block.aside}. ${KEYS}`],
     [view.text.line, `Weight ${weight.index}: ${weight.said}`],
   ]) node.setAttribute("aria-label", name);
+  view.text.line.dataset.revision = state.revision;
   funnel(view);
   if (view.text.details.open) numbers(view, state.content);
   announce(view, state.content);
@@ -73,6 +74,7 @@ function paint(view, part, colours, onto) {
   const context = onto ?? sized(canvas, width, height);
   if (part === "cells") {
     const cursor = !onto && document.activeElement === canvas ? (view.cell ?? model.selected ?? [0, 0]) : null;
+    if (!onto) canvas.dataset.known = String(decodeArray(model.values).filter(Number.isFinite).length);
     drawModel(context, width, height, model, String(cursor) === String(model.selected) ? null : cursor, colours);
   } else if (part === "weights") {
     view.column = drawWeights(context, width, height, block, view.wished?.weight ?? weight.index, colours, lead);
@@ -122,11 +124,11 @@ function captions(view, { tensor, field, fields, model, map, spread, worst, bloc
   }
   put(text.block, block.title);
   put(text.blockAside, block.aside, { title: block.aside });
-  rebuild(text.after, after, () => [["●", "weight", "inherit"], ["▬", `after ${after}`, lead], ["│", "error", "var(--wb-err)"]].map(
-    ([sign, name, colour]) => element("span", {}, element("b", { style: `color:${colour}`, "aria-hidden": "true" }, sign), ` ${name}`),
+  rebuild(text.after, after, () => [["wb-dot", "weight", ""], ["wb-tick", `after ${after}`, `background:${lead}`], ["wb-gap", "error", ""]].map(
+    ([kind, name, style]) => element("span", {}, element("i", { class: kind, style }), name),
   ).concat(element("span", {}, "hex: code")));
   put(text.weight, `Weight ${weight.index}`);
-  put(text.weightAside, weight.aside, { title: weight.aside });
+  put(text.weightAside, weight.aside, { title: weight.how });
   rebuild(text.sum, JSON.stringify(weight.terms), () => weight.terms.flatMap(([sign, number, label], i) => {
     const lost = i === weight.terms.length - 1 && i > 0 ? "wb-lost" : "";
     const term = element("span", { class: lost }, element("b", {}, number), element("small", {}, label));

@@ -46,11 +46,11 @@ class ErrorRows(BlockMap):
     def __init__(self) -> None:
         super().__init__(height=0)
 
-    def show_rows(self, summary: str, selected: int, values: NDArray[Any] | None, per_row: int, **parts: Any) -> None:
+    def show_rows(self, summary: str, selected: int, values: NDArray[Any] | None, per_row: int, row: str, **parts: Any) -> None:
         """Show a tensor, one of its blocks and a weight of that; clears an error.
 
-        ``values`` (blocks,) and ``per_row`` are the block map's, None where those on show stay; ``parts``: see
-        ``widgets.figures.blocks``, and ``name``, what the values are.
+        ``values`` (blocks,), None where those on show stay, ``per_row`` and what a ``row`` is called are the block map's;
+        ``parts``: see ``widgets.figures.blocks``, and ``name``, what the values are.
         """
         with self._lock:
             before = self._state["content"]
@@ -58,7 +58,7 @@ class ErrorRows(BlockMap):
                 shown = before["map"] | {"selected": self._within(selected)}
             else:
                 lying = -(-values.size // per_row) > per_row
-                shown = self._map(values, per_row, parts["name"], "", "row", "block", selected, lying=lying)
+                shown = self._map(values, per_row, parts["name"], "", row, "block", selected, lying=lying)
             self._become(before | encode(parts) | {"map": shown, "summary": summary, "error": ""})
 
     def show_model(self, model: dict[str, Any]) -> None:

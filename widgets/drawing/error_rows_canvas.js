@@ -8,7 +8,7 @@ const LEVELS = { left: 46, right: 6, top: 0, bottom: 0 };
 const NARROWEST = 3; // pixels of a weight's column: where there are more weights, several share one
 const MANY = 32; // levels that are told apart; of more only the chosen one is named
 
-const errorInk = (dark) => (dark ? "#ff80ab" : "#c2185b");
+const errorInk = (dark) => (dark ? "#ff9ec0" : "#ad1457");
 const minus = (text) => text.replaceAll("-", "−");
 const brief = (value, digits = 4) => (Number.isFinite(value) ? minus(Number(value.toPrecision(digits)).toString()) : String(value));
 const percent = (value) => `${(100 * value).toFixed(2)} %`;
@@ -52,9 +52,9 @@ function cellText(model, cell) {
 function drawModel(context, width, height, model, cursor, colours) {
   begin(context, width, height, colours);
   const values = decodeArray(model.values), there = decodeArray(model.there), known = values.filter(Number.isFinite);
-  const low = Math.min(...known), span = Math.max(...known) - low;
+  const low = Math.min(...known), high = Math.max(...known), span = high - low, digits = span < 2e-3 || high < 2e-2 ? 2 : 1;
   const { kinds, layers, selected } = model, [left, top, wide, tall] = cellOf(model, width, height, [0, 0]);
-  const gap = tall > 4 ? 1 : 0, numbers = wide >= 28 && tall >= 12;
+  const gap = tall > 4 ? 1 : 0, numbers = wide >= 22 + 6 * digits && tall >= 12;
   context.textBaseline = "middle";
   layers.forEach((_, row) => kinds.forEach((_, column) => {
     const at = row * kinds.length + column, value = values[at];
@@ -68,7 +68,7 @@ function drawModel(context, width, height, model, cursor, colours) {
     if (!numbers || (!measured && there[at] !== 2)) return;
     context.fillStyle = measured ? inkOn(colour) : colours.text;
     context.textAlign = "center";
-    context.fillText(measured ? (100 * value).toFixed(1) : "×", x + wide / 2, y + tall / 2 + 0.5);
+    context.fillText(measured ? (100 * value).toFixed(digits) : "×", x + wide / 2, y + tall / 2 + 0.5);
   }));
   context.fillStyle = colours.text;
   context.textAlign = "right";
@@ -127,7 +127,7 @@ function drawWeights(context, width, height, block, chosen, colours, lead) {
   context.globalAlpha = 0.2;
   context.fillRect(x(at) - Math.max(wide, 5) / 2, top - 2, Math.max(wide, 5), height - top);
   context.globalAlpha = 1;
-  const half = Math.min(5, wide * 0.45), radius = Math.min(2.6, wide * 0.45), written = wide >= (block.digits > 1 ? 15 : 8.5) && per === 1;
+  const half = Math.min(5, wide * 0.45), radius = Math.min(2.6, wide * 0.45), written = wide >= (block.digits > 1 ? 15 : 8.5) && per === 1 && block.finite;
   context.textAlign = "center";
   for (let column = 0; column < columns; column++) {
     const i = column === at ? chosen : weightOf(block, { per }, column), finite = Number.isFinite(weights[i]);

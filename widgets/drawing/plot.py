@@ -19,6 +19,7 @@ import anywidget
 import traitlets
 from ipywidgets import widget_serialization
 
+from widgets.background.tasks import at_once
 from widgets.drawing import plotly_js
 from widgets.drawing.drawing import DEFAULT_HEIGHT, Callback, Drawing, script
 from widgets.drawing.plotly_js import package_data
@@ -57,14 +58,14 @@ def _theme(name: str, colours: tuple[str, ...]) -> dict[str, Any]:
 
 
 class PlotlyLibrary(anywidget.AnyWidget):
-    """The one model a document gets that holds plotly.js and the two themes; it has no view.
+    """The one model a document gets that gives it plotly.js and the two themes; it has no view.
 
-    The page takes about a second to evaluate plotly.js, and begins when the first plot is shown, before it has its figure.
+    A page asks for plotly.js once, when its first plot is shown: as a part of the model's state it would go into each notebook
+    that is saved with widgets. The page takes about a second to evaluate it, and begins before it has the figure.
     """
 
     _esm = "export default {};"
     _view_name = traitlets.Unicode(None, allow_none=True).tag(sync=True)  # type: ignore[assignment]
-    gzipped = traitlets.Bytes().tag(sync=True)
     version = traitlets.Unicode().tag(sync=True)
     themes = traitlets.Dict().tag(sync=True)
 
@@ -76,10 +77,17 @@ class PlotlyLibrary(anywidget.AnyWidget):
         """The open instance; a new one where there is none or where it was closed."""
         with cls._making:
             if cls._shared is None or cls._shared.comm is None:
-                gzipped, version = plotly_js.gzipped()
+                _, version = plotly_js.gzipped()
                 themes = {"light": _theme("plotly_white", LIGHT_COLOURS), "dark": _theme("plotly_dark", DARK_COLOURS)}
-                cls._shared = cls(gzipped=gzipped, version=version, themes=themes)
+                cls._shared = cls(version=version, themes=themes)
+                cls._shared.on_msg(cls._give)
+                at_once(cls._shared)
             return cls._shared
+
+    def _give(self, content: dict[str, Any], buffers: Any) -> None:
+        """Sends the page that asked, and any other that is waiting, plotly.js gzipped."""
+        if content.get("type") == "plotly":
+            self.send({"type": "plotly"}, [plotly_js.gzipped()[0]])
 
     def __repr__(self) -> str:
         return f"PlotlyLibrary({self.version!r})"

@@ -1,5 +1,6 @@
 // @ts-check
-// plotly.js out of the library model of widgets/drawing/plot.py: inflated and evaluated once a document, without leaving a global behind.
+// plotly.js from the library model of widgets/drawing/plot.py: asked for, inflated and evaluated once a document, without leaving a
+// global behind.
 // Nothing here reaches for the network.
 
 const libraries = (globalThis[Symbol.for("qlora-workbench.plotly")] ??= new Map()); // version -> plotly, or the promise of it
@@ -7,11 +8,24 @@ const libraries = (globalThis[Symbol.for("qlora-workbench.plotly")] ??= new Map(
 function loadPlotly(library) {
   const version = library.get("version");
   if (!libraries.has(version)) {
-    const loading = evaluate(library.get("gzipped"));
+    const loading = gzippedFrom(library).then(evaluate);
     loading.catch(() => libraries.delete(version));
     libraries.set(version, loading);
   }
   return libraries.get(version);
+}
+
+/** What the kernel answers, which may come after the cell that it is busy with. */
+function gzippedFrom(library) {
+  return new Promise((resolve) => {
+    const take = (content, buffers) => {
+      if (content.type !== "plotly") return;
+      library.off("msg:custom", take);
+      resolve(buffers[0]);
+    };
+    library.on("msg:custom", take);
+    library.send({ type: "plotly" });
+  });
 }
 
 async function evaluate(gzipped) {

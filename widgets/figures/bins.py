@@ -78,7 +78,7 @@ def distribution(
         },
         "yaxis": {
             "domain": domains[0], "type": "log" if log else "linear", "ticksuffix": " %", "nticks": 5, "zeroline": False,
-            "range": [np.log10(low), np.log10(high)] if log else [0, high],
+            "range": [np.log10(low), np.log10(high)] if log else [0, high], "dtick": 1 if log else None,
         },
     }  # fmt: skip
     for i, e in enumerate(stats):

@@ -23,8 +23,8 @@ _CURVE = 64
 
 
 def map_row_length(e: ErrorStats) -> int:
-    """Blocks drawn in one row of the block map: those of a matrix row, else 64 in the order they are stored."""
-    return e.blocks_per_row or 64
+    """Blocks drawn in one row of the block map: those of a matrix row, else up to 64 in the order they are stored."""
+    return e.blocks_per_row or min(64, e.block_rmse.size)
 
 
 def worst_blocks(e: ErrorStats, field: str, count: int) -> list[int]:
@@ -39,7 +39,7 @@ def worst_blocks(e: ErrorStats, field: str, count: int) -> list[int]:
 def place_of(e: ErrorStats, block: int) -> str:
     """Where a block lies in the matrix, in words."""
     per_row = e.blocks_per_row
-    return f"row {block // per_row:,}, block {block % per_row}" if per_row else f"block {block:,} in storage order"
+    return f"row {block // per_row:,}, block {block % per_row}" if per_row else f"block {block:,}"
 
 
 def model_part(places: Places, errors: Mapping[str, float], failed: Iterable[str], chosen: str) -> dict[str, Any]:
@@ -69,8 +69,9 @@ def spread_part(stats: Sequence[ErrorStats], field: str) -> dict[str, Any]:
     low, span = (float(lead.min()), float(lead.max() - lead.min())) if lead.size else (0.0, 0.0)
     counts = [_counted(v, low, span) for v in values]
     top = max(float(count.max()) for count in counts) or 1.0
-    said = "; ".join(f"{title_of(e.spec)} median {_sci(_median(v))}" for e, v in zip(stats, values, strict=True))
-    return {"curves": [(count / top).astype(np.float32) for count in counts], "said": f"The spread over the blocks: {said}."}
+    names = ", ".join(title_of(e.spec) for e in stats)
+    said = f"How many blocks have each value from {_sci(low)} to {_sci(low + span)}, a curve each: {names}."
+    return {"curves": [(count / top).astype(np.float32) for count in counts], "said": said}
 
 
 def _counted(values: NDArray[np.float32], low: float, span: float) -> NDArray[np.float64]:
@@ -80,11 +81,6 @@ def _counted(values: NDArray[np.float32], low: float, span: float) -> NDArray[np
         kept = place[(place >= 0) & (place <= _CURVE)]
     counts: NDArray[np.float64] = np.bincount(np.minimum(kept.astype(np.int32), _CURVE - 1), minlength=_CURVE) / values.size
     return counts
-
-
-def _median(values: NDArray[np.float32]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else math.nan
 
 
 def worst_part(e: ErrorStats, field: str, worst: Sequence[int]) -> dict[str, Any]:
@@ -98,10 +94,14 @@ def block_part(e: ErrorStats, b: Block) -> dict[str, Any]:
     form = b.spec.definition
     with np.errstate(invalid="ignore", over="ignore"):
         levels = ((np.unique(form.levels) - b.zero) * b.scale).astype(np.float32)
-    state = f"RMSE {_sci(e.block_rmse[b.index])}" if b.finite else "holds a weight that is NaN or infinite, so it has no scale"
-    aside = f"{place_of(e, b.index)} · absmax {_short(b.absmax)} · {state} · {_weights(b.weights.size)}"
+    place = place_of(e, b.index) if e.blocks_per_row else "in storage order"
+    state = (
+        f"absmax {_short(b.absmax)} · RMSE {_sci(e.block_rmse[b.index])}" if b.finite else "NaN or infinite weights: no scale"
+    )
+    aside = f"{place} · {state} · {_weights(b.weights.size)}"
     return {
-        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "weights": b.weights,
+        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "finite": b.finite,
+        "weights": b.weights,
         "restored": b.restored, "codes": b.codes, "levels": levels, "level_of_code": form.level_of_code,
         "divisor": b.divisor, "zero": b.zero, "divided": _divisor(b)[0] + (" + zero point" if form.zero_point_bits else ""),
     }  # fmt: skip
@@ -111,15 +111,8 @@ def weight_part(b: Block, i: int) -> dict[str, Any]:
     """``weight``: one weight's place among the levels, and its arithmetic in one line and step by step."""
     steps = list(b.arithmetic(i))
     if not b.finite:
-        said = f"{_short(b.weights[i])} in a block without a scale"
-        return {
-            "index": i,
-            "aside": "",
-            "terms": [["", _short(b.weights[i]), "weight"]],
-            "line": None,
-            "steps": steps,
-            "said": said,
-        }
+        terms = [["", _short(b.weights[i]), "weight"]]
+        return {"index": i, "aside": steps[0], "how": "", "terms": terms, "line": None, "steps": steps, "said": steps[0]}
     form, level = b.spec.definition, float(b.levels[i])
     levels = np.unique(form.levels)
     rank = int(np.searchsorted(levels, level))
@@ -131,8 +124,20 @@ def weight_part(b: Block, i: int) -> dict[str, Any]:
         "level": level, "bin": [low, high],
     }  # fmt: skip
     said = f"{_short(b.weights[i])} becomes {_short(b.restored[i])}, error {_short(b.errors[i])}"
-    how = " · ".join(b.scale_steps)
-    return {"index": i, "aside": how, "terms": _terms(b, i), "line": line, "steps": steps, "said": said}
+    scale = b.scale_steps
+    aside = scale[-1]
+    if (n := b.nested) is not None:
+        parts = f"{_short(n.level)} × {_short(n.absmax)} + {_short(n.offset)}"
+        aside = f"absmax {_short(b.absmax)} in 8 bits, code {n.code}: {parts} = {_short(b.scale)}"
+    return {
+        "index": i,
+        "aside": aside,
+        "how": "\n".join(scale),
+        "terms": _terms(b, i),
+        "line": line,
+        "steps": steps,
+        "said": said,
+    }
 
 
 def _terms(b: Block, i: int) -> list[list[str]]:

@@ -88,7 +88,7 @@ def format_costs_figure(costs: Iterable[Cost]) -> Figure:
     widest = max((cost.relative_rmse for cost in ordered), default=1.0) or 1.0
     y = {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names}
     layout = {
-        "showlegend": False, "bargap": 0.35, "uirevision": f"costs {names}", "margin": {"l": 120, "r": 20, "t": 28, "b": 48},
+        "showlegend": False, "bargap": 0.35, "uirevision": f"costs {names}", "margin": {"l": 120, "r": 20, "t": 6, "b": 36},
         "xaxis": {"title": {"text": "added loss, nats a token"}, "domain": [0, 0.56], "rangemode": "tozero"},
         "xaxis2": {
             "title": {"text": "weights' relative RMSE"}, "domain": [0.64, 1], "anchor": "y2", "tickformat": ".0%",
@@ -133,7 +133,7 @@ def output_errors_figure(rows: Iterable[ModuleCost], selected: str = "") -> Figu
             }
         )  # fmt: skip
     layout = {
-        "uirevision": "output errors", "hovermode": "closest", "margin": {"l": 64, "r": 20, "t": 52, "b": 48},
+        "uirevision": "output errors", "hovermode": "closest", "margin": {"l": 52, "r": 12, "t": 28, "b": 36},
         "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": "layer"}, "dtick": 1 if len({r.layer for r in known}) <= 24 else None, "zeroline": False},
         "yaxis": {"title": {"text": "relative error"}, "tickformat": ".0%", "rangemode": "tozero"},
@@ -187,6 +187,7 @@ def memory_curve_figure(mix: Mix) -> Figure:
     The loss in 16 bits, from which losses count, and that of all in 4 bits are measured; between them the curve is predicted.
     """
     curve, base = mix.curve, mix.all_16bit.predicted_loss
+    four = mix.all_4bit.predicted_loss - base
     hover = [
         f"{amount(point.nbytes)}, {counted(len(point.modules), 'module')} in 16 bits<br>"
         f"predicted {nats(point.predicted_loss - base)}"
@@ -199,22 +200,25 @@ def memory_curve_figure(mix: Mix) -> Figure:
             "y": np.array([point.predicted_loss - base for point in curve]),
             "line": {"shape": "hv", "width": 2, "color": BLUE},
         },
-        _point("all in 4 bits, measured", mix.all_4bit.nbytes, mix.all_4bit.predicted_loss - base, "square", REFERENCE),
-        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", REFERENCE),
-        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", CHOSEN),
+        _point("all in 4 bits, measured", mix.all_4bit.nbytes, four, "square", REFERENCE, "right"),
+        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", REFERENCE, "left"),
+        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", CHOSEN, "right"),
     ]  # fmt: skip
     if mix.measured_loss is not None:
-        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", CHOSEN))
+        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", CHOSEN, "left"))
     layout = {
-        "uirevision": "mix", "margin": {"l": 76, "r": 20, "t": 60, "b": 48},
-        "xaxis": {"title": {"text": "MB of all weights"}}, "yaxis": {"title": {"text": "added loss, nats a token"}},
+        "uirevision": "mix", "showlegend": False, "margin": {"l": 60, "r": 20, "t": 8, "b": 36},
+        "xaxis": {"title": {"text": "MB of all weights"}},
+        "yaxis": {"title": {"text": "added loss, nats a token; line: predicted"}},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
 
-def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str) -> dict[str, Any]:
+def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str, side: str) -> dict[str, Any]:
+    """A mark with its name on one side of it."""
     return {
-        "type": "scatter", "mode": "markers", "name": name, "x": np.array([nbytes / 1e6]), "y": np.array([loss]),
+        "type": "scatter", "mode": "markers+text", "name": name, "text": [f"  {name}  "],
+        "textposition": f"middle {side}", "x": np.array([nbytes / 1e6]), "y": np.array([loss]),
         "marker": {"symbol": symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
         "hovertemplate": f"{name}<br>%{{x:.2f}} MB<br>%{{y:+.4f}} nats<extra></extra>",
     }  # fmt: skip

@@ -100,7 +100,9 @@ def cell_map(
         {
             "type": "heatmap", "z": z, **grid, "colorscale": "Viridis", "reversescale": reverse, "text": text.tolist(),
             "hovertemplate": "%{text}<extra></extra>", "name": title,
-            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 14, "tickformat": tickformat},
+            "colorbar": {
+                "title": {"text": title, "side": "right", "font": {"size": 11}}, "thickness": 12, "tickformat": tickformat,
+            },
         }
     ]  # fmt: skip
     if selected in places.of:

@@ -51,9 +51,3 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Names and what they are, side by side; a pair without a value is left out."""
     body = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in pairs if value)
     return f'<dl class="wb-facts">{body}</dl>'
-
-
-def steps(title: str, lines: Iterable[str]) -> str:
-    """A numbered list under a title: the steps of a sum."""
-    body = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f'<section class="wb-steps" aria-label="{html.escape(title)}"><h4>{html.escape(title)}</h4><ol>{body}</ol></section>'

@@ -77,6 +77,7 @@ class BlockErrorView(View):
             chosen,
             values if other else None,
             figures.map_row_length(lead),
+            "row" if lead.blocks_per_row else "line",
             **parts,
             tensor={"name": analysis.tensor.name, "kind": kind_of(analysis.tensor.name)},
             after=lead.spec.definition.title,
@@ -105,7 +106,7 @@ class BlockErrorView(View):
         """What is known of the model: the survey's rows, and the tensor on show, which is measured already."""
         survey, places = self.session.survey, self._places()
         errors = {row.tensor.name: row.totals[0].relative_rmse for row in survey.rows if row.error is None}
-        errors.setdefault(analysis.tensor.name, analysis.stats[0].relative_rmse)
+        errors[analysis.tensor.name] = analysis.stats[0].relative_rmse
         failed = [row.tensor.name for row in survey.rows if row.error is not None]
         part = figures.model_part(places, errors, failed, analysis.tensor.name)
         return part | {"offer": self._offer()}

@@ -69,7 +69,7 @@ class FormatsView(View):
         self.work = Work(self.session.executor, guarded(self._finished), self.message.error, debounce=0.15)
         self.work.on_progress(lambda step: self._offer() if step is None else None)
         self.when_closed(self.work.close)
-        self.scope = choice("on", SCOPES)
+        self.scope = choice("Compared on", SCOPES)
         self.bits = ipywidgets.BoundedFloatText(description="at most (bits per weight)", min=4, max=16, step=0.125)
         for control, field in ((self.scope, "scope"), (self.bits, "duel_bits")):
             bind(control, self.session.store, field, self.message)

@@ -12,7 +12,7 @@ from widgets import code
 from widgets.background.tasks import guard
 from widgets.controls.binding import Quiet, Ranking, bind
 from widgets.controls.progress import ProgressRow
-from widgets.controls.style import choice, column, fields, heading, note, row, set_note
+from widgets.controls.style import bar, choice, column, fields, heading, note, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures.model import badness, format_value, model_map, value_of
 from widgets.panels.base import View
@@ -57,7 +57,7 @@ class ModelMapView(View):
         self._quiet = Quiet()
         self._quiet.on_change(self.one_layer, guarded(lambda only: self.update(layer=self._chosen_layer() if only else None)))
         self.summary = note()
-        drawn = column(row(self.title, self.field), self.map, row(self.summary, self.start, ProgressRow(survey)))
+        drawn = column(bar(self.title, self.field), self.map, bar(self.summary, self.start, ProgressRow(survey)))
         worst = column(fields(self.list, width=300), self.one_layer)
         for part, name in ((drawn, "wb-map"), (worst, "wb-worst")):
             part.add_class(name)

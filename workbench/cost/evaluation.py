@@ -206,9 +206,8 @@ class Evaluation(Shown, Unfolding[Cost]):
         )  # fmt: skip
 
     def _show_(self) -> View:
-        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} rows"
         note = "Measured; losses are nats a token, intervals paired over the same held-out batches."
-        return View(f"Evaluation of {self.model}: {state}", lines=self.rows, note=note)
+        return View(f"Evaluation of {self.model}: {self._so_far('rows')}", lines=self.rows, note=note)
 
 
 def perplexity(losses: Losses) -> float:

@@ -250,8 +250,9 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
         return pd.DataFrame(measured, index=list(BY_NAME)).astype("Int64")
 
     def _show_(self) -> View:
-        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} methods"
-        return View(f"Methods compared: {state}", lines=self.rows, note="Measured; held-out losses are nats a token.")
+        return View(
+            f"Methods compared: {self._so_far('methods')}", lines=self.rows, note="Measured; held-out losses are nats a token."
+        )
 
     def _done(self) -> tuple[MethodResult, ...]:
         if not self._rows:

@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench import errors
-from workbench.errors import RunError, WorkbenchError
+from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
@@ -172,8 +171,7 @@ def failure_in(events: Iterable[Event]) -> WorkbenchError | None:
         if event["k"] == "hello":
             failure = None
         elif event["k"] == "error":
-            kind = getattr(errors, event["kind"], RunError)
-            failure = kind(event["what"], where=event["where"], remedy=event["remedy"])
+            failure = from_fields(event["kind"], event["what"], event["where"], event["remedy"])
     return failure
 
 
@@ -200,11 +198,11 @@ class Reporter:
         except Exception as error:
             traceback.print_exc()
             ending = ending_of(error, {"phase": "measure"})
-            kind, what, where, remedy = "RunError", ending.message, str(self.root), ending.remedy
-            if isinstance(error, WorkbenchError):
-                kind, what, where, remedy = type(error).__name__, error.what, error.where, error.remedy
+            told = error
+            if not isinstance(told, WorkbenchError):
+                told = RunError(ending.message, where=str(self.root), remedy=ending.remedy)
             with contextlib.suppress(OSError):
-                self.emit("error", kind=kind, what=what, where=where, remedy=remedy)
+                self.emit("error", **to_fields(told))
             return 1
         finally:
             self._writer.close()

@@ -170,8 +170,7 @@ class Repairs(Shown, Unfolding[Repair]):
         return frame.astype({"layer": "Int64"})
 
     def _show_(self) -> View:
-        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} rows"
-        title = f"What adapters take back of 4 bits' output error: {state}"
+        title = f"What adapters take back of 4 bits' output error: {self._so_far('rows')}"
         return View(title, lines=self.rows, note="Measured; errors are relative to the module's output.")
 
     def _start(self) -> Generator[Repair, None, None]:

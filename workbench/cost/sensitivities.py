@@ -203,11 +203,10 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
         )  # fmt: skip
 
     def _show_(self) -> View:
-        state = "cancelled" if self.cancelled and not self.complete else f"{len(self._rows)} of {len(self)} modules"
         worst = sorted(self.rows, key=lambda row: -row.share)
         most = max((abs(row.share) for row in worst), default=0.0) or 1.0
         return View(
-            f"Sensitivity of {self.job.source.name} to {self.spec.title}: {state}, the costliest first",
+            f"Sensitivity of {self.job.source.name} to {self.spec.title}: {self._so_far('modules')}, the costliest first",
             lines=[{**row._line_(), "": bar(row.share / most)} for row in worst],
             note="Measured; losses are nats a token on held-out rows.",
         )

@@ -36,7 +36,7 @@ class Alternative(Record):
 
     def _line_(self) -> Line:
         change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
-        return {"change": change, "in all": memory_size(self.total), "verdict": self.fit.verdict}
+        return {"change": change, "forecast": memory_size(self.total), f"on {self.fit.gpu.name}": self.fit.verdict}
 
 
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:

@@ -90,11 +90,14 @@ class MemoryLedger(Shown):
         return sum(row.bytes for row in self.rows if row.category == category)
 
     def on(self, gpu: Gpu) -> MemoryLedger:
-        """The same on a GPU, whose context takes what is known of it."""
-        rows = (
-            dataclasses.replace(row, bytes=gpu.context, note=gpu.how) if row.category == CONTEXT else row for row in self.rows
+        """The same on a GPU, whose context and allocator take what is known of them."""
+        known: dict[str, dict[str, Any]] = {CONTEXT: {"bytes": gpu.context, "note": gpu.how}}
+        if gpu.slack is not None:
+            allocated = self.needed - self[CONTEXT]
+            known[SPARE] = {"bytes": int(gpu.slack * allocated), "note": f"{percent(gpu.slack, 0)} of the peak, {gpu.how}"}
+        return dataclasses.replace(
+            self, rows=tuple(dataclasses.replace(row, **known.get(row.category, {})) for row in self.rows)
         )
-        return dataclasses.replace(self, rows=tuple(rows))
 
     def to_frame(self) -> pd.DataFrame:
         """One line per row: category, bytes, at the peak, known, place, note."""

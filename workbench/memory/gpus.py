@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from workbench.errors import ConfigError
 from workbench.given import described, is_a, nearest, spelling
+from workbench.memory.learnt import learnt
 from workbench.show import Line, Record, ShownMapping
 from workbench.text import memory_size
 
@@ -38,6 +39,8 @@ class Gpu(Record):
     """Bytes of the CUDA context, driver and libraries."""
     how: str = "driver and libraries, 100 to 650 MiB by GPU: not known of this one"
     """How ``context`` is known."""
+    slack: float | None = None
+    """What the allocator reserved beyond its peak in the last run on it, as a share of that; None: not measured."""
 
     def _line_(self) -> Line:
         return {"GPU": self.name, "usable memory": memory_size(self.usable)}
@@ -84,7 +87,12 @@ def _first(nvml: Any) -> Gpu | None:
         return None
     device = nvml.nvmlDeviceGetHandleByIndex(0)
     memory = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
-    return Gpu(f"{nvml.nvmlDeviceGetName(device)}, in this machine", int(memory.total - memory.reserved))
+    name, usable = str(nvml.nvmlDeviceGetName(device)), int(memory.total - memory.reserved)
+    seen = learnt(name)
+    if seen is not None:
+        return Gpu(f"{name}, in this machine", usable, seen.context, f"measured here by the run {seen.run}", seen.slack)
+    like = next((gpu for gpu in GPUS.values() if _plain(_model(gpu.name)) in _plain(name).split()), None)
+    return Gpu(f"{name}, in this machine", usable, *((like.context, like.how) if like else ()))
 
 
 def _asked(question: Callable[[Any], T], otherwise: T) -> T:

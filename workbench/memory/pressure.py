@@ -15,6 +15,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.memory.gpus import GIB
 from workbench.memory.pager import PagerSimulation, simulate_paging
+from workbench.show import Shown, View
 from workbench.sources import Source, open_model
 
 _ROOM = 10_000 * GIB
@@ -22,8 +23,8 @@ _ROOM = 10_000 * GIB
 _PAGED = "paged_adamw_32bit"
 
 
-@dataclass(frozen=True)
-class Pressure:
+@dataclass(frozen=True, repr=False)
+class Pressure(Shown):
     """A simulated step on the largest budget on which something is evicted."""
 
     simulation: PagerSimulation
@@ -40,6 +41,12 @@ class Pressure:
             for i, row in enumerate(last)
             if found.h2d[row] or found.d2h[row]
         ]
+
+    def _show_(self) -> View:
+        who = "every state, though by its configuration none of them may" if self.every_state else "the states that may"
+        shown = self.simulation._show_()
+        title = f"{shown.title}, on the largest budget on which something is evicted"
+        return dataclasses.replace(shown, title=title, facts={"pages": who, **shown.facts})
 
 
 def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure | None:

@@ -157,13 +157,8 @@ class Survey(Shown, Unfolding[Row]):
         return View(title, lines=[found.score(spec) for spec in self.specs[:20]], note=note)
 
     def _state(self) -> str:
-        rows, errors = len(self._rows), len(self.errors)
-        parts = [f"{rows} of {len(self.infos)} tensors"]
-        if errors:
-            parts.append(f"{errors} could not be measured")
-        if self.cancelled and not self.done:
-            parts.append("cancelled")
-        return ", ".join(parts)
+        failed = f", {len(self.errors)} could not be measured" if self.errors else ""
+        return self._so_far("tensors") + failed
 
     def _start(self) -> Generator[Row, None, None]:
         from workbench.surveys.stream import measured

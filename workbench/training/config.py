@@ -302,15 +302,11 @@ class TrainConfig(Record):
         return dataclasses.replace(self, max_steps=math.ceil(self.num_train_epochs * steps), num_train_epochs=None)
 
     def _chosen(self) -> dict[str, Any]:
-        """The fields that are not as by default."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        """The fields that are not as by default, and what they are then."""
+        return {name: default for name, default in vars(TrainConfig()).items() if getattr(self, name) != default}
 
     def __repr__(self) -> str:
-        return as_python(self, self._chosen())
+        return as_python(self, {name: getattr(self, name) for name in self._chosen()})
 
     def _show_(self) -> View:
         chosen, declared = self._chosen(), settings_of(self)
@@ -318,7 +314,7 @@ class TrainConfig(Record):
         lines = [
             {
                 "field": name, "value": in_words(getattr(self, name)), "what it is": each.label,
-                "by default": in_words(each.default) if name in chosen else "",
+                "by default": in_words(chosen[name]) if name in chosen else "",
             }
             for name, each in declared.items() if name in shown
         ]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 OFFLINE: Mapping[str, str] = {
@@ -17,6 +18,10 @@ OFFLINE: Mapping[str, str] = {
 """Nothing is fetched: all that the processes need is on this machine already."""
 PATIENT: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Beside a busy notebook or browser, OpenMP threads that wait by spinning make a step on a CPU ten times slower (measured)."""
+_SEGMENTS = "expandable_segments:True"
+"""torch's allocator lets its segments grow, which leaves less of them unused [not measured on a GPU here]."""
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variable that the allocator reads, and its name before torch 2.10."""
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
     re.IGNORECASE,
@@ -35,3 +40,24 @@ def without_secrets() -> dict[str, str]:
     home = str(Path(__file__).parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))
     return kept
+
+
+def for_worker(environ: Mapping[str, str], processes: int, gpus: int, torch: str | None = None) -> dict[str, str]:
+    """The variables of a worker in so many ``processes``, on a machine with so many ``gpus``; ``torch`` is its version.
+
+    One process sees one GPU, the first that this one sees: transformers would share out each batch over several, and train on
+    more rows than were asked for. What the user has set of the allocator stays.
+    """
+    own = dict(PATIENT)
+    if not any(name in environ for name in _ALLOCATOR):
+        new = tuple(int(part) for part in re.findall(r"\d+", torch or version("torch"))[:2]) >= (2, 10)
+        own[_ALLOCATOR[0 if new else 1]] = _SEGMENTS
+    seen = one_gpu(environ, processes, gpus)
+    return {**own, **environ, **OFFLINE, **({"CUDA_VISIBLE_DEVICES": seen} if seen is not None else {})}
+
+
+def one_gpu(environ: Mapping[str, str], processes: int, gpus: int) -> str | None:
+    """What a worker's CUDA_VISIBLE_DEVICES is set to; None where it stays as it is."""
+    named = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    visible = named if "CUDA_VISIBLE_DEVICES" in environ else [str(i) for i in range(gpus)]
+    return visible[0] if processes == 1 and len(visible) > 1 else None

@@ -298,8 +298,8 @@ def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     0
     """
     going = [(status, run) for run in runs(folder) if (status := run.status).state not in ENDED]
-    newest_last = sorted(going, key=lambda one: one[0].began or math.inf)
-    return ShownList((run for _, run in newest_last), f"Runs that are going on in {path_of(folder, 'folder')}")
+    newest_last = (run for _, run in sorted(going, key=lambda one: one[0].began or math.inf))
+    return ShownList(newest_last, f"Runs that are going on in {path_of(folder, 'folder')}")
 
 
 def path_of(given: str | os.PathLike[str], where: str) -> Path:

@@ -14,8 +14,8 @@ from tests.browser.lab import PATIENCE
 OPEN = "from widgets import Workbench\napp = Workbench({model!r}, state={state!r})\napp"
 
 _SETTLED = """panel => {
-  const seen = [...panel.querySelectorAll('[role=figure], .wb-progress progress')].filter((e) => e.checkVisibility());
-  return seen.every((e) => e.getAttribute('role') === 'figure' && e.getAttribute('aria-label') && e.dataset.revision);
+  const seen = [...panel.querySelectorAll('.workbench-drawing, progress')].filter((e) => e.checkVisibility());
+  return seen.every((e) => e.matches(':has([data-revision], canvas[aria-label])'));
 }"""
 
 
@@ -59,8 +59,9 @@ class App:
             self.book.until(f"app.state[{name!r}]", repr(value))
 
     def faint(self) -> list[str]:
-        """Texts on screen with too little contrast to their ground."""
-        return [fault for fault in fold.faults(self._frame, ()) if fault.startswith("contrast")]
+        """Texts on screen with too little contrast to their ground; a plot's bars are no ground here, nor is a sign a text."""
+        found = [fault for fault in fold.faults(self._frame, ()) if fault.startswith("contrast")]
+        return [fault for fault in found if "bartext-inside" not in fault and re.search(r"\w", fault.split(" ", 3)[-1])]
 
     @property
     def _frame(self) -> Any:
@@ -71,20 +72,19 @@ class App:
 
     # ------------------------------------------------------------ what the header holds
 
-    @property
-    def format(self) -> Locator:
-        """The choice of the leading format."""
-        return self.panel.get_by_label("Format", exact=True)
+    def choice(self, name: str) -> Locator:
+        """A choice of the header: "Format", "Compare with", "Block size" …"""
+        return self.panel.get_by_role("combobox", name=name, exact=True).locator("visible=true").first
 
-    @property
-    def block_size(self) -> Locator:
-        """The slider's handle."""
-        return self.panel.get_by_role("slider", name="Block size (weights)")
+    def offered(self, name: str, label: str) -> Locator:
+        """A line of such a choice's list, while that is open."""
+        lines = self.panel.get_by_role("listbox", name=name, exact=True).get_by_role("option")
+        return lines.filter(has=self.output.locator(f"span:text-is('{label}')"))
 
-    @property
-    def block_sizes(self) -> Locator:
-        """The slider's track, from the smallest size to the largest."""
-        return self.panel.locator(".noUi-target").first
+    def choose(self, name: str, label: str) -> None:
+        """Opens a choice and takes one of its lines, by mouse."""
+        self.choice(name).click()
+        self.offered(name, label).click()
 
     @property
     def double_quant(self) -> Locator:
@@ -99,11 +99,21 @@ class App:
 
     def until_steps(self, count: int) -> None:
         """Waits until the run on show has done more steps than that."""
-        self.book.until(f"sum(event.kind == 'step' for event in app.train.run.events()) > {count}", "True")
+        self.book.until(f"sum(event['k'] == 'step' for event in app.train.run.events()) > {count}", "True")
 
-    # ------------------------------------------------------------ what the Error tab holds
+    # ------------------------------------------------------------ what other tabs hold
 
     @property
     def map(self) -> Locator:
-        """The block map, where keys are heard."""
-        return self.panel.get_by_role("application", name="RMSE by block.")
+        """The block map of the Error tab, where keys are heard."""
+        return self.pages.get_by_role("application", name="Block map")
+
+    @property
+    def slider(self) -> Locator:
+        """The handle of the slider in the tab Double quant."""
+        return self.pages.get_by_role("slider").first
+
+    @property
+    def track(self) -> Locator:
+        """What it is moved on, from the smallest value to the largest."""
+        return self.pages.locator(".noUi-target").first

@@ -93,8 +93,7 @@ class Notebook:
 
     def until(self, expression: str, wanted: str) -> None:
         """Waits until an expression of the kernel's has that repr; in no cell, and only where none runs."""
-        asked = "async ([code, wanted]) => await colabPage.ask(`print(repr(${code}))`) === wanted"
-        self.page.wait_for_function(asked, arg=[expression, wanted], polling=100)
+        self.page.evaluate("asked => colabPage.until(...asked)", [f"print(repr({expression}))", wanted, PATIENCE])
 
     def ask(self, expression: str) -> str:
         """The repr of an expression of the kernel's."""

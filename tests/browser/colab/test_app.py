@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -28,25 +30,22 @@ def test_each_tab_is_alone_on_screen_whole_and_can_be_read(open_notebook: Opener
         book.shot(f"{name.lower().replace(' ', '-')}-{theme}")
 
 
-def test_controls_are_moved_by_mouse_keys_and_touch(open_notebook: Opener) -> None:
+def test_the_header_is_used_by_mouse_keys_and_touch(open_notebook: Opener) -> None:
     app = App(open_notebook())
     keys = app.book.page.keyboard
 
-    app.format.select_option("FP4")
+    app.choose("Format", "FP4")
     app.until(formats=["fp4", "int4"])
-    app.format.focus()
-    keys.press("Home")
+    app.choice("Format").focus()
+    keys.press("ArrowLeft")
     app.until(formats=["nf4", "int4"])
 
-    app.block_size.focus()
+    app.choice("Block size").focus()
     keys.press("ArrowRight")
     app.until(block_size=128)
-    box = app.block_sizes.bounding_box()
-    assert box is not None
-    app.block_sizes.click(position={"x": box["width"] - 1, "y": box["height"] / 2})
-    app.until(block_size=4096)
-    app.block_sizes.tap(position={"x": 1, "y": box["height"] / 2})
-    app.until(block_size=32)
+    app.choice("Block size").tap()
+    app.offered("Block size", "256").tap()
+    app.until(block_size=256)
 
     app.double_quant.click()
     app.until(double_quant=True)
@@ -57,19 +56,39 @@ def test_controls_are_moved_by_mouse_keys_and_touch(open_notebook: Opener) -> No
     app.settled()
 
 
+def test_a_slider_is_moved_by_mouse_keys_and_touch(open_notebook: Opener) -> None:
+    app = App(open_notebook(opened=False), tab="Double quant")
+    app.slider.focus()
+    app.book.page.keyboard.press("ArrowRight")
+    app.until(nested_block_size=512)
+    box, handle = app.track.bounding_box(), app.slider.bounding_box()
+    assert box is not None
+    assert handle is not None
+    middle = box["height"] / 2
+    app.track.click(position={"x": 1, "y": middle})
+    app.until(nested_block_size=32)
+    app.track.tap(position={"x": box["width"] - 1, "y": middle})
+    app.until(nested_block_size=1024)
+
+    mouse = app.book.page.mouse
+    app.slider.hover()
+    mouse.down()
+    app.track.hover(position={"x": 1, "y": middle}, force=True)
+    mouse.up()
+    app.until(nested_block_size=32)
+
+
 def test_a_block_is_chosen_by_mouse_and_by_keys(open_notebook: Opener) -> None:
     app = App(open_notebook(opened=False))
     app.tab("Error")
-    box = app.map.bounding_box()
-    assert box is not None
-    app.map.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    app.map.click()  # in its middle
     app.book.until("app.state['block'] is None", "False")
-    app.settled()
     before = app.book.ask("app.state['block']")
     app.map.focus()
     app.book.page.keyboard.press("ArrowDown")
     app.book.page.keyboard.press("Enter")
     app.book.until(f"app.state['block'] > {before}", "True")
+    expect(app.pages.get_by_role("heading", name=re.compile(r"^Block \d"))).to_be_visible()
 
 
 @pytest.mark.parametrize("clipboard", [True, False])
@@ -80,7 +99,7 @@ def test_code_is_copied_or_selected_and_a_picture_goes_below_the_app(open_notebo
     if clipboard:
         expect(app.panel.get_by_text("Copied.")).to_be_visible()
     else:
-        code = app.panel.get_by_label("Code that gives the numbers shown here").locator("visible=true")
+        code = app.panel.get_by_role("dialog", name="The code").get_by_role("textbox")
         expect(code).to_be_focused()
         assert "wb.open_model" in code.evaluate("e => e.value.slice(e.selectionStart, e.selectionEnd)")
 
@@ -95,8 +114,8 @@ def test_the_same_view_in_a_second_cell_follows_the_first(open_notebook: Opener)
     first = App(book)
     second = App(book, again=True)
     assert len(book.outputs) == 2
-    first.format.select_option("FP4")
-    expect(second.format).to_have_value("FP4")
+    first.choose("Format", "FP4")
+    expect(second.choice("Format")).to_have_text("FP4")
     second.double_quant.click()
     expect(first.double_quant).to_be_checked()
 
@@ -108,6 +127,6 @@ def test_a_page_four_times_slower_shows_all_the_same(open_notebook: Opener) -> N
     app = App(book)
     for name in ("Error", "Train", "Distribution"):
         app.tab(name)
-    app.format.select_option("FP4")
+    app.choose("Format", "FP4")
     app.until(formats=["fp4", "int4"])
     app.settled()

@@ -55,6 +55,8 @@ P = TypeVar("P", bound=Part)
 class CostView(View):
     """Loss by format, sensitivity by module, a mix for the memory there is, three methods, and what an adapter repairs."""
 
+    of_one_tensor = False
+
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._asked: Asked | None = None
         self._equal, self._quiet = False, Quiet()

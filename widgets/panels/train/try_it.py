@@ -26,7 +26,7 @@ from workbench.progress import Cancelled
 from workbench.text import counted
 from workbench.training.answers.asking import answering, base_title, voices_of
 from workbench.training.answers.process import Answering
-from workbench.training.answers.values import MOST_SEED, Answer, Loading, Sampling, Tried, Voice, titles
+from workbench.training.answers.values import Answer, Loading, Sampling, Tried, Voice, titles
 from workbench.training.config import TrainConfig
 from workbench.training.data import sample_prompts
 from workbench.training.folder import ENDED, RunStatus
@@ -56,7 +56,7 @@ class TryIt:
         self.ask = ipywidgets.Button(description="Try it", icon="play")
         self.cancel = ipywidgets.Button(description="Cancel", tooltip="Break the answers off")
         self.temperature = ipywidgets.BoundedFloatText(description="Temperature", value=0, min=0, max=10, step=0.1)
-        self.seed = ipywidgets.BoundedIntText(description="Seed", value=0, min=0, max=MOST_SEED)
+        self.seed = ipywidgets.BoundedIntText(description="Seed", value=0, min=0, max=2**31 - 1)
         self.length = ipywidgets.BoundedIntText(description="Length (tokens)", value=64, min=1, max=_LONGEST)
         self.original = ipywidgets.Checkbox(description="16-bit base too", value=True)
         self.answers = {voice: ipywidgets.HTML() for voice in Voice}
@@ -189,7 +189,7 @@ class TryIt:
             return
         text = html.escape(heard.text.strip())
         if heard.complete and not text:
-            text = "<small>nothing: it ended at once</small>"
+            text = f"<small>{'nothing: it ended at once' if heard.ended else 'nothing but blanks'}</small>"
         elif not heard.ended:
             text += " <small>…</small>"
         self._draw(heard.voice, text, heard.figures)
@@ -238,8 +238,7 @@ class TryIt:
 
     def _write_code(self) -> None:
         sampling = self.sampling
-        how = f"temperature {sampling.temperature:g}, seed {sampling.seed}" if sampling.temperature else "greedy"
-        set_fold(self._settings, "Settings", f"{how}, at most {counted(sampling.max_new_tokens, 'token')}")
+        set_fold(self._settings, "Settings", sampling.summary)
         if self._run is not None:
             self.copy.code = code.try_out(self._run.dir, self.prompt.value, sampling, self.original.value)
 

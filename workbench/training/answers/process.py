@@ -21,8 +21,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any, Self
 
-from workbench import errors
-from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.errors import RunError, from_fields
 from workbench.progress import Cancelled
 from workbench.training.answers.values import Answer, Loading, Sampling, Tried, Voice
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
@@ -35,14 +34,6 @@ IDLE = 600.0
 _TICK = 0.05
 _LAST_WORDS = 2_000
 _ENDS_WITHIN = 5.0
-
-
-def _raised(kind: str, what: str, where: str, remedy: str) -> WorkbenchError:
-    """The process's error, as an error here."""
-    cls: type[WorkbenchError] = getattr(errors, kind)
-    if issubclass(cls, ConfigError):
-        return cls([what], where=where, remedy=remedy)
-    return cls(what, where=where, remedy=remedy)
 
 
 class _Gone(Exception):
@@ -134,7 +125,7 @@ class Answering:
                     case "without":
                         without = message["why"]
                     case "error":
-                        raise _raised(**message)
+                        raise from_fields(**message)
                     case "done":
                         return Tried(prompt, answers, without)
         except BaseException:

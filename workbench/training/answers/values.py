@@ -5,23 +5,23 @@ Covers the checks of what a caller asks, a table in a terminal and in a notebook
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import DataError
 from workbench.given import described, is_a, is_number, is_whole, several
-from workbench.text import counted, printable
+from workbench.show import Line, Record, Shown, View
+from workbench.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_SEED = 2**32 - 1
-_LINE, _SHOWN = 90, 4
-_CELL = "text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere"
+_MOST_SEED = 2**63 - 1
+_CELL = 600
+"""Characters of an answer that a table in a notebook shows; ``to_frame`` has all."""
 
 
 class Voice(StrEnum):
@@ -35,8 +35,8 @@ class Voice(StrEnum):
     """The base's own 16-bit weights, where the run held them in 4 bits."""
 
 
-@dataclass(frozen=True)
-class Sampling:
+@dataclass(frozen=True, repr=False)
+class Sampling(Record):
     """How answers are made. Raises ``DataError`` for values that mean nothing."""
 
     max_new_tokens: int = 64
@@ -51,8 +51,14 @@ class Sampling:
             raise _wrong("max_new_tokens", self.max_new_tokens, "Give a whole number of tokens, 1 or more.")
         if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise _wrong("temperature", self.temperature, "Give 0 for the likeliest answer, or a number above it.")
-        if not is_whole(self.seed, 0) or self.seed > MOST_SEED:
-            raise _wrong("seed", self.seed, f"Give a whole number from 0 to {MOST_SEED}.")
+        if not is_whole(self.seed, 0) or self.seed > _MOST_SEED:
+            raise _wrong("seed", self.seed, f"Give a whole number from 0 to {_MOST_SEED}.")
+
+    @property
+    def summary(self) -> str:
+        """All of it in words."""
+        how = f"temperature {self.temperature:g}, seed {self.seed}" if self.temperature else "greedy"
+        return f"{how}, at most {counted(self.max_new_tokens, 'token')}"
 
 
 def _wrong(field: str, value: object, remedy: str) -> DataError:
@@ -77,7 +83,7 @@ def as_prompts(given: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, repr=False)
-class Answer:
+class Answer(Record):
     """What one model says to a prompt. Measured: seconds and tokens."""
 
     voice: Voice
@@ -97,11 +103,9 @@ class Answer:
         """Tokens and seconds, in words."""
         return f"{counted(self.tokens, 'token')} · {self.seconds:.1f} s"
 
-    def __repr__(self) -> str:
-        return f"{self.voice}, {self.figures}: {_line(self.text)}"
-
-    def _repr_html_(self) -> str:
-        return f'<div style="{_CELL}">{html.escape(self.text)}{_small(f"{self.voice} · {self.figures}")}</div>'
+    def _line_(self) -> Line:
+        figures = {"tokens": f"{self.tokens:,}", "seconds": f"{self.seconds:.1f}"}
+        return {"model": str(self.voice), "answer": _flat(self.text), **figures}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Loading:
 
 
 @dataclass(frozen=True, repr=False)
-class Tried:
+class Tried(Shown):
     """One prompt and what came of it; ``tried["adapter"]`` is one model's answer."""
 
     prompt: str
@@ -124,15 +128,13 @@ class Tried:
     def __getitem__(self, voice: str) -> Answer:
         return self.answers[Voice(voice)]
 
-    def __repr__(self) -> str:
-        return "\n".join(_lines(self, {voice: str(voice) for voice in self.answers}))
-
-    def _repr_html_(self) -> str:
-        return _table((self,), {voice: str(voice) for voice in self.answers}, self.without)
+    def _show_(self) -> View:
+        answers = {str(voice): _measured(answer) for voice, answer in self.answers.items()}
+        return View("One prompt and its answers", {"prompt": _flat(self.prompt), **answers}, note=self.without)
 
 
 @dataclass(frozen=True, repr=False)
-class Answers:
+class Answers(Shown):
     """Every prompt with the answers of the base and of the adapter. Printed, it is a table."""
 
     rows: tuple[Tried, ...]
@@ -162,22 +164,25 @@ class Answers:
         lines = [(prompt, str(a.voice), a.text, a.tokens, a.seconds, a.ended) for prompt, a in found]
         return pd.DataFrame(lines, columns=["prompt", "voice", "text", "tokens", "seconds", "ended"])
 
-    def __repr__(self) -> str:
-        how = "greedy"
-        if self.sampling.temperature:
-            how = f"temperature {self.sampling.temperature:g}, seed {self.sampling.seed}"
-        head = (
-            f"Answers to {counted(len(self.rows), 'prompt')}: {how}, at most {counted(self.sampling.max_new_tokens, 'token')}"
-        )
-        shown = [line for row in self.rows[:_SHOWN] for line in _lines(row, self.titles)]
-        return "\n".join(filter(None, [head, *shown, self._more, self.without]))
+    @property
+    def _title(self) -> str:
+        return f"Answers to {counted(len(self.rows), 'prompt')}: {self.sampling.summary}"
+
+    def _show_(self) -> View:
+        lines = []
+        for row in self.rows:
+            there = [(title, row.answers[voice]) for voice, title in self.titles.items() if voice in row.answers]
+            for n, (title, answer) in enumerate(there):
+                lines.append({"prompt": "" if n else _flat(row.prompt), **answer._line_(), "model": title})
+        return View(self._title, lines=lines, note=self.without)
 
     def _repr_html_(self) -> str:
-        return _table(self.rows[:_SHOWN], self.titles, " ".join(filter(None, [self._more, self.without])))
-
-    @property
-    def _more(self) -> str:
-        return f"{counted(len(self.rows) - _SHOWN, 'more prompt')}: to_frame() has all." if len(self.rows) > _SHOWN else ""
+        """The models side by side."""
+        lines = []
+        for row in self.rows:
+            there = {title: row.answers.get(voice) for voice, title in self.titles.items()}
+            lines.append({"prompt": _flat(row.prompt)} | {title: _measured(a) if a else "" for title, a in there.items()})
+        return View(self._title, lines=lines, note=self.without, cell=_CELL).html
 
 
 def titles(base: str) -> dict[Voice, str]:
@@ -185,35 +190,10 @@ def titles(base: str) -> dict[Voice, str]:
     return {Voice.BASE: base, Voice.ADAPTER: "with the adapter", Voice.ORIGINAL: "16-bit base"}
 
 
-def _lines(row: Tried, titles: Mapping[Voice, str]) -> list[str]:
-    """A prompt and its answers, a line each."""
-    width = max(map(len, titles.values()), default=0)
-    answers = [(title, row.answers[voice]) for voice, title in titles.items() if voice in row.answers]
-    return [f"> {_line(row.prompt)}", *(f"  {title:<{width}}  {_line(answer.text)}" for title, answer in answers)]
+def _measured(answer: Answer) -> str:
+    return f"{_flat(answer.text)} ({answer.figures})"
 
 
-def _line(text: str) -> str:
-    """A text on one line of a terminal."""
-    flat = printable(" ".join(text.split()))
-    return flat if len(flat) <= _LINE else f"{flat[: _LINE - 1]}…"
-
-
-def _table(rows: Iterable[Tried], titles: Mapping[Voice, str], note: str) -> str:
-    """Prompts and answers in an HTML table that takes the page's colours."""
-
-    def cell(tag: str, text: str, small: str = "") -> str:
-        return f'<{tag} style="{_CELL}">{html.escape(text)}{_small(small)}</{tag}>'
-
-    def cells(row: Tried) -> str:
-        answers = [row.answers.get(voice) for voice in titles]
-        return cell("td", row.prompt) + "".join(cell("td", a.text, a.figures) if a else cell("td", "") for a in answers)
-
-    head = "".join(cell("th", title) for title in ("prompt", *titles.values()))
-    body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + (
-        f"<p>{html.escape(note)}</p>" if note else ""
-    )
-
-
-def _small(text: str) -> str:
-    return f"<br><small>{html.escape(text)}</small>" if text else ""
+def _flat(text: str) -> str:
+    """A text on one line."""
+    return " ".join(text.split())

@@ -19,7 +19,7 @@ from workbench.errors import DataError, RunError
 from workbench.memory.footprint import Plan, base_weights
 from workbench.sources import open_model
 from workbench.sources.packed import as_loaded
-from workbench.text import amount
+from workbench.text import memory_size
 from workbench.training import data, origins
 from workbench.training.answers.values import Answer, Sampling, Voice
 from workbench.training.chats import Template
@@ -34,8 +34,6 @@ _ROOM = 1 << 29
 """Bytes beside the weights, for what a model computes with while it answers."""
 _REWRITING = ("olora", "pissa")
 """Beginnings of adapters for which peft takes something out of the base's own weights."""
-_EVERY = 0.1
-"""Seconds between two partial answers."""
 
 
 def free_memory(device: str) -> int:
@@ -82,8 +80,8 @@ class Voices:
         if needed <= (free := self._free(device)):
             return ""
         where = "on the GPU" if device == "cuda" else "on this machine"
-        there = f"{amount(free)} are free {where}."
-        return f"The 16-bit base is left out: {source.name} would take {amount(needed)} in {dtype}, and {there}"
+        there = f"{memory_size(free)} are free {where}."
+        return f"The 16-bit base is left out: {source.name} would take {memory_size(needed)} in {dtype}, and {there}"
 
     def load_original(self) -> None:
         """Loads the 16-bit base."""
@@ -110,13 +108,9 @@ class Voices:
         tokens = self._room(encoded["input_ids"].shape[1], sampling.max_new_tokens)
         torch.manual_seed(sampling.seed)
         began = time.monotonic()
-        told = 0.0
 
         def grown(text: str, tokens: int) -> None:
-            nonlocal told
-            if (now := time.monotonic()) >= told + _EVERY:
-                told = now
-                hear(Answer(voice, text, tokens, now - began, complete=False))
+            hear(Answer(voice, text, tokens, time.monotonic() - began, complete=False))
 
         with without, torch.inference_mode():
             made = generate(model, self.tokenizer, encoded, tokens, asked, temperature=sampling.temperature, hear=grown)

@@ -20,8 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import errors
-from workbench.errors import WorkbenchError
+from workbench.errors import RunError, WorkbenchError, to_fields
 from workbench.training.answers.values import Answer, Sampling, Voice
 from workbench.training.config import TrainConfig
 from workbench.training.folder import RunFolder
@@ -90,7 +89,13 @@ class Answerer:
                     self._send("without", n, why=why)
                     continue
                 self._send("loading", n, voice=voice)
-                self._voices.load_original()
+                try:
+                    self._voices.load_original()
+                except Exception as error:
+                    if (ending := ending_of(error, {"phase": "load"})).kind != "out_of_memory":
+                        raise
+                    self._send("without", n, why=f"The 16-bit base is left out. {ending.message}")
+                    continue
             answer = self._voices.answer(
                 voice, prompt, sampling, lambda: None if self._wanted == n else "cancelled", lambda part: self._tell(n, part)
             )
@@ -106,11 +111,10 @@ class Answerer:
 def _told(error: Exception, run: Path) -> dict[str, str]:
     """An error's kind, what was wrong, where, and what to do."""
     if isinstance(error, WorkbenchError):
-        kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
-        return {"kind": kind, "what": error.what, "where": error.where, "remedy": error.remedy}
+        return to_fields(error)
     ending = ending_of(error, {"phase": "answer"})
     remedy = _MEMORY if ending.kind == "out_of_memory" else "Try again; if it stays, look at the run's files."
-    return {"kind": "RunError", "what": ending.message, "where": str(run), "remedy": remedy}
+    return to_fields(RunError(ending.message, where=str(run), remedy=remedy))
 
 
 def main(descriptor: str, parent: str, run: str, adapter: str, idle: str) -> None:

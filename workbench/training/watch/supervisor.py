@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.memory.gpus import devices
 from workbench.training import fingerprints
-from workbench.training.environment import OFFLINE, PATIENT
+from workbench.training.environment import for_worker, one_gpu
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus
 from workbench.training.host import create_time
@@ -102,11 +103,16 @@ class Supervisor:
 
     def start(self) -> Ranks:
         """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""
+        processes = json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1)
+        gpus = devices()
+        if (seen := one_gpu(os.environ, processes, gpus)) is not None:
+            text = f"The run sees GPU {seen} alone: one process takes one GPU. nproc_per_node={gpus} trains on all of them."
+            self.emit("log", level="info", text=text)
         arguments = map(str, (self.folder.root, self.attempt, os.getpid()))
         return Ranks(
             [sys.executable, "-P", "-m", "workbench.training.worker.worker", *arguments],
-            json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1),
-            {**PATIENT, **os.environ, **OFFLINE},
+            processes,
+            for_worker(os.environ, processes, gpus),
             stdin=subprocess.DEVNULL,
             cwd=self.folder.root,
         )

@@ -5,6 +5,7 @@ Covers greedy and sampled generation by transformers' own ``generate``, breaking
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 
 Hear = Callable[[str, int], object]
 """Called with the text so far and how many tokens it has."""
+_EVERY = 0.1
+"""Seconds between two times, at least."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class StopWhenAsked(StoppingCriteria):
 
 
 class _Growing(BaseStreamer):
-    """Hands the text on with each token. The whole text is decoded: a token may change how the one before it is written."""
+    """Hands the text on now and then. All of it is decoded: a token may change how the one before it is written."""
 
     def __init__(self, tokenizer: Any, hear: Hear) -> None:
         self._tokenizer, self._hear = tokenizer, hear
         self._ids: list[int] | None = None  # until the prompt has come
+        self._next = 0.0
 
     def put(self, value: torch.Tensor) -> None:
         """The prompt first, then a token at a time."""
@@ -53,6 +57,9 @@ class _Growing(BaseStreamer):
             self._ids = []
             return
         self._ids += value.flatten().tolist()
+        if (now := time.monotonic()) < self._next:
+            return
+        self._next = now + _EVERY
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         self._hear(text.rstrip("\ufffd"), len(self._ids))  # a character may be half there
 

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import compat
+from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
 from workbench.training import origins
@@ -31,6 +33,7 @@ from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
+from workbench.training.results import measured
 from workbench.training.results.card import write_card
 from workbench.training.watch import endings
 from workbench.training.worker import telemetry
@@ -128,6 +131,8 @@ class Worker:
                 torch.cuda.init()
                 self.device = torch.cuda.get_device_name()
                 self.sampler.gpu = telemetry.Gpu()
+                if torch.cuda.get_device_capability() < (8, 0):
+                    compat.keys_for_every_head()
             nvml = self.sampler.gpu or telemetry.Gpu()
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
@@ -186,6 +191,9 @@ class Worker:
                 write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
         if board:
             board.close()
+        if cuda and distributed.rank() == 0:
+            with contextlib.suppress(OSError, WorkbenchError):  # for the next forecast: no part of this run
+                measured.learn(self.folder.root)
         asked = distributed.agreed(self.asked())  # the others wait here for rank 0
         if done >= self.config.max_steps:
             return endings.FINISHED

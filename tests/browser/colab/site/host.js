@@ -174,6 +174,17 @@ const nowhere = () => {
   throw new Error("An output of what is no cell.");
 };
 
+const ask = (code) => execute(code, nowhere);
+
+/** Asks the kernel over and over until what it prints is what is wanted; rejects after so many seconds. */
+async function until(code, wanted, seconds) {
+  const end = performance.now() + 1000 * seconds;
+  for (let found; (found = await ask(code)) !== wanted; ) {
+    if (performance.now() > end) throw new Error(`${code} gave ${found}, not ${wanted}`);
+    await new Promise((go) => setTimeout(go, 100));
+  }
+}
+
 const ready = new Promise((resolve) => socket.addEventListener("open", resolve));
-Object.assign(globalThis, { colabPage: { runCell, ask: (code) => execute(code, nowhere), ready } });
+Object.assign(globalThis, { colabPage: { runCell, ask, until, ready } });
 export {}; // a module: it has a scope of its own

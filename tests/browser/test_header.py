@@ -1,0 +1,110 @@
+"""The header in a real JupyterLab: lists by pointer and keys, chips, and what opens over the app without moving it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Server
+from tests.browser.lab import Lab
+from tests.browser.test_app import choice, choose, open_app, shows, tab
+
+pytestmark = pytest.mark.slow
+
+_BOXES = """() => {
+    const app = document.querySelector('.wb-panel').getBoundingClientRect();
+    const open = document.querySelector('.wb-popup:not([hidden])')?.getBoundingClientRect();
+    const tabs = document.querySelector('.widget-tab').getBoundingClientRect();
+    const within = !open || (open.left >= app.left && open.right <= app.right && open.bottom <= app.bottom);
+    return { within, open: Boolean(open), tabs: Math.round(tabs.top - app.top) };
+}"""
+
+
+def state(lab: Lab, name: str) -> Any:
+    """A field of the state that the kernel has."""
+    return json.loads(lab.kernel(f"import json; print(json.dumps(app.state[{name!r}]))"))
+
+
+def test_layer_and_tensor_are_found_by_typing_and_chosen_by_keys(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    layer, tensor = choice(lab, "Layer"), choice(lab, "Tensor")
+    layer.focus()
+    lab.page.keyboard.type("layer 4")
+    lab.page.keyboard.press("Enter")
+    shows(lab, "Layer", "layer 4")
+    shows(lab, "Tensor", "down_proj")
+    tensor.press("ArrowDown")
+    assert tensor.get_attribute("aria-expanded") == "true"
+    lab.page.keyboard.type("attn")
+    lines = lab.page.get_by_role("listbox", name="Tensor", exact=True).get_by_role("option")
+    assert lines.all_inner_texts() == [f"self_attn.{kind}_proj" for kind in "qkvo"]
+    lab.page.keyboard.press("ArrowDown")
+    active = tensor.get_attribute("aria-activedescendant")
+    assert lab.page.locator(f"#{active}").inner_text() == "self_attn.k_proj"
+    lab.page.keyboard.press("Enter")
+    shows(lab, "Tensor", "k_proj")
+    assert state(lab, "tensor") == "model.layers.4.self_attn.k_proj.weight"
+    tensor.press("ArrowRight")  # without opening: the neighbour
+    shows(lab, "Tensor", "v_proj")
+    tensor.press("Enter")
+    lab.page.keyboard.press("Escape")
+    assert tensor.get_attribute("aria-expanded") == "false"
+    assert tensor.evaluate("e => e === document.activeElement"), "the notebook has not heard of it"
+    lab.until_plot(0, "plot.data.length > 0")
+
+
+def test_formats_are_chips_that_are_added_swapped_and_removed(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    choose(lab, "Add a format", "FP4")
+    shows(lab, "Also compare with", "FP4")
+    assert not lab.page.get_by_role("combobox", name="Add a format", exact=True).is_visible(), "three are all"
+    choose(lab, "Format", "FP4")
+    shows(lab, "Also compare with", "NF4")
+    assert state(lab, "formats") == ["fp4", "int4", "nf4"]
+    choose(lab, "Compare with", "remove")
+    shows(lab, "Compare with", "NF4")
+    choice(lab, "Format").press("Delete")
+    shows(lab, "Format", "NF4")
+    assert state(lab, "formats") == ["nf4"]
+    choice(lab, "Format").press("Delete")  # the last one stays
+    lab.page.get_by_role("checkbox", name="Double quantization").check()
+    lab.until("() => document.querySelector('.wb-check input').checked")
+    assert (state(lab, "formats"), state(lab, "double_quant")) == (["nf4"], True)
+
+
+@pytest.mark.parametrize("width", [1400, 760])
+def test_what_opens_stays_inside_the_app_and_moves_nothing(lab: Lab, lab_server: Server, width: int) -> None:
+    open_app(lab, lab_server)
+    lab.page.set_viewport_size({"width": width, "height": 900})
+    lab.alone()
+    tab(lab, "Train")
+    lab.page.get_by_role("button", name="Launch", exact=True).wait_for()
+    before = lab.page.evaluate(_BOXES)
+    assert not before["open"]
+    buttons = [
+        lab.page.get_by_role("button", name=name, exact=True).locator("visible=true").first
+        for name in ("Model", "Copy as code")
+    ]
+    lists = [choice(lab, name) for name in ("Layer", "Tensor", "Format", "Compare with", "Add a format", "Block size")]
+    for opener in [*buttons, *lists]:
+        opener.click()
+        lab.until("() => document.querySelector('.wb-popup:not([hidden])')")
+        assert lab.page.evaluate(_BOXES) == before | {"open": True}
+        lab.page.keyboard.press("Escape")
+        assert lab.page.evaluate(_BOXES) == before
+
+
+def test_a_view_alone_has_the_header_with_what_applies_to_it(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    lab.kernel("app.close()")
+    for view, names in (("DistributionView", {"Layer", "Tensor", "Format", "Compare with"}), ("ModelPicker", set())):
+        lab.page.evaluate("() => globalThis.jupyterapp.commands.execute('notebook:insert-cell-below')")
+        lab.page.keyboard.insert_text(f"from widgets import {view}; {view}('builtin')")
+        lab.page.keyboard.press("Control+Enter")
+        header = lab.page.locator(".wb-header").last
+        header.get_by_role("button", name="Model", exact=True).filter(has_text="builtin").wait_for()
+        for name in ("Layer", "Tensor", "Format", "Compare with"):
+            assert header.get_by_role("combobox", name=name, exact=True).is_visible() == (name in names), (view, name)
+        assert header.bounding_box()["height"] <= 40

@@ -1,0 +1,88 @@
+"""What a worker sees of the GPUs, and what a run on one leaves for the forecasts after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import workbench as wb
+from workbench.memory.learnt import Learnt, learn, learnt, path
+from workbench.training.environment import for_worker
+from workbench.training.results import measured
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes", "gpus", "seen"),
+    [
+        ({}, 1, 2, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "3,1"}, 1, 4, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-5b1c, GPU-9e2a"}, 1, 2, "GPU-5b1c"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1, 2, ""),  # a run on the CPU
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1, 2, "1"),
+        ({}, 2, 2, None),  # one a process
+        ({}, 1, 1, None),
+        ({}, 1, 0, None),
+    ],
+)
+def test_one_process_sees_one_gpu(environ: dict[str, str], processes: int, gpus: int, seen: str | None) -> None:
+    assert for_worker(environ, processes, gpus).get("CUDA_VISIBLE_DEVICES") == seen
+
+
+def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise() -> None:
+    grow = "expandable_segments:True"
+    assert for_worker({}, 1, 1, torch="2.13.0+cpu")["PYTORCH_ALLOC_CONF"] == grow
+    assert for_worker({}, 1, 1, torch="2.9.1")["PYTORCH_CUDA_ALLOC_CONF"] == grow
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        own = for_worker({name: "max_split_size_mb:128"}, 1, 1)
+        assert {key: value for key, value in own.items() if "ALLOC" in key} == {name: "max_split_size_mb:128"}
+
+
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return path()
+
+
+def test_a_run_s_context_and_slack_are_kept_for_the_next_forecast(tmp_path: Path, caches: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    gpu = {"allocated": 7_000 * MIB, "allocated_peak": 8_000 * MIB, "reserved": 8_400 * MIB, "nvml_process": None}
+    events = [
+        {"k": "hello", "device": "Tesla T4"},
+        {"k": "forecast", "device": "cuda", "method": "qlora", "shape": [1, 64], "rows": []},
+        {"k": "memory", "moment": "context", "context": 139 * MIB, "gpu": {"nvml_process": None, "reserved": 0}},
+        {"k": "memory", "moment": "step", "n": 1, "rows": 1, "longest": 64, "padded": 0, "recomputed": 0, "gpu": gpu},
+    ]
+    lines = [json.dumps({"t": i, "seq": i, "attempt": 1, **event}) for i, event in enumerate(events)]
+    (run / "events-worker.jsonl").write_text("\n".join(lines) + "\n")
+    found = measured.learn(run)
+    assert found == learnt("Tesla T4") != None  # noqa: E711  (one value in three places)
+    assert (found.context, found.slack) == (139 * MIB, 0.05)
+    assert found.run.startswith("run, ")
+
+    own = wb.Gpu("Tesla T4, in this machine", 15 * 2**30, found.context, f"measured here by the run {found.run}", found.slack)
+    ledger = wb.fit(wb.forecast("builtin", wb.TrainConfig()), own).ledger
+    assert ledger["CUDA context"] == 139 * MIB
+    assert ledger["spare"] == int(0.05 * (ledger.needed - 139 * MIB))
+    assert {row.category for row in ledger.rows if "measured here by the run" in row.note} == {"CUDA context", "spare"}
+
+
+def test_what_was_learnt_of_others_stays_and_what_cannot_be_read_is_nothing(caches: Path) -> None:
+    learn("A", Learnt(1, None, "a"))
+    learn("B", Learnt(2, 0.1, "b"))
+    learn("A", Learnt(3, None, "c"))
+    assert (learnt("A"), learnt("B"), learnt("C")) == (Learnt(3, None, "c"), Learnt(2, 0.1, "b"), None)
+    caches.write_text("no JSON")
+    assert learnt("A") is None
+    learn("A", Learnt(4, None, "d"))
+    assert learnt("A") == Learnt(4, None, "d")
+
+
+def test_on_a_cpu_nothing_is_learnt(tmp_path: Path, caches: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert measured.learn(tmp_path / "run") is None
+    assert not caches.exists()
