@@ -298,7 +298,7 @@ def test_a_run_is_seen_from_launch_to_its_end_and_played_again(lab: Lab, lab_ser
     assert top is not None
     assert all(box["y"] + box["height"] - top["y"] <= 450 for box in places.values() if box)
     lab.until("() => Number(document.querySelector('.wbc-stage').dataset.steps) > 2", 180)
-    lab.shot("cockpit-running", ".wb-run")
+    lab.shot("cockpit-running", ".wb-run-view")
     lab.page.locator(".wbc-lanes").focus()
     for key in ("b", "ArrowLeft", "d", "d"):
         lab.page.keyboard.press(key)

@@ -246,7 +246,7 @@ class TrainingCell(Panel):
         self._show(run=True)
 
     def _changed(self, status: RunStatus) -> None:
-        """Show what came of the run, and say how it ended."""
+        """Show what came of the run, and say how it ended where its bar and its result do not."""
         self.try_it.update(status)
         self.result.update(status)
         if status.state not in ENDED:
@@ -254,8 +254,10 @@ class TrainingCell(Panel):
         if status.state in ("failed", "killed", GONE):
             where = "" if status.state == GONE or self.run is None else str(self.run.dir)
             self.message.error(RunError(status.message, where=where, remedy=status.remedy))
+        elif status.remedy:
+            self.message.note(f"{status.message} {status.remedy}")
         else:
-            self.message.note(" ".join(filter(None, [status.message, status.remedy])))
+            self.message.clear()
         self.earlier.renew(self.store.value.runs_folder)
 
     def _button(self, label: str, action: Callable[[], None], style: str = "") -> ipywidgets.Button:
