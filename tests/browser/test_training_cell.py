@@ -182,7 +182,7 @@ def test_a_run_is_on_one_screen_before_it_begins_while_it_goes_on_and_after_it(
         lab.theme("JupyterLab Dark")
     lab.run_all()
     lab.page.wait_for_selector(".wb-way")
-    lab.page.wait_for_selector(".wb-note:has-text('There are no runs')")
+    lab.page.wait_for_selector(".wb-note:has-text('comes with the workbench')")
     assert fold.faults(lab.page, [".wb-run-top", ".wb-setup", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"]) == []
     lab.shot(f"train-before-{theme.lower()}")
 

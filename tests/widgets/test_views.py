@@ -13,7 +13,7 @@ import workbench as wb
 from tests.helpers import living
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
-from widgets import BlockErrorView, DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
+from widgets import DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
 from widgets.controls.style import Panel
 from widgets.figures import bins, blocks
 from widgets.figures import memory as memory_figures
@@ -146,29 +146,6 @@ def test_every_figure_is_one_that_plotly_accepts(session):
         memory_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
     ):
         go.Figure(figure)
-
-
-def test_a_block_chosen_on_the_map_is_inspected(session):
-    view = BlockErrorView(session=session)
-    session.start()
-    lead = session.analysis.stats[0]
-    block = 7 * lead.blocks_per_row + 2
-    pick = {"type": "pick", "number": view.rows.content["map"]["number"], "rows": [2, 3], "columns": [7, 8]}  # the matrix lies
-    view.rows._handle_custom_msg(pick, [])
-    assert session.store.value.block == block == view.rows.selected == view.block.index
-    size = lead.spec.block_size
-    weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
-    shown = view.rows.content["block"]
-    np.testing.assert_array_equal(shown["weights"], weights)
-    assert f"absmax {np.abs(weights).max():.4g}" in shown["aside"]
-    restored = wb.quantize(weights, lead.spec).dequantize()
-    np.testing.assert_array_equal(shown["restored"], restored)
-    assert view.weight == np.abs(weights - restored).argmax(), "the weight that errs most"
-    worst = view.rows.content["worst"]["lines"]
-    assert worst[0][0] == int(np.argmax(lead.block_rmse))
-    view.rows._handle_custom_msg({"type": "choose", "what": "block", "value": worst[3][0]}, [])
-    assert session.store.value.block == worst[3][0] == view.rows.selected
-    view.close()
 
 
 def test_the_worst_blocks_are_those_of_a_stable_sort():

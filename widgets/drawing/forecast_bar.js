@@ -98,7 +98,9 @@ export default {
 
     const draw = () => {
       const shown = model.get("content"), problem = model.get("problem");
-      choose.replaceChildren(...model.get("gpus").map((name) => element("option", { value: name }, name)));
+      if (choose.length !== model.get("gpus").length) {
+        choose.replaceChildren(...model.get("gpus").map((name) => element("option", { value: name }, name)));
+      }
       choose.value = model.get("gpu");
       if (!("total" in shown)) {
         head.replaceChildren(element("span", { class: "wb-quiet" }, problem || "Forecasting …"));
