@@ -1,8 +1,8 @@
 // @ts-check
 // The bar above the lanes: what the run is doing, how far it is, and the buttons that fit. In a replay it is the player's.
 
-const STATES = { starting: "Starting", running: "Running", stopping: "Stopping", stopped: "Stopped", paused: "Paused", finished: "Finished", failed: "Failed", killed: "Killed" };
-const SIGNS = { finished: "✓", failed: "✕", killed: "✕", paused: "❚❚", stopped: "■" };
+const STATES = { starting: "Starting", running: "Running", stopping: "Stopping", stopped: "Stopped", paused: "Paused", finished: "Finished", failed: "Failed", killed: "Killed", gone: "Gone" };
+const SIGNS = { finished: "✓", failed: "✕", killed: "✕", gone: "✕", paused: "❚❚", stopped: "■" };
 const BUTTONS = { // name of the message -> sign, words, what it does
   pause: ["❚❚", "Pause", "Write a checkpoint after this step and end; Resume continues"],
   stop: ["■", "Stop", "End after this step and save what is trained"],

@@ -42,7 +42,7 @@ class Alternative(Record):
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
     """Changes of ``cfg`` (as ``forecast`` takes it), each by itself, with their verdicts.
 
-    Where no single change makes it fit and several together do, those come first, as one.
+    Where it does not fit, the cheapest changes after which it does come first, as one.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [(dict(a.fields), a.fit.verdict) for a in wb.alternatives(model, wb.TrainConfig(), "A100 40 GB")][:2]
@@ -54,9 +54,10 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     if fit(present, gpu).verdict in ("fits", "close"):
         changes = _larger(plan, source.config.get("max_position_embeddings"))
     else:
-        ways = ways_to_fit(source, cfg, gpu) or ()
-        together = {name: value for way in ways for name, value in way.fields.items()}
-        changes = [*([together] if len(ways) > 1 else []), *_smaller(plan)]
+        changes = _smaller(plan)
+        enough = {name: value for way in ways_to_fit(source, cfg, gpu) or () for name, value in way.fields.items()}
+        if enough and enough not in changes:
+            changes.insert(0, enough)
     changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     found = []
     for fields in changes:
