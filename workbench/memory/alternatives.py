@@ -51,14 +51,13 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     source, gpu = open_model(src), find(gpu)
     present = forecast(source, cfg)
     plan = present.plan
+    methods: list[dict[str, Any]] = [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     if fit(present, gpu).verdict in ("fits", "close"):
-        changes = _larger(plan, source.config.get("max_position_embeddings"))
+        changes = [*_larger(plan, source.config.get("max_position_embeddings")), *methods]
     else:
-        changes = _smaller(plan)
-        enough = {name: value for way in ways_to_fit(source, cfg, gpu) or () for name, value in way.fields.items()}
-        if enough and enough not in changes:
-            changes.insert(0, enough)
-    changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
+        changes = [*_smaller(plan), *methods]
+        if enough := {name: value for way in ways_to_fit(source, cfg, gpu) or () for name, value in way.fields.items()}:
+            changes = [enough, *(change for change in changes if change != enough)]
     found = []
     for fields in changes:
         judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)
