@@ -53,7 +53,7 @@ def test_no_slider_of_the_app_has_one_option_or_is_deaf_to_keys() -> None:
         for i in range(len(TABS)):
             app.tabs.selected_index = i
         sliders = [w for w in inside(app) if isinstance(w, (ipywidgets.SelectionSlider, ipywidgets.FloatSlider))]
-        assert len(sliders) >= 4
+        assert sliders
         for each in sliders:
             assert each.continuous_update == BEFORE_8, each.description
             assert len(getattr(each, "options", (0, 1))) > 1, each.description

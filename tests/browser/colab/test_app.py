@@ -11,6 +11,8 @@ from tests.browser.colab.app import App
 from tests.browser.colab.conftest import Opener
 from widgets.views import TABS
 
+pytestmark = pytest.mark.colab
+
 GROWN = 5000
 """Pixels that the product asks for its output, beyond Colab's 1,000."""
 
