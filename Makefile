@@ -69,7 +69,8 @@ notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where wi
 
 screens: env ## Take a picture of every view, light and dark, into docs/img/views (SHOTS=…)
 	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest --quiet tests/browser/test_screens.py \
-	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job
+	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job \
+	  tests/browser/test_one_screen.py::test_a_run_is_on_one_screen_from_launch_to_its_result
 
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \
