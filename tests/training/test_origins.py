@@ -285,7 +285,6 @@ def paused(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> wb.Run:
 def part(paused: wb.Run) -> Iterator[RunExport]:
     part = RunExport(Immediate())
     part.follow(paused)
-    part.update(paused.status)
     yield part
     part.close()
 
