@@ -64,6 +64,8 @@ class Plan(Record):
     upcast_to_fp32: bool = False
     logits_at_once: int = 256
     gradient_checkpointing: bool = True
+    packing: bool = False
+    """Whether rows lie end to end: then attention always keeps a mask, as in a batch with padding."""
     padded: bool = False
     """Whether the batch has padding: attention then keeps its mask, and keys and values once for every head."""
     autocast: bool = True
@@ -285,7 +287,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     heads = _first_int(config, ("num_attention_heads", "n_head"), 1)
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
-    attention = 4 * hidden + plan.max_length if plan.padded else 2 * hidden + 2 * keys
+    attention = 4 * hidden + plan.max_length if plan.padded or plan.packing else 2 * hidden + 2 * keys
     mask_bytes = 0 if plan.lora_dropout == 0 else 4 if plan.device == "cpu" else 1
     per_layer, unpacked, identity = [], [0], 0
     for linears in layers.values():

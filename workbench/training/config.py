@@ -223,6 +223,12 @@ class TrainConfig(Record):
     embeddings less."""
     logits_at_once: int = setting(256, "Logits at a time (tokens; 0: all)", "whole", Group.MEMORY, least=0)
     """Tokens whose logits are made at a time where the head is frozen: the loss is the same but for the order of sums."""
+    group_by_length: bool = setting(True, "Batches of rows of like lengths", "flag", Group.MEMORY)
+    """Gather rows of like lengths into batches, which saves most of their padding; the longest row comes in the first step, so
+    that a shortage of memory shows there."""
+    packing: bool = setting(False, "Pack rows end to end", "flag", Group.MEMORY, also="sample_packing")
+    """Put rows end to end, up to ``max_length`` tokens, each with positions of its own: what counts as a row everywhere else
+    is then such a pack. Refused for models that do not keep the rows apart."""
     gradient_checkpointing: bool = setting(
         True, "Gradient checkpointing", "flag", Group.MEMORY, also="use_gradient_checkpointing grad_checkpoint"
     )
@@ -289,6 +295,11 @@ class TrainConfig(Record):
     def warmup(self) -> int:
         """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows of all processes in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.nproc_per_node
 
     def for_rows(self, rows: int) -> TrainConfig:
         """The same run on a dataset of so many rows in steps: epochs become ``max_steps`` as transformers counts them.

@@ -7,6 +7,7 @@ held-out loss, samples, events, pausing. Imports none of those libraries.
 from __future__ import annotations
 
 import glob
+import inspect
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ from workbench.sources import open_model
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
+from workbench.training.lengths import packs
 from workbench.training.row_files import ending, is_list
 
 _AUTO = {
@@ -54,7 +56,9 @@ def _start(config: TrainConfig) -> str:
 
 
 def _imports(config: TrainConfig, files: Files) -> str:
-    from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "DataCollatorForSeq2Seq", "Trainer", "TrainingArguments"]
+    from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "Trainer", "TrainingArguments"]
+    if not config.packing:
+        from_transformers.append("DataCollatorForSeq2Seq")
     lines = ["import torch"]
     if config.method == "qlora":
         from_transformers.append("BitsAndBytesConfig")
@@ -75,6 +79,8 @@ def _imports(config: TrainConfig, files: Files) -> str:
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
+    if config.group_by_length:
+        lines.append("from transformers.trainer_pt_utils import LengthGroupedSampler")
     lines.append(f"\nMODEL = {_shown(_model_name(config))}\ndtype = {_dtype(config)}")
     if config.nproc_per_node > 1:
         lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')
@@ -110,6 +116,7 @@ def _data(config: TrainConfig, files: Files) -> str:
     first = _WITHOUT_NULLS * (chats and files.loader in ("parquet", "arrow")) + _OPENING * (
         chats and config.completion_only_loss
     )
+    packed = f"\n\n{inspect.getsource(packs)}{_PACKED.format(most=config.max_length)}" * config.packing
     return f"""
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 tokenizer.padding_side = "right"
@@ -127,6 +134,31 @@ def encode(row):
 
 {_rows(config, files)}
 rows = [row for row in map(encode, rows) if any(label != -100 for label in row["labels"])]
+{packed}"""
+
+
+_PACKED = """
+
+def end_to_end(some):
+    \"\"\"Rows as one, in which positions begin again with each.\"\"\"
+    return {{
+        "input_ids": [token for row in some for token in row["input_ids"]],
+        "labels": [label for row in some for label in row["labels"]],
+        "position_ids": [position for row in some for position in range(len(row["input_ids"]))],
+    }}
+
+
+def collator(some):
+    \"\"\"One batch without an attention mask: transformers keeps rows apart where positions begin again.\"\"\"
+    widest = max(len(row["input_ids"]) for row in some)
+    padding = {{"input_ids": tokenizer.pad_token_id, "labels": -100, "position_ids": 0}}
+    return {{
+        name: torch.tensor([row[name] + [value] * (widest - len(row[name])) for row in some]) for name, value in padding.items()
+    }}
+
+
+lengths = [len(row["input_ids"]) for row in rows]
+rows = [end_to_end([rows[i] for i in pack]) for pack in packs(lengths, {most})]
 """
 
 
@@ -301,6 +333,9 @@ def _training(config: TrainConfig) -> str:
         note += (
             f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
         )
+    kind, grouping = "Trainer", ""
+    if config.group_by_length:
+        kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)
     return f"""
 {note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
     fp16=dtype is torch.float16,
@@ -309,10 +344,28 @@ def _training(config: TrainConfig) -> str:
     logging_nan_inf_filter=False,
     report_to={_shown(config.report_to)},
 )
-collator = DataCollatorForSeq2Seq(tokenizer)
-trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+{"" if config.packing else "collator = DataCollatorForSeq2Seq(tokenizer)"}
+{grouping}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
 trainer.train()
 {save}
+"""
+
+
+_GROUPED = """
+
+class ByLength(LengthGroupedSampler):
+    \"\"\"Rows of like lengths together, in another order each epoch, the longest first.\"\"\"
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed({seed} + int(trainer.state.epoch or 0))
+        return super().__iter__()
+
+
+class TrainerByLength(Trainer):
+    def _get_train_sampler(self, *given):
+        return ByLength({together}, lengths=[len(row["input_ids"]) for row in rows])
+
+
 """
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow
@@ -29,9 +30,25 @@ from workbench.training.worker import distributed
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
 from workbench.training.worker.head import LossWithoutLogits
+from workbench.training.worker.packing import tokens_of
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 Asked = Callable[[], str | None]
+
+
+class ByLength(LengthGroupedSampler):
+    """Rows of like lengths together, the longest first.
+
+    Each epoch has an order of its own, which a resumed run and every process take too.
+    """
+
+    def __init__(self, lengths: Sequence[int], together: int, seed: int, epoch: Callable[[], float | None]) -> None:
+        super().__init__(together, lengths=list(lengths))
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Any:
+        self.generator = torch.Generator().manual_seed(self._seed + int(self._epoch() or 0))
+        return super().__iter__()
 
 
 class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
@@ -90,8 +107,11 @@ class TracedTrainer(Trainer):
         where: dict[str, Any],
         account: Account,
         without_logits: LossWithoutLogits | None,
+        grouped: int,
         **kwargs: Any,
     ) -> None:
+        """``grouped``: rows a step, where those of like lengths are to come together; 0: rows come at random."""
+        self._grouped = grouped
         super().__init__(*args, compute_loss_func=without_logits, **kwargs)
         self._around = without_logits.around if without_logits else contextlib.nullcontext
         self.remove_callback(PrinterCallback)  # Steering prints one line a step instead
@@ -105,9 +125,15 @@ class TracedTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
+    def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
+        if not self._grouped:
+            return super()._get_train_sampler(*given, **named)
+        lengths = [len(row.input_ids) for row in self.train_dataset.rows]
+        return ByLength(lengths, self._grouped, self.args.seed, lambda: self.state.epoch)
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Counts on the device; the figures are waited for only when the step is reported."""
-        mask = inputs["attention_mask"]
+        mask = tokens_of(inputs)
         self.batches.append((mask.numel(), mask.sum(1).max(), mask.sum()))
         self._where |= {"rows": mask.shape[0], "longest": mask.shape[1]}  # a batch is padded to its longest row
         with self.account.batch(self.model, mask):
