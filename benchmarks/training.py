@@ -10,8 +10,8 @@
 3. Lengths. One pass over rows of skewed lengths: real tokens a second of plain code with rows at random, and of
    ``wb.launch`` with rows at random, grouped by length, and packed. The aim is twice the plain code's with the defaults.
 
-In 1 and 2 all rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen; ratios are
-what to quote.
+In 1 and 2 all rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen;
+ratios are what to quote.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
             switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched", args.stretch)
         if args.rows:
             skewed = {"dataset": str(skewed_rows(folder / "skewed.jsonl", args.rows)), "max_length": 512, "max_steps": -1}
-            shape = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8, "logits_at_once": 0}
+            shape = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8}
             by_lengths(wb.TrainConfig.from_dict({**config.to_dict(), **skewed, **shape}), folder)
 
 
@@ -114,8 +114,11 @@ def skewed_rows(path: Path, count: int) -> Path:
 
 
 def by_lengths(config: wb.TrainConfig, folder: Path) -> None:
-    """Real tokens a second over one pass, the first step left out, each way of batching in a run of its own."""
-    ways = {"at random": {"group_by_length": False}, "grouped by length": {}, "packed": {"packing": True}}
+    """Real tokens a second over one pass, the first step left out, each way of batching in a run of its own.
+
+    Rows at random have all their logits at once, as plain code has, so that the losses are equal.
+    """
+    ways = {"at random": {"group_by_length": False, "logits_at_once": 0}, "grouped by length": {}, "packed": {"packing": True}}
     plain, padding = 0.0, {}
     for way, fields in ways.items():
         chosen = wb.TrainConfig.from_dict({**config.to_dict(), **fields})

@@ -70,6 +70,10 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
             id="full-text", marks=pytest.mark.slow,
         ),
         pytest.param({"packing": True, "num_train_epochs": 1.5, "lora_dropout": 0.1, "max_length": 96}, id="packed"),
+        pytest.param(
+            {"norms_in_16_bits": True, "inputs_on_host": True, "compute_dtype": "bfloat16"},
+            id="norms-in-16-bits", marks=pytest.mark.slow,
+        ),
         pytest.param({"group_by_length": False, "max_length": 64}, id="at-random", marks=pytest.mark.slow),
     ],
 )  # fmt: skip

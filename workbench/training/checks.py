@@ -70,6 +70,8 @@ def _method_faults(config: Any) -> list[str]:
     begin = config.init_lora_weights
     if config.method == "full" and config.compute_dtype == "float16":
         faults.append('compute_dtype float16 cannot train every weight (method "full"): use "bfloat16" or "float32".')
+    if config.inputs_on_host and not config.gradient_checkpointing:
+        faults.append("inputs_on_host moves what gradient_checkpointing keeps: turn that on too.")
     for methods, lacks in _LACKS.items():
         unused = [
             name for name, declared in settings_of(config).items()

@@ -233,6 +233,14 @@ class TrainConfig(Record):
         True, "Gradient checkpointing", "flag", Group.MEMORY, also="use_gradient_checkpointing grad_checkpoint"
     )
     """Keep only each layer's input and compute the rest again in the backward pass."""
+    norms_in_16_bits: bool = setting(
+        False, "Norms answer in 16 bits (not yet run on a GPU)", "flag", Group.MEMORY, only=QUANTIZED
+    )
+    """Have norms answer in the compute dtype: a layer takes less while it is computed, and rounds as 16 bits do. What is summed
+    from layer to layer stays float32."""
+    inputs_on_host: bool = setting(False, "Layers' inputs on the host (not yet run on a GPU)", "flag", Group.MEMORY)
+    """Hold what gradient checkpointing keeps of each layer in the host's memory until the backward pass: the same bits, for
+    the time that moving it takes both ways. Means nothing on a CPU."""
     nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1, also="num_processes num_gpus")
     """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
     ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""

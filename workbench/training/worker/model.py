@@ -20,7 +20,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
 from workbench.training.worker.distributed import local_rank
-from workbench.training.worker.preparation import prepare
+from workbench.training.worker.preparation import answer_in, prepare
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -108,10 +108,13 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         set_seed(config.seed)
         return model
     if config.method == "qlora":
+        dtype = model.dtype  # before anything is made float32
         if config.upcast_to_fp32:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         else:
             prepare(model, model.dtype)
+        if config.norms_in_16_bits:
+            answer_in(model, dtype)
     set_seed(config.seed)
     check_targets(model, config)
     targets = config.target_modules
