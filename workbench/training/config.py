@@ -238,6 +238,9 @@ class TrainConfig(Record):
     )
     """Have norms answer in the compute dtype: a layer takes less while it is computed, and rounds as 16 bits do. What is summed
     from layer to layer stays float32."""
+    rescale_mlp: int = setting(0, "Rescale MLPs for float16 (power of two; 0: not)", "whole", Group.MEMORY, least=0, below=16)
+    """Have up projections of gated MLPs answer so many powers of two less and down projections make up for it: the same
+    function, within what float16 holds. For models whose MLPs overflow there; 6 is enough for most."""
     inputs_on_host: bool = setting(False, "Layers' inputs on the host (not yet run on a GPU)", "flag", Group.MEMORY)
     """Hold what gradient checkpointing keeps of each layer in the host's memory until the backward pass: the same bits, for
     the time that moving it takes both ways. Means nothing on a CPU."""

@@ -148,6 +148,8 @@ def _model(config: TrainConfig) -> str:
             lines.append(_NARROWED)
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+    if config.rescale_mlp:
+        lines.append(_RESCALED.format(power=config.rescale_mlp))
     lines.append("model.config.use_cache = False")
     return "\n".join(line.strip("\n") for line in lines)
 
@@ -167,6 +169,12 @@ _NARROWED = """
 for module in model.modules():
     if type(module).__name__.endswith("Norm"):
         module.register_forward_hook(lambda module, given, answer: answer.to(dtype))
+"""
+_RESCALED = """
+for module in model.modules():
+    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")):
+        module.up_proj.register_forward_hook(lambda module, given, answer: answer * 2.0**-{power})
+        module.down_proj.register_forward_hook(lambda module, given, answer: answer.float() * 2.0**{power})
 """
 _ON_HOST = """
 def to_host(tensor):

@@ -20,6 +20,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
 from workbench.training.worker.distributed import local_rank
+from workbench.training.worker.health import rescale_mlps
 from workbench.training.worker.preparation import answer_in, prepare
 
 
@@ -106,6 +107,8 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     """
     if config.method == "full":
         set_seed(config.seed)
+        if config.rescale_mlp:
+            rescale_mlps(model, config.rescale_mlp)
         return model
     if config.method == "qlora":
         dtype = model.dtype  # before anything is made float32
@@ -133,6 +136,8 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     except ValueError as error:
         remedy = f"Name modules of a kind that peft adapts: {linear_names(model)}."
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
+    if config.rescale_mlp:
+        rescale_mlps(adapted, config.rescale_mlp)
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
         snapshot = Path(model.config._name_or_path)
         lora.base_model_name_or_path = config.model

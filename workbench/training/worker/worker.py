@@ -172,7 +172,7 @@ class Worker:
         dtype = model.compute_dtype(self.config)
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
-        material = self._material(source, net)
+        material = self._material(source, net, dtype)
         checkpoints = self.folder.complete_checkpoints()
         board = tensorboard.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
@@ -236,10 +236,12 @@ class Worker:
         self.hello()
         return net
 
-    def _material(self, source: Path, net: Any) -> Material:
+    def _material(self, source: Path, net: Any, dtype: torch.dtype) -> Material:
         """Rows and prompts, which ``net`` can take; how many steps epochs make is known then."""
+        import torch
+
         from workbench.training import data
-        from workbench.training.loaded_checks import check_ids, check_length
+        from workbench.training.loaded_checks import check_float16, check_ids, check_length
         from workbench.training.worker import packing
         from workbench.training.worker.batches import Collator
         from workbench.training.worker.evaluator import Material
@@ -258,6 +260,8 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             collator = Collator.of(tokenizer)
+            if dtype is torch.float16 and (said := check_float16(net, config)):
+                self.writer.emit("log", level="warning", text=said)
             check_length(net, config, first=self.attempt == 1)
             check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
             return Material(
