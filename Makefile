@@ -5,7 +5,7 @@ COLAB  ?= .venv-colab
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
-MARKS  ?= not slow and not smollm2
+MARKS  ?= not slow and not smollm2 and not colab
 SHOTS  ?= docs/img/views
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
@@ -46,8 +46,9 @@ test-all: env ## Run every test, and those that could differ again with Colab's 
 	$(MAKE) --no-print-directory test-colab || failed=1; \
 	exit $$failed
 
-test-colab: $(COLAB)/.installed ## Run the notebooks, and the tests that could differ, with Colab's package versions
+test-colab: env $(COLAB)/.installed ## Run the notebooks, the tests that could differ and a page like Colab's with its package versions
 	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.helpers.colab --numprocesses $(JOBS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 10 tests/browser/colab
 
 $(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/helpers/colab.py
 	@echo "Installing Colab's versions into $(COLAB): some minutes the first time."
@@ -68,7 +69,8 @@ notebooks: env ## Run the notebooks anew in JupyterLab and put pictures where wi
 
 screens: env ## Take a picture of every view, light and dark, into docs/img/views (SHOTS=…)
 	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest --quiet tests/browser/test_screens.py \
-	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job
+	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job \
+	  tests/browser/test_one_screen.py::test_a_run_is_on_one_screen_from_launch_to_its_result
 
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \

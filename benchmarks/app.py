@@ -69,8 +69,8 @@ _WATCH = """() => {
     const seen = new Map();
     const note = (figure) => figure.checkVisibility() && (window.last = performance.now(), window.drawn += 1);
     const ours = (figure) => {
-        const { revision, map } = figure.dataset;
-        if (revision === seen.get(figure) || !(map || figure.data?.length)) return;
+        const { revision, map, samples } = figure.dataset;
+        if (revision === seen.get(figure) || !(map || Number(samples) || figure.data?.length)) return;
         seen.set(figure, revision);
         note(figure);
     };
@@ -306,7 +306,7 @@ def attach(browser: Browser, server: Server, run: Path) -> tuple[float, float]:
     """Seconds that a fresh kernel takes for a training cell with all of a run's history, and until the page has drawn it."""
     with opened(browser, server, ATTACH.format(run=str(run))) as lab:
         lab.page.evaluate(_RUN)
-        wait(lab, "() => window.drawn >= 8")
+        wait(lab, "() => document.querySelector('.wbc-stage')?.dataset.steps > 0")
         wait(lab, _QUIET, 1000)
         return float(lab.kernel("print(seconds)")), float(lab.page.evaluate("window.last - window.began")) / 1000
 
@@ -314,9 +314,9 @@ def attach(browser: Browser, server: Server, run: Path) -> tuple[float, float]:
 def report(app: Figures, view: Figures, other: Figures | None) -> None:
     """The table."""
     rows = [
-        ("opens with, MB over the websocket", "≤ 2.5", lambda f: f"{f.opened_mb:.2f}"),
-        ("Run to the first plot, s", "≤ 3", lambda f: f"{f.first_plot:.2f}"),
-        ("next block size, all redrawn, median ms", "≤ 120", lambda f: f"{f.step_ms[0]:.0f}"),
+        ("opens with, MB over the websocket", "≤ 2", lambda f: f"{f.opened_mb:.2f}"),
+        ("Run to the first plot, s", "≤ 2.5", lambda f: f"{f.first_plot:.2f}"),
+        ("next block size, all redrawn, median ms", "≤ 100", lambda f: f"{f.step_ms[0]:.0f}"),
         ("… 95th percentile ms", "≤ 200", lambda f: f"{f.step_ms[1]:.0f}"),
         ("… KB over the websocket", "≤ 300", lambda f: f"{f.change_kb:.0f}"),
         ("a block size not measured ahead, median ms", "≤ 120", lambda f: f"{f.jump_ms[0]:.0f}"),

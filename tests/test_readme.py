@@ -97,12 +97,13 @@ def test_ci_runs_the_readme_s_tests_first_then_what_they_leave_out_then_colab_s(
     ci = (ROOT / ".ci" / "run").read_text("utf-8")
     assert re.findall(r"^(?:timeout .* )?make (lint|test\S*)", ci, re.MULTILINE) == ["lint", "test-all"]
     (readme,) = pytest_runs("test")
-    quick, rest, colab = pytest_runs("test-all")
+    quick, rest, colab, page = pytest_runs("test-all")
     assert quick == readme
-    assert quick[:2] == ["-m", "not slow and not smollm2"]
+    assert quick[:2] == ["-m", "not slow and not smollm2 and not colab"]
     assert rest == ["-m", "slow", *quick[2:]]
     assert colab[:2] == ["-p", "tests.helpers.colab"]
-    assert "-m" not in colab
+    assert "-m" not in colab + page
+    assert page[-1] == "tests/browser/colab"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -27,17 +27,17 @@ LARGEST = 500_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _TALL = {"width": 1280, "height": 6000}  # JupyterLab draws only the cells near the window
 
-# Every figure that is on screen shows something, and nothing on the page has changed for a second.
+# Every plot that is on screen is drawn, and nothing on the page has changed for a second.
 _SETTLED = """() => {
-    const shown = [...document.querySelectorAll('.jp-OutputArea [role=figure]')].filter((figure) => figure.checkVisibility());
-    const drawn = (figure) => figure.dataset.revision && (figure.dataset.map || figure.data?.length);
+    const plots = [...document.querySelectorAll('.jp-OutputArea .workbench-plot [role=figure]')];
+    const shown = plots.filter((plot) => plot.checkVisibility());
     if (!window.changes) {
         window.changes = { at: performance.now() };
         const observer = new MutationObserver(() => (window.changes.at = performance.now()));
         const noted = { subtree: true, childList: true, attributes: true, characterData: true };
         observer.observe(document.querySelector('.jp-Notebook'), noted);
     }
-    return shown.every(drawn) && performance.now() - window.changes.at > 1000;
+    return shown.every((plot) => plot.dataset.revision) && performance.now() - window.changes.at > 1000;
 }"""
 
 

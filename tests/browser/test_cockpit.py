@@ -23,7 +23,7 @@ from workbench.training.folder import RunStatus
 from workbench.training.results.timeline import Timeline
 
 LANES = ("Loss", "Memory", "Paging", "Phases")
-LOW = 291
+LOW = 270
 """Height of the bar and the lanes of a run that has ended."""
 Open = Callable[..., Alone]
 
@@ -298,7 +298,7 @@ def test_a_run_is_seen_from_launch_to_its_end_and_played_again(lab: Lab, lab_ser
     assert top is not None
     assert all(box["y"] + box["height"] - top["y"] <= 450 for box in places.values() if box)
     lab.until("() => Number(document.querySelector('.wbc-stage').dataset.steps) > 2", 180)
-    lab.shot("cockpit-running", ".wb-run")
+    lab.shot("cockpit-running", ".wb-run-view")
     lab.page.locator(".wbc-lanes").focus()
     for key in ("b", "ArrowLeft", "d", "d"):
         lab.page.keyboard.press(key)
@@ -306,11 +306,11 @@ def test_a_run_is_seen_from_launch_to_its_end_and_played_again(lab: Lab, lab_ser
     lab.page.wait_for_selector(".wbc-state:text-matches('Finished')", timeout=180_000)
     lab.until("() => document.querySelector('.wbc-stage').dataset.steps === '12'")
     assert "simulated" in str(lane(lab.page, "Paging").get_attribute("aria-label"))
-    lab.shot("cockpit-finished", ".wb-run")
+    lab.shot("cockpit-finished", ".wb-run-view")
 
     lab.theme("JupyterLab Dark")
     lab.until("() => document.querySelector('.workbench-cockpit').dataset.dark === 'true'")
-    lab.shot("cockpit-dark", ".wb-run")
+    lab.shot("cockpit-dark", ".wb-run-view")
     lab.theme("JupyterLab Light")
 
     lab.page.get_by_role("button", name="Replay").click()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import Server
-from tests.browser.lab import Lab
+from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import choice, choose, open_app, shows, tab
 
 pytestmark = pytest.mark.slow
@@ -83,10 +83,7 @@ def test_what_opens_stays_inside_the_app_and_moves_nothing(lab: Lab, lab_server:
     lab.page.get_by_role("button", name="Launch", exact=True).wait_for()
     before = lab.page.evaluate(_BOXES)
     assert not before["open"]
-    buttons = [
-        lab.page.get_by_role("button", name=name, exact=True).locator("visible=true").first
-        for name in ("Model", "Copy as code")
-    ]
+    buttons = [lab.page.get_by_role("button", name=name, exact=True).first for name in ("Model", "Copy as code")]
     lists = [choice(lab, name) for name in ("Layer", "Tensor", "Format", "Compare with", "Add a format", "Block size")]
     for opener in [*buttons, *lists]:
         opener.click()
@@ -96,15 +93,15 @@ def test_what_opens_stays_inside_the_app_and_moves_nothing(lab: Lab, lab_server:
         assert lab.page.evaluate(_BOXES) == before
 
 
-def test_a_view_alone_has_the_header_with_what_applies_to_it(lab: Lab, lab_server: Server) -> None:
-    open_app(lab, lab_server)
-    lab.kernel("app.close()")
-    for view, names in (("DistributionView", {"Layer", "Tensor", "Format", "Compare with"}), ("ModelPicker", set())):
-        lab.page.evaluate("() => globalThis.jupyterapp.commands.execute('notebook:insert-cell-below')")
-        lab.page.keyboard.insert_text(f"from widgets import {view}; {view}('builtin')")
-        lab.page.keyboard.press("Control+Enter")
-        header = lab.page.locator(".wb-header").last
-        header.get_by_role("button", name="Model", exact=True).filter(has_text="builtin").wait_for()
-        for name in ("Layer", "Tensor", "Format", "Compare with"):
-            assert header.get_by_role("combobox", name=name, exact=True).is_visible() == (name in names), (view, name)
-        assert header.bounding_box()["height"] <= 40
+@pytest.mark.parametrize(("view", "chooses"), [("DistributionView", True), ("ModelPicker", False)])
+def test_a_view_alone_has_the_header_with_what_applies_to_it(lab: Lab, lab_server: Server, view: str, chooses: bool) -> None:
+    write_notebook(lab_server.folder / "view.ipynb", f"from widgets import {view}\n{view}('builtin')")
+    lab.open("view.ipynb")
+    lab.alone()
+    lab.run_all()
+    header = lab.page.locator(".wb-header")
+    header.get_by_role("button", name="Model", exact=True).filter(has_text="builtin").wait_for()
+    for name in ("Layer", "Tensor", "Format", "Compare with"):
+        assert header.get_by_role("combobox", name=name, exact=True).is_visible() == chooses, name
+    assert header.get_by_role("button", name="Copy as code", exact=True).is_visible()
+    assert header.evaluate("e => e.offsetHeight") <= 40

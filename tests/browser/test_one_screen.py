@@ -47,6 +47,9 @@ SETTLED: dict[str, str] = {
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
 """A window's width and height, and the app's least or, below 760, exact width in it."""
 
+LANES = ("Loss", "Memory", "Paging", "Phases")
+_PAINTED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+"""Once sizes have been laid out and drawn."""
 _BOXES = """() => {
     const app = document.querySelector('.wb-panel').getBoundingClientRect();
     const header = document.querySelector('.wb-header').getBoundingClientRect();
@@ -79,3 +82,42 @@ def test_what_is_looked_at_ends_above_the_fold(lab: Lab, lab_server: Server, siz
         assert lab.page.evaluate(_BOXES)[1] == header, "the header is as high in every tab"
     if theme == "Dark":
         lab.theme("JupyterLab Light")
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_run_is_on_one_screen_from_launch_to_its_result(lab: Lab, lab_server: Server, theme: str) -> None:
+    write_notebook(lab_server.folder / "app.ipynb", "from widgets import Workbench\napp = Workbench('builtin')\napp")
+    lab.page.set_viewport_size({"width": 1440, "height": 900})
+    lab.open("app.ipynb")
+    lab.alone()
+    if theme == "Dark":
+        lab.theme("JupyterLab Dark")
+    lab.run_all()
+    tab(lab, "Train")
+    lab.page.get_by_role("button", name="Launch", exact=True).click()
+    lanes = [f".wbc-lane[aria-label^={name}]" for name in LANES]
+    for lane in lanes:
+        lab.page.locator(lane).wait_for()
+    assert fold.faults(lab.page, lanes) == [], "before the first event"
+    lab.until("() => Number(document.querySelector('.wbc-stage').dataset.steps) >= 20", 300)
+    _at_every_size(lab, lanes, "while steps arrive")
+    lab.page.set_viewport_size({"width": 1280, "height": 1200})  # the picture has the whole panel
+    lab.page.evaluate(_PAINTED)
+    stage = lab.page.locator(".wbc-lanes").bounding_box()
+    assert stage is not None
+    lab.page.mouse.move(stage["x"] + 0.3 * stage["width"], stage["y"] + stage["height"] / 2)
+    lab.shot(f"cockpit-{theme.lower()}", ".wb-panel")
+    lab.page.get_by_role("button", name="Stop", exact=True).click()
+    lab.page.locator(".wb-result").wait_for(timeout=120_000)
+    _at_every_size(lab, [".wb-result", *lanes], "after its end")
+    if theme == "Dark":
+        lab.theme("JupyterLab Light")
+
+
+def _at_every_size(lab: Lab, wanted: list[str], when: str) -> None:
+    """What is wanted is above the fold in each window; the last is the largest."""
+    for name in ("720 px wide", "1280 × 800", "1440 × 900"):
+        width, height, _ = SIZES[name]
+        lab.page.set_viewport_size({"width": width, "height": height})
+        lab.page.evaluate(_PAINTED)
+        assert fold.faults(lab.page, wanted) == [], f"{when}, {name}"

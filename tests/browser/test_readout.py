@@ -52,12 +52,12 @@ def test_every_row_of_bars_is_read_at_one_place(lab: Lab, lab_server: Server) ->
     lab.plots(1)
     assert lab.page.evaluate(ROWS) == ["> coarse 1 3", "fine 2 6"], "at first the highest bar of the first row"
 
-    before, boxes = lab.received, lab.page.evaluate(BOXES)
+    boxes = lab.page.evaluate(BOXES)
     point(lab, 1, "yaxis")
     assert lab.page.evaluate(ROWS) == ["> coarse 0 1", "fine 0 4"]
     point(lab, 3, "yaxis2")
     assert lab.page.evaluate(ROWS) == ["coarse 0 1", "> fine 1 5"], "the row that the pointer is in leads"
-    band = lab.page.locator(".workbench-band").bounding_box()
+    band = lab.page.locator(".workbench-band").first.bounding_box()
     assert band is not None
     assert band["width"] == pytest.approx(lab.plot(0, "plot._fullLayout.xaxis.d2p(2) - plot._fullLayout.xaxis.d2p(0)"), abs=1)
 
@@ -66,7 +66,6 @@ def test_every_row_of_bars_is_read_at_one_place(lab: Lab, lab_server: Server) ->
     assert lab.page.evaluate(ROWS) == ["coarse 1 3", "> fine 2 6"]
     lab.until("() => document.querySelector('.workbench-plot [role=status]').textContent === 'fine, place 2, height 6'")
     assert lab.page.evaluate(BOXES) == boxes, "reading moves nothing"
-    assert lab.received == before, "and asks the kernel nothing"
 
     lab.kernel("plot.show({'data': [bars('coarse', [1, 3], 'y'), bars('fine', [4, 5, 9, 7], 'y2')], 'layout': {}})")
     lab.until(f"() => ({ROWS})()[1] === '> fine 2 9'")

@@ -64,13 +64,13 @@ def test_collectors(facts: Facts) -> None:
     import torch
 
     from workbench.training.worker.cupti import open_cupti
-    from workbench.training.worker.telemetry import Gpu
+    from workbench.training.worker.telemetry import CudaMemory
 
     torch.cuda.init()
     collector, cupti = open_cupti(True)
     if collector:
         collector.close()
-    nvml = Gpu()
+    nvml = CudaMemory()
     facts |= {"CUPTI": cupti.why, "NVML": nvml.why or "answers"}
     assert cupti.works, f"CUPTI: {cupti.why}"
     assert not nvml.why, nvml.why
@@ -100,10 +100,10 @@ def test_nvml(facts: Facts) -> None:
     import torch
     from bitsandbytes import functional
 
-    from workbench.training.worker.telemetry import Gpu
+    from workbench.training.worker.telemetry import CudaMemory
 
     torch.cuda.init()
-    gpu = Gpu()
+    gpu = CudaMemory()
     assert not gpu.why, gpu.why
     torch.ones(1, device="cuda")
     before = gpu.counters(0)

@@ -177,7 +177,7 @@ def test_overhead(facts: Facts) -> None:
         collector, capability = open_cupti(True)
         facts["CUPTI"] = capability.why
         sampler = telemetry.Sampler(writer, lambda: None)
-        sampler.gpu, sampler.managed = telemetry.Gpu(), managed_bytes
+        sampler.gpu, sampler.managed = telemetry.CudaMemory(), managed_bytes
         sampler.collectors = (collector,) if collector else ()
         sampler.start()
         try:

@@ -1,4 +1,4 @@
-"""How every committed notebook begins: its title, under it a badge that opens it in Colab, then a cell that installs there.
+"""How every committed notebook begins: its title, under it a badge that opens it in Colab, then a folded cell to install there.
 
 The badge and the address in the cell come from pyproject's ``urls``: without a repository address there is no badge, and the
 cell asks for an uploaded wheel. ``make notebooks`` renews both.
@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 _CELL = """\
-# On Colab this installs the workbench and what else is missing there, upgrading nothing. Elsewhere it does nothing.
+# @title Install the workbench, on Colab: upgrades nothing there, and elsewhere does nothing
 import sys
 from importlib.util import find_spec
 
@@ -33,6 +33,9 @@ _WHEEL_ONLY = """\
 
 _WHEEL_OR_REPOSITORY = """\
     source = max(glob("qlora_workbench-*.whl"), default="git+{address}")"""
+
+_FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
+"""Colab shows the cell's title and its play button, JupyterLab a line to unfold; neither its code."""
 
 _BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 
@@ -65,7 +68,7 @@ def renewed(notebook: dict[str, Any], name: str, address: str) -> dict[str, Any]
     if cells and cells[0]["cell_type"] == "code" and "google.colab" in "".join(cells[0]["source"]):
         cells = cells[1:]
     start: dict[str, Any] = {
-        "cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [],
+        "cell_type": "code", "execution_count": None, "id": "colab", "metadata": _FOLDED, "outputs": [],
         "source": first_cell(address).splitlines(keepends=True),
     }  # fmt: skip
     return notebook | {"cells": [title | {"source": text.splitlines(keepends=True)}, start, *cells]}

@@ -10,7 +10,7 @@ import workbench as wb
 from widgets import TrainingCell
 from workbench.training.recorded import FOLDER, note_of
 
-PATHS = re.compile(r'"[^"]*(/home/|/root/|/Users/|/tmp/|/work/|/usr/|\\\\|[A-Z]:\\)')
+PATHS = re.compile(r'"(~|[A-Z]:\\\\)?/')
 NAMING = re.compile(r'"(host|hostname|node|user|cwd|anchors|time_ns)"|pid": \d')
 SIZE = 300_000
 

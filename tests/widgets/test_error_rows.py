@@ -80,6 +80,25 @@ def test_each_row_shows_what_is_chosen_in_the_one_before(view: BlockErrorView) -
     assert shown(view, "map")["high"] == e.block_absmax.max()
 
 
+def test_a_block_picked_on_the_lying_map_is_the_one_under_the_pointer(view: BlockErrorView) -> None:
+    lead = view.session.analysis.stats[0]
+    assert lead.blocks_per_row == 11
+    assert shown(view, "map")["shape"] == [11, 256], "256 rows side by side"
+    pick = {"type": "pick", "number": shown(view, "map")["number"], "rows": [2, 3], "columns": [7, 8]}
+    view.rows._handle_custom_msg(pick, [])
+    assert view.session.store.value.block == view.rows.selected == view.block.index == 7 * 11 + 2
+    x = view.session.analysis.weights[view.block.index * 64 :][:64].astype(np.float32)
+    np.testing.assert_array_equal(shown(view, "block")["weights"], x)
+    assert f"absmax {np.abs(x).max():.4g}" in shown(view, "block")["aside"]
+    restored = wb.quantize(x, lead.spec).dequantize()
+    np.testing.assert_array_equal(shown(view, "block")["restored"], restored)
+    assert view.weight == np.abs(x - restored).argmax(), "the weight that errs most"
+    worst = shown(view, "worst")["lines"]
+    assert worst[0][0] == int(np.argmax(lead.block_rmse))
+    choose(view, "block", worst[3][0])
+    assert view.rows.selected == worst[3][0]
+
+
 def test_one_change_is_one_message_and_a_weight_s_is_small(view: BlockErrorView, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[Any, list[bytes]]] = []
     monkeypatch.setattr(view.rows, "send", lambda message, buffers=(): sent.append((message, list(buffers))))

@@ -2,80 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import html
 import json
 import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import workbench as wb
-from tests.helpers import in_process, living
+from tests.helpers import living
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
-from tests.helpers.tiny_model import write_tiny_model
-from tests.helpers.training_cells import SECONDS, put, shown, until
+from tests.helpers.training_cells import SHORT, offered, press, put, shown, until
 from widgets import TrainingCell, Workbench
 from widgets.background import tasks
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.train.fields import FIELDS, config_of, shown_values
 from widgets.state import State
 from workbench.training.data import preview
-from workbench.training.host import create_time
 
 WITHOUT_A_CONTROL = {"sample_prompts"}
 """Fields of a configuration that only Python sets."""
-SHORT = wb.TrainConfig(max_steps=3, max_length=48, per_device_train_batch_size=2, max_eval_rows=4, sample_max_new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def cell(model: Path, tmp_path: Path) -> Iterator[Callable[..., TrainingCell]]:
-    """Makes panels, with every field's control and a folder of runs of their own; runs and panels end with the test."""
-    made: list[TrainingCell] = []
-
-    def make(**options: Any) -> TrainingCell:
-        panel = TrainingCell(model, **options)
-        panel.form.more.fill()
-        panel.setup.run_folder.value = str(tmp_path / "runs" / "a run")
-        made.append(panel)
-        return panel
-
-    with contextlib.chdir(tmp_path):
-        yield make
-    for panel in made:
-        if panel.run and panel.run.status.state in ("starting", "running"):
-            panel.run.stop(patience=0)
-            panel.run.wait(SECONDS)
-        panel.close()
-        panel.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("workbench-ticker")]
 
 
 def fault(panel: TrainingCell, name: str) -> str:
     """What stands beside a control."""
     _, *shown = panel.form._cells[name].children
     return shown[0].value if shown else ""
-
-
-def press(panel: TrainingCell, name: str) -> None:
-    """What the cockpit's button sends."""
-    panel.view.cockpit._receive(panel.view.cockpit, {"type": name}, [])
-
-
-def offered(panel: TrainingCell) -> list[str]:
-    """The cockpit's buttons that can be pressed now."""
-    return list(panel.view.cockpit._state["content"]["actions"])
 
 
 def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given() -> None:
@@ -248,11 +204,13 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert shown(panel._during)
     assert not shown(panel._before)
     assert offered(panel) == ["edit", "pause", "stop"]
-    until(lambda: panel.message.value != "")  # the last thing that the end of a run changes
+    until(lambda: shown(panel.result.widget) or panel.message.value != "")
     assert panel.run is not None
     assert panel.run.status.state == "finished", panel.message.value
-    assert "Finished after 3 steps" in panel.message.value
-    until(lambda: shown(panel.result.widget))
+    assert panel.message.value == "", "its bar and its result say it"
+    assert re.search(r"<span>\d\.\d{3}</span> → <b>\d\.\d{3}</b>", panel.result.loss.value)
+    assert str(panel.run.dir / "adapter").endswith(panel.result.folder.text)
+    assert "loads in plain peft" in panel.result.facts.value
     seen = panel.view.cockpit._state["content"]
     assert "finished, 3 steps" in panel.view.cockpit.summary
     assert [len(seen["tables"][name]["t"]["data"]) // 4 for name in ("steps", "evals")] == [3, 2]
@@ -327,7 +285,7 @@ def test_watching_a_run_moves_its_view_where_the_kernel_shows_nothing_while_a_ce
     assert panel.run.watch().state == panel.run.watch().state == "finished"
     assert capsys.readouterr().out == "", "the view says it all"
     assert "finished, 3 steps" in panel.view.cockpit.summary
-    assert "Finished after 3 steps" in panel.message.value
+    assert panel.message.value == ""
     results = panel.view.details.open("Samples").widget.value
     assert "AutoModelForCausalLM.from_pretrained" in html.unescape(results)
     assert str(panel.run.model_dir) in results
@@ -341,7 +299,8 @@ def test_stop_ends_a_run_early_and_leaves_an_adapter(cell: Callable[..., Trainin
     until(lambda: "training loss" in panel.view.cockpit.summary)
     press(panel, "stop")
     assert "Stop was asked for" in panel.message.value
-    until(lambda: "Stopped after" in panel.message.value)
+    until(lambda: shown(panel.result.widget))
+    assert panel.message.value == ""
     assert panel.run is not None
     assert panel.run.adapter_dir is not None
     assert offered(panel) == ["resume", "new"]
@@ -356,78 +315,3 @@ def test_closing_the_panel_frees_all_and_leaves_the_run_alone(cell: Callable[...
     assert living.widgets() == before
     assert panel.run is not None
     assert panel.run.status.state in ("starting", "running")
-
-
-def test_a_run_that_goes_on_is_found_and_launch_asks_before_a_second_one(
-    cell: Callable[..., TrainingCell], model: Path, tmp_path: Path
-) -> None:
-    first = wb.launch(dataclasses.replace(SHORT, model=str(model), max_steps=10_000, save_steps=0), tmp_path / "runs" / "first")
-    try:
-        panel = cell(executor=Immediate())
-        assert panel.run is not None
-        assert panel.run.dir == first.dir
-        assert shown(panel._during)
-        assert "first" in panel.message.value
-        assert panel.config.max_steps == 100, "what the form says stays"
-        press(panel, "new")
-        assert shown(panel._before)
-        assert not shown(panel._question)
-        assert panel.earlier.table.lines[0]["actions"] == ["watch", "use"]
-
-        panel._launch.click()
-        assert shown(panel._question)
-        assert "first" in panel._asked.value
-        assert [run.dir.name for run in wb.runs(tmp_path / "runs")] == ["first"], "nothing is launched yet"
-        panel._instead.click()
-        assert panel.run.dir == first.dir
-        assert shown(panel._during)
-
-        press(panel, "new")
-        panel._launch.click()
-        put(panel, max_steps=1)
-        panel._anyway.click()
-        assert panel.run.dir.name == "a run"
-        assert not shown(panel._question)
-        assert any("first went on" in event.get("text", "") for event in panel.run.events() if event["k"] == "log")
-    finally:
-        first.stop(patience=0)
-        first.wait(SECONDS)
-
-
-@pytest.mark.parametrize("how", ["removed", "renamed"])
-def test_a_run_whose_folder_goes_while_it_is_watched_is_named_and_the_controls_come_back(
-    cell: Callable[..., TrainingCell], how: str, tmp_path: Path
-) -> None:
-    panel = cell(config=dataclasses.replace(SHORT, max_steps=10_000, max_eval_rows=0, sample_prompts=()))
-    panel._launch.click()
-    assert panel.run is not None
-    status = panel.run.status
-    until(lambda: "training loss" in panel.view.cockpit.summary)
-    folder = panel.run.dir
-    if how == "removed":
-        (folder / "config.json").unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        folder.rename(tmp_path / "elsewhere")
-    until(lambda: "no longer there" in panel.message.value)
-    assert str(folder) in panel.message.value
-    assert offered(panel) == ["new"]
-    press(panel, "new")
-    assert shown(panel._before)
-    assert not panel._launch.disabled
-    until(lambda: all(create_time(pid) is None for pid in (panel.run.status.pid, status.pid) if pid))  # type: ignore[union-attr]
-
-
-def test_a_list_with_a_run_that_is_removed_leaves_it_out(
-    cell: Callable[..., TrainingCell], model: Path, tmp_path: Path
-) -> None:
-    run = in_process.train(in_process.config_of(model, max_steps=1, max_eval_rows=0), tmp_path / "runs" / "short")
-    panel = cell(executor=Immediate())
-    assert [line["key"] for line in panel.earlier.table.lines] == ["short"]
-    shutil.rmtree(run.dir)
-    panel.earlier.table.press("open", "short")
-    assert "no longer there" in panel.message.value
-    panel.earlier.table.ticked = ["short"]
-    assert "no longer there" in panel.message.value
-    panel.earlier.renew("runs")
-    assert panel.earlier.table.lines == []

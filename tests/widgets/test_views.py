@@ -13,7 +13,7 @@ import workbench as wb
 from tests.helpers import living
 from tests.helpers.immediate import Immediate
 from tests.helpers.texts import missing
-from widgets import BlockErrorView, DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
+from widgets import DistributionView, DoubleQuantView, MemoryView, ModelPicker, Workbench
 from widgets.controls.style import Panel
 from widgets.figures import bins, blocks
 from widgets.figures import memory as memory_figures
@@ -21,7 +21,6 @@ from widgets.figures import scales as scale_figures
 from widgets.session import Analysis, Session
 from widgets.state import State, Store
 from widgets.views import TABS
-from workbench.quant.formats import _formats
 
 
 @pytest.fixture
@@ -96,38 +95,6 @@ def test_a_store_tells_what_changed_and_forgets_the_block_with_its_tensor():
     assert store.value.weight is None
 
 
-def test_header_and_state_follow_each_other(app):
-    app.header.ask("choose", {"block_size": 256, "double_quant": True})
-    assert (app.state["block_size"], app.state["double_quant"]) == (256, True)
-    app.session.store.update(formats=("int4",), block_size=32)
-    assert (app.header.state["formats"], app.header.state["block_size"]) == (["int4"], 32)
-
-
-def test_a_layer_is_chosen_with_the_tensor_that_does_the_same_there(app):
-    app.header.ask("choose", {"tensor": "model.layers.0.self_attn.o_proj.weight"})
-    assert [choice["label"] for choice in app.header.choices["layer"]] == [f"layer {i}" for i in range(6)]
-    app.header.ask("choose", {"layer": 3})
-    assert app.state["tensor"] == app.header.state["tensor"] == "model.layers.3.self_attn.o_proj.weight"
-    assert {choice["value"].split(".")[2] for choice in app.header.choices["tensor"]} == {"3"}
-    assert app.header.state["shape"] == "256 × 256"
-
-
-def test_a_choice_that_is_refused_is_taken_back(app):
-    choice = {"kind": "choose", "value": {"formats": []}, "page": "one", "number": 7}
-    app.header._receive(app.header, choice, [])
-    assert app.header.state["answered"] == ["one", 7]
-    assert app.header.state["formats"] == ["nf4", "int4"]
-    assert "one to three different names" in app.message.value
-
-
-def test_the_header_copies_what_is_behind_the_view_in_front_and_is_quiet_where_no_tensor_matters(app):
-    assert app.header.code == app.distribution.copy.code
-    assert app.header.of_one_tensor
-    app.session.store.update(tab="Memory")
-    assert app.header.code == app.memory.copy.code
-    assert not app.header.of_one_tensor
-
-
 def test_only_the_view_on_screen_draws_and_the_others_catch_up(app):
     before = app.error.rows.summary
     app.header.ask("choose", {"formats": ["fp4"]})
@@ -179,29 +146,6 @@ def test_every_figure_is_one_that_plotly_accepts(session):
         memory_figures.memory_methods_figure(ledgers, GPUS["T4 16 GB"]),
     ):
         go.Figure(figure)
-
-
-def test_a_block_chosen_on_the_map_is_inspected(session):
-    view = BlockErrorView(session=session)
-    session.start()
-    lead = session.analysis.stats[0]
-    block = 7 * lead.blocks_per_row + 2
-    pick = {"type": "pick", "number": view.rows.content["map"]["number"], "rows": [2, 3], "columns": [7, 8]}  # the matrix lies
-    view.rows._handle_custom_msg(pick, [])
-    assert session.store.value.block == block == view.rows.selected == view.block.index
-    size = lead.spec.block_size
-    weights = session.analysis.weights[block * size : (block + 1) * size].astype(np.float32)
-    shown = view.rows.content["block"]
-    np.testing.assert_array_equal(shown["weights"], weights)
-    assert f"absmax {np.abs(weights).max():.4g}" in shown["aside"]
-    restored = wb.quantize(weights, lead.spec).dequantize()
-    np.testing.assert_array_equal(shown["restored"], restored)
-    assert view.weight == np.abs(weights - restored).argmax(), "the weight that errs most"
-    worst = view.rows.content["worst"]["lines"]
-    assert worst[0][0] == int(np.argmax(lead.block_rmse))
-    view.rows._handle_custom_msg({"type": "choose", "what": "block", "value": worst[3][0]}, [])
-    assert session.store.value.block == worst[3][0] == view.rows.selected
-    view.close()
 
 
 def test_the_worst_blocks_are_those_of_a_stable_sort():
@@ -375,19 +319,6 @@ def test_every_format_is_shown_with_the_numbers_of_its_own_definition(app, name)
     assert np.sqrt(np.mean((x - restored) ** 2)) == pytest.approx(e.block_rmse[block], rel=1e-4)
     app.tabs.selected_index = 4
     assert ("NF4 is shown" in app.double_quant.sum.value) is not form.double_quantizable
-
-
-def test_a_registered_format_may_be_chosen_in_the_header():
-    wb.register_format("<b>mine</b>", np.linspace(-1, 1, 16))
-    try:
-        app = Workbench("builtin", executor=Immediate())
-        assert "<b>mine</b>" in [choice["value"] for choice in app.header.choices["format"]]
-        app.header.ask("choose", {"formats": ["<b>mine</b>"]})
-        assert app.session.analysis.stats[0].spec.format == "<b>mine</b>"
-        assert "<b>mine" not in app.distribution.table.value
-        app.close()
-    finally:
-        del _formats["<b>mine</b>"]
 
 
 def test_double_quantization_is_measured_only_while_a_view_of_it_is_on_screen(app):

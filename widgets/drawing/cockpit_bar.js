@@ -1,9 +1,20 @@
 // @ts-check
 // The bar above the lanes: what the run is doing, how far it is, and the buttons that fit. In a replay it is the player's.
 
-const STATES = { starting: "Starting", running: "Running", stopping: "Stopping", stopped: "Stopped", paused: "Paused", finished: "Finished", failed: "Failed", killed: "Killed" };
-const SIGNS = { finished: "✓", failed: "✕", killed: "✕", paused: "❚❚", stopped: "■" };
-const BUTTONS = { // name of the message -> sign, words, what it does
+const STATES = {
+  starting: "Starting",
+  running: "Running",
+  stopping: "Stopping",
+  stopped: "Stopped",
+  paused: "Paused",
+  finished: "Finished",
+  failed: "Failed",
+  killed: "Killed",
+  gone: "Folder gone",
+};
+const SIGNS = { finished: "✓", failed: "✕", killed: "✕", gone: "✕", paused: "❚❚", stopped: "■" };
+const BUTTONS = {
+  // name of the message -> sign, words, what it does
   pause: ["❚❚", "Pause", "Write a checkpoint after this step and end; Resume continues"],
   stop: ["■", "Stop", "End after this step and save what is trained"],
   resume: ["▶", "Resume", "Continue from the last checkpoint"],
@@ -20,11 +31,21 @@ function buildBar(acts) {
     made.addEventListener("click", act);
     return made;
   };
-  const steer = Object.fromEntries(Object.entries(BUTTONS).map(([name, [sign, text, title]]) => [name, button(name, sign, text, title, () => acts.send(name))]));
-  const edit = element("button", { type: "button", class: "wbc-link", title: "Change the settings, for another run" }, "edit");
+  const steer = Object.fromEntries(
+    Object.entries(BUTTONS).map(([name, [sign, text, title]]) => [
+      name,
+      button(name, sign, text, title, () => acts.send(name)),
+    ]),
+  );
+  const edit = element(
+    "button",
+    { type: "button", class: "wbc-link", title: "Change the settings, for another run" },
+    "edit",
+  );
   edit.addEventListener("click", () => acts.send("edit"));
   const replay = button("replay", "↻", "Replay", "Play the run again, as it was recorded", acts.replay);
-  const play = button("play", "▶", "", "Play or hold", acts.play), close = button("close", "", "Close", "End the replay", acts.close);
+  const play = button("play", "▶", "", "Play or hold", acts.play),
+    close = button("close", "", "Close", "End the replay", acts.close);
   const slider = element("input", { type: "range", min: "0", step: "0.1", "aria-label": "Moment of the run, in seconds" });
   slider.addEventListener("input", () => acts.seek(Number(slider.value)));
   const speeds = SPEEDS.map((speed) => {
@@ -33,14 +54,42 @@ function buildBar(acts) {
     return made;
   });
   const parts = {
-    state: part("state"), settings: part("settings"), steps: part("steps"), left: part("left"), label: part("label"),
-    progress: element("progress", { "aria-label": "Steps done" }), steer, edit, replay, play, slider, close, speeds,
-    what: element("span", { class: "wbc-what" }), speed: element("span", { class: "wbc-segments", role: "group", "aria-label": "Speed" }, ...speeds),
+    state: part("state"),
+    settings: part("settings"),
+    steps: part("steps"),
+    left: part("left"),
+    label: part("label"),
+    progress: element("progress", { "aria-label": "Steps done" }),
+    steer,
+    edit,
+    replay,
+    play,
+    slider,
+    close,
+    speeds,
+    what: element("span", { class: "wbc-what" }),
+    speed: element("span", { class: "wbc-segments", role: "group", "aria-label": "Speed" }, ...speeds),
   };
   parts.what.append(parts.settings, edit);
-  const bar = element("div", { class: "wbc-bar", role: "group", "aria-label": "Run" },
-    parts.state, play, slider, parts.steps, parts.progress, parts.left, parts.label, parts.what, parts.speed,
-    steer.pause, steer.stop, steer.resume, replay, close, steer.new);
+  const bar = element(
+    "div",
+    { class: "wbc-bar", role: "group", "aria-label": "Run" },
+    parts.state,
+    play,
+    slider,
+    parts.steps,
+    parts.progress,
+    parts.left,
+    parts.label,
+    parts.what,
+    parts.speed,
+    steer.pause,
+    steer.stop,
+    steer.resume,
+    replay,
+    close,
+    steer.new,
+  );
   return { bar, parts };
 }
 
@@ -49,18 +98,36 @@ function put(node, text) {
 }
 
 function drawBar({ parts, replay }, run, limit) {
-  const { facts, steps } = run, row = countUntil(steps.t, limit) - 1, done = row < 0 ? 0 : steps.n[row];
-  const idle = !facts.state, ended = facts.ended;
+  const { facts, steps } = run,
+    row = countUntil(steps.t, limit) - 1,
+    done = row < 0 ? 0 : steps.n[row];
+  const idle = !facts.state,
+    ended = facts.ended;
   parts.state.dataset.state = replay ? "replay" : facts.state || "none";
-  put(parts.state, replay ? "Replay" : idle ? "No run yet" : `${SIGNS[facts.state] ?? "●"} ${STATES[facts.state] ?? facts.state}`);
+  put(
+    parts.state,
+    replay ? "Replay" : idle ? "No run yet" : `${SIGNS[facts.state] ?? "●"} ${STATES[facts.state] ?? facts.state}`,
+  );
   put(parts.settings, facts.settings);
   parts.settings.title = facts.settings;
   put(parts.label, facts.label);
   const of = facts.total ? ` of ${facts.total.toLocaleString("en")}` : "";
-  put(parts.steps, ended && !replay ? `${done.toLocaleString("en")} steps in ${clockText(endOf(run))}` : `step ${done.toLocaleString("en")}${of}`);
+  put(
+    parts.steps,
+    ended && !replay
+      ? `${done.toLocaleString("en")} steps in ${clockText(endOf(run))}`
+      : `step ${done.toLocaleString("en")}${of}`,
+  );
   parts.progress.hidden = ended || !facts.total;
   Object.assign(parts.progress, { max: facts.total || 1, value: done });
-  put(parts.left, replay ? `${clockText(replay.at)} of ${clockText(endOf(run))}` : facts.left === null || ended ? "" : `${clockText(facts.left)} left`);
+  put(
+    parts.left,
+    replay
+      ? `${clockText(replay.at)} of ${clockText(endOf(run))}`
+      : facts.left === null || ended
+        ? ""
+        : `${clockText(facts.left)} left`,
+  );
   const shown = new Set(replay ? [] : facts.actions);
   for (const [name, button] of Object.entries(parts.steer)) button.hidden = !shown.has(name);
   parts.edit.hidden = !shown.has("edit");

@@ -3,29 +3,69 @@
 
 const INKS = {
   light: {
-    below: "#949494", "base model": "#53657d", "scales of the 4-bit weights": "#91a5bb", adapters: "#0f8f6b", gradients: "#b07d00",
-    "optimizer state": "#8d6238", "optimizer state, paged": "#c2185b", "activations and logits": "#9d92d2", spare: "#8a8a8a",
-    heldOut: "#b07d00", h2d: "#0072b2", evicted: "#c2185b", d2h: "#74869c", now: "#1976d2",
-    step: "rgba(25,118,210,.12)", beside: "rgba(0,0,0,.055)", grid: "rgba(0,0,0,.13)",
+    below: "#949494",
+    "base model": "#53657d",
+    "scales of the 4-bit weights": "#91a5bb",
+    adapters: "#0f8f6b",
+    gradients: "#b07d00",
+    "optimizer state": "#8d6238",
+    "optimizer state, paged": "#c2185b",
+    "activations and logits": "#9d92d2",
+    spare: "#8a8a8a",
+    heldOut: "#b07d00",
+    h2d: "#0072b2",
+    evicted: "#c2185b",
+    d2h: "#74869c",
+    now: "#1976d2",
+    step: "rgba(25,118,210,.12)",
+    beside: "rgba(0,0,0,.055)",
+    grid: "rgba(0,0,0,.13)",
   },
   dark: {
-    below: "#8a8a8a", "base model": "#70869f", "scales of the 4-bit weights": "#b3c3d4", adapters: "#2fc79a", gradients: "#d9a521",
-    "optimizer state": "#c49a6c", "optimizer state, paged": "#f0508c", "activations and logits": "#8c80cb", spare: "#a3a3a3",
-    heldOut: "#d9a521", h2d: "#56b4e9", evicted: "#f0508c", d2h: "#a9b8c9", now: "#5aa9f5",
-    step: "rgba(90,169,245,.2)", beside: "rgba(255,255,255,.07)", grid: "rgba(255,255,255,.17)",
+    below: "#8a8a8a",
+    "base model": "#70869f",
+    "scales of the 4-bit weights": "#b3c3d4",
+    adapters: "#2fc79a",
+    gradients: "#d9a521",
+    "optimizer state": "#c49a6c",
+    "optimizer state, paged": "#f0508c",
+    "activations and logits": "#8c80cb",
+    spare: "#a3a3a3",
+    heldOut: "#d9a521",
+    h2d: "#56b4e9",
+    evicted: "#f0508c",
+    d2h: "#a9b8c9",
+    now: "#5aa9f5",
+    step: "rgba(90,169,245,.2)",
+    beside: "rgba(255,255,255,.07)",
+    grid: "rgba(255,255,255,.17)",
   },
 };
 
 const PHASE_INKS = {
-  import: "#8c8c8c", load: "#5c6f88", quantize: "#3a9bd1", attach: "#7f74c4", dataset: "#b07d00", first_forward: "#c98a3c",
-  train: "#159a6f", evaluate: "#d9772b", save: "#b0486f", sample: "#8b7bd0", check: "#8c8c8c",
+  import: "#8c8c8c",
+  load: "#5c6f88",
+  quantize: "#3a9bd1",
+  attach: "#7f74c4",
+  dataset: "#b07d00",
+  first_forward: "#c98a3c",
+  train: "#159a6f",
+  evaluate: "#d9772b",
+  save: "#b0486f",
+  sample: "#8b7bd0",
+  check: "#8c8c8c",
 };
 const OTHER_PHASE = "#8c8c8c";
 
 /** The page's colours and the lanes' own, as they are where an element stands. */
 function inksOf(element) {
   const page = pageColours(element);
-  return { ...page, ...INKS[page.dark ? "dark" : "light"], quiet: mixed(page.text, page.page, 0.72), faint: mixed(page.text, page.page, 0.45) };
+  return {
+    ...page,
+    ...INKS[page.dark ? "dark" : "light"],
+    quiet: mixed(page.text, page.page, 0.72),
+    faint: mixed(page.text, page.page, 0.45),
+  };
 }
 
 /** `share` of one colour over another, as a canvas takes it. */
@@ -53,7 +93,8 @@ function write(context, text, x, y, { ink, align = "left", bold = false, room = 
   if (context.measureText(text).width > room) {
     let length = 0;
     for (let half = 1 << Math.floor(Math.log2(text.length || 1)); half >= 1; half >>= 1) {
-      if (length + half < text.length && context.measureText(`${text.slice(0, length + half)}…`).width <= room) length += half;
+      if (length + half < text.length && context.measureText(`${text.slice(0, length + half)}…`).width <= room)
+        length += half;
     }
     shown = length ? `${text.slice(0, length).trimEnd()}…` : "";
   }
@@ -64,7 +105,8 @@ function write(context, text, x, y, { ink, align = "left", bold = false, room = 
 /** A text on the page's own ground, readable over what is drawn there. */
 function writeOver(context, text, x, y, look, ground) {
   context.font = `11px ${look.font}`;
-  const width = context.measureText(text).width, left = look.align === "right" ? x - width : x;
+  const width = context.measureText(text).width,
+    left = look.align === "right" ? x - width : x;
   context.globalAlpha = 0.8;
   context.fillStyle = ground;
   context.fillRect(left - 3, y - 7, width + 6, 13);
@@ -94,7 +136,12 @@ function within(context, left, top, width, height, draw) {
 
 function diamond(context, x, y, size, ink) {
   context.beginPath();
-  [[0, -size], [size, 0], [0, size], [-size, 0]].forEach(([dx, dy], i) => (i ? context.lineTo(x + dx, y + dy) : context.moveTo(x + dx, y + dy)));
+  [
+    [0, -size],
+    [size, 0],
+    [0, size],
+    [-size, 0],
+  ].forEach(([dx, dy], i) => (i ? context.lineTo(x + dx, y + dy) : context.moveTo(x + dx, y + dy)));
   context.closePath();
   context.fillStyle = ink;
   context.fill();

@@ -1,12 +1,13 @@
 // @ts-check
 // Where the lanes stand and what their axes say: heights, the window of time, round numbers. Nothing here draws.
 
-const MARGIN_LEFT = 56, MARGIN_RIGHT = 6; // of the canvas, for the axes' numbers
+const MARGIN_LEFT = 56,
+  MARGIN_RIGHT = 6; // of the canvas, for the axes' numbers
 const NARROW = 640; // up to this width the readout stands above the lanes
 const READOUT = { width: 188, gap: 12, above: 176 };
 const HEIGHTS = {
   full: { steps: 24, loss: 96, memory: 140, paging: 102, phases: 18, time: 17, gap: 6 },
-  low: { steps: 20, loss: 58, memory: 76, paging: 58, phases: 14, time: 16, gap: 5 }, // of a run that has ended: 257 in all
+  low: { steps: 18, loss: 54, memory: 70, paging: 54, phases: 13, time: 15, gap: 4 }, // of a run that has ended: 236 in all
 };
 const TITLE = 13; // pixels of a lane's title line, within the lane
 const LANES = ["loss", "memory", "paging", "phases"];
@@ -42,9 +43,11 @@ function roundUp(seconds) {
 /** Round numbers between two, at most `count` of them. */
 function marksBetween(low, high, count, least = 0) {
   if (!(high > low)) return [];
-  const rough = Math.max((high - low) / Math.max(count, 1), least), power = 10 ** Math.floor(Math.log10(rough));
+  const rough = Math.max((high - low) / Math.max(count, 1), least),
+    power = 10 ** Math.floor(Math.log10(rough));
   const step = Math.max(([1, 2, 5].find((m) => m * power >= rough * 0.999) ?? 10) * power, least);
-  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+  const first = Math.ceil(low / step - 1e-9),
+    last = Math.floor(high / step + 1e-9);
   return Array.from({ length: Math.max(last - first + 1, 0) }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
@@ -66,17 +69,22 @@ function barSeconds(across) {
 
 /** Seconds of the tail that is followed: some dozen steps. */
 function tailOf({ steps }) {
-  const last = steps.t.length - 1, first = Math.max(last - 20, 0);
-  return last > first ? roundUp(Math.min(Math.max((12 * (steps.t[last] - steps.t[first])) / (last - first), 30), 3600)) : 30;
+  const last = steps.t.length - 1,
+    first = Math.max(last - 20, 0);
+  return last > first
+    ? roundUp(Math.min(Math.max((12 * (steps.t[last] - steps.t[first])) / (last - first), 30), 3600))
+    : 30;
 }
 
 /** From when to when the lanes reach; the axis of a whole run stands still until the run outlasts what was expected. */
 function windowOf(view, run, limit) {
-  const { facts } = run, end = endOf(run);
+  const { facts } = run,
+    end = endOf(run);
   if (view.zoom) return view.zoom;
   if (view.follows) return [Math.max(limit - tailOf(run), 0), Math.max(limit, tailOf(run)) + tailOf(run) * 0.03];
   if (facts.ended || view.replay) return [0, Math.max(end, 1)];
   const expected = facts.left === null ? end * 1.3 : end + facts.left;
-  if (!(view.reach >= Math.max(end * 1.02, expected * 0.97) && view.reach < expected * 1.6)) view.reach = roundUp(Math.max(expected, 30));
+  if (!(view.reach >= Math.max(end * 1.02, expected * 0.97) && view.reach < expected * 1.6))
+    view.reach = roundUp(Math.max(expected, 30));
   return [0, view.reach];
 }

@@ -4,7 +4,9 @@
 
 const [H2D, EVICTED, D2H, REQUESTED, MINOR, MAJOR] = [0, 1, 2, 3, 4, 5]; // kinds of the rows of `pages`
 const [BEGIN, END] = [0, 1]; // edges of phases; any other ends all that are open
-const BELOW = "below", PAGED = "optimizer state, paged", SPARE = "spare";
+const BELOW = "below",
+  PAGED = "optimizer state, paged",
+  SPARE = "spare";
 const NO_ROWS = new Float32Array(0);
 
 const knownRuns = new WeakMap(); // a drawing's state -> its run
@@ -17,7 +19,17 @@ function runOf(state) {
   );
   let run = knownRuns.get(state);
   if (!run || run.facts.run !== facts.run || columns.samples.t.length < run.above.length) {
-    run = { spans: [], open: [], read: 0, above: [], peaks: [], evicted: [], requested: false, moved: false, ever: new Set() };
+    run = {
+      spans: [],
+      open: [],
+      read: 0,
+      above: [],
+      peaks: [],
+      evicted: [],
+      requested: false,
+      moved: false,
+      ever: new Set(),
+    };
     knownRuns.set(state, run);
   }
   Object.assign(run, columns, { facts, marks });
@@ -36,7 +48,8 @@ function columnsOf(table) {
 function readMarks(run) {
   const { t, name, edge } = run.marks;
   for (; run.read < t.length; run.read++) {
-    const at = t[run.read], called = run.facts.names[name[run.read]];
+    const at = t[run.read],
+      called = run.facts.names[name[run.read]];
     if (edge[run.read] === BEGIN) {
       const span = { name: called, begin: at, end: Infinity, depth: Math.min(run.open.length, 1) };
       run.spans.push(span);
@@ -49,9 +62,10 @@ function readMarks(run) {
   }
 }
 
-/** Of each sample: the bytes of all that lies above interpreter and libraries, or above the GPU's context; the most until then. */
+/** Of each sample: the bytes of all that lies above libraries, or above the GPU's context, and the most until then. */
 function readSamples(run) {
-  const { samples, above, peaks, ever } = run, layers = run.facts.layers.map(([key]) => key);
+  const { samples, above, peaks, ever } = run,
+    layers = run.facts.layers.map(([key]) => key);
   for (let i = above.length; i < samples.t.length; i++) {
     let sum = 0;
     for (const layer of layers) {
@@ -61,7 +75,7 @@ function readSamples(run) {
     }
     above.push(sum);
     const gpu = samples.gpu[i] === 1; // what came before the GPU was known is another memory's
-    peaks.push(Math.max(gpu ? sum + samples[BELOW][i] : sum, gpu === (samples.gpu[i - 1] === 1) ? peaks[i - 1] ?? 0 : 0));
+    peaks.push(Math.max(gpu ? sum + samples[BELOW][i] : sum, gpu === (samples.gpu[i - 1] === 1) ? (peaks[i - 1] ?? 0) : 0));
   }
 }
 
@@ -78,7 +92,8 @@ function readPages(run) {
 
 /** How many of the times, which rise, are at most `at`. */
 function countUntil(times, at) {
-  let low = 0, high = times.length;
+  let low = 0,
+    high = times.length;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (times[middle] <= at) low = middle + 1;
@@ -128,7 +143,8 @@ function heldBy(run, row) {
 /** Sums of paging between two moments, by kind. */
 function movedBetween({ pages }, from, to) {
   const sums = [0, 0, 0, 0, 0, 0];
-  for (let i = countUntil(pages.t, from), end = countUntil(pages.t, to); i < end; i++) sums[pages.kind[i]] += pages.amount[i];
+  for (let i = countUntil(pages.t, from), end = countUntil(pages.t, to); i < end; i++)
+    sums[pages.kind[i]] += pages.amount[i];
   return sums;
 }
 
@@ -144,10 +160,13 @@ function phaseAt(run, at) {
 
 // ---------------------------------------------------------------- in words
 
-const GIB = 2 ** 30, MIB = 2 ** 20;
+const GIB = 2 ** 30,
+  MIB = 2 ** 20;
 
 const inWords = (value, digits) =>
-  Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
+  Number.isFinite(value)
+    ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })
+    : "–";
 
 /** The unit of the memory lane: a GPU's memory is always in GiB, a process's in what reads best. */
 const memoryUnit = (run, top) => (onGpu(run) || top >= 2 * GIB ? { name: "GiB", bytes: GIB } : { name: "MiB", bytes: MIB });
@@ -159,7 +178,8 @@ function memoryText(run, bytes) {
 
 /** Seconds as a clock: 0:07, 3:32, 1:02:05. */
 function clockText(seconds) {
-  const whole = Math.max(Math.round(seconds), 0), pad = (n) => String(n).padStart(2, "0");
+  const whole = Math.max(Math.round(seconds), 0),
+    pad = (n) => String(n).padStart(2, "0");
   const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   return h ? `${h}:${pad(m)}:${pad(s)}` : `${m}:${pad(s)}`;
 }

@@ -74,9 +74,12 @@ function rows(shown) {
   const most = Math.max(...shown.rows.map((row) => row.total));
   const end = 1.02 * (most < TINY * shown.capacity ? most : Math.max(shown.capacity, most));
   const lines = shown.rows.map((row) => {
-    const bar = stack(row.parts, end), mark = element("u", { title: "what the GPU has" });
-    mark.style.left = `${(100 * shown.capacity) / end}%`;
-    bar.append(mark);
+    const bar = stack(row.parts, end);
+    if (shown.capacity <= end) {
+      const mark = element("u", { title: "what the GPU has" });
+      mark.style.left = `${(100 * shown.capacity) / end}%`;
+      bar.append(mark);
+    }
     return element("tr", {},
       element("th", { scope: "row" }, row.title), element("td", { class: "wb-wide" }, bar),
       element("td", { class: "wb-number" }, row.text), element("td", {}, verdict(row.verdict, row.word)));
@@ -98,7 +101,9 @@ export default {
 
     const draw = () => {
       const shown = model.get("content"), problem = model.get("problem");
-      choose.replaceChildren(...model.get("gpus").map((name) => element("option", { value: name }, name)));
+      if (choose.length !== model.get("gpus").length) {
+        choose.replaceChildren(...model.get("gpus").map((name) => element("option", { value: name }, name)));
+      }
       choose.value = model.get("gpu");
       if (!("total" in shown)) {
         head.replaceChildren(element("span", { class: "wb-quiet" }, problem || "Forecasting …"));

@@ -8,7 +8,6 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
-from workbench.training.folder import write_json
+from workbench.training.folder import take_lock, write_json
 from workbench.training.host import oom_kills
 from workbench.training.runs import path_of
 from workbench.training.watch.endings import ending_of
@@ -133,7 +132,7 @@ class Measuring:
         self._oom = oom_kills()
         try:
             with (self.root / ".lock").open("w") as lock, (self.root / "log.txt").open("ab") as log:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(lock)
                 write_json(self.root / "request.json", request)
                 return subprocess.Popen(
                     [sys.executable, "-P", "-m", self._module, str(self.root), str(os.getpid())],

@@ -43,7 +43,7 @@ class Alternative(Record):
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
     """Changes of ``cfg`` (as ``forecast`` takes it), each by itself, with their verdicts.
 
-    Where no single change makes it fit and several together do, those come first, as one.
+    Where it does not fit, the cheapest changes after which it does come first, as one.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [(dict(a.fields), a.fit.verdict) for a in wb.alternatives(model, wb.TrainConfig(), "A100 40 GB")][:2]
@@ -52,13 +52,13 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
     source, gpu = open_model(src), find(gpu)
     present = forecast(source, cfg)
     plan = present.plan
+    methods: list[dict[str, Any]] = [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
     if fit(present, gpu).verdict in ("fits", "close"):
-        changes = _larger(plan, source.config.get("max_position_embeddings"))
+        changes = [*_larger(plan, source.config.get("max_position_embeddings")), *methods]
     else:
-        ways = ways_to_fit(source, cfg, gpu) or ()
-        together = {name: value for way in ways for name, value in way.fields.items()}
-        changes = [*([together] if len(ways) > 1 else []), *_smaller(plan)]
-    changes += [{"method": method} for method in (QLORA, LORA, FULL) if method != plan.method]
+        changes = [*_smaller(plan), *methods]
+        if enough := {name: value for way in ways_to_fit(source, cfg, gpu) or () for name, value in way.fields.items()}:
+            changes = [enough, *(change for change in changes if change != enough)]
     found = []
     for fields in changes:
         judged = fit(forecast(source, dataclasses.replace(plan, **fields)), gpu)

@@ -33,7 +33,7 @@ from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
 from workbench.memory.ledger import ADAPTERS, BY_NAME, COMPUTED, CONTEXT, ESTIMATED, GRADIENTS, GROUPS, MANAGED, SPARE
-from workbench.memory.phases import PHASES, Row, row, transient
+from workbench.memory.phases import PHASES, LedgerRow, row, transient
 from workbench.show import Line, Record, Shown, ShownList, ShownTuple, View, bar
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
@@ -50,7 +50,7 @@ class MemoryLedger(Shown):
     title: str
     model: str
     plan: Plan
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     pieces: tuple[Piece, ...]
     """The computed rows' bytes tensor by tensor."""
 
@@ -191,15 +191,15 @@ def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, pl
     if plan.method == FULL:
         size, note = plan.compute_bytes, "of every weight, in its dtype"
     else:
-        rows.append(Row(ADAPTERS, 4 * sum(parameters.values()), known, note))
+        rows.append(LedgerRow(ADAPTERS, 4 * sum(parameters.values()), known, note))
         note = "of the adapters, fp32"
     rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
-    rows += transient(tensors, config, plan, parameters, Row(GRADIENTS, size * sum(parameters.values()), known, note))
+    rows += transient(tensors, config, plan, parameters, LedgerRow(GRADIENTS, size * sum(parameters.values()), known, note))
     adapters = [Piece(ADAPTERS, name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
     return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
 
 
-def _rows(pieces: Iterable[Piece]) -> list[Row]:
+def _rows(pieces: Iterable[Piece]) -> list[LedgerRow]:
     sums: dict[str, int] = defaultdict(int)
     for piece in pieces:
         sums[piece.category] += piece.bytes

@@ -76,6 +76,16 @@ def devices() -> int:
     return _asked(lambda nvml: int(nvml.nvmlDeviceGetCount()), 0)
 
 
+def names() -> tuple[str, ...]:
+    """The names of all NVIDIA GPUs, in NVML's order; none where the driver does not answer."""
+    return _asked(_all_names, ())
+
+
+def _all_names(nvml: Any) -> tuple[str, ...]:
+    every = range(nvml.nvmlDeviceGetCount())
+    return tuple(str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i))) for i in every)
+
+
 @functools.cache
 def present() -> Gpu | None:
     """The first GPU of this machine, in NVML's order; None where the driver knows none or does not answer."""

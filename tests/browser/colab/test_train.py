@@ -12,6 +12,8 @@ from tests.browser.colab.app import App
 from tests.browser.colab.conftest import Opener
 from tests.helpers.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.colab
+
 SMALL: dict[str, Any] = {"max_eval_rows": 4, "sample_max_new_tokens": 6, "save_steps": 1000}
 
 BUSY = """

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import ipywidgets
 
+from widgets.controls.front_ends import Tabs
 from widgets.controls.style import column, fold
 from widgets.drawing.plot import Plot
 from widgets.figures.run_memory import batches_figure
@@ -106,10 +107,7 @@ class RunDetails:
         """Those that have been opened, by title."""
         self._known: Known | None = None
         self._failed = failed
-        self.widget = ipywidgets.Tab([column() for _ in self._makers])
-        with self.widget.hold_sync():
-            for i, title in enumerate(self._makers):
-                self.widget.set_title(i, title)
+        self.widget = Tabs([(title, column()) for title in self._makers])
         self.widget.selected_index = 0
         self.widget.add_class("wb-small-tabs")
         self.widget.observe(lambda _: self._opened(), "selected_index")

@@ -126,7 +126,7 @@ class RunView:
         self.cockpit, self.details = Cockpit(), RunDetails(failed, executor)
         self._compared = column()
         self.widget = column(self.cockpit, self.details.widget, self._compared)
-        self.widget.add_class("wb-run")
+        self.widget.add_class("wb-run-view")
         self.widget.layout.display = "none"
 
     def follow(self, run: Run) -> None:

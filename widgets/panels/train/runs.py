@@ -28,6 +28,7 @@ from workbench.progress import Cancelled, Progress
 from workbench.text import NONE, counted, memory_size
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, RunStatus
+from workbench.training.recorded import note_of, recorded_run
 from workbench.training.results.history import RunHistory
 from workbench.training.results.outcome import Outcome, outcome
 from workbench.training.runs import Run, runs
@@ -36,6 +37,7 @@ OVERLAID = 6
 """Runs that may be laid over one another."""
 LISTED = 50
 """Runs that are listed at most, the newest."""
+COMES = "comes with the workbench"
 _COLUMNS = ("run", "what", "held-out loss", "peak memory", "took")
 _ACTIONS = {"watch": "watch", "open": "open", "use": "use settings"}
 
@@ -117,8 +119,8 @@ class RunList:
             for one in listed
         }
         self._show()
-        where = expanded(folder).absolute()
-        set_note(self._summary, "" if listed else f"There are no runs in {where}.")
+        none = all(note_of(one.run) for one in listed)
+        set_note(self._summary, f"There are no runs in {expanded(folder).absolute()}; this one {COMES}." if none else "")
         self._outcomes.submit("Reading runs", "runs", self._read_outcomes)
         self._found(listed)
 
@@ -167,14 +169,21 @@ class RunList:
 
 
 def found_in(folder: str) -> list[Listed]:
-    """The newest runs of a folder, first the newest; one that is removed meanwhile is left out."""
-    found = []
-    for run in runs(folder)[-LISTED:][::-1]:
+    """The newest runs of a folder, first the newest; one that is removed meanwhile is left out.
+
+    Where there are none, the one that comes with the workbench, to look at and to replay.
+    """
+    return _listed(runs(folder)[-LISTED:][::-1]) or _listed([recorded_run()])
+
+
+def _listed(found: Iterable[Run]) -> list[Listed]:
+    listed = []
+    for run in found:
         try:
-            found.append(Listed(run, run.config, run.status))
+            listed.append(Listed(run, run.config, run.status))
         except (OSError, WorkbenchError):
             continue
-    return found
+    return listed
 
 
 def line(listed: Listed) -> Line:
@@ -189,7 +198,7 @@ def line(listed: Listed) -> Line:
         key=listed.run.dir.name,
         cells=(listed.run.dir.name, settings_of_run(listed.config), loss, peak, took),
         actions=("watch" if listed.going else "open", "use"),
-        mark="" if state == "finished" else state,
+        mark=COMES if note_of(listed.run) else "" if state == "finished" else state,
     )
 
 

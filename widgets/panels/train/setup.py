@@ -20,7 +20,7 @@ from widgets.background.work import Work
 from widgets.controls.binding import bind
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.message import Message
-from widgets.controls.style import close_tree, column, fields, fold, heading, row, set_heading
+from widgets.controls.style import close_tree, column, fields, fold, heading, note, row, set_heading, set_note
 from widgets.panels.train.forecast import RunForecast
 from widgets.panels.train.form import RunForm
 from widgets.panels.train.preview import RunPreview
@@ -31,6 +31,7 @@ from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.recipe import as_code
+from workbench.training.runtime import runtime_advice
 
 _WHY = (
     "QLoRA freezes the model in 4 bits and trains low-rank adapters on it, in a process of its own that outlives this page and "
@@ -76,7 +77,8 @@ class RunSetup:
         self.rows.on_click(guard(message)(lambda _: self.preview.ask()))
         beside = ipywidgets.Box([self.form.usual, self.forecast.widget])
         beside.add_class("wb-setup")
-        self.widget = column(beside, self.form.more, self.preview.widget)
+        self.advice = note()
+        self.widget = column(self.advice, beside, self.form.more, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
         self.run_folder.observe(lambda _: self._write_code(), "value")
         self._say_base()
@@ -165,6 +167,7 @@ class RunSetup:
     def _say_base(self) -> None:
         config, shown = self._store.value.training, on_show(self._store.value)
         forecast = self.forecast.shown
+        set_note(self.advice, runtime_advice(config.nproc_per_node))
         packed = forecast.packed if forecast is not None and forecast.config.model == config.model else None
         set_heading(self.base, "New run", _WHY, base_title(config, packed))
         other = config.method == "qlora" and packed is None and shown != base_of(config)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Self
 
 import ipywidgets
@@ -156,11 +157,21 @@ class TrainingCell(Panel):
     def _on_launch(self) -> None:
         """Launch, or where another run is going on ask first: both would share the device."""
         _ = self.config
-        self._ask(live_runs(self.store.value.runs_folder))
+        self._ask(self._going())
         if not self._others:
             self._begin()
 
-    def _ask(self, others: Any) -> None:
+    def _going(self) -> list[Run]:
+        """The runs that go on: in the folder of runs, beside a folder that is named, and the one on show; the newest last."""
+        folders = [self.store.value.runs_folder]
+        if self.setup.run_dir:
+            folders.insert(0, str(Path(self.setup.run_dir).parent))
+        found = {run.dir: run for folder in folders for run in live_runs(folder)}
+        if self.run is not None and self.run.status.state not in ENDED:
+            found.setdefault(self.run.dir, self.run)
+        return list(found.values())
+
+    def _ask(self, others: Iterable[Run]) -> None:
         self._others = tuple(others)
         self._question.layout.display = "" if self._others else "none"
         if self._others:
@@ -235,7 +246,7 @@ class TrainingCell(Panel):
         self._show(run=True)
 
     def _changed(self, status: RunStatus) -> None:
-        """Show what came of the run, and say how it ended."""
+        """Show what came of the run, and say how it ended where its bar and its result do not."""
         self.try_it.update(status)
         self.result.update(status)
         if status.state not in ENDED:
@@ -243,8 +254,10 @@ class TrainingCell(Panel):
         if status.state in ("failed", "killed", GONE):
             where = "" if status.state == GONE or self.run is None else str(self.run.dir)
             self.message.error(RunError(status.message, where=where, remedy=status.remedy))
+        elif status.remedy:
+            self.message.note(f"{status.message} {status.remedy}")
         else:
-            self.message.note(" ".join(filter(None, [status.message, status.remedy])))
+            self.message.clear()
         self.earlier.renew(self.store.value.runs_folder)
 
     def _button(self, label: str, action: Callable[[], None], style: str = "") -> ipywidgets.Button:

@@ -14,7 +14,7 @@ from typing import Any
 from widgets.figures.tables import table
 from workbench.memory.ledger import BASE, BY_NAME, LIVE, PAGED, SCALES, SPARE
 from workbench.memory.pressure import Pressure
-from workbench.text import counted
+from workbench.text import counted, memory_size
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.results.history import RunHistory
@@ -76,7 +76,7 @@ def layers(on_gpu: bool) -> list[list[str]]:
 def simulated(pressure: Pressure) -> dict[str, Any]:
     """A simulated step as the paging lane takes it."""
     found = pressure.simulation
-    budget = f"{found.budget / 2**30:,.2f} GiB"
+    budget = memory_size(found.budget)
     every = ", all optimizer state paged" if pressure.every_state else ""
     return {
         "told": f"on {budget}{every}",

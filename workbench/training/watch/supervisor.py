@@ -8,7 +8,6 @@ launched it is gone; what that status says is ``postmortem``'s part. Does not tr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -25,7 +24,7 @@ from workbench.memory.gpus import devices
 from workbench.training import fingerprints
 from workbench.training.environment import for_worker, one_gpu
 from workbench.training.events import EventWriter
-from workbench.training.folder import Request, RunFolder, RunStatus
+from workbench.training.folder import Request, RunFolder, RunStatus, take_lock
 from workbench.training.host import create_time
 from workbench.training.watch import postmortem
 from workbench.training.watch.outside import Outside
@@ -199,7 +198,7 @@ def main(root: str) -> None:
     folder = RunFolder(Path(root))
     with (folder.root / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock)
         except BlockingIOError:
             sys.exit("Another supervisor is running this run.")
         before = folder.read_status()

@@ -196,7 +196,9 @@ class Kept:
 class Account:
     """Records a run's memory as events: the forecast, what is held at marked moments, and what the largest batch took."""
 
-    def __init__(self, plan: Plan, source: Callable[[], Source], writer: EventWriter, gpu: telemetry.Gpu | None = None) -> None:
+    def __init__(
+        self, plan: Plan, source: Callable[[], Source], writer: EventWriter, gpu: telemetry.CudaMemory | None = None
+    ) -> None:
         self.plan, self.writer, self.gpu = plan, writer, gpu
         self._source = source
         self._on_host = HiddenOnHost() if plan.inputs_on_host else None

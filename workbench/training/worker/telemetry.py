@@ -76,7 +76,7 @@ class Nvml:
         return next((int(p.usedGpuMemory) for p in running if p.pid == os.getpid() and p.usedGpuMemory is not None), None)
 
 
-class Gpu:
+class CudaMemory:
     """One GPU's memory: the allocator's figures, and the device's by NVML where that answers."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Sampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="workbench-sampler", daemon=True)
         self.collectors: Sequence[Collector] = ()
-        self.gpu: Gpu | None = None
+        self.gpu: CudaMemory | None = None
         self.managed: Callable[[], int] = lambda: 0
         self.cupti_clock: Callable[[], int | None] | None = None
 

@@ -128,10 +128,10 @@ class Worker:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.init()
                 self.device = torch.cuda.get_device_name()
-                self.sampler.gpu = telemetry.Gpu()
+                self.sampler.gpu = telemetry.CudaMemory()
                 if torch.cuda.get_device_capability() < (8, 0):
                     compat.keys_for_every_head()
-            nvml = self.sampler.gpu or telemetry.Gpu()
+            nvml = self.sampler.gpu or telemetry.CudaMemory()
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
             if collector:
