@@ -234,14 +234,14 @@ class TrainConfig(Record):
     )
     """Keep only each layer's input and compute the rest again in the backward pass."""
     norms_in_16_bits: bool = setting(
-        False, "Norms answer in 16 bits (not yet run on a GPU)", "flag", Group.MEMORY, only=QUANTIZED
+        False, "Norms answer in 16 bits (not yet run on a GPU)", "flag", Group.MEMORY, wide=True, only=QUANTIZED
     )
     """Have norms answer in the compute dtype: a layer takes less while it is computed, and rounds as 16 bits do. What is summed
     from layer to layer stays float32."""
-    rescale_mlp: int = setting(0, "Rescale MLPs for float16 (power of two; 0: not)", "whole", Group.MEMORY, least=0, below=16)
+    rescale_mlp: int = setting(0, "Rescale MLPs for float16 (power of two; 0: not)", "whole", Group.MEMORY, wide=True, least=0)
     """Have up projections of gated MLPs answer so many powers of two less and down projections make up for it: the same
     function, within what float16 holds. For models whose MLPs overflow there; 6 is enough for most."""
-    inputs_on_host: bool = setting(False, "Layers' inputs on the host (not yet run on a GPU)", "flag", Group.MEMORY)
+    inputs_on_host: bool = setting(False, "Layers' inputs on the host (not yet run on a GPU)", "flag", Group.MEMORY, wide=True)
     """Hold what gradient checkpointing keeps of each layer in the host's memory until the backward pass: the same bits, for
     the time that moving it takes both ways. Means nothing on a CPU."""
     nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1, also="num_processes num_gpus")
