@@ -7,9 +7,11 @@
    stretches of steps of one run, in the order on-off, off-on, so that a machine which slows down or speeds up slows both.
    The ratio is the median over pairs of neighbouring stretches, with a 95 % bootstrap interval; its upper end is to stay
    below 1.03.
+3. Lengths. One pass over rows of skewed lengths: real tokens a second of plain code with rows at random, and of
+   ``wb.launch`` with rows at random, grouped by length, and packed. The aim is twice the plain code's with the defaults.
 
-All rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen; ratios are
-what to quote.
+In 1 and 2 all rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen;
+ratios are what to quote.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2, help="pairs of runs beside plain code")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=64, help="tokens of each row")
+    parser.add_argument("--rows", type=int, default=192, help="of skewed lengths; 0: leave the third part out")
     args = parser.parse_args()
     model = os.environ.get("SMOLLM2", str(SMOLLM2)) if args.smollm2 else args.model
     if args.steps < 200:
@@ -84,6 +87,10 @@ def main() -> None:
             beside_plain_code(config, folder, args.repeat)
         if args.steps:
             switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched", args.stretch)
+        if args.rows:
+            skewed = {"dataset": str(skewed_rows(folder / "skewed.jsonl", args.rows)), "max_length": 512, "max_steps": -1}
+            shape = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8}
+            by_lengths(wb.TrainConfig.from_dict({**config.to_dict(), **skewed, **shape}), folder)
 
 
 def rows(path: Path, length: int) -> Path:
@@ -94,6 +101,44 @@ def rows(path: Path, length: int) -> Path:
     joined = ("\n".join((texts * 2)[i : i + together]) for i in range(len(texts)))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in joined), "utf-8")
     return path
+
+
+def skewed_rows(path: Path, count: int) -> Path:
+    """A dataset whose rows are some short and few long: as many of the embedded one's entries together as chance has it."""
+    source = Path(wb.__file__).parent / "builtin" / "data" / "train.jsonl"
+    texts = iter([json.loads(line)["text"] for line in source.read_text("utf-8").splitlines()] * 4)
+    together = np.random.default_rng(0).lognormal(0.7, 0.9, count).clip(1, 14).astype(int)
+    joined = ["\n".join(next(texts) for _ in range(n)) for n in together]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in joined), "utf-8")
+    return path
+
+
+def by_lengths(config: wb.TrainConfig, folder: Path) -> None:
+    """Real tokens a second over one pass, the first step left out, each way of batching in a run of its own.
+
+    Rows at random have all their logits at once, as plain code has, so that the losses are equal.
+    """
+    ways = {"at random": {"group_by_length": False, "logits_at_once": 0}, "grouped by length": {}, "packed": {"packing": True}}
+    plain, padding = 0.0, {}
+    for way, fields in ways.items():
+        chosen = wb.TrainConfig.from_dict({**config.to_dict(), **fields})
+        run = wb.launch(chosen, folder / way)
+        assert run.wait().state == "finished", run.status
+        steps = [event for event in run.events() if event["k"] == "step"]
+        tokens = sum(step["tokens"] for step in steps[1:])
+        padding[way] = sum(step["padded"] for step in steps) / sum(step["padded"] + step["tokens"] for step in steps)
+        if not plain:
+            (folder / "cell.py").write_text(wb.as_code(chosen), "utf-8")
+            (folder / "clock.py").write_text(CLOCK, "utf-8")
+            alone = _plain(folder, 0)
+            assert [step["loss"] for step in steps] == alone["losses"], "the losses are not the same"
+            plain = tokens / (alone["ends"][-1] - alone["ends"][0]) * 1e9
+            print(f"skewed rows, plain code, at random: {plain:,.0f} real tokens a second")
+        speed = tokens / (steps[-1]["t"] - steps[0]["t"]) * 1e9
+        print(
+            f"skewed rows, wb.launch, {way}: {speed:,.0f} real tokens a second, {speed / plain:.2f} × plain code's, "
+            f"{100 * padding[way]:.0f} % padding"
+        )
 
 
 def beside_plain_code(config: wb.TrainConfig, folder: Path, repeat: int) -> None:

@@ -83,7 +83,7 @@ def kill_somewhere(run: wb.Run, attempt: int, chance: random.Random) -> str:
         assert now.exit_code == -signal.SIGKILL
         assert "worker was killed" in now.message
         assert "possibly out of memory" in now.message
-        assert re.search(r"It last held [\d.]+ MB of memory \([\d.]+ .B at most\), with .* available", now.message)
+        assert re.search(r"It last held [\d.]+ .iB of memory \([\d.]+ .iB at most\), with .* available", now.message)
     else:
         assert "The supervisor was killed" in now.message
     if complete(run):  # the last word on what was learnt is the checkpoint's, or the adapter that a lone worker saved

@@ -69,6 +69,13 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
             {"text_column": "text", "method": "full", "learning_rate": 1e-3, "gradient_checkpointing": False},
             id="full-text", marks=pytest.mark.slow,
         ),
+        pytest.param({"packing": True, "num_train_epochs": 1.5, "lora_dropout": 0.1, "max_length": 96}, id="packed"),
+        pytest.param(
+            {"norms_in_16_bits": True, "inputs_on_host": True, "compute_dtype": "bfloat16"},
+            id="norms-in-16-bits", marks=pytest.mark.slow,
+        ),
+        pytest.param({"rescale_mlp": 6, "lora_dropout": 0.1}, id="rescaled", marks=pytest.mark.slow),
+        pytest.param({"group_by_length": False, "max_length": 64}, id="at-random", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_cell_gives_the_same_losses(

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.memory.footprint import FULL, LORA, QLORA, Plan
-from workbench.memory.forecast import Fit, fit, forecast, ways_to_fit
+from workbench.memory.forecast import Fit, costs, fit, forecast, ways_to_fit
 from workbench.memory.gpus import Gpu, find
 from workbench.show import Line, Record, ShownTuple
 from workbench.sources import Source, open_model
@@ -36,7 +36,8 @@ class Alternative(Record):
 
     def _line_(self) -> Line:
         change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
-        return {"change": change, "forecast": memory_size(self.total), f"on {self.fit.gpu.name}": self.fit.verdict}
+        verdict = {"forecast": memory_size(self.total), f"on {self.fit.gpu.name}": self.fit.verdict}
+        return {"change": change, **verdict, "costs": costs(self.fields)}
 
 
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
@@ -84,6 +85,10 @@ def _smaller(plan: Plan) -> list[dict[str, Any]]:
         changes.append({"optim": _PAGED_8BIT})
     if not plan.gradient_checkpointing:
         changes.append({"gradient_checkpointing": True})
+    if plan.gradient_checkpointing and not plan.inputs_on_host:
+        changes.append({"inputs_on_host": True})
+    if plan.method == QLORA and not plan.norms_in_16_bits:
+        changes.append({"norms_in_16_bits": True})
     if plan.method == QLORA and not plan.double_quant:
         changes.append({"double_quant": True})
     return changes

@@ -64,6 +64,10 @@ class Plan(Record):
     upcast_to_fp32: bool = False
     logits_at_once: int = 256
     gradient_checkpointing: bool = True
+    norms_in_16_bits: bool = False
+    inputs_on_host: bool = False
+    packing: bool = False
+    """Whether rows lie end to end: then attention always keeps a mask, as in a batch with padding."""
     padded: bool = False
     """Whether the batch has padding: attention then keeps its mask, and keys and values once for every head."""
     autocast: bool = True
@@ -232,6 +236,8 @@ class Activations:
 
     checkpoints: int
     """One hidden state a layer: what gradient checkpointing keeps."""
+    on_host: int
+    """Those of it that ``inputs_on_host`` moves to the host: all but the one at work."""
     all_layers: int
     """Everything that every layer keeps without it."""
     largest_layer: int
@@ -257,7 +263,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
 
     With h the hidden size, k the keys' (h · key-value heads / heads), m the largest input of the layer's linears, c the compute
     dtype's bytes, and s the residual's (4 for a 4-bit model, whose norms are fp32 and whose linears answer in the dtype they
-    are asked in; else c), a layer keeps
+    are asked in, with ``norms_in_16_bits`` c in the MLP; else c), a layer keeps
 
         2 norms 2·4h + attention c·(2h + 2k) + gated MLP 3·s·m + Σ over linears of the input
 
@@ -285,11 +291,11 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     heads = _first_int(config, ("num_attention_heads", "n_head"), 1)
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
-    attention = 4 * hidden + plan.max_length if plan.padded else 2 * hidden + 2 * keys
+    attention = 4 * hidden + plan.max_length if plan.padded or plan.packing else 2 * hidden + 2 * keys
     mask_bytes = 0 if plan.lora_dropout == 0 else 4 if plan.device == "cpu" else 1
     per_layer, unpacked, identity = [], [0], 0
     for linears in layers.values():
-        kept = 8 * hidden + c * attention + 3 * s * max(i for i, _, _ in linears)
+        kept = 8 * hidden + c * attention + 3 * (c if plan.norms_in_16_bits else s) * max(i for i, _, _ in linears)
         unpacked.append(0)
         for in_features, t, active in linears:
             lora = t.name in adapted
@@ -305,6 +311,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     most = max(per_layer, default=0)
     return Activations(
         s * hidden * len(layers) + last,
+        s * hidden * max(len(layers) - 1, 0),
         sum(per_layer) + last,
         most,
         formula,

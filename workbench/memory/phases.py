@@ -74,7 +74,8 @@ def transient(
     """Gradients, activations, logits, casts and scratch, the allocator's slack and the context.
 
     ``parameters`` are those trained. Layer by layer the backward pass lets go of what it was kept for and adds gradients: the
-    peak is at one of its ends. Where gradients are accumulated, they are there from the second batch on.
+    peak is at one of its ends, and at the last where what it lets go of lies on the host. Where gradients are accumulated, they
+    are there from the second batch on.
     """
     c, tokens = plan.compute_bytes, plan.tokens
     kept = activations(tensors, config, plan)
@@ -82,19 +83,24 @@ def transient(
     embeddings = [t for t in tensors if t.role in EMBEDDINGS and len(t.shape) == 2]
     vocabulary = max((max(t.shape) for t in embeddings), default=0)
     layer = of_a_layer = tokens * kept.largest_layer + kept.weights_of_layer
+    moved = 0
     if plan.gradient_checkpointing:
         how, held = "a layer's input each, and one layer computed again", tokens * kept.checkpoints
+        if plan.inputs_on_host and plan.device == "cuda":
+            moved = tokens * kept.on_host
+            how, held = f"{how}, {memory_size(moved)} of inputs in pinned memory on the host", held - moved
     else:
         how, held, layer = "kept by every layer", tokens * kept.all_layers + kept.weights, 0
     first, last = {HEAD: 0, LAYER: gradients.bytes // kept.layers}, {HEAD: 0}
     if plan.gradient_accumulation_steps > 1:
         first = last = {}
-    early = held >= gradients.bytes or not last
+    early = not last or (held >= gradients.bytes and not moved)
+    late = held if early or moved else held // kept.layers
     rows = [
         dataclasses.replace(gradients, phases=first if early else last),
         row(
             ACTIVATIONS, held + layer, f"{shape}, {how}; {kept.formula}",
-            head=held, layer=(held if early else held // kept.layers) + layer,
+            head=held, layer=late + layer,
         ),
     ]  # fmt: skip
     rows.append(_logits(tokens, vocabulary, hidden_size(tensors, config), plan, shape))

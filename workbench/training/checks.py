@@ -12,6 +12,7 @@ from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
 
 _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
 """What other methods than these lack."""
+_MOST_RESCALED = 12
 _TWO_STEPS = (
     "Two steps do it outside this run: begin adapters so on the unquantized model and save them and what is left of the model, "
     "as peft's documentation shows; then quantize that and go on training the saved adapters."
@@ -70,6 +71,10 @@ def _method_faults(config: Any) -> list[str]:
     begin = config.init_lora_weights
     if config.method == "full" and config.compute_dtype == "float16":
         faults.append('compute_dtype float16 cannot train every weight (method "full"): use "bfloat16" or "float32".')
+    if config.inputs_on_host and not config.gradient_checkpointing:
+        faults.append("inputs_on_host moves what gradient_checkpointing keeps: turn that on too.")
+    if type(config.rescale_mlp) is int and config.rescale_mlp > _MOST_RESCALED:
+        faults.append(f"rescale_mlp is {config.rescale_mlp}; beyond {_MOST_RESCALED} small numbers would be lost in float16.")
     for methods, lacks in _LACKS.items():
         unused = [
             name for name, declared in settings_of(config).items()

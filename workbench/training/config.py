@@ -223,10 +223,27 @@ class TrainConfig(Record):
     embeddings less."""
     logits_at_once: int = setting(256, "Logits at a time (tokens; 0: all)", "whole", Group.MEMORY, least=0)
     """Tokens whose logits are made at a time where the head is frozen: the loss is the same but for the order of sums."""
+    group_by_length: bool = setting(True, "Batches of rows of like lengths", "flag", Group.MEMORY)
+    """Gather rows of like lengths into batches, which saves most of their padding; the longest row comes in the first step, so
+    that a shortage of memory shows there."""
+    packing: bool = setting(False, "Pack rows end to end", "flag", Group.MEMORY, also="sample_packing")
+    """Put rows end to end, up to ``max_length`` tokens, each with positions of its own: what counts as a row everywhere else
+    is then such a pack. Refused for models that do not keep the rows apart."""
     gradient_checkpointing: bool = setting(
         True, "Gradient checkpointing", "flag", Group.MEMORY, also="use_gradient_checkpointing grad_checkpoint"
     )
     """Keep only each layer's input and compute the rest again in the backward pass."""
+    norms_in_16_bits: bool = setting(
+        False, "Norms answer in 16 bits (not yet run on a GPU)", "flag", Group.MEMORY, wide=True, only=QUANTIZED
+    )
+    """Have norms answer in the compute dtype: a layer takes less while it is computed, and rounds as 16 bits do. What is summed
+    from layer to layer stays float32."""
+    rescale_mlp: int = setting(0, "Rescale MLPs for float16 (power of two; 0: not)", "whole", Group.MEMORY, wide=True, least=0)
+    """Have up projections of gated MLPs answer so many powers of two less and down projections make up for it: the same
+    function, within what float16 holds. For models whose MLPs overflow there; 6 is enough for most."""
+    inputs_on_host: bool = setting(False, "Layers' inputs on the host (not yet run on a GPU)", "flag", Group.MEMORY, wide=True)
+    """Hold what gradient checkpointing keeps of each layer in the host's memory until the backward pass: the same bits, for
+    the time that moving it takes both ways. Means nothing on a CPU."""
     nproc_per_node: int = setting(1, "Processes (one a GPU)", "whole", Group.GPUS, least=1, also="num_processes num_gpus")
     """Processes that train together on this machine, one a GPU (or on its CPU), as torchrun names it. A step then takes
     ``per_device_train_batch_size`` rows in each, and the mean of their gradients (DDP) [not yet run on several GPUs]."""
@@ -289,6 +306,11 @@ class TrainConfig(Record):
     def warmup(self) -> int:
         """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows of all processes in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.nproc_per_node
 
     def for_rows(self, rows: int) -> TrainConfig:
         """The same run on a dataset of so many rows in steps: epochs become ``max_steps`` as transformers counts them.

@@ -26,6 +26,7 @@ from workbench.sources.header import check_pointer
 from workbench.training.chats import Refused, Span, Template
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import Files, check_columns, locate, read_chats, read_texts
+from workbench.training.lengths import Padding, padding
 
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
 _POINTERS = 1_024
@@ -36,6 +37,9 @@ _LONGEST_TOKEN = 64
 """Characters a token has at most, for the purpose of not tokenizing what ``max_length`` cuts off anyway."""
 
 
+_NONE = Padding(0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """One row, as tokens."""
@@ -44,6 +48,8 @@ class TokenRow:
     """(tokens,)"""
     loss: NDArray[np.bool_]
     """(tokens,): whether the token is learnt. The first never is: it is predicted from nothing."""
+    positions: NDArray[np.int32] | None = None
+    """(tokens,): the position of each in its own row, where several lie end to end; None: it is one row."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,11 @@ class Rows:
     """Chats that the template does not take, left out."""
     refusal: Refused | None = None
     """The error for the first of them."""
+
+    def padding(self, config: TrainConfig) -> Padding:
+        """How much of a pass over them would be padding, by way of batching."""
+        lengths = [len(row.input_ids) for row in self.rows]
+        return padding(lengths, config.per_device_train_batch_size, config.max_length)
 
     def counts(self) -> dict[str, int]:
         """The counts, with tokens, tokens that bear a loss, and the longest row."""
@@ -86,6 +97,8 @@ class Preview(Shown):
     """Whether those are all rows of the dataset, or only its first."""
     refusal: str = ""
     """Why the chat template refuses the first chat that it refuses; "" where it takes all."""
+    padding: Padding = _NONE
+    """Shares of padding in batches of the rows looked at, estimated."""
 
     def _show_(self) -> View:
         lines = []
@@ -103,6 +116,7 @@ class Preview(Shown):
             )
         extent = "all rows of the dataset" if self.whole else "its first rows"
         counts = {name.replace("_", " "): f"{value:,}" for name, value in self.counts.items()}
+        counts |= {f"padding, {how}": share for how, share in self.padding._line_().items()}
         return View(f"Rows as the model will see them; counted over {extent}", counts, lines, self.refusal)
 
 
@@ -279,7 +293,8 @@ def preview(
     tokenizer = open_tokenizer(model_folder(config.model))
     seen = load(config, tokenizer, limit=scan, watch=watch)
     refusal = f"{seen.refusal.where}: {seen.refusal.what}" if seen.refusal else ""
-    return Preview(tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.counts(), seen.total < scan, refusal)
+    first, whole = tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.total < scan
+    return Preview(first, seen.counts(), whole, refusal, seen.padding(config))
 
 
 def _shown(row: TokenRow, tokenizer: Any) -> tuple[tuple[str, bool], ...]:

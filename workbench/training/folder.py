@@ -43,7 +43,7 @@ class RunStatus(Shown):
     remedy: str = ""
     """What to do about it; empty where nothing is wrong."""
     kind: str = ""
-    """Of a failure: nan_loss, out_of_memory, disk_full, data, model, config, changed, killed, moved, error."""
+    """Of a failure: nan_loss, overflow, out_of_memory, disk_full, data, model, config, changed, killed, moved, error."""
     attempt: int = 1
     """1, and one more after each resume."""
     pid: int | None = None

@@ -25,7 +25,13 @@ from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow, model_folder
 from workbench.training.model_checks import leaves_of, named, near_leaves, position_faults
-from workbench.training.watch.endings import Diverged
+from workbench.training.watch.endings import Diverged, Overflowed
+
+OVERFLOWING = {
+    "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "qwen3_5", "qwen3_5_text",
+    "qwen3_5_moe", "qwen3_moe", "glm4_moe", "t5",
+}  # fmt: skip
+"""Model types that are known to overflow in float16: those that Unsloth computes in float32, and T5."""
 
 
 def check_complete(missing: Collection[str], folder: Path) -> None:
@@ -85,8 +91,39 @@ def check_ids(model: Any, tokenizer: Any, rows: Sequence[TokenRow], pad: int, wh
             raise DataError(what, where=where, remedy=remedy)
 
 
-def diverged(model: Any, config: TrainConfig, step: int, loss: float) -> Diverged:
-    """The error for a loss that is no number: the weights are looked at first, as a rate has done nothing before step 2."""
+def check_float16(model: Any, config: TrainConfig) -> str:
+    """What is to be said before a run in float16 of a model whose type is known to overflow there; "" of any other.
+
+    Raises ``ConfigError`` where its norms are to answer in float16 too.
+    """
+    kind = str(model.config.get_text_config().model_type)
+    if kind not in OVERFLOWING:
+        return ""
+    what = f"models of the type {kind} are known to overflow in float16"
+    if config.norms_in_16_bits:
+        remedy = 'Leave norms_in_16_bits False, or set compute_dtype to "bfloat16" where the GPU has it.'
+        raise ConfigError([f"norms_in_16_bits is True, and {what}."], where="TrainConfig", remedy=remedy)
+    return f'{what[0].upper()}{what[1:]}: if this one does, rescale_mlp=6 may keep it within, and compute_dtype="float32" will.'
+
+
+def overflowed(config: TrainConfig, what: str, module: str) -> Overflowed:
+    """The error for numbers beyond float16, with the first module that has them ("": not found): no rate mends that."""
+    place = (
+        f"The first to overflow when the batch was repeated is {shown(module, 200)}."
+        if module
+        else "Repeated, the batch did not overflow."
+    )
+    remedy = 'Set compute_dtype to "bfloat16" where the GPU has it, or else to "float32", which takes more memory and time.'
+    if "mlp" in module.lower() and not config.rescale_mlp:
+        remedy = f"Set rescale_mlp to 6: the same function, within what float16 holds. Or else: {remedy}"
+    return Overflowed(f"{what} float16 holds numbers up to 65,504. {place}", remedy=remedy)
+
+
+def diverged(model: Any, config: TrainConfig, step: int, loss: float, overflow: str | None = None) -> Diverged:
+    """The error for a loss that is no number: the weights are looked at first, as a rate has done nothing before step 2.
+
+    ``overflow``: of a run in float16 the module that overflows, as ``overflowed`` takes it; None: another dtype.
+    """
     what = f"The loss is no longer a number ({loss}) at step {step}."
     found = None
     with contextlib.suppress(ModelError, OSError):  # the files may be gone by now
@@ -102,6 +139,8 @@ def diverged(model: Any, config: TrainConfig, step: int, loss: float) -> Diverge
     if weight := _overflown(model):
         what = f"{what} It comes from {weight}, which has values beyond what its dtype holds, though the checkpoint has none."
         return Diverged(what, remedy='Set compute_dtype to "bfloat16" or "float32".')
+    if overflow is not None:
+        return overflowed(config, what, overflow)
     if step == 1:
         what = f"{what} Nothing was learnt until then, and the model's weights are finite: its activations are too large."
         return Diverged(what, remedy='Set compute_dtype to "bfloat16" or "float32", or look at the rows of the first batch.')

@@ -16,7 +16,7 @@ import ipywidgets
 from widgets.background.work import Work
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, note, set_note
-from workbench.text import counted
+from workbench.text import counted, percent
 from workbench.training.config import TrainConfig
 from workbench.training.data import Preview, preview
 
@@ -83,8 +83,17 @@ def counts_summary(seen: Preview, config: TrainConfig) -> str:
         lost.append(f"{n['refused']:,} refused by the chat template (the first: {seen.refusal})")
     return (
         f"{looked}: {n['kept']:,} to learn from, {', '.join(lost)}. The longest has {counted(n['longest'], 'token')}; "
-        f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below)."
+        f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below). "
+        f"{_padding(seen, config)}"
     )
+
+
+def _padding(seen: Preview, config: TrainConfig) -> str:
+    """How much of what would be computed is padding, and how much it would be otherwise."""
+    now, otherwise = seen.padding.of(config), seen.padding
+    others = {"at random": otherwise.random, "grouped by length": otherwise.grouped, "packed": otherwise.packed}
+    said = ", ".join(f"{percent(share, 0)} {how}" for how, share in others.items())
+    return f"Of a batch {percent(now, 0)} is padding, as estimated for these rows ({said})."
 
 
 def rows_html(seen: Preview) -> str:

@@ -29,6 +29,10 @@ class Diverged(WorkbenchError):
     """The loss is no longer a number."""
 
 
+class Overflowed(Diverged):
+    """Numbers are larger than float16 holds."""
+
+
 class OtherEnding(BaseException):
     """Raised by SIGTERM in the worker, which then saves what there is and ends. No library takes it for an error of its own."""
 
@@ -45,6 +49,7 @@ class Ending:
 _STEPPING = (None, "train", "first_forward")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KIND_OF_ERROR = (
+    (Overflowed, "overflow"),
     (Diverged, "nan_loss"),
     (DataError, "data"),
     (ModelError, "model"),

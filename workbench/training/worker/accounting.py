@@ -46,6 +46,7 @@ from workbench.training.events import EventWriter
 from workbench.training.host import host_counters
 from workbench.training.watch.shortage import Shortage, headroom, shortage
 from workbench.training.worker import telemetry
+from workbench.training.worker.offload import HiddenOnHost
 
 
 class Walk:
@@ -155,17 +156,19 @@ class Kept:
         alive.add(category, tensor)
 
     @contextlib.contextmanager
-    def forward(self) -> Iterator[None]:
-        """Around the forward pass; its result must be alive when this ends."""
+    def forward(self, on_host: HiddenOnHost | None = None) -> Iterator[None]:
+        """Around the forward pass; its result must be alive when this ends. What ``on_host`` moves is not counted."""
         alive = Alive()
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            self._add(alive, tensor)
-            return tensor
+        def pack(tensor: torch.Tensor) -> Any:
+            kept = on_host.pack(tensor) if on_host else tensor
+            if kept is tensor:
+                self._add(alive, tensor)
+            return kept
 
         self._in_forward = True
         try:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(pack, on_host.unpack if on_host else lambda tensor: tensor):
                 yield
         finally:
             self._in_forward = False
@@ -198,6 +201,7 @@ class Account:
     ) -> None:
         self.plan, self.writer, self.gpu = plan, writer, gpu
         self._source = source
+        self._on_host = HiddenOnHost() if plan.inputs_on_host else None
         self._largest = 0
         self._batch: dict[str, Any] = {}
         self._kept: Kept | None = None
@@ -250,6 +254,8 @@ class Account:
     @contextlib.contextmanager
     def batch(self, model: Any, mask: torch.Tensor) -> Iterator[None]:
         """Around a forward and a backward pass; ``mask`` (rows, longest) is 1 at tokens. Watches larger ones only."""
+        if self._on_host:
+            self._on_host.of(model, *mask.shape)
         if mask.numel() <= self._largest:
             yield
             return
@@ -270,9 +276,11 @@ class Account:
     def forward(self) -> Iterator[None]:
         """Around the forward pass of a batch."""
         if self._kept is None:
-            yield
+            hooks = (self._on_host.pack, self._on_host.unpack) if self._on_host else None
+            with torch.autograd.graph.saved_tensors_hooks(*hooks) if hooks else contextlib.nullcontext():
+                yield
             return
-        with self._kept.forward():
+        with self._kept.forward(self._on_host):  # only the innermost pair of hooks applies: this one does both
             yield
         self._mark()
 

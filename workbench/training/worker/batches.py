@@ -32,17 +32,24 @@ class Collator:
         return self.batch([item["row"] for item in items])
 
     def batch(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
-        """Three tensors (rows, longest) of int64."""
+        """Three tensors (rows, longest) of int64.
+
+        Packs have positions instead of a mask: with one, transformers would let their rows run together.
+        """
         shape = len(rows), max(len(r.input_ids) for r in rows)
         ids = np.full(shape, self.pad, np.int64)
         mask = np.zeros(shape, np.int64)
+        positions = np.zeros(shape, np.int64)
         labels = np.full(shape, -100, np.int64)
         for i, row in enumerate(rows):
             n = len(row.input_ids)
             ids[i, :n] = row.input_ids
             mask[i, :n] = 1
             labels[i, :n] = np.where(row.loss, row.input_ids, -100)
-        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+            if row.positions is not None:
+                positions[i, :n] = row.positions
+        packed = rows[0].positions is not None
+        arrays = {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if packed else {"attention_mask": mask})
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

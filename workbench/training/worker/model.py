@@ -20,7 +20,8 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
 from workbench.training.worker.distributed import local_rank
-from workbench.training.worker.preparation import prepare
+from workbench.training.worker.health import rescale_mlps
+from workbench.training.worker.preparation import answer_in, prepare
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -106,12 +107,17 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     """
     if config.method == "full":
         set_seed(config.seed)
+        if config.rescale_mlp:
+            rescale_mlps(model, config.rescale_mlp)
         return model
     if config.method == "qlora":
+        dtype = model.dtype  # before anything is made float32
         if config.upcast_to_fp32:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         else:
             prepare(model, model.dtype)
+        if config.norms_in_16_bits:
+            answer_in(model, dtype)
     set_seed(config.seed)
     check_targets(model, config)
     targets = config.target_modules
@@ -130,6 +136,8 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
     except ValueError as error:
         remedy = f"Name modules of a kind that peft adapts: {linear_names(model)}."
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
+    if config.rescale_mlp:
+        rescale_mlps(adapted, config.rescale_mlp)
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
         snapshot = Path(model.config._name_or_path)
         lora.base_model_name_or_path = config.model

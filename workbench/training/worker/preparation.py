@@ -29,6 +29,17 @@ def prepare(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
+def answer_in(model: Any, dtype: torch.dtype) -> None:
+    """Has every norm answer in ``dtype``, in which layers then compute; what is summed between them stays as wide as it is."""
+
+    def narrowed(module: Any, given: Any, answer: Any) -> Any:
+        return answer.to(dtype) if isinstance(answer, torch.Tensor) else answer
+
+    for module in model.modules():
+        if type(module).__name__.endswith("Norm"):
+            module.register_forward_hook(narrowed)
+
+
 def _widened(module: Any, given: Any, answer: torch.Tensor) -> torch.Tensor:
     return answer.float()
 

@@ -1,13 +1,16 @@
 """Memory and faults, sampled several times a second by a thread of the worker.
 
 Covers the CUDA allocator's and NVML's figures where there is a GPU, clock anchors, and the thread that records them beside the
-host's counters (``host``). With each sample it also looks for what must be noticed while the main thread is busy: a stop before
-training, a supervisor that is gone. Does not interpret. Imports torch only if the worker has already done so.
+host's counters (``host``); versions, and the libraries' warnings as events. With each sample it also looks for what must be
+noticed while the main thread is busy: a stop before training, a supervisor that is gone. Does not interpret. Imports torch only
+if the worker has already done so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import logging
 import os
 import sys
 import threading
@@ -21,6 +24,7 @@ from workbench.training.host import host_counters
 INTERVAL = 0.125
 """Seconds between samples (8 a second); the real gaps are those between the events' ``t``."""
 _ANCHOR_EVERY = 30.0
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 class Collector(Protocol):
@@ -153,3 +157,25 @@ class Sampler:
             self._thread.join(5.0)
             with contextlib.suppress(OSError, MemoryError):
                 self.sample()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that train."""
+    found = {"python": sys.version.split()[0]}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+class LogEvents(logging.Handler):
+    """Warnings of the libraries, as log events."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        super().__init__(logging.WARNING)
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Records one warning."""
+        with contextlib.suppress(OSError):
+            self._writer.emit("log", level=record.levelname.lower(), text=record.getMessage()[:2000])

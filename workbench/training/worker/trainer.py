@@ -18,20 +18,38 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from workbench.training.config import TrainConfig
 from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
-from workbench.training.loaded_checks import diverged
+from workbench.training.loaded_checks import diverged, overflowed
 from workbench.training.results.card import write_card
 from workbench.training.worker import distributed
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
 from workbench.training.worker.head import LossWithoutLogits
+from workbench.training.worker.health import SKIPS, Health, overflowing
+from workbench.training.worker.packing import tokens_of
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 Asked = Callable[[], str | None]
+
+
+class ByLength(LengthGroupedSampler):
+    """Rows of like lengths together, the longest first.
+
+    Each epoch has an order of its own, which a resumed run and every process take too.
+    """
+
+    def __init__(self, lengths: Sequence[int], together: int, seed: int, epoch: Callable[[], float | None]) -> None:
+        super().__init__(together, lengths=list(lengths))
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Any:
+        self.generator = torch.Generator().manual_seed(self._seed + int(self._epoch() or 0))
+        return super().__iter__()
 
 
 class RowSet(torch.utils.data.Dataset[dict[str, Any]]):
@@ -90,13 +108,18 @@ class TracedTrainer(Trainer):
         where: dict[str, Any],
         account: Account,
         without_logits: LossWithoutLogits | None,
+        grouped: int,
         **kwargs: Any,
     ) -> None:
+        """``grouped``: rows a step, where those of like lengths are to come together; 0: rows come at random."""
+        self._grouped = grouped
         super().__init__(*args, compute_loss_func=without_logits, **kwargs)
         self._around = without_logits.around if without_logits else contextlib.nullcontext
         self.remove_callback(PrinterCallback)  # Steering prints one line a step instead
         self._phase, self._where = phase, where
         self.account = account
+        self.health = Health(self.accelerator)
+        self._last: dict[str, torch.Tensor] = {}
         self._first = True
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
@@ -105,11 +128,18 @@ class TracedTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
+    def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
+        if not self._grouped:
+            return super()._get_train_sampler(*given, **named)
+        lengths = [len(row.input_ids) for row in self.train_dataset.rows]
+        return ByLength(lengths, self._grouped, self.args.seed, lambda: self.state.epoch)
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Counts on the device; the figures are waited for only when the step is reported."""
-        mask = inputs["attention_mask"]
+        mask = tokens_of(inputs)
         self.batches.append((mask.numel(), mask.sum(1).max(), mask.sum()))
         self._where |= {"rows": mask.shape[0], "longest": mask.shape[1]}  # a batch is padded to its longest row
+        self._last = dict(inputs)
         with self.account.batch(self.model, mask):
             result: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return result
@@ -120,6 +150,17 @@ class TracedTrainer(Trainer):
         with first, self.account.forward(), self._around():
             self._first = False
             return super().compute_loss(*args, **kwargs)
+
+    def overflow(self) -> str | None:
+        """The module that overflows when the last batch is repeated, "" if none does; None where no loss is scaled."""
+        if (scale := self.health.scale) is None:
+            return None
+
+        def loss() -> Any:
+            with self._around():
+                return super(TracedTrainer, self).compute_loss(self.model, dict(self._last))
+
+        return overflowing(self.model, loss, 2 * scale)  # a skipped step has halved it
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._phase("save"):
@@ -174,6 +215,7 @@ class Steering(TrainerCallback):
         size, tokens = sum(b[0] for b in batches), sum(int(b[2]) for b in batches)
         (size, tokens), longest = distributed.summed([size, tokens], max(int(b[1]) for b in batches))
         loss, n = float(logs["loss"]), state.global_step
+        health = self.trainer.health.step()
         self.writer.emit(
             "step",
             n=n,
@@ -185,13 +227,25 @@ class Steering(TrainerCallback):
             tokens=tokens,
             seconds=time.monotonic() - self._began,
             peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            **health,
         )
         if distributed.rank() == 0:
             print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
         if not math.isfinite(loss):
-            raise diverged(self.trainer.model, self.config, n, loss)
+            raise diverged(self.trainer.model, self.config, n, loss, self.trainer.overflow())
+        if health.get("skipped"):
+            self._skipped(n, health["scale"])
         if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
             self.evaluate(n)
+
+    def _skipped(self, n: int, scale: float) -> None:
+        """Says that a step was left out; raises ``Overflowed`` once there were too many in a row."""
+        in_a_row = self.trainer.health.in_a_row
+        text = f"Step {n} was skipped: its gradients overflow in float16. The loss's scale is {scale:,.0f} from here on."
+        self.writer.emit("log", level="info" if in_a_row < SKIPS else "warning", text=text)
+        if in_a_row >= SKIPS:
+            what = f"{in_a_row} steps in a row, up to step {n}, were skipped: their gradients overflow in float16."
+            raise overflowed(self.config, what, self.trainer.overflow() or "")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint as complete: a process killed while it writes leaves one without this mark.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import logging
 import os
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 _SPARE = 1 << 23
 """Bytes kept for reporting a failure once memory has run out; never written to, they take address space only."""
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 class Worker:
@@ -106,7 +104,7 @@ class Worker:
             "hello",
             capabilities={name: c.to_dict() for name, c in self.capabilities.items()},
             device=self.device,
-            versions=_versions(),
+            versions=telemetry.versions(),
             anchors=telemetry.anchors(self.sampler.cupti_clock),
         )
 
@@ -174,7 +172,7 @@ class Worker:
         dtype = model.compute_dtype(self.config)
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
-        material = self._material(source, net)
+        material = self._material(source, net, dtype)
         checkpoints = self.folder.complete_checkpoints()
         board = tensorboard.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
@@ -238,18 +236,23 @@ class Worker:
         self.hello()
         return net
 
-    def _material(self, source: Path, net: Any) -> Material:
+    def _material(self, source: Path, net: Any, dtype: torch.dtype) -> Material:
         """Rows and prompts, which ``net`` can take; how many steps epochs make is known then."""
+        import torch
+
         from workbench.training import data
-        from workbench.training.loaded_checks import check_ids, check_length
+        from workbench.training.loaded_checks import check_float16, check_ids, check_length
+        from workbench.training.worker import packing
         from workbench.training.worker.batches import Collator
         from workbench.training.worker.evaluator import Material
 
         with self.phase("dataset"):
             tokenizer = data.open_tokenizer(source)
             rows = data.load(self.config, tokenizer)
-            config = self.config = self.config.for_rows(len(rows.rows))
-            self.writer.emit("dataset", split="train", steps=config.max_steps, **rows.counts())
+            learnt = packing.packed(rows.rows, self.config.max_length) if self.config.packing else rows.rows
+            config = self.config = self.config.for_rows(len(learnt))
+            padding = dataclasses.asdict(rows.padding(config))
+            self.writer.emit("dataset", split="train", steps=config.max_steps, padding=padding, **rows.counts())
             held_out: tuple[data.TokenRow, ...] = ()
             files = data.held_out_files(config) if config.max_eval_rows else None
             if files:
@@ -257,19 +260,24 @@ class Worker:
                 self.writer.emit("dataset", split="heldout", **found.counts())
                 held_out = found.rows
             collator = Collator.of(tokenizer)
+            if dtype is torch.float16 and (said := check_float16(net, config)):
+                self.writer.emit("log", level="warning", text=said)
             check_length(net, config, first=self.attempt == 1)
             check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
             return Material(
-                tokenizer=tokenizer, collator=collator, rows=rows.rows, held_out=held_out, prompts=data.sample_prompts(config)
+                tokenizer=tokenizer, collator=collator, rows=learnt, held_out=held_out, prompts=data.sample_prompts(config)
             )
 
     def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
-        from workbench.training.worker import optimizers, tensorboard, trainer
+        from workbench.training.worker import optimizers, packing, tensorboard, trainer
 
         assert self.account is not None
         steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate)
-        evaluator.net.config.use_cache = False
+        _use_cache(evaluator.net, False)
+        if self.config.packing:
+            with trainer.measuring(evaluator.net, evaluator.dtype):
+                packing.check_packing(evaluator.net, evaluator.material.rows)
         steering.trainer = trainer.TracedTrainer(
             model=evaluator.net,
             args=trainer.training_arguments(self.config, self.folder, evaluator.dtype),
@@ -281,6 +289,7 @@ class Worker:
             where=self.where,
             account=self.account,
             without_logits=self._without_logits(evaluator),
+            grouped=self.config.rows_a_step if self.config.group_by_length else 0,
         )
         self.sampler.managed = optimizers.managed_bytes
         return steering.trainer
@@ -338,9 +347,9 @@ class Worker:
         """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
         fresh = self.folder.fresh
         shutil.rmtree(fresh, ignore_errors=True)
-        net.config.use_cache = True  # what is saved is for use; training needs no cache
+        _use_cache(net, True)  # what is saved is for use; training needs no cache
         net.save_pretrained(str(fresh))
-        net.config.use_cache = False
+        _use_cache(net, False)
         tokenizer.save_pretrained(str(fresh))
         dataclasses.replace(state, log_history=[]).save_to_json(str(fresh / "trainer_state.json"))  # after how many steps
         write_card(self.folder.root, fresh, self._kept.name)
@@ -355,31 +364,16 @@ class Worker:
         raise endings.OtherEnding
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-class _LogEvents(logging.Handler):
-    """Warnings of the libraries, as log events."""
-
-    def __init__(self, writer: EventWriter) -> None:
-        super().__init__(logging.WARNING)
-        self._writer = writer
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.emit("log", level=record.levelname.lower(), text=record.getMessage()[:2000])
+def _use_cache(net: Any, use: bool) -> None:
+    for config in (net.config, net.config.get_text_config()):
+        config.use_cache = use
 
 
 def main(root: str, attempt: str, supervisor: str) -> None:
     """Runs one attempt and ends the process with its exit code. ``supervisor``: its pid, or 0 for the parent."""
     worker = Worker(RunFolder(Path(root)), int(attempt), int(supervisor) or os.getppid())
     logging.captureWarnings(True)
-    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), _LogEvents(worker.writer)])
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(), telemetry.LogEvents(worker.writer)])
     code = worker.run()
     worker.writer.close()
     with contextlib.suppress(OSError):
