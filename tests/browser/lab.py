@@ -97,11 +97,11 @@ class Lab:
         self.menu("Run", "Run All Cells")
 
     def finished(self, seconds: float = PATIENCE) -> None:
-        """Wait until every code cell has run."""
+        """Wait until every code cell has run; one that is folded shows no number."""
         self.until(
             """() => {
                 const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
-                return prompts.length && prompts.every((p) => /\\[\\d+\\]:/.test(p.textContent));
+                return prompts.length && prompts.every((p) => /^$|\\[\\d+\\]:/.test(p.textContent));
             }""",
             seconds,
         )

@@ -77,12 +77,13 @@ def test_a_plot_without_a_figure_says_what_it_waits_for_and_draws_no_axes(lab: L
     lab.run_all()
     waiting = lab.page.locator("[aria-label='Still to come.']")
     assert waiting.inner_html() == ""
-    assert lab.page.get_by_text("Still to come.").is_visible()
+    said = lab.page.locator(".workbench-waiting:text-is('Still to come.')")
+    said.wait_for()
     lab.kernel("empty.show({'data': [{'type': 'scatter', 'y': [1, 2]}]}, 'A line.')")
     lab.plots(2)
-    assert not lab.page.get_by_text("Still to come.").is_visible()
+    said.locator("visible=true").wait_for(state="detached")
     lab.kernel("plot.wait('Nothing is left.')")
-    lab.page.get_by_text("Nothing is left.").wait_for()
+    lab.page.locator(".workbench-waiting:text-is('Nothing is left.')").wait_for()
     assert lab.page.locator(".workbench-plot .main-svg .xaxislayer-above").count() == 1, "the line's alone"
     assert not lab.page.locator(".workbench-readout:visible").count()
     lab.kernel("plot.show({'data': [bars('coarse', [2, 1], 'y')], 'layout': {}}, 'Bars.')")

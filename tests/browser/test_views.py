@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from safetensors.numpy import save_file
 
 from tests.browser.conftest import Server
@@ -45,8 +47,10 @@ def test_from_the_model_down_to_one_weight_and_back_up(lab: Lab, lab_server: Ser
     until(lab, "Map of builtin under NF4, blocks of 64: Kurtosis", "plot.data[1].name === 'Kurtosis'")
 
     tab(lab, "Error")
+    weights = lab.page.get_by_role("application", name=re.compile(r"^Block [\d,]+:"))
+    before = weights.get_attribute("aria-label")
     lab.page.get_by_role("list", name="Worst blocks").get_by_role("button").nth(1).click()
-    weights = lab.page.get_by_role("application", name="Block ").last
+    expect(weights).not_to_have_attribute("aria-label", before or "")
     weights.press("Home")
     for _ in range(5):
         weights.press("ArrowRight")
@@ -75,7 +79,7 @@ def test_quantiles_and_outliers_follow_the_tensor(lab: Lab, lab_server: Server) 
     open_app(lab, lab_server)
     lab.page.get_by_role("radio", name="How normal").check()
     until(lab, "Quantiles of the weights as they are", "plot.data[1].x.length === 201")
-    lab.page.wait_for_selector(".wb-table[aria-label^='Outliers by'] td:has-text('6 σ')")
+    lab.page.wait_for_selector(".wb-table[aria-label^='Outliers by'] th:has-text('6 σ')")
     before = lab.text(".wb-table[aria-label^='Outliers by']")
     lab.page.get_by_label("Quantiles of", exact=True).select_option(label="weights / absmax of their block")
     until(lab, "Quantiles of the weights / absmax", "Math.max(...plot.data[1].y) < 4")
@@ -164,12 +168,14 @@ def test_markup_in_names_is_shown_as_text_in_every_view(lab: Lab, lab_server: Se
     lab.open("app.ipynb")
     lab.run_all(120)
     drawn = {
-        "Model": "Map of", "Distribution": "Histogram of", "Formats": "Relative RMSE of",
-        "Double quant": "Scales take", "Memory": "Forecast memory",
+        "Model": "Map of", "Distribution": "Histogram of", "Formats": "Relative RMSE against",
+        "Double quant": "Scales take",
     }  # fmt: skip
     for name, start in drawn.items():
         tab(lab, name)
         until(lab, start, "plot.data.length > 0")
+    tab(lab, "Memory")
+    lab.until("() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5")
     tab(lab, "Error")
     lab.page.get_by_role("figure", name="Weight ").wait_for()
     tab(lab, "Model")
