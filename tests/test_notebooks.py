@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from tests.browser.notebooks import LARGEST, WIDGET, text_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-QUICK = ("04_double_quantization", "06_paged_optimizers", "08_claims")
+QUICK = ("04_double_quantization",)
 KEEPS_ITS_RUN = ("00_workbench", "07_train_an_adapter")
 """What a reader trains there is theirs to keep."""
 SHOWS_THE_TRAINING_CELL = "07_train_an_adapter"

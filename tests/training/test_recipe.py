@@ -69,7 +69,10 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
             {"text_column": "text", "method": "full", "learning_rate": 1e-3, "gradient_checkpointing": False},
             id="full-text", marks=pytest.mark.slow,
         ),
-        pytest.param({"packing": True, "num_train_epochs": 1.5, "lora_dropout": 0.1, "max_length": 96}, id="packed"),
+        pytest.param(
+            {"packing": True, "num_train_epochs": 1.5, "lora_dropout": 0.1, "max_length": 96},
+            id="packed", marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"norms_in_16_bits": True, "inputs_on_host": True, "compute_dtype": "bfloat16"},
             id="norms-in-16-bits", marks=pytest.mark.slow,
