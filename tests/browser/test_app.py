@@ -18,7 +18,7 @@ APP = "from widgets import Workbench\napp = Workbench('builtin')\napp"
 _FIND = """
     const figures = [...document.querySelectorAll('[role=figure][data-revision]')];
     const plot = figures.find((e) => e.getAttribute('aria-label').startsWith(start) && e.checkVisibility());
-    if (!plot) return false;
+    if (!plot?.data) return false; // one that still waits for its figure has none
 """
 PATHS = ".wb-result .wb-copy-text textarea"
 """The adapter's folder."""
