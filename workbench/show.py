@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import reprlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,14 +99,14 @@ class View:
         return "".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in notes)])
 
 
-class Shown:
+class Shown(ABC):
     """A value that shows itself as a table. A dataclass of this kind is made with ``repr=False``."""
 
     __slots__ = ()
 
+    @abstractmethod
     def _show_(self) -> View:
         """What it shows."""
-        raise NotImplementedError
 
     def _line_(self) -> Line:
         """What it is in a table of its kind."""

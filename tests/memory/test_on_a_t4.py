@@ -16,7 +16,7 @@ import workbench as wb
 from workbench.memory.footprint import Plan
 from workbench.memory.forecast import MemoryLedger
 from workbench.memory.ledger import CONTEXT
-from workbench.memory.shortlist import PUBLISHED
+from workbench.memory.shortlist import PUBLISHED, config_of
 
 MIB = 2**20
 
@@ -52,20 +52,10 @@ STEPS = (
 )
 
 
-def _config(
-    kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool
-) -> dict[str, object]:
-    return {
-        "model_type": kind, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocabulary, "tie_word_embeddings": tied,
-        "head_dim": hidden // heads,
-    }  # fmt: skip
-
-
 OTHERS = {
-    "deepseek-coder-1.3b": _config("llama", 2_048, 5_504, 24, 16, 16, 32_256, False),
-    "Llama-3.2-3B": _config("llama", 3_072, 8_192, 28, 24, 8, 128_256, True),
-    "Qwen2.5-1.5B": _config("qwen2", 1_536, 8_960, 28, 12, 2, 151_936, True),
+    "deepseek-coder-1.3b": config_of("llama", 2_048, 5_504, 24, 16, 16, 32_256, False),
+    "Llama-3.2-3B": config_of("llama", 3_072, 8_192, 28, 24, 8, 128_256, True),
+    "Qwen2.5-1.5B": config_of("qwen2", 1_536, 8_960, 28, 12, 2, 151_936, True),
 }
 """The shapes of models that the package does not list, from their config.json."""
 

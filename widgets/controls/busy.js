@@ -8,10 +8,10 @@ const BUSY = "The kernel is busy with a cell: this is done as soon as the cell e
 /** Ask the kernel, whenever something in `panel` is used, whether it hears; until it does, say below the control that it waits. */
 function tellBusy(model, panel) {
   if (!model.get("hears_between_cells")) return () => {};
-  const told = document.createElement("div");
-  told.className = "wb-busy";
-  told.setAttribute("role", "status");
-  panel.append(told);
+  const note = document.createElement("div");
+  note.className = "wb-busy";
+  note.setAttribute("role", "status");
+  panel.append(note);
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   const ask = (event) => {
@@ -20,15 +20,15 @@ function tellBusy(model, panel) {
     timer = setTimeout(() => {
       const at = control.getBoundingClientRect(), within = panel.getBoundingClientRect();
       const left = Math.min(Math.max(at.left - within.left, 0), Math.max(within.width - 320, 0));
-      Object.assign(told.style, { left: `${left}px`, top: `${at.bottom - within.top + 4}px` });
-      told.textContent = BUSY;
+      Object.assign(note.style, { left: `${left}px`, top: `${at.bottom - within.top + 4}px` });
+      note.textContent = BUSY;
     }, HEARD_WITHIN);
     model.send({ type: "heard?" });
   };
   const heard = () => {
     clearTimeout(timer);
     timer = undefined;
-    told.textContent = "";
+    note.textContent = "";
   };
   for (const kind of ["click", "change", "keydown"]) panel.addEventListener(kind, ask, true);
   model.on("msg:custom", heard);
@@ -36,6 +36,6 @@ function tellBusy(model, panel) {
     clearTimeout(timer);
     for (const kind of ["click", "change", "keydown"]) panel.removeEventListener(kind, ask, true);
     model.off("msg:custom", heard);
-    told.remove();
+    note.remove();
   };
 }

@@ -135,11 +135,11 @@ export default {
     };
     const tell = () => {
       const { text, more } = model.get("status"), progress = model.get("progress"), busy = Boolean(progress.what);
-      const told = model.get("of_one_tensor") && model.get("whole");
-      said.textContent = busy ? `${progress.what}${progress.text}` : told ? text : "";
-      said.title = busy || !told ? said.textContent : [text, more].filter(Boolean).join(". ");
+      const shown = model.get("of_one_tensor") && model.get("whole");
+      said.textContent = busy ? `${progress.what}${progress.text}` : shown ? text : "";
+      said.title = busy || !shown ? said.textContent : [text, more].filter(Boolean).join(". ");
       explanation.textContent = more;
-      why.hidden = busy || !told || !more;
+      why.hidden = busy || !shown || !more;
       if (why.hidden) explanation.hidden = true;
       cancel.hidden = bar.hidden = !busy;
       bar.setAttribute("aria-label", progress.what ?? "");

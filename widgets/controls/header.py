@@ -24,7 +24,7 @@ CHOICES = ("layer", "tensor", "formats", "block_size", "double_quant")
 
 
 class Header(anywidget.AnyWidget):
-    """The row. ``on_ask(kind, callback)`` tells what the reader wants:
+    """The row. ``on_ask(kind, callback)`` is called with what the reader asks for:
 
     ``choose`` (some of ``CHOICES`` with their new values), ``typed`` (the text in the model field), ``open`` (the same,
     settled), ``cancel``.

@@ -1,5 +1,5 @@
 // @ts-check
-// The title line of a fold, which manners.js opens and closes; this one tells the kernel when it is first pressed.
+// The title line of a fold, which manners.js opens and closes; this one sends the kernel a message when it is first pressed.
 
 export default {
   render({ model, el }) {

@@ -2,7 +2,7 @@
 // Puts a block map on a canvas: cells, axes, colour bar, marks. Knows nothing of events and messages (blockmap.js); the geometry is
 // counted in CSS pixels, and block i of an axis lies from i to i + 1.
 
-// What stands around the cells: titles of the axes and a colour bar, or, where the drawing around tells them, numbers alone.
+// What stands around the cells: titles of the axes and a colour bar, or, where the drawing around names them, numbers alone.
 const FRAMED = { left: 64, right: 96, top: 10, bottom: 46, titles: true };
 const BARE = { left: 30, right: 2, top: 3, bottom: 17, titles: false };
 const BAR = { gap: 16, width: 14 };

@@ -14,7 +14,7 @@ function pagingTitle(run, span) {
   if (facts.simulated)
     return [
       name,
-      `dashed: simulated ${facts.simulated.told} · MiB in ${span}`,
+      `dashed: simulated ${facts.simulated.on} · MiB in ${span}`,
       run.steps.t.length ? null : "Waits for the first step.",
     ];
   return [
@@ -194,7 +194,7 @@ function drawClock(context, { layout, scale, window, inks }) {
 
 // ---------------------------------------------------------------- the crosshair
 
-/** A line through all lanes at a moment, the step in which it lies, and the points that the readout tells. */
+/** A line through all lanes at a moment, the step in which it lies, and the points that the readout shows. */
 function drawCross(context, scene, at) {
   const { run, layout, inks, limit } = scene,
     scale = scaleOf(layout, scene.window),

@@ -168,7 +168,7 @@ function describeLanes(view, run, limit, cursor, again) {
       .filter(([, name, figure]) => name && figure && figure !== "–")
       .map(([, name, figure]) => `${name} ${figure}`)
       .join(", ");
-  const told = {
+  const summaries = {
     loss:
       row < 0 && held < 0
         ? "waits for the first step"
@@ -192,7 +192,7 @@ function describeLanes(view, run, limit, cursor, again) {
         .join(", ") || "starting",
   };
   for (const lane of LANES) {
-    const text = `${lane[0].toUpperCase()}${lane.slice(1)}: ${told[lane]}.`;
+    const text = `${lane[0].toUpperCase()}${lane.slice(1)}: ${summaries[lane]}.`;
     if (view.figures[lane].getAttribute("aria-label") !== text) view.figures[lane].setAttribute("aria-label", text);
   }
 }

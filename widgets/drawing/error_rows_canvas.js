@@ -6,7 +6,7 @@ const MODEL = { left: 26, right: 2, top: 2, bottom: 16 };
 const WEIGHTS = { left: 46, right: 6, top: 5, bottom: 17 };
 const LEVELS = { left: 46, right: 6, top: 0, bottom: 0 };
 const NARROWEST = 3; // pixels of a weight's column: where there are more weights, several share one
-const MANY = 32; // levels that are told apart; of more only the chosen one is named
+const MANY = 32; // levels that can be distinguished; of more only the chosen one is named
 
 const errorInk = (dark) => (dark ? "#ff9ec0" : "#ad1457");
 const minus = (text) => text.replaceAll("-", "−");

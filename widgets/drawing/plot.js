@@ -62,7 +62,7 @@ function listen(view) {
 
 // ---------------------------------------------------------------- the readout
 
-/** Traces that can be read off: their `meta` names what each of their points tells in `customdata`, tab by tab. */
+/** Traces that can be read off: their `meta` names the values that each of their points has in `customdata`, parted by tabs. */
 function readable(plot) {
   return plot.data.flatMap((trace, curve) => (Array.isArray(trace.meta) && trace.x.length ? [{ ...trace, curve }] : []));
 }

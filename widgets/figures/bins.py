@@ -36,7 +36,7 @@ def moves_with_block(form: Format) -> bool:
 
 
 READ = ["level", "from", "to", "share", "weights", "RMSE"]
-"""What the readout tells of a bin."""
+"""The columns of the readout of a bin."""
 LABEL, GAP = 0.055, 0.02
 """Parts of the picture's height: the line with a format's name over its bins, and the space above that."""
 
@@ -48,7 +48,7 @@ def distribution(
 
     Over the histogram solid lines are the formats' levels and dashed ones the edges between their bins. Below it a bin is as
     wide as it is and as high as its share of the weights; the dashed line is the share that each would have if all had the
-    same. What a point tells is in its ``customdata``, for ``Plot`` to read out, under the names of ``READ``.
+    same. A point's values for the readout are in its ``customdata``, under the names of ``READ``.
     """
     sampled = next((e.sampled for e in errors if e.sampled is not None), None)
     names = [*READ[:-1], f"RMSE (sample {100 * sampled:.2g} %)"] if sampled is not None else READ
@@ -157,7 +157,7 @@ def _occupancy(e: ErrorStats, colour: str, errors: BinErrors | None) -> dict[str
 
 
 def bin_texts(e: ErrorStats, errors: BinErrors | None = None) -> list[str]:
-    """What each bin tells, under the names of ``READ``: its level, its edges, what falls into it, and that one's error."""
+    """The readout of each bin, under the names of ``READ``: its level, its edges, what falls into it, and that one's error."""
     levels, lower, upper = bins(e)
     count = merge_equal_levels(e.spec.definition, e.occupancy)[1]
     rmse = np.full(levels.size, np.nan) if errors is None else errors.rmse

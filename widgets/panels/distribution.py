@@ -24,7 +24,7 @@ _WHY = """\
 Each weight is divided by the largest magnitude (absmax) of its block. In the histogram solid lines are a format's levels, \
 dotted ones the edges between its bins: a weight between two edges becomes the level between them.
 Below, a bin is as wide as it is and as high as the share of the weights that fall into it; the dashed line is the share that \
-each would have if all were equally full. The table tells the bins under the pointer; arrow keys go from bin to bin.
+each would have if all were equally full. The table shows the bins under the pointer; arrow keys go from bin to bin.
 
 How normal: NF4's levels are quantiles of a normal distribution. Where the curve of quantiles is steeper than the line, the \
 tails are heavier than that. A block with an outlier has a larger scale, and all its weights larger errors."""

@@ -156,4 +156,4 @@ _LINES: dict[str, Callable[[Beyond], str]] = {
     "RMSE of those": lambda b: number(b.rmse, ".2e"),
     "RMSE of others": lambda b: number(b.rmse_others, ".2e"),
 }
-"""What is told of the outliers at each distance."""
+"""The figures of the outliers at each distance."""

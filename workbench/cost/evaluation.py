@@ -20,11 +20,11 @@ from workbench.errors import FormatError
 from workbench.given import described, is_a, is_number
 from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
-from workbench.resumable import Unfolding
 from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.surveys.duel import configurations, largest
+from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, amount, number, percent
 from workbench.training.config import TrainConfig
 

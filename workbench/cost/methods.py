@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
 from workbench.progress import Cancelled, Progress, reporting
-from workbench.resumable import Unfolding
 from workbench.show import Line, Record, Shown, View
+from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, known_amount, known_memory_size, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config

@@ -197,11 +197,11 @@ class Reporter:
         except Exception as error:
             traceback.print_exc()
             ending = ending_of(error, {"phase": "measure"})
-            told = error
-            if not isinstance(told, WorkbenchError):
-                told = RunError(ending.message, where=str(self.root), remedy=ending.remedy)
+            failure = error
+            if not isinstance(failure, WorkbenchError):
+                failure = RunError(ending.message, where=str(self.root), remedy=ending.remedy)
             with contextlib.suppress(OSError):
-                self.emit("error", **to_fields(told))
+                self.emit("error", **to_fields(failure))
             return 1
         finally:
             self._writer.close()

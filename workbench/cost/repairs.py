@@ -35,9 +35,9 @@ from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.memory.footprint import Plan
 from workbench.progress import Progress, reporting
-from workbench.resumable import Unfolding
 from workbench.show import Line, Record, Shown, View
 from workbench.sources.kinds import kind_of, layer_of
+from workbench.surveys.resumable import Unfolding
 from workbench.text import percent
 from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of

@@ -21,10 +21,10 @@ from workbench.errors import FormatError, ModelError
 from workbench.given import nearest, several
 from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
-from workbench.resumable import Unfolding
 from workbench.show import Line, Record, Shown, View, bar
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
+from workbench.surveys.resumable import Unfolding
 from workbench.text import amount, number, percent
 from workbench.training.config import TrainConfig
 

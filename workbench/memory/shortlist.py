@@ -47,9 +47,10 @@ class Candidate(Record):
         }  # fmt: skip
 
 
-def _config(
+def config_of(
     kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool
 ) -> dict[str, Any]:
+    """The part of a config.json that decides the shapes of a Llama, Qwen2 or Qwen3."""
     return {
         "model_type": kind, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocabulary, "tie_word_embeddings": tied,
@@ -58,16 +59,16 @@ def _config(
 
 
 PUBLISHED = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _config("llama", 576, 1_536, 30, 9, 3, 49_152, True),
-    "Qwen/Qwen3-0.6B": _config("qwen3", 1_024, 3_072, 28, 16, 8, 151_936, True),
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": _config("llama", 2_048, 5_632, 22, 32, 4, 32_000, False),
-    "meta-llama/Llama-3.2-1B-Instruct": _config("llama", 2_048, 8_192, 16, 32, 8, 128_256, True),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _config("llama", 2_048, 8_192, 24, 32, 32, 49_152, True),
-    "Qwen/Qwen3-1.7B": _config("qwen3", 2_048, 6_144, 28, 16, 8, 151_936, True),
-    "Qwen/Qwen3-4B": _config("qwen3", 2_560, 9_728, 36, 32, 8, 151_936, True),
-    "Qwen/Qwen2.5-7B-Instruct": _config("qwen2", 3_584, 18_944, 28, 28, 4, 152_064, False),
-    "meta-llama/Llama-3.1-8B-Instruct": _config("llama", 4_096, 14_336, 32, 32, 8, 128_256, False),
-    "Qwen/Qwen3-8B": _config("qwen3", 4_096, 12_288, 36, 32, 8, 151_936, False),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": config_of("llama", 576, 1_536, 30, 9, 3, 49_152, True),
+    "Qwen/Qwen3-0.6B": config_of("qwen3", 1_024, 3_072, 28, 16, 8, 151_936, True),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": config_of("llama", 2_048, 5_632, 22, 32, 4, 32_000, False),
+    "meta-llama/Llama-3.2-1B-Instruct": config_of("llama", 2_048, 8_192, 16, 32, 8, 128_256, True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": config_of("llama", 2_048, 8_192, 24, 32, 32, 49_152, True),
+    "Qwen/Qwen3-1.7B": config_of("qwen3", 2_048, 6_144, 28, 16, 8, 151_936, True),
+    "Qwen/Qwen3-4B": config_of("qwen3", 2_560, 9_728, 36, 32, 8, 151_936, True),
+    "Qwen/Qwen2.5-7B-Instruct": config_of("qwen2", 3_584, 18_944, 28, 28, 4, 152_064, False),
+    "meta-llama/Llama-3.1-8B-Instruct": config_of("llama", 4_096, 14_336, 32, 32, 8, 128_256, False),
+    "Qwen/Qwen3-8B": config_of("qwen3", 4_096, 12_288, 36, 32, 8, 151_936, False),
 }
 """Id → the part of config.json that decides the tensors' shapes."""
 _GATED = ("meta-llama/",)

@@ -16,11 +16,11 @@ from workbench.given import described, is_whole, nearest, several
 from workbench.progress import Cancelled, Progress, reporting
 from workbench.quant.measure import Tally
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
-from workbench.resumable import Unfolding
 from workbench.show import Shown, View
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.header import DTYPES, shown
 from workbench.sources.weight_chunks import packings_of
+from workbench.surveys.resumable import Unfolding
 from workbench.surveys.rows import Row, frame, grouped, worst
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,7 @@ pytestmark = pytest.mark.colab
 SMALL: dict[str, Any] = {"max_eval_rows": 4, "sample_max_new_tokens": 6, "save_steps": 1000}
 
 BUSY = """
-import pathlib, time
-while not pathlib.Path({gate!r}).exists():
-    time.sleep(0.01)
+open({gate!r}).read()  # a pipe: until somebody has written to it
 print("done")
 """
 
@@ -67,13 +66,14 @@ def test_stop_is_taken_at_once_by_an_idle_kernel_and_by_a_busy_one_when_its_cell
     app.button("Resume").click()
     expect(app.button("Stop")).to_be_enabled()
     gate = tmp_path / "let go"
+    os.mkfifo(gate)
     busy = app.book.start(BUSY.format(gate=str(gate)))
     app.button("Stop").click()
     told = app.panel.get_by_role("status").filter(has_text="The kernel is busy with a cell")
     expect(told).to_be_visible()
     assert app.faint() == []
     app.book.shot("train-busy")
-    gate.touch()
+    gate.write_text("")
     assert busy() == "done"
     expect(told).to_be_hidden()
     app.book.until("app.train.run.status.state", "'stopped'")

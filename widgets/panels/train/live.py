@@ -70,7 +70,7 @@ class Following:
             return True
 
     def take(self) -> tuple[Known, Tails, dict[str, Any]] | None:
-        """What is known by now, the rows that nobody has taken yet, and what else the cockpit says; None: all was taken."""
+        """What is known by now, the rows that were not sent yet, and the cockpit's other facts; None: all was sent."""
         with self._lock:
             if not self._untaken:
                 return None

@@ -135,7 +135,7 @@ class RunSetup:
         return f'<div role="alert">{html.escape(said)}</div>'
 
     def close(self) -> None:
-        """End the threads, and free what waits behind a fold that nobody opened."""
+        """End the threads, and free what is behind a fold that was never opened."""
         for part in (self.preview, self.forecast, self._recipe):
             part.close()
         if not self.form.more.filled:

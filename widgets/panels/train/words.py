@@ -79,7 +79,7 @@ def simulated(pressure: Pressure) -> dict[str, Any]:
     budget = memory_size(found.budget)
     every = ", all optimizer state paged" if pressure.every_state else ""
     return {
-        "told": f"on {budget}{every}",
+        "on": f"on {budget}{every}",
         "said": f"simulated, not measured: the largest GPU on which this run would page has {budget}{every}",
         "moves": [list(move) for move in pressure.moves],
     }
