@@ -191,12 +191,12 @@ def pareto_figure(found: Pareto, bits: float | None = None, chosen: Sequence[str
     layout: dict[str, Any] = {
         "uirevision": f"pareto {sizes}", "showlegend": False, "margin": {"l": 44, "r": 60, "t": 8, "b": 36}, "annotations": [],
     }  # fmt: skip
-    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.58), (0.84, 1.0)]
+    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.54), (0.86, 1.0)]
     for size, domain in zip(sizes, ends, strict=True):
         axis = axes[size]
         own = {name: lines[name] for name in names if find_format(name).bits == size}
         layout[f"xaxis{axis}"] = {
-            "title": {"text": f"stored bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
+            "title": {"text": f"bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
             "range": _reach([p.score.bits for name in own for p in own[name]]), "nticks": 5, "zeroline": False,
         }  # fmt: skip
         layout[f"yaxis{axis}"] = {

@@ -100,7 +100,7 @@ def nested_codes(nested: NestedScales) -> Figure:
     ]  # fmt: skip
     layout = {
         "bargap": 0.1, "showlegend": False, "margin": {"l": 44, "r": 8, "t": 4, "b": 34},
-        "xaxis": {"title": {"text": "8-bit code of an absmax, from level −0.99 to 1 (finer towards 0, in the middle)"}},
+        "xaxis": {"title": {"text": "8-bit code of an absmax (finer towards 0, in the middle)"}},
         "yaxis": {"ticksuffix": " %", "nticks": 4, "rangemode": "tozero"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
