@@ -258,7 +258,7 @@ def test_a_run_is_launched_watched_to_its_end_and_picked_up_again(
     assert paging.plot.summary.startswith("Simulated, with")
     assert "simulated" in paging._beside.value
     simulated = other.view.cockpit._state["content"]["simulated"]
-    assert simulated["told"].endswith("all optimizer state paged"), "on a CPU what would page is simulated"
+    assert simulated["on"].endswith("all optimizer state paged"), "on a CPU what would page is simulated"
 
     # Without a view, a cell that watches prints the steps.
     capsys.readouterr()
