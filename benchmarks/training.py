@@ -7,10 +7,12 @@
    stretches of steps of one run, in the order on-off, off-on, so that a machine which slows down or speeds up slows both.
    The ratio is the median over pairs of neighbouring stretches, with a 95 % bootstrap interval; its upper end is to stay
    below 1.03.
-3. Lengths. One pass over rows of skewed lengths: real tokens a second of plain code with rows at random, and of
+3. The lean ways. The defaults beside peft's preparation and whole logits, on rows of one length, in turns: what the memory
+   that they save costs in time. The aim is 1.02 at most.
+4. Lengths. One pass over rows of skewed lengths: real tokens a second of plain code with rows at random, and of
    ``wb.launch`` with rows at random, grouped by length, and packed. The aim is twice the plain code's with the defaults.
 
-In 1 and 2 all rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen;
+In 1 to 3 all rows are cut to one length, so that steps differ by nothing but noise. On a busy machine the intervals widen;
 ratios are what to quote.
 """
 
@@ -67,7 +69,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240, help="of the run with the switch, at least 200")
     parser.add_argument("--stretch", type=int, default=4, help="steps between two switches; 1 where a step takes seconds")
     parser.add_argument("--plain-steps", type=int, default=25, help="of each run beside plain code")
-    parser.add_argument("--repeat", type=int, default=2, help="pairs of runs beside plain code")
+    parser.add_argument("--lean-steps", type=int, default=40, help="of each run beside the ways that take more memory")
+    parser.add_argument("--repeat", type=int, default=2, help="pairs of runs beside plain code, and beside those ways")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=64, help="tokens of each row")
     parser.add_argument("--rows", type=int, default=192, help="of skewed lengths; 0: leave the third part out")
@@ -87,6 +90,8 @@ def main() -> None:
             beside_plain_code(config, folder, args.repeat)
         if args.steps:
             switched(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.steps}), folder / "switched", args.stretch)
+        if args.lean_steps:
+            lean_ways(wb.TrainConfig.from_dict({**config.to_dict(), "max_steps": args.lean_steps}), folder, args.repeat)
         if args.rows:
             skewed = {"dataset": str(skewed_rows(folder / "skewed.jsonl", args.rows)), "max_length": 512, "max_steps": -1}
             shape = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8}
@@ -139,6 +144,22 @@ def by_lengths(config: wb.TrainConfig, folder: Path) -> None:
             f"skewed rows, wb.launch, {way}: {speed:,.0f} real tokens a second, {speed / plain:.2f} × plain code's, "
             f"{100 * padding[way]:.0f} % padding"
         )
+
+
+def lean_ways(config: wb.TrainConfig, folder: Path, repeat: int) -> None:
+    """Steps with the defaults, beside steps that take the memory which the defaults save."""
+    former = {"upcast_to_fp32": True, "logits_at_once": 0, "group_by_length": False}
+    ratios = []
+    for i in range(repeat):
+        seconds = {}
+        for way, fields in ("former", former), ("lean", {}):
+            run = wb.launch(wb.TrainConfig.from_dict({**config.to_dict(), **fields}), folder / f"{way}-{i}")
+            assert run.wait().state == "finished", run.status
+            seconds[way] = _between([event["t"] for event in run.events() if event["k"] == "step"])
+        ratios.append(seconds["lean"] / seconds["former"])
+        former_ms, lean_ms = 1e3 * seconds["former"], 1e3 * seconds["lean"]
+        print(f"a step: whole logits {former_ms:.1f} ms, lean {lean_ms:.1f} ms, ratio {ratios[-1]:.3f}")
+    print(f"lean ways beside those that take more memory: ratio {statistics.median(ratios):.3f} (median of {repeat})")
 
 
 def beside_plain_code(config: wb.TrainConfig, folder: Path, repeat: int) -> None:

@@ -91,6 +91,7 @@ from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview
 from .training.data import preview as preview
 from .training.folder import RunStatus as RunStatus
+from .training.launching import launch as launch
 from .training.recipe import as_code as as_code
 from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported
@@ -106,7 +107,6 @@ from .training.results.truth import PagingTruth as PagingTruth
 from .training.results.truth import paging_truth as paging_truth
 from .training.runs import Run as Run
 from .training.runs import attach as attach
-from .training.runs import launch as launch
 from .training.runs import live_runs as live_runs
 from .training.runs import runs as runs
 

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from workbench.training import runs
+from workbench.training import spawning
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.host import alive, create_time
@@ -84,7 +84,7 @@ class Forks:
     def ready(self, **happening: Any) -> Iterator[None]:
         """While open, runs are started and resumed by forks, and this happens in their workers."""
         self._happening = happening
-        with mock.patch.object(runs, "subprocess", SimpleNamespace(Popen=self.popen, DEVNULL=subprocess.DEVNULL)):
+        with mock.patch.object(spawning, "subprocess", SimpleNamespace(Popen=self.popen, DEVNULL=subprocess.DEVNULL)):
             yield
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.model_checks import causal_fault
-from workbench.training.runs import absolute
+from workbench.training.paths import absolute
 from workbench.training.settings import settings_of
 
 BATCH = 4

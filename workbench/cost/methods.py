@@ -1,6 +1,6 @@
 """Full fine-tuning, LoRA and QLoRA side by side: the same model, data, order of rows and seed, trained with each in turn.
 
-Covers the runs, one after another in processes of their own (``training.runs``), going on where an earlier comparison was
+Covers the runs, one after another in processes of their own (``training.launching``), going on where an earlier comparison was
 left, and the table of what each came to (``MethodResult``). One seed is one draw: differences between methods that are no
 larger than those between seeds say nothing, and a learning rate that suits adapters is often too high for every weight
 (``each``).
@@ -24,7 +24,9 @@ from workbench.text import NONE, known_amount, known_memory_size, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
-from workbench.training.runs import Run, absolute, attach, default_dir, launch, path_of
+from workbench.training.launching import launch
+from workbench.training.paths import absolute, default_dir, path_of
+from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,7 +27,7 @@ from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
 from workbench.training.folder import take_lock, write_json
 from workbench.training.host import oom_kills
-from workbench.training.runs import path_of
+from workbench.training.paths import path_of
 from workbench.training.watch.endings import ending_of
 
 EVENTS = "cost"

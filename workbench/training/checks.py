@@ -1,7 +1,7 @@
 """Everything that is wrong with a ``TrainConfig``'s fields, at once: each by its declaration, and which exclude each other.
 
 Covers everything that the fields alone decide. What the model, the dataset or the machine adds (a missing column, 4-bit kernels
-that are wrong on this CPU) is checked by ``runs.launch`` and by the worker. Takes any value with these fields, not the class.
+that are wrong on this CPU) is checked by ``launch`` and by the worker. Takes any value with these fields, not the class.
 """
 
 from __future__ import annotations

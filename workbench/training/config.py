@@ -1,7 +1,7 @@
 """What a training run is asked to do, as one frozen value that is checked whole.
 
 Covers the fields, each with what it may be and how a form shows it, and the JSON form; which fields exclude each other is in
-``checks``. Does not look at the disk: whether the model and the dataset exist is ``runs.launch``'s question. Names are those of
+``checks``. Does not look at the disk: whether the model and the dataset exist is ``launch``'s question. Names are those of
 transformers, peft, TRL and bitsandbytes.
 """
 

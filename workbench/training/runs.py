@@ -1,7 +1,7 @@
-"""Launching training runs, and picking them up from any kernel at any time.
+"""Training runs, picked up from any kernel at any time.
 
-Covers ``launch``, ``attach``, ``runs`` and the handle they give, ``Run``. The run's folder is the only channel: a handle can be
-dropped and made again without the run noticing. Does not train, and imports no torch.
+Covers ``attach``, ``runs`` and the handle they give, ``Run``; ``launching`` begins one. The run's folder is the only channel: a
+handle can be dropped and made again without the run noticing. Does not train, and imports no torch.
 """
 
 from __future__ import annotations
@@ -10,34 +10,26 @@ import contextlib
 import json
 import math
 import os
-import re
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from workbench.errors import RunError, WorkbenchError
-from workbench.given import described, expanded
 from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
-from workbench.text import listed
-from workbench.training import data, fingerprints, origins
-from workbench.training.config import TrainConfig, as_config
-from workbench.training.dataset_files import on_hub
-from workbench.training.environment import without_secrets
-from workbench.training.events import Event, EventReader, EventWriter
-from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of, write_json
+from workbench.training import data, origins
+from workbench.training.config import TrainConfig
+from workbench.training.events import Event, EventReader
+from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of
 from workbench.training.host import alive
-from workbench.training.model_checks import check_model
-from workbench.training.preflight import check_extras, check_kernels
+from workbench.training.paths import path_of
+from workbench.training.spawning import reap, spawn
 from workbench.training.watch.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
 """Seconds after which a run without any status is taken to have never begun."""
-_children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
 
 
 class Run(Shown):
@@ -46,9 +38,8 @@ class Run(Shown):
     Made by ``launch``, ``attach`` and ``runs``. Several handles on one run, in several processes, are fine.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._folder, self._process = folder, process
         self.views: list[Callable[[], None]] = []
         """Functions that ``watch`` calls over and over: each updates something that shows this run."""
 
@@ -91,7 +82,7 @@ class Run(Shown):
 
         ``gone`` once the run's folder is: its processes then end by themselves.
         """
-        _reap()
+        reap()
         present = self._present()
         if self._folder.gone:
             missing = self._folder.missing()
@@ -242,7 +233,8 @@ class Run(Shown):
         files = data.check(config)
         source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
         origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
-        _spawn(self, status.attempt + 1)
+        others = [other.dir.name for other in live_runs(self.dir.parent)]
+        self._process = spawn(self._folder, status.attempt + 1, others)
         return self
 
     def wait(self, timeout: float | None = None) -> RunStatus:
@@ -256,41 +248,6 @@ class Run(Shown):
         return status
 
 
-def launch(
-    config: TrainConfig, run_dir: str | os.PathLike[str] | None = None, *, folder: str | os.PathLike[str] = "runs"
-) -> Run:
-    """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
-
-    The model's files and the dataset's columns are checked first, so that faults are raised here, not in the run:
-    ``ModelError``, ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong
-    on this CPU), or ``RunError`` if ``run_dir`` (default: ``<time>-<model>`` in ``folder``) already holds something.
-
-    Where another run in the folder around this one is going on, both are slower and share the memory: the new one's events say
-    so in a warning. ``live_runs`` asks beforehand.
-    """
-    files = data.check(as_config(config, "launch"))
-    model = data.model_folder(config.model)
-    check_extras(config)
-    source = open_model(model)
-    check_model(config, source)
-    check_kernels(config, source)
-    begun_with = origins.take(config, source, files)
-    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model, folder=folder)
-    if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
-        raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
-    try:
-        (root / "control").mkdir(parents=True)
-        run = Run(RunFolder(root))
-        config = replace(absolute(config), dataset_revision=files.revision)
-        write_json(RunFolder(root).config, config.to_dict())
-        fingerprints.write(root, begun_with)
-    except (OSError, ValueError) as error:  # also a name that no file system takes
-        what = f"the folder cannot be written ({getattr(error, 'strerror', error)})."
-        raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
-    _spawn(run)
-    return run
-
-
 def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder that are going on, the newest last: they share this machine's devices.
 
@@ -300,67 +257,6 @@ def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     going = [(status, run) for run in runs(folder) if (status := run.status).state not in ENDED]
     newest_last = (run for _, run in sorted(going, key=lambda one: one[0].began or math.inf))
     return ShownList(newest_last, f"Runs that are going on in {path_of(folder, 'folder')}")
-
-
-def path_of(given: str | os.PathLike[str], where: str) -> Path:
-    """A path as it is whatever the current directory is; RunError on what is none."""
-    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
-        raise RunError(f"{described(given)} is no path.", where=where, remedy="Give the path of a folder.")
-    return expanded(given).absolute()
-
-
-def absolute(config: TrainConfig) -> TrainConfig:
-    """Paths that hold whatever the current directory is."""
-
-    def fixed(name: str) -> str:
-        return name if name == "builtin" or on_hub(name) else str(expanded(name).absolute())
-
-    held_out = config.eval_dataset and fixed(config.eval_dataset)
-    return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
-
-
-def default_dir(config: TrainConfig, model: Path, ending: str = "", folder: str | os.PathLike[str] = "runs") -> Path:
-    """A folder inside ``folder`` that is not there yet, named by the time and the model."""
-    name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}{ending}"
-    root = path_of(folder, "folder")
-    return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())
-
-
-def _spawn(run: Run, attempt: int = 1) -> None:
-    """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it."""
-    folder = RunFolder(run.dir)
-    others = [other.dir.name for other in live_runs(run.dir.parent) if other.dir != run.dir]
-    try:
-        shutil.rmtree(folder.control, ignore_errors=True)
-        folder.control.mkdir()
-        folder.reserve()
-        if others:
-            text = f"{listed(others)} went on when this run was launched: runs on one machine share its memory and its time."
-            writer = EventWriter(folder.events("launch"), attempt)
-            writer.emit("log", level="warning", text=text)
-            writer.close()
-    except OSError as error:
-        what = f"the run's folder cannot be written ({error.strerror})."
-        raise RunError(what, where=str(run.dir), remedy="Make it writable, or free some space on its disk.") from error
-    with folder.log.open("ab") as log:
-        run._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workbench.training.watch.supervisor", str(folder.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder.root,
-            env=without_secrets(),  # nothing is fetched: the processes need no token
-            start_new_session=True,
-        )
-    _children[run._process.pid] = run._process
-
-
-def _reap() -> None:
-    """Reaps supervisors that have ended, so that they do not stay zombies of this process."""
-    for pid, process in list(_children.items()):
-        if process.poll() is not None:
-            del _children[pid]
 
 
 def attach(run_dir: Run | str | os.PathLike[str]) -> Run:

@@ -33,7 +33,8 @@ from workbench.errors import ConfigError, RunError
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, GONE, RunStatus
-from workbench.training.runs import Run, attach, launch, live_runs
+from workbench.training.launching import launch
+from workbench.training.runs import Run, attach, live_runs
 
 FIRST_RUN: Mapping[str, Any] = {
     "max_steps": 60, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_length": 128,

@@ -29,10 +29,11 @@ from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
 from workbench.training import fingerprints
 from workbench.training.origins import OF_MODEL, changes_of_base
+from workbench.training.paths import path_of
 from workbench.training.results.card import write_card
 from workbench.training.results.merging import Merge, half, relative
 from workbench.training.results.shards import Planned, write_shards
-from workbench.training.runs import attach, path_of
+from workbench.training.runs import attach
 
 if TYPE_CHECKING:
     from workbench.training.runs import Run

@@ -1,0 +1,54 @@
+"""Starting a run's supervisor in a process of its own, and reaping those that have ended.
+
+The run's folder is all that the process is told. Does not check what is to be run: ``launching`` and ``Run.resume`` do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from workbench.errors import RunError
+from workbench.text import listed
+from workbench.training.environment import without_secrets
+from workbench.training.events import EventWriter
+from workbench.training.folder import RunFolder
+
+_children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
+
+
+def spawn(folder: RunFolder, attempt: int, others: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it; ``others`` are going on."""
+    try:
+        shutil.rmtree(folder.control, ignore_errors=True)
+        folder.control.mkdir()
+        folder.reserve()
+        if others:
+            text = f"{listed(others)} went on when this run was launched: runs on one machine share its memory and its time."
+            writer = EventWriter(folder.events("launch"), attempt)
+            writer.emit("log", level="warning", text=text)
+            writer.close()
+    except OSError as error:
+        what = f"the run's folder cannot be written ({error.strerror})."
+        raise RunError(what, where=str(folder.root), remedy="Make it writable, or free some space on its disk.") from error
+    with folder.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workbench.training.watch.supervisor", str(folder.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder.root,
+            env=without_secrets(),  # nothing is fetched: the processes need no token
+            start_new_session=True,
+        )
+    _children[process.pid] = process
+    return process
+
+
+def reap() -> None:
+    """Reaps supervisors that have ended, so that they do not stay zombies of this process."""
+    for pid, process in list(_children.items()):
+        if process.poll() is not None:
+            del _children[pid]
