@@ -140,6 +140,14 @@ def test_three_skips_in_a_row_end_the_run_by_name_with_the_remedy(tmp_path: Path
     assert [(e["skipped"], e["scale"]) for e in read_events(tmp_path) if e["k"] == "step"] == [(True, 512.0)] * SKIPS
 
 
+def test_a_norm_that_is_no_number_is_told_where_no_step_was_skipped(tmp_path: Path) -> None:
+    steps = steering(tmp_path, "", skipped=False)
+    log(steps, 1, 2.0)
+    (told,) = [event for event in read_events(tmp_path) if event["k"] == "log"]
+    assert told["level"] == "warning"
+    assert "norm that is no finite number" in told["text"]
+
+
 def test_a_lost_loss_in_float16_is_an_overflow_and_no_rate(tmp_path: Path) -> None:
     config = wb.TrainConfig()
     assert "learning_rate" in diverged(torch.nn.Linear(1, 1), config, 5, float("nan")).remedy

@@ -233,8 +233,12 @@ class Steering(TrainerCallback):
             print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
         if not math.isfinite(loss):
             raise diverged(self.trainer.model, self.config, n, loss, self.trainer.overflow())
+        norm = logs.get("grad_norm")
         if health.get("skipped"):
             self._skipped(n, health["scale"])
+        elif norm is not None and not math.isfinite(norm):
+            text = f"Step {n}'s gradients have a norm that is no finite number, though its loss is: the next loss may be lost."
+            self.writer.emit("log", level="warning", text=text)
         if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
             self.evaluate(n)
 
