@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 lab: env ## Open JupyterLab on notebooks/00_workbench.ipynb
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_workbench.ipynb
 
-app: env ## Serve the app as a web page, from 00_workbench without the cells meant for a notebook; ?theme=dark makes it dark
-	$(BIN)/voila notebooks/00_workbench.ipynb --TagRemovePreprocessor.enabled=True \
+app: env ## Serve the app as a web page, at the address with a token that it prints; &theme=dark makes it dark
+	$(BIN)/voila notebooks/00_workbench.ipynb --token --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_cell_tags=notebook-only $(APP)
 
 test: env ## Test every module, the notebooks and one journey in a browser, in minutes (MARKS=slow: what it leaves out)
