@@ -7,10 +7,11 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 MARKS  ?= not slow and not smollm2 and not colab
 SHOTS  ?= docs/img/views
+DIST   ?= dist
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab app test test-all test-colab lint bench notebooks screens fuzz kills smollm2 gpu-check
+.PHONY: help env lab app test test-all test-colab lint docs dist bench notebooks screens fuzz kills smollm2 gpu-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 lab: env ## Open JupyterLab on notebooks/00_workbench.ipynb
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_workbench.ipynb
 
-app: env ## Serve the app as a web page, from 00_workbench without the cells meant for a notebook; ?theme=dark makes it dark
-	$(BIN)/voila notebooks/00_workbench.ipynb --TagRemovePreprocessor.enabled=True \
+app: env ## Serve the app as a web page, at the address with a token that it prints; &theme=dark makes it dark
+	$(BIN)/voila notebooks/00_workbench.ipynb --token --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_cell_tags=notebook-only $(APP)
 
 test: env ## Test every module, the notebooks and one journey in a browser, in minutes (MARKS=slow: what it leaves out)
@@ -71,6 +72,9 @@ screens: env ## Take a picture of every view, light and dark, into docs/img/view
 	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest --quiet tests/browser/test_screens.py \
 	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job \
 	  tests/browser/test_one_screen.py::test_a_run_is_on_one_screen_from_launch_to_its_result
+
+dist: env ## Build the wheel and the sdist into dist/ (DIST=…)
+	$(BIN)/python -m hatchling build -d $(DIST)
 
 bench: env ## Run the benchmarks
 	@for script in benchmarks/*.py; do \

@@ -119,7 +119,6 @@ def test_the_wheel_holds_the_model_the_data_and_the_scripts(tmp_path: Path) -> N
     assert set(committed) <= names
     assert {"workbench/builtin/data/train.jsonl", "widgets/drawing/plot.js"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
-    assert Path(built).stat().st_size < 30e6
 
 
 def test_a_chromium_is_found_where_it_is_named_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:

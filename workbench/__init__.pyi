@@ -1,5 +1,7 @@
 """The public names, each once: `workbench/__init__.py` loads them from here when they are first used."""
 
+from .cli.doctor import Checkup as Checkup
+from .cli.doctor import doctor as doctor
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate

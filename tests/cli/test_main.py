@@ -26,7 +26,7 @@ from workbench.memory.forecast import forecast_methods
 from workbench.memory.gpus import GPUS
 
 ROOT = Path(wb.__file__).parents[1]
-COMMANDS = ("survey", "duel", "forecast", "export", "formats", "cost", "sensitivity", "mix")
+COMMANDS = ("survey", "duel", "forecast", "export", "doctor", "formats", "cost", "sensitivity", "mix")
 
 
 def run(*arguments: object) -> Result:

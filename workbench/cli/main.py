@@ -1,4 +1,4 @@
-"""The command ``workbench``: survey, duel and forecast a model, export a run, list the formats; what 4 bits cost.
+"""The command ``workbench``: survey, duel and forecast a model, export a run, list the formats, doctor; what 4 bits cost.
 
 Covers arguments, exit codes and what goes where: results to standard output (as text, or with ``--json`` as one JSON value),
 progress and errors to standard error. Exit codes: 0, 1 for what went wrong (with what, where and the remedy), 2 for wrong
@@ -10,6 +10,7 @@ What a command needs is imported when it runs, so that ``--help`` is immediate.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import io
 import os
@@ -270,6 +271,20 @@ def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst:
             written = export(trained, folder, base=base, dtype=dtype, changed_ok=changed_ok, progress=progress)
         details = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
         click.echo(f"Wrote {printable(str(written.folder))} ({details}).", err=True)
+
+
+@cli.command("doctor")
+@json_option
+def _doctor(as_json: bool) -> None:
+    """Print versions, devices, drivers and what works here, to paste into an issue.
+
+    No path, name or variable of yours is in it. Asks the Hub for its front page, with a limit of three seconds.
+    """
+    from workbench.cli.doctor import doctor
+    from workbench.cli.text import dumped
+
+    found = doctor(progress=on_terminal())
+    click.echo(dumped(findings=[dataclasses.asdict(each) for each in found.findings]) if as_json else found.text)
 
 
 @cli.command("formats")
