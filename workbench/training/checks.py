@@ -21,7 +21,7 @@ _TWO_STEPS = (
 
 def faults_of(config: Any) -> list[str]:
     """Every fault, in a sentence each; [] where there is none."""
-    return [*_field_faults(config), *_data_faults(config), *_method_faults(config)]
+    return [*_field_faults(config), *_data_faults(config), *_evaluation_faults(config), *_method_faults(config)]
 
 
 def schedule_faults(config: Any) -> list[str]:
@@ -64,6 +64,12 @@ def _data_faults(config: Any) -> list[str]:
     if config.num_train_epochs is not None and config.max_steps != -1:
         faults.append("max_steps and num_train_epochs exclude each other: with num_train_epochs leave max_steps at -1.")
     return faults
+
+
+def _evaluation_faults(config: Any) -> list[str]:
+    asked = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(config, name)]
+    missing = [name for name in ("eval_steps", "max_eval_rows") if asked and getattr(config, name) == 0]
+    return [f"{name} is 0, and {' and '.join(asked)} {'go' if asked[1:] else 'goes'} by evaluations." for name in missing]
 
 
 def _method_faults(config: Any) -> list[str]:

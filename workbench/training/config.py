@@ -251,9 +251,15 @@ class TrainConfig(Record):
     save_steps: int = setting(50, "Checkpoint every (steps; 0: never)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
     save_total_limit: int = setting(2, "Checkpoints kept", "whole", Group.CHECKPOINTS, least=1)
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest; the best one is kept besides, wherever there are evaluations by steps."""
     eval_steps: int = setting(0, "Evaluate every (steps; 0: at both ends)", "whole", Group.CHECKPOINTS, least=0)
-    """Steps between evaluations; 0: only before and after."""
+    """Steps between evaluations; 0: only before and after. One that is the best so far writes a checkpoint of its own."""
+    load_best_model_at_end: bool = setting(False, "End with the best, not the last", "flag", Group.CHECKPOINTS)
+    """Have the run end with the weights of the lowest held-out loss after a step, instead of the last ones."""
+    early_stopping_patience: int = setting(
+        0, "Finish early after (evaluations without a better one; 0: never)", "whole", Group.CHECKPOINTS, wide=True, least=0
+    )
+    """Evaluations in a row without a lower held-out loss after which the run finishes early; 0: it never does."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
     max_eval_rows: int = setting(
@@ -306,6 +312,11 @@ class TrainConfig(Record):
     def warmup(self) -> int:
         """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the lowest held-out loss is kept."""
+        return self.eval_steps > 0 and (self.save_steps > 0 or self.load_best_model_at_end)
 
     @property
     def rows_a_step(self) -> int:

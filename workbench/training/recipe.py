@@ -229,6 +229,8 @@ def _training(config: TrainConfig) -> str:
         note += (
             f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
         )
+    if config.load_best_model_at_end or config.early_stopping_patience:
+        note += "# load_best_model_at_end and early_stopping_patience are the workbench's part: this cell takes every step.\n"
     kind, grouping = "Trainer", ""
     if config.group_by_length:
         kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)

@@ -63,6 +63,7 @@ class Run(Shown):
         if line:
             status, adapter = self.status, self.adapter_dir or self.model_dir
             facts |= {"why": status.message, "what to do": status.remedy, "trained": "" if adapter is None else str(adapter)}
+            facts |= {"best": "" if (best := self.best_dir) is None else str(best)}
         return View(title, facts)
 
     @property
@@ -141,10 +142,21 @@ class Run(Shown):
         """With method ``full`` the trained model's folder, for ``from_pretrained``, likewise; None with adapters."""
         return self._trained(self._folder.model, "config.json")
 
+    @property
+    def best_dir(self) -> Path | None:
+        """The checkpoint of the lowest held-out loss so far, which is kept where ``eval_steps`` are given; or None."""
+        return self._folder.best
+
     def _trained(self, folder: Path, mark: str) -> Path | None:
-        """Of the folders that hold the mark of what was trained, this one and checkpoints, that with the most steps."""
+        """Of the folders that hold the mark of what was trained, this one and checkpoints, that with the most steps.
+
+        Instead of the last checkpoint the best one, of a run that is to end with it.
+        """
         places = [folder, *reversed(self._folder.complete_checkpoints())]
-        return max((place for place in places if (place / mark).exists()), key=steps_of, default=None)
+        found = max((place for place in places if (place / mark).exists()), key=steps_of, default=None)
+        if found in (None, folder) or not self.config.load_best_model_at_end:
+            return found
+        return self._folder.best or found
 
     @property
     def log(self) -> Path:

@@ -21,6 +21,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
+from workbench.training.results.history import RunHistory
 
 _OF_DATA = (
     "dataset_config", "dataset_split", "dataset_revision", "eval_split", "completion_only_loss", "max_length",
@@ -30,7 +31,7 @@ _OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslor
 _OF_TRAINING = (
     "method", "compute_dtype", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
     "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
-    "num_train_epochs", "gradient_checkpointing", "seed",
+    "num_train_epochs", "load_best_model_at_end", "early_stopping_patience", "gradient_checkpointing", "seed",
 )  # fmt: skip
 _FILES_SHOWN = 40
 _WHAT = {
@@ -178,13 +179,16 @@ def _fingerprints(known: Fingerprints | None) -> str:
 
 def _losses(events: Sequence[Event]) -> str:
     steps = [step for step in latest_steps(events) if step["loss"] is not None]
-    held_out = {event["n"]: event["loss"] for event in events if event["k"] == "eval"}
+    history = RunHistory()
+    history.feed(event for event in events if event["k"] == "eval")
+    held_out = history.evals
     lines: dict[str, str] = {}
     if steps:
         for step in (steps[0], steps[-1]):
             lines[f"training, step {step['n']}"] = f"{step['loss']:.4f}"
     for n, loss in sorted(held_out.items()):
-        lines[f"held out, after {counted(n, 'step')}"] = f"{loss:.4f}"
+        best = ", the lowest" if len(held_out) > 2 and history.best and n == history.best[0] else ""
+        lines[f"held out, after {counted(n, 'step')}{best}"] = "no number" if loss is None else f"{loss:.4f}"
     if not held_out:
         lines["held out"] = "not measured"
     return "Mean cross-entropy, in nats a token.\n\n" + _table(lines)

@@ -26,7 +26,7 @@ from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.loaded_checks import diverged, overflowed
 from workbench.training.results.card import write_card
-from workbench.training.worker import distributed
+from workbench.training.worker import distributed, evaluations
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
 from workbench.training.worker.head import LossWithoutLogits
@@ -125,8 +125,18 @@ class TracedTrainer(Trainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Puts the weights and the count of steps of a checkpoint in place, without a step: ``train`` takes one at least."""
+        self.take_weights(checkpoint)
+        self.state = _state_of(checkpoint)
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Puts the weights of a checkpoint in place of those that there are."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    @staticmethod
+    def was_done(checkpoint: Path, config: TrainConfig) -> bool:
+        """Whether no step is left after a checkpoint: all are taken, or patience had run out."""
+        state = _state_of(checkpoint)
+        return state.global_step >= config.max_steps or evaluations.out_of_patience(state, config.early_stopping_patience)
 
     def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
         if not self._grouped:
@@ -167,6 +177,10 @@ class TracedTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
 
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
 class Steering(TrainerCallback):
     """Reports each step and ends training when it is asked to, when the loss is lost, or when it is done."""
 
@@ -177,7 +191,7 @@ class Steering(TrainerCallback):
         writer: EventWriter,
         asked: Asked,
         where: dict[str, Any],
-        evaluate: Callable[[int], None],
+        evaluate: Callable[[int], float | None],
     ) -> None:
         self.config, self.folder, self.writer, self.asked, self.where = config, folder, writer, asked, where
         self.evaluate = evaluate
@@ -235,8 +249,19 @@ class Steering(TrainerCallback):
             raise diverged(self.trainer.model, self.config, n, loss, self.trainer.overflow())
         if health.get("skipped"):
             self._skipped(n, health["scale"])
-        if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
-            self.evaluate(n)
+        if self.config.eval_steps and (n % self.config.eval_steps == 0 or n >= self.config.max_steps):
+            self._evaluate(state, control)
+
+    def _evaluate(self, state: Any, control: Any) -> None:
+        """Measures; the best so far is saved, and patience that has run out ends training: on all ranks alike."""
+        loss = distributed.from_first(self.evaluate(state.global_step))
+        if loss is None:
+            return
+        if evaluations.record(state, loss) and self.config.keeps_best:
+            control.should_save = True
+        if evaluations.out_of_patience(state, self.config.early_stopping_patience):
+            control.should_training_stop = True
+            control.should_save = control.should_save or self.config.save_steps > 0  # to be gone on from
 
     def _skipped(self, n: int, scale: float) -> None:
         """Says that a step was left out; raises ``Overflowed`` once there were too many in a row."""
