@@ -17,10 +17,12 @@ from workbench.atomic import replacing
 from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
 from workbench.text import counted, printable
+from workbench.training import lineage
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
+from workbench.training.lineage import Lineage
 from workbench.training.results.history import RunHistory
 
 _OF_DATA = (
@@ -56,13 +58,18 @@ def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) ->
     """
     config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
     with replacing(folder / "README.md") as draft:
-        draft.write_text(card(config, read_events(run), what, notes, _begun_with(run)), "utf-8")
+        draft.write_text(card(config, read_events(run), what, notes, _begun_with(run), _lineage(run)), "utf-8")
 
 
 def card(
-    config: TrainConfig, events: Iterable[Event], what: str, notes: Sequence[str] = (), begun_with: Fingerprints | None = None
+    config: TrainConfig,
+    events: Iterable[Event],
+    what: str,
+    notes: Sequence[str] = (),
+    begun_with: Fingerprints | None = None,
+    came_before: Lineage | None = None,
 ) -> str:
-    """The card's Markdown, from a run's configuration, its events and its fingerprints."""
+    """The card's Markdown, from a run's configuration, its events, its fingerprints and its lineage."""
     events = list(events)
     base, revision, licence = base_of(config, begun_with.commit if begun_with else None)
     title, library = _WHAT[what]
@@ -85,6 +92,7 @@ def card(
         f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
         "## Base model",
         _table({"model": base, "revision": revision or None, "licence": licence or None, **quantized}),
+        *_before(came_before or Lineage()),
         "## Data",
         _table({**data, **_rows(events)}),
         "## Fingerprints",
@@ -158,6 +166,31 @@ def _begun_with(run: Path) -> Fingerprints | None:
         return read(run)
     except RunError:  # it cannot be read, but what was trained must still be saved
         return None
+
+
+def _lineage(run: Path) -> Lineage:
+    try:
+        return lineage.read(run)
+    except RunError:
+        return Lineage()
+
+
+def _before(known: Lineage) -> list[str]:
+    """The adapters that the run was begun from, oldest first, and the steps that were added to it."""
+    if not known.before and not known.extended:
+        return []
+    rows = {}
+    for n, one in enumerate(known.before, 1):
+        told = [
+            f"{one.steps:,} steps" if one.steps is not None else "", one.method, f"on {one.dataset}" if one.dataset else "",
+            f"learning rate {one.learning_rate:g}" if one.learning_rate is not None else "",
+            f"held-out loss {one.held_out:.4f}" if one.held_out is not None else "", f"base {one.base}",
+            f"SHA-256 {one.sha256}",
+        ]  # fmt: skip
+        rows[f"{n}. adapter of {_code(one.name)}"] = "; ".join(filter(None, told))
+    for each in known.extended:
+        rows[f"this run, extended after {counted(each.after, 'step')}"] = f"to {each.to:,} steps"
+    return ["## What came before", _table(rows)]
 
 
 def _fingerprints(known: Fingerprints | None) -> str:

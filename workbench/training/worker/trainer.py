@@ -123,6 +123,18 @@ class TracedTrainer(Trainer):
         self._first = True
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's own; then the rate is that of the schedule as it is now: a shorter one may have ended at zero."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            schedule = self.lr_scheduler
+            rates = [
+                base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
+
     def restore(self, checkpoint: Path) -> None:
         """Puts the weights and the count of steps of a checkpoint in place, without a step: ``train`` takes one at least."""
         self.take_weights(checkpoint)
@@ -133,10 +145,11 @@ class TracedTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
 
     @staticmethod
-    def was_done(checkpoint: Path, config: TrainConfig) -> bool:
-        """Whether no step is left after a checkpoint: all are taken, or patience had run out."""
+    def was_done(checkpoint: Path, config: TrainConfig, since: int) -> bool:
+        """Whether no step is left after a checkpoint: all are taken, or patience, counted ``since`` a step, had run out."""
         state = _state_of(checkpoint)
-        return state.global_step >= config.max_steps or evaluations.out_of_patience(state, config.early_stopping_patience)
+        out = evaluations.out_of_patience(state, config.early_stopping_patience, since)
+        return out or state.global_step >= config.max_steps
 
     def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
         if not self._grouped:
@@ -192,9 +205,11 @@ class Steering(TrainerCallback):
         asked: Asked,
         where: dict[str, Any],
         evaluate: Callable[[int], float | None],
+        since: int,
     ) -> None:
+        """``since``: the step after which patience is counted."""
         self.config, self.folder, self.writer, self.asked, self.where = config, folder, writer, asked, where
-        self.evaluate = evaluate
+        self.evaluate, self.since = evaluate, since
         self.trainer: TracedTrainer
         self._began = time.monotonic()
 
@@ -259,7 +274,7 @@ class Steering(TrainerCallback):
             return
         if evaluations.record(state, loss) and self.config.keeps_best:
             control.should_save = True
-        if evaluations.out_of_patience(state, self.config.early_stopping_patience):
+        if evaluations.out_of_patience(state, self.config.early_stopping_patience, self.since):
             control.should_training_stop = True
             control.should_save = control.should_save or self.config.save_steps > 0  # to be gone on from
 

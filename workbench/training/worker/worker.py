@@ -25,7 +25,7 @@ from workbench import compat
 from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
-from workbench.training import origins
+from workbench.training import lineage, origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
@@ -57,6 +57,7 @@ class Worker:
         self.folder, self.attempt, self.supervisor = folder, attempt, supervisor
         self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
+        self.since = lineage.read(folder.root).extended_after
         self.where: dict[str, Any] = {}
         self.account: Account | None = None
         self.device = "cpu"
@@ -181,7 +182,7 @@ class Worker:
         loop = self._loop(evaluator)
         self._learn(loop, evaluator, checkpoints)
         done = loop.state.global_step
-        early = evaluations.out_of_patience(loop.state, self.config.early_stopping_patience)
+        early = evaluations.out_of_patience(loop.state, self.config.early_stopping_patience, self.since)
         if early or done >= self.config.max_steps:
             if early and distributed.rank() == 0:
                 self.writer.emit("early_stop", n=done, patience=self.config.early_stopping_patience)
@@ -276,7 +277,9 @@ class Worker:
         from workbench.training.worker import optimizers, packing, tensorboard, trainer
 
         assert self.account is not None
-        steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate)
+        steering = trainer.Steering(
+            self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate, self.since
+        )
         use_cache(evaluator.net, False)
         if self.config.packing:
             with trainer.measuring(evaluator.net, evaluator.dtype):
@@ -327,7 +330,7 @@ class Worker:
             if not distributed.agreed(self.asked()):
                 with self.phase("train"):
                     last = checkpoints[-1] if checkpoints else None
-                    if last and loop.was_done(last, self.config):  # it ended between its last step and its end
+                    if last and loop.was_done(last, self.config, self.since):  # it ended between its last step and its end
                         loop.restore(last)
                     else:
                         loop.train(resume_from_checkpoint=str(last) if last else None)
