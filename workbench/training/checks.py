@@ -88,6 +88,8 @@ def _method_faults(config: Any) -> list[str]:
         ]  # fmt: skip
         if unused and config.method in METHODS and config.method not in methods:
             faults.append(f'{", ".join(unused)}: method "{config.method}" {lacks}.')
+    if config.init_adapter is not None and begin is not True:
+        faults.append(f"init_adapter says how adapters begin, and init_lora_weights {begin!r} says another way: leave one out.")
     if config.method == "qlora" and begin in ("pissa", "loftq"):
         faults.append(
             f'init_lora_weights "{begin}" needs unquantized weights, which method "qlora" does not hold. {_TWO_STEPS}'

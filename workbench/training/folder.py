@@ -146,6 +146,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def first_adapter(self) -> Path:
+        """The adapter that the run began from, where it began from one."""
+        return self.root / "first_adapter"
+
+    @property
     def control(self) -> Path:
         """The only place a reader writes: ``stop``, ``pause``."""
         return self.root / "control"

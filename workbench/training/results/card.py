@@ -85,6 +85,8 @@ def card(
     data |= {"columns": config.columns, **_fields(config, _OF_DATA)}
     quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}
     tuned = _fields(config, _OF_LORA) if config.method != "full" else {}
+    if config.init_adapter is not None:
+        tuned["init_lora_weights"] = "those of the last adapter under What came before"
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
         f"# {title} of {_code(base)}",
@@ -182,7 +184,7 @@ def _before(known: Lineage) -> list[str]:
     rows = {}
     for n, one in enumerate(known.before, 1):
         told = [
-            f"{one.steps:,} steps" if one.steps is not None else "", one.method, f"on {one.dataset}" if one.dataset else "",
+            counted(one.steps, "step") if one.steps is not None else "", one.method, f"on {one.dataset}" if one.dataset else "",
             f"learning rate {one.learning_rate:g}" if one.learning_rate is not None else "",
             f"held-out loss {one.held_out:.4f}" if one.held_out is not None else "", f"base {one.base}",
             f"SHA-256 {one.sha256}",

@@ -232,7 +232,7 @@ class Worker:
 
         assert self.account is not None
         with self.phase("attach"):
-            net = model.attach_adapters(base, self.config)
+            net = model.attach_adapters(base, self.config, self.folder.first_adapter)
             self.account.moment("attach", net)
         paged = paged_state(self.config, cuda, model.adapter_sizes(net))
         self.capabilities["paged optimizer state"] = paged
