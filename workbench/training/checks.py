@@ -21,7 +21,7 @@ _TWO_STEPS = (
 
 def faults_of(config: Any) -> list[str]:
     """Every fault, in a sentence each; [] where there is none."""
-    return [*_field_faults(config), *_data_faults(config), *_method_faults(config)]
+    return [*_field_faults(config), *_data_faults(config), *_evaluation_faults(config), *_method_faults(config)]
 
 
 def schedule_faults(config: Any) -> list[str]:
@@ -66,6 +66,12 @@ def _data_faults(config: Any) -> list[str]:
     return faults
 
 
+def _evaluation_faults(config: Any) -> list[str]:
+    asked = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(config, name)]
+    missing = [name for name in ("eval_steps", "max_eval_rows") if asked and getattr(config, name) == 0]
+    return [f"{name} is 0, and {' and '.join(asked)} {'go' if asked[1:] else 'goes'} by evaluations." for name in missing]
+
+
 def _method_faults(config: Any) -> list[str]:
     faults = []
     begin = config.init_lora_weights
@@ -82,6 +88,8 @@ def _method_faults(config: Any) -> list[str]:
         ]  # fmt: skip
         if unused and config.method in METHODS and config.method not in methods:
             faults.append(f'{", ".join(unused)}: method "{config.method}" {lacks}.')
+    if config.init_adapter is not None and begin is not True:
+        faults.append(f"init_adapter says how adapters begin, and init_lora_weights {begin!r} says another way: leave one out.")
     if config.method == "qlora" and begin in ("pissa", "loftq"):
         faults.append(
             f'init_lora_weights "{begin}" needs unquantized weights, which method "qlora" does not hold. {_TWO_STEPS}'

@@ -59,15 +59,9 @@ class TrainConfig(Record):
     """
 
     model: str = setting(
-        "builtin",
-        "Model",
-        "text",
-        Group.USUAL,
-        wanted=_PATH,
-        hint="builtin, a folder, owner/name",
-        wide=True,
+        "builtin", "Model", "text", Group.USUAL, wanted=_PATH, hint="builtin, a folder, owner/name", wide=True,
         also="model_name_or_path model_name model_id base_model",
-    )
+    )  # fmt: skip
     """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
     dataset: str = setting(
         "builtin",
@@ -123,26 +117,15 @@ class TrainConfig(Record):
     )
     """Quantize the absmax values too, in blocks of 256."""
     llm_int8_skip_modules: tuple[str, ...] = setting(
-        (),
-        "Modules left out of 4 bits",
-        "patterns",
-        Group.QUANTIZATION,
-        refused=True,
-        hint="the head is, always",
-        wide=True,
+        (), "Modules left out of 4 bits", "patterns", Group.QUANTIZATION, refused=True, hint="the head is, always", wide=True,
         also="skip_modules",
-    )
+    )  # fmt: skip
     """Modules left out of 4 bits besides the head, which always is: their names' beginnings (which may be regular
     expressions) or endings, as ``"down_proj"``."""
     compute_dtype: str = setting(
-        "auto",
-        "Compute dtype",
-        "choice",
-        Group.MEMORY,
-        choices=_DTYPES,
-        wide=True,
+        "auto", "Compute dtype", "choice", Group.MEMORY, choices=_DTYPES, wide=True,
         also="bnb_4bit_compute_dtype torch_dtype dtype",
-    )
+    )  # fmt: skip
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
 
@@ -172,6 +155,18 @@ class TrainConfig(Record):
         also="lora_target_modules",
     )
     """``"all-linear"`` (every linear but the head) or names of modules."""
+
+    init_adapter: str | None = setting(
+        None,
+        "Begin from an adapter",
+        "text",
+        Group.ADAPTERS,
+        refused=True,
+        hint="none, or a run's or adapter's folder",
+        wide=True,
+    )
+    """A run, its folder, or a folder in which peft saved an adapter, whose weights adapters begin with. ``launch`` takes rank,
+    alpha, targets, rsLoRA and DoRA from it, whatever they are here, and refuses one of another base."""
 
     optim: str = setting(
         "paged_adamw_32bit", "Optimizer", "choice", Group.OPTIMIZER, choices=OPTIMIZERS, wide=True, also="optimizer"
@@ -251,9 +246,15 @@ class TrainConfig(Record):
     save_steps: int = setting(50, "Checkpoint every (steps; 0: never)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
     save_total_limit: int = setting(2, "Checkpoints kept", "whole", Group.CHECKPOINTS, least=1)
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest; the best one is kept besides, wherever there are evaluations by steps."""
     eval_steps: int = setting(0, "Evaluate every (steps; 0: at both ends)", "whole", Group.CHECKPOINTS, least=0)
-    """Steps between evaluations; 0: only before and after."""
+    """Steps between evaluations; 0: only before and after. One that is the best so far writes a checkpoint of its own."""
+    load_best_model_at_end: bool = setting(False, "End with the best, not the last", "flag", Group.CHECKPOINTS)
+    """Have the run end with the weights of the lowest held-out loss after a step, instead of the last ones."""
+    early_stopping_patience: int = setting(
+        0, "Finish early after (evaluations without a better one; 0: never)", "whole", Group.CHECKPOINTS, wide=True, least=0
+    )
+    """Evaluations in a row without a lower held-out loss after which the run finishes early; 0: it never does."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
     max_eval_rows: int = setting(
@@ -281,8 +282,9 @@ class TrainConfig(Record):
         for name, value in vars(self).items():
             if isinstance(value, np.generic | np.ndarray):  # as a loop over a range of NumPy's gives them
                 object.__setattr__(self, name, value.tolist())
-        for name in ("model", "dataset", "eval_dataset"):
-            if isinstance(value := getattr(self, name), PathLike):
+        for name in ("model", "dataset", "eval_dataset", "init_adapter"):
+            value = getattr(self, name)
+            if isinstance(value := getattr(value, "dir", value), PathLike):  # a run's folder
                 object.__setattr__(self, name, str(value))
         for name, declared in settings_of(self).items():
             object.__setattr__(self, name, declared.as_meant(getattr(self, name)))
@@ -306,6 +308,11 @@ class TrainConfig(Record):
     def warmup(self) -> int:
         """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the lowest held-out loss is kept."""
+        return self.eval_steps > 0 and (self.save_steps > 0 or self.load_best_model_at_end)
 
     @property
     def rows_a_step(self) -> int:
@@ -365,9 +372,9 @@ class TrainConfig(Record):
 OF_ADAPTERS = {
     name: declared.default
     for name, declared in settings_of(TrainConfig).items()
-    if declared.refused and declared.methods == ADAPTED
+    if declared.refused and declared.methods == ADAPTED and name != "init_adapter"
 }
-"""Fields that only adapters have, beside rank, alpha, dropout and targets, and what they are unless given."""
+"""Fields that only a ``LoraConfig`` has, beside rank, alpha, dropout and targets, and what they are unless given."""
 
 
 def as_config(given: TrainConfig, where: str) -> TrainConfig:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from workbench.errors import RunError
 from workbench.sources import open_model
-from workbench.training import data, fingerprints, origins
+from workbench.training import beginnings, data, fingerprints, origins
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.folder import RunFolder, write_json
 from workbench.training.model_checks import check_model
@@ -36,6 +36,8 @@ def launch(
     model = data.model_folder(config.model)
     check_extras(config)
     source = open_model(model)
+    begun = beginnings.begin(config, source)
+    config = begun.config if begun else config
     check_model(config, source)
     check_kernels(config, source)
     begun_with = origins.take(config, source, files)
@@ -48,7 +50,9 @@ def launch(
         config = replace(absolute(config), dataset_revision=files.revision)
         write_json(made.config, config.to_dict())
         fingerprints.write(root, begun_with)
+        if begun:
+            begun.keep(made)
     except (OSError, ValueError) as error:  # also a name that no file system takes
         what = f"the folder cannot be written ({getattr(error, 'strerror', error)})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
-    return Run(made, spawn(made, 1, others))
+    return Run(made, spawn(made, 1, others, begun.warning if begun else ""))

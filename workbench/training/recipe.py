@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.sources import open_model
+from workbench.training.beginnings import first_adapter, taken
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
@@ -26,7 +27,7 @@ def as_code(config: TrainConfig) -> str:
     >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
     ['import json', 'import torch']
     """
-    config = as_config(config, "as_code")
+    config = taken(as_config(config, "as_code"))
     files = training_files(config)
     parts = [_start(config) + _imports(config, files), data_code(config, files), _model(config), _training(config)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -69,9 +70,10 @@ def _imports(config: TrainConfig, files: Files) -> str:
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")
-        lines.append(
-            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * config.upcast_to_fp32
-        )
+        needed = ["LoraConfig", "get_peft_model"]
+        needed += ["prepare_model_for_kbit_training"] * config.upcast_to_fp32
+        needed += ["load_peft_weights", "set_peft_model_state_dict"] * (config.init_adapter is not None)
+        lines.append(f"from peft import {', '.join(needed)}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
@@ -148,6 +150,9 @@ def _model(config: TrainConfig) -> str:
             lines.append(_NARROWED)
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+    if config.init_adapter is not None:
+        folder = as_source(str(first_adapter(config.init_adapter)))
+        lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
     lines.append("model.config.use_cache = False")
@@ -229,6 +234,8 @@ def _training(config: TrainConfig) -> str:
         note += (
             f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
         )
+    if config.load_best_model_at_end or config.early_stopping_patience:
+        note += "# load_best_model_at_end and early_stopping_patience are the workbench's part: this cell takes every step.\n"
     kind, grouping = "Trainer", ""
     if config.group_by_length:
         kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)

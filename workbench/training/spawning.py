@@ -19,16 +19,22 @@ from workbench.training.folder import RunFolder
 _children: dict[int, subprocess.Popen[bytes]] = {}  # kept for as long as they live, whatever becomes of their Run
 
 
-def spawn(folder: RunFolder, attempt: int, others: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it; ``others`` are going on."""
+def spawn(folder: RunFolder, attempt: int, others: Sequence[str], warning: str = "") -> subprocess.Popen[bytes]:
+    """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it; ``others`` are going on.
+
+    ``warning``: what else the run's events are to say from the start.
+    """
     try:
         shutil.rmtree(folder.control, ignore_errors=True)
         folder.control.mkdir()
         folder.reserve()
+        said = [warning] if warning else []
         if others:
             text = f"{listed(others)} went on when this run was launched: runs on one machine share its memory and its time."
+            said.append(text)
+        if said:
             writer = EventWriter(folder.events("launch"), attempt)
-            writer.emit("log", level="warning", text=text)
+            writer.emit_all({"k": "log", "level": "warning", "text": text} for text in said)
             writer.close()
     except OSError as error:
         what = f"the run's folder cannot be written ({error.strerror})."

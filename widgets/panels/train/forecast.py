@@ -21,6 +21,7 @@ from workbench.memory.gpus import find, known
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
+from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig
 
 
@@ -75,7 +76,7 @@ class RunForecast:
         self._work.close()
 
     def _forecast(self, config: TrainConfig, gpu: str) -> Forecast:
-        source = self._source(config.model)
+        source, config = self._source(config.model), taken(config)
         ways = alternatives(source, config, gpu)
         return Forecast(config, gpu, forecast(source, config), ways, as_loaded(source)[1])
 

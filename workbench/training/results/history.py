@@ -164,6 +164,12 @@ class RunHistory(Shown):
                 take(event, at)
 
     @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the lowest held-out loss of those after the first, and that loss; None where none was measured."""
+        measured = {n: loss for n, loss in self.evals.items() if n > 0 and loss is not None}
+        return min(measured.items(), key=lambda one: (one[1], one[0]), default=None)
+
+    @property
     def device(self) -> str:
         """Where the model is trained, as the worker named it: "cpu" or a GPU's name."""
         return str(self.hello.get("device", ""))

@@ -43,10 +43,10 @@ class Evaluator:
     board: Any | None
     """TensorBoard's writer."""
 
-    def evaluate(self, n: int) -> None:
-        """Records the held-out loss after step ``n``, unless Stop or Pause breaks it off."""
+    def evaluate(self, n: int) -> float | None:
+        """Records the held-out loss after step ``n``, on rank 0; None elsewhere, and where Stop or Pause breaks it off."""
         if not self.material.held_out or distributed.rank() != 0:
-            return
+            return None
         with self.phase("evaluate"), trainer.measuring(self.net, self.dtype):
             rows, size = self.material.held_out, self.config.per_device_train_batch_size
             loss = trainer.held_out_loss(self.net, rows, self.material.collator, size, self.asked)
@@ -54,6 +54,7 @@ class Evaluator:
                 self.writer.emit("eval", n=n, loss=loss)
                 if self.board:
                     self.board.add_scalar("eval/loss", loss, n)
+            return loss
 
     def sample(self, stage: str) -> None:
         """Records what the model makes of each prompt, ``"before"`` or ``"after"``, until Stop or Pause."""
