@@ -92,8 +92,12 @@ from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
 from .training.data import Preview as Preview
 from .training.data import preview as preview
+from .training.disk import DiskBudget as DiskBudget
+from .training.disk import DiskUse as DiskUse
+from .training.disk import disk_budget as disk_budget
 from .training.folder import RunStatus as RunStatus
 from .training.launching import launch as launch
+from .training.mirrored import resume_from as resume_from
 from .training.recipe import as_code as as_code
 from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported
@@ -102,6 +106,7 @@ from .training.results.history import RunHistory as RunHistory
 from .training.results.merging import MergeError as MergeError
 from .training.results.merging import MergeErrors as MergeErrors
 from .training.results.merging import merge_errors as merge_errors
+from .training.results.pushing import push as push
 from .training.results.receipt_meter import ReceiptMeter as ReceiptMeter
 from .training.results.receipt_meter import receipt as receipt
 from .training.results.receipts import Receipt as Receipt

@@ -6,6 +6,7 @@ that are wrong on this CPU) is checked by ``launch`` and by the worker. Takes an
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
@@ -13,6 +14,7 @@ from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
 _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
 """What other methods than these lack."""
 _MOST_RESCALED = 12
+_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _TWO_STEPS = (
     "Two steps do it outside this run: begin adapters so on the unquantized model and save them and what is left of the model, "
     "as peft's documentation shows; then quantize that and go on training the saved adapters."
@@ -21,7 +23,8 @@ _TWO_STEPS = (
 
 def faults_of(config: Any) -> list[str]:
     """Every fault, in a sentence each; [] where there is none."""
-    return [*_field_faults(config), *_data_faults(config), *_evaluation_faults(config), *_method_faults(config)]
+    faults = [*_field_faults(config), *_data_faults(config), *_evaluation_faults(config), *_method_faults(config)]
+    return [*faults, *_hub_faults(config)]
 
 
 def schedule_faults(config: Any) -> list[str]:
@@ -70,6 +73,15 @@ def _evaluation_faults(config: Any) -> list[str]:
     asked = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(config, name)]
     missing = [name for name in ("eval_steps", "max_eval_rows") if asked and getattr(config, name) == 0]
     return [f"{name} is 0, and {' and '.join(asked)} {'go' if asked[1:] else 'goes'} by evaluations." for name in missing]
+
+
+def _hub_faults(config: Any) -> list[str]:
+    faults = []
+    if config.model == "builtin" and config.model_revision is not None:
+        faults.append("model_revision is for a model on the Hub: the builtin model has no revisions.")
+    if isinstance(name := config.hub_model_id, str) and not _REPOSITORY.fullmatch(name):
+        faults.append(f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'.")
+    return faults
 
 
 def _method_faults(config: Any) -> list[str]:

@@ -62,7 +62,11 @@ class TrainConfig(Record):
         "builtin", "Model", "text", Group.USUAL, wanted=_PATH, hint="builtin, a folder, owner/name", wide=True,
         also="model_name_or_path model_name model_id base_model",
     )  # fmt: skip
-    """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
+    """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub, whose files the run fetches."""
+    model_revision: str | None = setting(
+        None, "Revision of the model (Hub)", "text", Group.USUAL, also="revision", not_shown="Python names another than main"
+    )
+    """A branch, tag or commit of a model on the Hub; ``launch`` writes the commit that it used here."""
     dataset: str = setting(
         "builtin",
         "Dataset",
@@ -247,6 +251,17 @@ class TrainConfig(Record):
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
     save_total_limit: int = setting(2, "Checkpoints kept", "whole", Group.CHECKPOINTS, least=1)
     """Checkpoints kept, the newest; the best one is kept besides, wherever there are evaluations by steps."""
+    mirror_dir: str | None = setting(
+        None, "Mirror folder", "text", Group.CHECKPOINTS, place=2, hint="none; a Drive folder, say"
+    )
+    """A folder, such as one of a mounted Drive, in which a folder of the run's name follows the run while it goes on: newest
+    checkpoint, adapter, events and configuration. ``wb.resume_from`` goes on from there when this machine is gone."""
+    push_to_hub: bool = setting(False, "Push to the Hub at the end", "flag", Group.CHECKPOINTS, place=2)
+    """Push the adapter (or model), its card and the run's events to the Hub at the end; ``wb.push`` does it at any time."""
+    hub_model_id: str | None = setting(None, "Repository (Hub)", "text", Group.CHECKPOINTS, place=2, hint="the run's name")
+    """The repository, as ``name`` or ``owner/name``; None: the run's name, in the account that is logged in."""
+    hub_private_repo: bool = setting(True, "Private repository", "flag", Group.CHECKPOINTS, place=2)
+    """Whether a repository that the push makes is private."""
     eval_steps: int = setting(0, "Evaluate every (steps; 0: at both ends)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between evaluations; 0: only before and after. One that is the best so far writes a checkpoint of its own."""
     load_best_model_at_end: bool = setting(False, "End with the best, not the last", "flag", Group.CHECKPOINTS)
@@ -282,7 +297,7 @@ class TrainConfig(Record):
         for name, value in vars(self).items():
             if isinstance(value, np.generic | np.ndarray):  # as a loop over a range of NumPy's gives them
                 object.__setattr__(self, name, value.tolist())
-        for name in ("model", "dataset", "eval_dataset", "init_adapter"):
+        for name in ("model", "dataset", "eval_dataset", "init_adapter", "mirror_dir"):
             value = getattr(self, name)
             if isinstance(value := getattr(value, "dir", value), PathLike):  # a run's folder
                 object.__setattr__(self, name, str(value))

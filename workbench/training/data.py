@@ -22,15 +22,13 @@ from workbench.progress import Cancelled, Progress
 from workbench.show import Shown, View
 from workbench.sources import open_model
 from workbench.sources.base import Watch
-from workbench.sources.header import check_pointer
+from workbench.training import model_files
 from workbench.training.chats import Refused, Span, Template
 from workbench.training.config import TrainConfig, as_config
 from workbench.training.dataset_files import Files, check_columns, locate, read_chats, read_texts
 from workbench.training.lengths import Padding, padding
 
 _HELD_OUT_PROMPTS = ("happiness, n.", "lawyer, n.", "patriotism, n.")
-_POINTERS = 1_024
-"""Bytes; a pointer of Git LFS has less than 200."""
 _TOGETHER = 256
 """Rows that are tokenized at a time."""
 _LONGEST_TOKEN = 64
@@ -290,7 +288,7 @@ def preview(
         if not is_whole(value, 0):
             raise DataError(f"{described(value)} is no number of rows.", where=name, remedy="Give a whole number from 0 on.")
     watch.check()
-    tokenizer = open_tokenizer(model_folder(config.model))
+    tokenizer = open_tokenizer(model_files.tokenizer_folder(config.model, config.model_revision, watch.check))
     seen = load(config, tokenizer, limit=scan, watch=watch)
     refusal = f"{seen.refusal.where}: {seen.refusal.what}" if seen.refusal else ""
     first, whole = tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), seen.total < scan
@@ -317,23 +315,14 @@ def sample_prompts(config: TrainConfig) -> tuple[str, ...]:
 def model_folder(name: str, revision: str | None = None) -> Path:
     """The folder of a model; raises ``ModelError`` if a file that training needs is missing or damaged.
 
-    ``revision``: the commit of one on the Hub; None: what is there now.
+    ``revision``: the commit of one on the Hub; None: what is there now. ``launch`` fetches what is not on this machine.
     """
     source = open_model(name, revision)
     if source.path is None:
-        remedy = f"Download it first ('hf download {name}'), then launch again."
-        raise ModelError("training needs the whole model on this machine, and it is on the Hub.", where=name, remedy=remedy)
-    if not source.config:
-        raise ModelError(
-            "the model has no config.json.", where=str(source.path), remedy="Training needs one to build the model."
-        )
-    path = source.path.absolute()
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError("the model folder has no tokenizer.", where=str(path), remedy="Save its tokenizer there.")
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".json", ".model", ".txt", ".jinja") and file.is_file() and file.stat().st_size < _POINTERS:
-            check_pointer(file.read_bytes(), str(file))
-    return path
+        remedy = f"Download it first ('hf download {name}'), then try again."
+        raise ModelError("the whole model is needed on this machine, and it is on the Hub.", where=name, remedy=remedy)
+    model_files.check(source)
+    return source.path.absolute()
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -37,7 +37,7 @@ class RunStatus(Shown):
     """What a run is doing, as its supervisor last wrote it."""
 
     state: str
-    """starting, running, stopping, stopped, paused, finished, failed, killed or gone."""
+    """starting, fetching, running, stopping, stopped, paused, finished, failed, killed or gone."""
     message: str = ""
     """One or two sentences on how it came to this state."""
     remedy: str = ""
@@ -124,6 +124,11 @@ class RunFolder:
     def held(self) -> Path:
         """Which weights are in 4 bits, written by the worker once the model is loaded."""
         return self.root / "held.json"
+
+    @property
+    def to_fetch(self) -> Path:
+        """There while the model is still to be fetched: name → bytes, as ``launch`` found it."""
+        return self.root / "fetch.json"
 
     @property
     def log(self) -> Path:

@@ -127,7 +127,7 @@ def diverged(model: Any, config: TrainConfig, step: int, loss: float, overflow: 
     what = f"The loss is no longer a number ({loss}) at step {step}."
     found = None
     with contextlib.suppress(ModelError, OSError):  # the files may be gone by now
-        found = next(not_finite(open_model(model_folder(config.model))), None)
+        found = next(not_finite(open_model(model_folder(config.model, config.model_revision))), None)
     if found:
         remedy = "Fetch the checkpoint again, or choose another: no setting of the run mends it."
         return Diverged(f"{what} It comes from the model's own weights: {found}.", remedy=remedy)

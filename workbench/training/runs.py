@@ -19,13 +19,14 @@ from pathlib import Path
 from workbench.errors import RunError, WorkbenchError
 from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
-from workbench.training import data, extending, origins
+from workbench.training import data, extending, model_files, origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import Event, EventReader
-from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of
+from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of, write_json
 from workbench.training.host import alive
 from workbench.training.paths import path_of
-from workbench.training.spawning import reap, spawn
+from workbench.training.spawning import reap, spawn, token_for
+from workbench.training.watch.mirror import MARK
 from workbench.training.watch.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
@@ -230,6 +231,8 @@ class Run(Shown):
     def resume(self, *, changed_ok: bool = False) -> Run:
         """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run.
 
+        What of a model on the Hub is not on this machine is fetched first, at the commit that the run was begun with.
+
         Raises ``Changed``, a ``RunError``, if base, tokenizer, chat template or rows are no longer what the run was begun with,
         as far as sizes, headers and sampled bytes show; large files that were touched are then compared whole by the run, which
         fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
@@ -260,6 +263,9 @@ class Run(Shown):
             raise self._folder.missing()
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
             raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
+        if (self.dir / MARK).exists():
+            remedy = "wb.resume_from(folder) goes on from it, in a folder of this machine."
+            raise RunError("this is the mirror of a run.", where=str(self.dir), remedy=remedy)
         return status
 
     def _go_on(
@@ -267,11 +273,15 @@ class Run(Shown):
     ) -> Run:
         """Starts the next attempt, once base and rows are found to be as they were; ``prepare`` is called just before."""
         files = data.check(config)
-        source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
+        source = open_model(config.model, origins.pinned(self.dir, config))
+        model_files.check(source)
+        to_fetch = source.path is None or self._folder.to_fetch.exists()
+        if to_fetch:
+            write_json(self._folder.to_fetch, model_files.to_fetch(source))
         origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
         others = [other.dir.name for other in live_runs(self.dir.parent)]
         prepare()
-        self._process = spawn(self._folder, status.attempt + 1, others)
+        self._process = spawn(self._folder, status.attempt + 1, others, token_for(config, to_fetch))
         return self
 
     def wait(self, timeout: float | None = None) -> RunStatus:

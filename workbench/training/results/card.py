@@ -56,9 +56,14 @@ def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) ->
 
     ``notes`` are sentences of Markdown for the head of the card.
     """
-    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
     with replacing(folder / "README.md") as draft:
-        draft.write_text(card(config, read_events(run), what, notes, _begun_with(run), _lineage(run)), "utf-8")
+        draft.write_text(card_of(run, what, notes), "utf-8")
+
+
+def card_of(run: Path, what: str, notes: Sequence[str] = ()) -> str:
+    """The card of the run in ``run``, as ``write_card`` writes it."""
+    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
+    return card(config, read_events(run), what, notes, _begun_with(run), _lineage(run))
 
 
 def card(
@@ -129,7 +134,7 @@ def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, s
     """
     name = shown_name(config.model)
     try:
-        source = open_model(config.model, commit if on_hub(config.model) else None)
+        source = open_model(config.model, (commit or config.model_revision) if on_hub(config.model) else None)
     except WorkbenchError:
         return name, "", ""
     path = source.path

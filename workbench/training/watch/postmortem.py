@@ -95,7 +95,9 @@ def _shortage(folder: RunFolder, events: list[Event], where: Mapping[str, Any], 
     config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
     plan = Plan.of(config, "cpu")
     usable = outside.usable() - (libraries[0] or 0)
-    return shortage(open_model(config.model), plan, where, None, usable, config.gradient_accumulation_steps)
+    return shortage(
+        open_model(config.model, config.model_revision), plan, where, None, usable, config.gradient_accumulation_steps
+    )
 
 
 def _signal_name(code: int) -> str:
