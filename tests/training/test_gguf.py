@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+from click.testing import CliRunner
 
 import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.tiny_model import tiny_tokenizer
+from workbench.cli.main import cli
 from workbench.training.results.gguf_files import Read
 from workbench.training.results.gguf_layouts import Layout
 from workbench.training.results.loading import READ, RUN
@@ -379,3 +381,16 @@ def test_keys_name_the_base_and_scale_by_nothing(make: Make, tmp_path: Path) -> 
     assert set(there.kinds) == {"F16"}
     assert set(there.tensors) >= {"blk.0.attn_q.weight.lora_a", "blk.3.ffn_down.weight.lora_b"}
     assert there.shape("blk.0.ffn_down.weight.lora_a") == (16, 128)
+
+
+def test_the_command_writes_it(make: Make, tmp_path: Path) -> None:
+    run = make("llama", scale=0.0)
+    done = CliRunner().invoke(
+        cli, ["export", str(run.dir), str(tmp_path / "out"), "--format", "gguf", "--dtype", "q8_0", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["format"], told["dtype"], told["base"], len(told["errors"])) == ("gguf", "q8_0", "dequantized", 28)
+    assert "merged into the dequantized base, in q8_0" in done.stderr
+    assert (tmp_path / "out" / "model.gguf").stat().st_size > told["nbytes"]
+    assert CliRunner().invoke(cli, ["export", str(run.dir), "--format", "gguf-adapter"]).exit_code == 2  # no folder
