@@ -54,16 +54,20 @@ class Quantized(Shown):
 
     @property
     def packed(self) -> NDArray[np.uint8]:
-        """uint8 (⌈numel/2⌉, 1): two codes a byte, the first in the high half, as bitsandbytes stores them.
+        """uint8 (⌈numel · bits / 8⌉, 1): the codes one after another without a gap, the first in the highest bits.
 
-        The half byte after an odd number of weights holds the code that zero rounds to. Codes of 8 bits stay as they are.
+        Of 4 bits that is two a byte, as bitsandbytes stores them, and of 8 one a byte. Bits that are left over at the end are
+        those of codes that zero rounds to. Kernels for other widths order the codes their own way, or leave gaps.
         """
         codes, form = self.codes, self.spec.definition
+        if spare := codes.size * form.bits % 8:
+            codes = np.append(codes, np.full(-(-(8 - spare) // form.bits), form.code_of_rank[int((form.edges < 0).sum())]))
         if form.bits == 8:
             return codes[:, None]
-        if codes.size % 2:
-            codes = np.append(codes, form.code_of_rank[int((form.edges < 0).sum())])
-        return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
+        if form.bits == 4:
+            return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
+        stream = np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - form.bits :])
+        return stream[: -(-self.codes.size * form.bits // 8), None]
 
     @property
     def nbytes(self) -> int:

@@ -107,7 +107,11 @@ class QuantSpec(Record):
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N)."""
+        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N).
+
+        Codes are counted as if they lay without a gap. Of 3, 5, 6 and 7 bits that is the ideal: many kernels keep such codes
+        in 4 or 8 bits.
+        """
         form, block = self.definition, self.block_size
         if self.double_quant:
             return form.bits + 8 / block + 32 / (block * self.nested_block_size)
@@ -116,9 +120,9 @@ class QuantSpec(Record):
     def storage(self, numel: int) -> dict[str, int]:
         """Bytes that a tensor of ``numel`` weights takes, by part; partial blocks count as whole ones.
 
-        Parts: "codes" (two a byte, or one), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
+        Parts: "codes" (without a gap), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
         block), "nested absmax" (float32 a block of blocks), "offset" (one float32), "scales" (a scale a block that is not its
-        absmax), "zero points" (two a byte) and "tensor scale" (one float32).
+        absmax), "zero points" (without a gap) and "tensor scale" (one float32).
         """
         form = self.definition
         blocks = -(-numel // self.block_size)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError
 from workbench.given import described, is_number, several
-from workbench.quant.formats import FORMATS, Format, find_format
+from workbench.quant.formats import FORMATS, Format, find_format, usual_formats
 from workbench.quant.measure import measure
 from workbench.quant.quantize import as_weights
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
@@ -42,14 +42,15 @@ def configurations(
 ) -> tuple[QuantSpec, ...]:
     """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
 
-    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a
-    format does not have is left out; FormatError if nothing remains.
+    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. Of formats
+    it stands for the usual ones, of 4 bits and ``int8``: integers of other widths are named, or all of ``FORMATS`` given. What
+    a format does not have is left out; FormatError if nothing remains.
 
     >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
     ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
     """
     found = []
-    for form in map(find_format, FORMATS if formats is None else several(formats)):
+    for form in map(find_format, usual_formats() if formats is None else several(formats)):
         asked = form.scale_dtypes if scale_dtypes is None else several(scale_dtypes)
         wanted = [form.scale_dtype if dtype is None else dtype for dtype in asked]
         # The format's own first: of equal sizes the first is taken.
@@ -125,8 +126,8 @@ def pareto(
 ) -> Pareto:
     """Error against bits per weight over formats × block sizes, and which of them nothing else beats.
 
-    ``specs`` are the points: unless given, every format in every block size with scales in its own dtype and without double
-    quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
+    ``specs`` are the points: unless given, every usual format in every block size with scales in its own dtype and without
+    double quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
     layer or kind.
 
     >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title
