@@ -36,6 +36,7 @@ from workbench.text import (
     short,
 )
 from workbench.training.config import TrainConfig
+from workbench.training.results.export import Exported
 from workbench.training.results.merging import MergeErrors
 
 _NAMED = 5
@@ -123,6 +124,11 @@ def merge_text(errors: MergeErrors, worst: int) -> str:
 def merge_json(errors: MergeErrors) -> str:
     """``rows``, one for each adapted weight."""
     return dumped(dtype=errors.dtype, rows=[dataclasses.asdict(row) for row in errors.rows])
+
+
+def export_json(written: Exported) -> str:
+    """What was written; ``errors`` has an entry for each adapted weight."""
+    return dumped(**{**dataclasses.asdict(written), "folder": str(written.folder)})
 
 
 def duel_text(duel: Duel, by: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The model card of what a run trained: README.md of the adapter's, the trained model's or the merged model's folder.
+"""The model card of what a run trained: README.md of the adapter's, the trained model's or an exported folder.
 
 Covers only what the run knows: base model and revision, data, settings, losses, versions. Says nothing of intended use or bias,
 which were not measured, and names no path of this machine. Imports no torch.
@@ -40,7 +40,10 @@ _WHAT = {
     "adapter": ("LoRA adapter", "peft"),
     "model": ("Fine-tuned model", "transformers"),
     "merged": ("Merged model", "transformers"),
+    "gguf": ("Merged model as GGUF", "gguf"),
+    "gguf-adapter": ("LoRA adapter as GGUF", "gguf"),
 }
+_TAGS = {"adapter": "lora", "model": "full", "merged": "merged", "gguf": "merged", "gguf-adapter": "lora"}
 _USE_ADAPTER = """from peft import PeftModel
 from transformers import {names}
 
@@ -51,19 +54,20 @@ _USE_MODEL = """from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")"""
 
 
-def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) -> None:
-    """Writes ``folder/README.md`` for the run in ``run``; ``what``: ``"adapter"``, ``"model"`` or ``"merged"``.
+def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> None:
+    """Writes ``folder/README.md`` for the run in ``run``.
 
-    ``notes`` are sentences of Markdown for the head of the card.
+    ``what``: ``"adapter"``, ``"model"``, ``"merged"``, ``"gguf"`` or ``"gguf-adapter"``. ``notes`` are sentences of Markdown
+    for the head of the card, ``loading`` is its part on how the folder is loaded, where that is more than a line.
     """
     with replacing(folder / "README.md") as draft:
-        draft.write_text(card_of(run, what, notes), "utf-8")
+        draft.write_text(card_of(run, what, notes, loading), "utf-8")
 
 
-def card_of(run: Path, what: str, notes: Sequence[str] = ()) -> str:
+def card_of(run: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> str:
     """The card of the run in ``run``, as ``write_card`` writes it."""
     config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
-    return card(config, read_events(run), what, notes, _begun_with(run), _lineage(run))
+    return card(config, read_events(run), what, notes, _begun_with(run), _lineage(run), loading)
 
 
 def card(
@@ -73,6 +77,7 @@ def card(
     notes: Sequence[str] = (),
     begun_with: Fingerprints | None = None,
     came_before: Lineage | None = None,
+    loading: str = "",
 ) -> str:
     """The card's Markdown, from a run's configuration, its events, its fingerprints and its lineage."""
     events = list(events)
@@ -85,7 +90,7 @@ def card(
         front["license"] = licence.lower()
     if on_hub(config.dataset):
         front["datasets"] = [config.dataset]
-    front["tags"] = ["lora" if what == "adapter" else "merged" if what == "merged" else "full", config.method]
+    front["tags"] = [_TAGS[what], config.method]
     data: dict[str, Any] = {"dataset": shown_name(config.dataset), "eval_dataset": _named(config.eval_dataset)}
     data |= {"columns": config.columns, **_fields(config, _OF_DATA)}
     quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}
@@ -96,7 +101,7 @@ def card(
         "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
         f"# {title} of {_code(base)}",
         *notes,
-        f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
+        loading or f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
         "## Base model",
         _table({"model": base, "revision": revision or None, "licence": licence or None, **quantized}),
         *_before(came_before or Lineage()),
