@@ -110,7 +110,7 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
 
     >>> budget = wb.disk_budget(wb.TrainConfig())
     >>> [use.what for use in budget.uses], budget.faults
-    (['3 checkpoints', 'adapter', 'merged model (export)'], ())
+    (['2 checkpoints', 'adapter', 'merged model (export)'], ())
     """
     source = source or open_model(as_config(config, "disk_budget").model, config.model_revision)
     runs, plan = path_of(folder, "folder"), Plan.of(config, "cuda" if devices() else "cpu")
