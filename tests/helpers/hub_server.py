@@ -208,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self._reader() == "accepted" and (written := hub_uploads.answer(self.server.hub, path, body)):
             self._json(written[1], written[0])
+        elif path == "/api/whoami-v2":
+            self._refuse(401, "", "Invalid username or password.")
         elif path == "/api/models":
             self._search(parse_qs(parts.query))
         elif match := _INFO.fullmatch(path):

@@ -196,11 +196,17 @@ def test_a_model_that_does_not_fit_the_disk_is_refused(
 def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
     hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    hub.repos[REPO].older["v1"] = files
+    hub.repos[REPO].older["b" * 40] = files
     named = config_of(Path(REPO), model_revision="v2")
     refused(named, tmp_path / "run", wb.ModelError, match="no such revision")
-    with pytest.raises(wb.ConfigError, match="builtin model has no revisions"):
-        wb.TrainConfig(model_revision="v1")
+    with pytest.raises(wb.ModelError, match="local model has no revisions"):
+        wb.launch(wb.TrainConfig(model_revision="v1"), tmp_path / "run")
+    older = config_of(Path(REPO), max_steps=2, max_eval_rows=0, model_revision="b" * 40)
+    with forks.ready(phase="load", ask="stop"):
+        run = wb.launch(older, tmp_path / "run")
+        ended(run, "stopped", 60)
+    assert run.config.model_revision == "b" * 40
+    assert {path.name for path in snapshot().parent.iterdir()} == {"b" * 40}
 
 
 def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict[str, bytes]) -> None:

@@ -24,7 +24,7 @@ from widgets.panels.train.fields import FIELDS, config_of, shown_values
 from widgets.state import State
 from workbench.training.data import preview
 
-WITHOUT_A_CONTROL = {"sample_prompts"}
+WITHOUT_A_CONTROL = {"model_revision", "sample_prompts"}
 """Fields of a configuration that only Python sets."""
 
 

@@ -76,12 +76,10 @@ def _evaluation_faults(config: Any) -> list[str]:
 
 
 def _hub_faults(config: Any) -> list[str]:
-    faults = []
-    if config.model == "builtin" and config.model_revision is not None:
-        faults.append("model_revision is for a model on the Hub: the builtin model has no revisions.")
-    if isinstance(name := config.hub_model_id, str) and not _REPOSITORY.fullmatch(name):
-        faults.append(f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'.")
-    return faults
+    name = config.hub_model_id
+    if isinstance(name, str) and not _REPOSITORY.fullmatch(name):
+        return [f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'."]
+    return []
 
 
 def _method_faults(config: Any) -> list[str]:

@@ -110,7 +110,7 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
 
     >>> budget = wb.disk_budget(wb.TrainConfig())
     >>> [use.what for use in budget.uses], budget.faults
-    (['3 checkpoints', 'adapter', 'merged model (export)'], ())
+    (['2 checkpoints', 'adapter', 'merged model (export)'], ())
     """
     source = source or open_model(as_config(config, "disk_budget").model, config.model_revision)
     runs, plan = path_of(folder, "folder"), Plan.of(config, "cuda" if devices() else "cpu")
@@ -140,11 +140,11 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
 
 
 def checkpoints_of(config: TrainConfig) -> int:
-    """Checkpoints that are on the disk at once, at most: a pause writes one where there are none."""
-    if not config.save_steps:
-        return 1
-    whole = config.max_steps // config.save_steps if config.max_steps > 0 else config.save_total_limit + 1
-    return max(min(config.save_total_limit + 1, whole), 1) + is_a(config.mirror_dir, str)
+    """Checkpoints that are on the disk at once, at most: the newest, the best, one that is being written, one being mirrored."""
+    most = config.save_total_limit + 1 + config.keeps_best
+    every = [steps for steps in (config.save_steps, config.eval_steps if config.keeps_best else 0) if steps]
+    written = sum(config.max_steps // steps for steps in every) if config.max_steps > 0 else most
+    return max(min(most, written), 1) + is_a(config.mirror_dir, str)  # a pause writes one where there are none
 
 
 def check_disk(budget: DiskBudget, where: str) -> None:

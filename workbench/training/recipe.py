@@ -1,7 +1,7 @@
 """A run as code: one cell of transformers, peft and bitsandbytes that trains the same, step by step, without the workbench.
 
 Covers model, adapters and training, and with ``recipe_rows`` data: the same seed, rows and order, so the same losses. Leaves
-out what only watches: the held-out loss, samples, events, pausing. Imports none of those libraries.
+out what only watches: the held-out loss, samples, events, pausing, the mirror. Imports none of those libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ def as_code(config: TrainConfig) -> str:
     config = taken(as_config(config, "as_code"))
     files = training_files(config)
     parts = [_start(config) + _imports(config, files), data_code(config, files), _model(config), _training(config)]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return _at_revision("\n\n".join(part.strip("\n") for part in parts) + "\n", config)
+
+
+def _at_revision(code: str, config: TrainConfig) -> str:
+    """The code with a model from the Hub taken at the run's revision, wherever it is loaded."""
+    if config.model_revision is None or not on_hub(config.model):
+        return code
+    name = f"MODEL = {as_source(config.model)}\n"
+    code = code.replace(name, f"{name}REVISION = {as_source(config.model_revision)}\n", 1)
+    return code.replace("from_pretrained(MODEL", "from_pretrained(MODEL, revision=REVISION")
 
 
 def loading_code(config: TrainConfig) -> str:
@@ -41,7 +50,7 @@ def loading_code(config: TrainConfig) -> str:
     first = "import bitsandbytes as bnb\n" if config.block_size != 64 else ""
     start = f"{first}import torch\nfrom transformers import {', '.join(needed)}\n{after}"
     named = f"MODEL = {as_source(_model_name(config))}\ndtype = {_dtype(config)}"
-    return "\n".join([start, named, *_loaded(config)]) + "\n"
+    return _at_revision("\n".join([start, named, *_loaded(config)]) + "\n", config)
 
 
 def _start(config: TrainConfig) -> str:
@@ -224,12 +233,18 @@ def _training(config: TrainConfig) -> str:
     if config.nproc_per_node > 1:
         arguments |= {"ddp_find_unused_parameters": False}
     kept = "model" if config.method == "full" else "adapter"
-    save = f'model.save_pretrained("{kept}")'
+    saving = [f'model.save_pretrained("{kept}")']
+    if config.push_to_hub:
+        named = f"{as_source(config.hub_model_id or kept)}, private={config.hub_private_repo}"
+        saving += [f"{part}.push_to_hub({named})" for part in ("model", "tokenizer")]
+    save = "\n".join(saving)
     if config.nproc_per_node > 1:
-        save = f"if trainer.is_world_process_zero():\n    {save}"
+        save = "if trainer.is_world_process_zero():\n    " + "\n    ".join(saving)
     note = ""
+    if config.mirror_dir is not None:
+        note = "# The workbench mirrors its runs to another folder by itself; here, copy output_dir.\n"
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
-        note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
+        note += f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
     if config.logits_at_once and config.method != "full":
         note += (
             f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"

@@ -35,7 +35,8 @@ from workbench.training.runtime import runtime_advice
 
 _WHY = (
     "QLoRA freezes the model in 4 bits and trains low-rank adapters on it, in a process of its own that outlives this page and "
-    "its kernel, and leaves an adapter on disk. Nothing leaves this machine. What other tabs show changes nothing here."
+    "its kernel, and leaves an adapter on disk. Nothing leaves this machine unless it is mirrored or pushed. What other tabs "
+    "show changes nothing here."
 )
 
 
@@ -77,10 +78,10 @@ class RunSetup:
         self.rows.on_click(guard(message)(lambda _: self.preview.ask()))
         beside = ipywidgets.Box([self.form.usual, self.forecast.widget])
         beside.add_class("wb-setup")
-        self.advice = note()
-        self.widget = column(self.advice, beside, self.form.more, self.preview.widget)
+        self.advice, self.disk = note(), note()
+        self.widget = column(self.advice, beside, self.disk, self.form.more, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
-        self.run_folder.observe(lambda _: self._write_code(), "value")
+        self.run_folder.observe(lambda _: self._elsewhere(), "value")
         self._say_base()
         self._forecast()
         self._write_code()
@@ -158,15 +159,21 @@ class RunSetup:
         """Take one of the forecast's changes."""
         self._edited(self.form.with_fields(changes))
 
+    def _elsewhere(self) -> None:
+        """The run is to go to another folder."""
+        self._write_code()
+        self._forecast()
+
     # --- what will be trained, and what is on show
 
     def _forecast(self) -> None:
         state = self._store.value
-        self.forecast.ask(state.training, state.gpu)
+        self.forecast.ask(state.training, state.gpu, self.run_dir or state.runs_folder)
 
     def _say_base(self) -> None:
         config, shown = self._store.value.training, on_show(self._store.value)
         forecast = self.forecast.shown
+        set_note(self.disk, forecast.disk.summary if forecast is not None else "")
         set_note(self.advice, runtime_advice(config.nproc_per_node))
         packed = forecast.packed if forecast is not None and forecast.config.model == config.model else None
         set_heading(self.base, "New run", _WHY, base_title(config, packed))

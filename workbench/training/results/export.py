@@ -74,7 +74,7 @@ class Exported(Shown):
         }  # fmt: skip
         worst = sorted(self.errors.items(), key=lambda item: -item[1])
         lines = [{"adapted weight": name, "differs from what was trained by": percent(error)} for name, error in worst]
-        return View(f"Exported: {_TITLES[self.format]}", facts, lines)
+        return View(f"Exported: {_TITLES.get(self.format, self.format)}", facts, lines)
 
 
 def export(

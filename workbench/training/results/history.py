@@ -127,6 +127,8 @@ class RunHistory(Shown):
         self.generated: dict[str, dict[str, str]] = {}
         self.log: list[tuple[str, str]] = []
         self.error: Event | None = None
+        self.fetched: Event | None = None
+        """The last on the model's way here: ``done`` and ``total`` bytes, and ``speed``, bytes a second."""
         self.dataset: dict[str, Event] = {}
         self.memory: dict[Lane, Series] = defaultdict(Series)
         self.device_total: int | None = None
@@ -264,6 +266,9 @@ class RunHistory(Shown):
             self.phases.append(Phase(event["name"], at, None, min(len(going), 1), attempt))
         elif mine := [phase for phase in going if phase.name == event["name"]]:
             mine[-1].end = at
+
+    def _on_fetch(self, event: Event, at: float) -> None:
+        self.fetched = event
 
     def _on_sample(self, event: Event, at: float) -> None:
         for field in _MEMORY:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.training.config import TrainConfig
 from workbench.training.results.card import card_of
 from workbench.training.runs import Run, attach
@@ -30,11 +30,12 @@ def push(
 
     ``hub_model_id`` (``name`` or ``owner/name``) and ``private`` are the configuration's unless given; ``private`` decides only
     where the repository is made. ``token``: else the one that huggingface_hub knows. Of a run that goes on, it is the newest
-    checkpoint's. Raises ``RunError`` where nothing is trained yet, and ``ModelError`` where the Hub refuses.
+    checkpoint's. Raises ``RunError`` where nothing is trained yet or the account may not write there, and ``ModelError`` where
+    the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    from workbench.sources.faults import HTTP_ERROR, as_model_error
+    from workbench.sources.faults import HTTP_ERROR
 
     found = attach(run)
     config, trained = found.config, found.adapter_dir or found.model_dir
@@ -52,8 +53,18 @@ def push(
         what = f"{error.filename} is no longer there: the run has written a newer one."
         raise RunError(what, where=str(found.dir), remedy="Push it again.") from error
     except (OSError, ValueError, HTTP_ERROR) as error:
-        raise as_model_error(error, name) from error
+        raise _refused(error, name) from error
     return f"{api.endpoint}/{repo}"
+
+
+def _refused(error: Exception, name: str) -> WorkbenchError:
+    """What to raise where the Hub refuses to be written to."""
+    from workbench.sources.faults import as_model_error, host, status
+
+    if (code := status(error)) in (401, 403, 404):
+        what = f"{host()} does not let this account write there ({code})."
+        return RunError(what, where=name, remedy=f"{_LOG_IN} Or choose another hub_model_id.")
+    return as_model_error(error, name)
 
 
 def _files(run: Run, config: TrainConfig, trained: Path) -> list[CommitOperationAdd]:
@@ -76,7 +87,7 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
-    from workbench.sources.faults import HTTP_ERROR, as_model_error
+    from workbench.sources.faults import HTTP_ERROR, as_model_error, status
 
     if not config.push_to_hub:
         return
@@ -90,6 +101,8 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
     try:
         told = HfApi().whoami(token)
     except (OSError, ValueError, HTTP_ERROR) as error:
+        if status(error) == 401:
+            raise ConfigError(["the Hub does not accept the token."], where="push_to_hub", remedy=_LOG_IN) from error
         raise as_model_error(error, "push_to_hub") from error
     if ((told.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
         what = f"push_to_hub is set, and the token of {told.get('name')} may only read."

@@ -48,14 +48,18 @@ class HubProcess:
         code = self._process.poll()
         if code is not None:
             self._reader.join(_ENDS_WITHIN)  # its last word may still be on the way
+            self._close()
         return code
 
     def end(self) -> None:
         """Ends it at once."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
         self._process.kill()
         self._process.wait(_ENDS_WITHIN)
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
