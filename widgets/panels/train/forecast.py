@@ -21,6 +21,7 @@ from workbench.memory.gpus import find, known
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
+from workbench.training.advice import Advice, advice_on
 from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig
 
@@ -35,6 +36,8 @@ class Forecast:
     ways: tuple[Alternative, ...]
     packed: QuantSpec | None
     """How the checkpoint holds its weights itself, where it does: that decides in the configuration's place."""
+    advice: Advice
+    """Rules of thumb, without the rows."""
 
 
 class RunForecast:
@@ -76,9 +79,9 @@ class RunForecast:
         self._work.close()
 
     def _forecast(self, config: TrainConfig, gpu: str) -> Forecast:
-        source, config = self._source(config.model), taken(config)
-        ways = alternatives(source, config, gpu)
-        return Forecast(config, gpu, forecast(source, config), ways, as_loaded(source)[1])
+        source, asked = self._source(config.model), taken(config)
+        ways = alternatives(source, asked, gpu)
+        return Forecast(config, gpu, forecast(source, asked), ways, as_loaded(source)[1], advice_on(asked, source))
 
     def _source(self, model: str) -> Source:
         if self._opened is not None:
