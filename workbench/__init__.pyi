@@ -84,6 +84,8 @@ from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
 from .text import memory_size as memory_size
+from .training.advice import Advice as Advice
+from .training.advice import advice as advice
 from .training.answers.asking import try_out as try_out
 from .training.answers.values import Answer as Answer
 from .training.answers.values import Answers as Answers

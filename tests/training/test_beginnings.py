@@ -198,7 +198,7 @@ def test_the_copied_cell_begins_with_the_same_weights(
     model: Path, first: wb.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its losses are those of the run, step by step."""
-    config = in_process.config_of(model, init_adapter=first, max_steps=3, max_eval_rows=0)
+    config = in_process.config_of(model, init_adapter=first, max_steps=3, max_eval_rows=0, logits_at_once=0)
     run = begun(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     cell: dict[str, Any] = {}

@@ -140,7 +140,7 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
 
 
 def checkpoints_of(config: TrainConfig) -> int:
-    """Checkpoints that are on the disk at once, at most: the newest, the best, one that is being written, one being mirrored."""
+    """Checkpoints on the disk at once, at most: the newest, the best, one that is being written, one being mirrored."""
     most = config.save_total_limit + 1 + config.keeps_best
     every = [steps for steps in (config.save_steps, config.eval_steps if config.keeps_best else 0) if steps]
     written = sum(config.max_steps // steps for steps in every) if config.max_steps > 0 else most

@@ -21,6 +21,7 @@ from workbench.memory.gpus import find, known
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
+from workbench.training.advice import Advice, advice_on
 from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig
 from workbench.training.disk import DiskBudget, disk_budget
@@ -38,6 +39,8 @@ class Forecast:
     """How the checkpoint holds its weights itself, where it does: that decides in the configuration's place."""
     disk: DiskBudget
     """What the run writes, in the folder of runs."""
+    advice: Advice
+    """Rules of thumb, without the rows."""
 
 
 class RunForecast:
@@ -79,9 +82,9 @@ class RunForecast:
         self._work.close()
 
     def _forecast(self, config: TrainConfig, gpu: str, folder: str) -> Forecast:
-        source, config = self._source(config.model), taken(config)
-        ways, disk = alternatives(source, config, gpu), disk_budget(config, folder, source=source)
-        return Forecast(config, gpu, forecast(source, config), ways, as_loaded(source)[1], disk)
+        source, asked = self._source(config.model), taken(config)
+        ways, disk = alternatives(source, asked, gpu), disk_budget(asked, folder, source=source)
+        return Forecast(asked, gpu, forecast(source, asked), ways, as_loaded(source)[1], disk, advice_on(asked, source))
 
     def _source(self, model: str) -> Source:
         if self._opened is not None:
