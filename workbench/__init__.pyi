@@ -1,5 +1,8 @@
 """The public names, each once: `workbench/__init__.py` loads them from here when they are first used."""
 
+from .cost.deployed import Deployed as Deployed
+from .cost.deployed import OnBase as OnBase
+from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate
