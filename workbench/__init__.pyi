@@ -2,6 +2,9 @@
 
 from .cli.doctor import Checkup as Checkup
 from .cli.doctor import doctor as doctor
+from .cost.deployed import Deployed as Deployed
+from .cost.deployed import OnBase as OnBase
+from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -56,30 +57,20 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A run on one of the models, whose weights and adapter are random and large enough to matter in every prediction."""
     models = tmp_path_factory.mktemp("models")
 
+    @functools.cache
     def make(name: str, scale: float = 0.15, **fields: Any) -> wb.Run:
         folder = models / name
         if not folder.exists():
             tiny.save(folder, *MODELS[name])
             tiny_tokenizer().save_pretrained(folder)
-            randomize(folder / "model.safetensors", lambda key: (1.0 if "norm" in key else 0.0, 0.15))
+            tiny.randomize(folder / "model.safetensors", 0.15)
         config = in_process.config_of(folder, **{"max_steps": 1, "max_eval_rows": 0, **fields})
         run = in_process.train(config, tmp_path_factory.mktemp("run"))
         if scale and run.adapter_dir is not None:
-            randomize(run.adapter_dir / "adapter_model.safetensors", lambda key: (0.0, scale))
+            tiny.randomize(run.adapter_dir / "adapter_model.safetensors", scale)
         return run
 
     return make
-
-
-def randomize(file: Path, how: Callable[[str], tuple[float, float]]) -> None:
-    import torch
-
-    seeded = torch.Generator().manual_seed(1)
-    values = safetensors.torch.load_file(file)
-    for name, value in values.items():
-        mean, deviation = how(name)
-        values[name] = (torch.randn(value.shape, generator=seeded) * deviation + mean).to(value.dtype)
-    safetensors.torch.save_file(values, file, {"format": "pt"})
 
 
 def of_peft(run: wb.Run, four_bits: bool = False, adapter: bool = True) -> np.ndarray[Any, Any]:
@@ -119,7 +110,7 @@ def base_as_gguf(run: wb.Run, folder: Path) -> Path:
     """The run's base by itself: merged with an adapter of zeros."""
     assert run.adapter_dir is not None
     shutil.copytree(run.dir, folder / "zeros")
-    randomize(folder / "zeros" / "adapter" / "adapter_model.safetensors", lambda key: (0.0, 0.0))
+    tiny.randomize(folder / "zeros" / "adapter" / "adapter_model.safetensors", 0.0)
     wb.export(folder / "zeros", folder / "base", format="gguf", base="original", dtype="float32")
     return folder / "base" / "model.gguf"
 
@@ -216,7 +207,7 @@ def test_a_gguf_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     shutil.copytree(run.config.model, tmp_path / "other" / "model")
     file = tmp_path / "other" / "model" / "model.safetensors"
-    randomize(file, lambda key: (1.0 if "norm" in key else 0.0, 0.3))
+    tiny.randomize(file, 0.3)
     config = in_process.config_of(tmp_path / "other" / "model", max_steps=1, max_eval_rows=0)
     of_one_shape = in_process.train(config, tmp_path / "other" / "run")
     for other, told in (

@@ -84,7 +84,7 @@ class RunForecast:
     def _forecast(self, config: TrainConfig, gpu: str, folder: str) -> Forecast:
         source, asked = self._source(config.model), taken(config)
         ways, disk = alternatives(source, asked, gpu), disk_budget(asked, folder, source=source)
-        return Forecast(asked, gpu, forecast(source, asked), ways, as_loaded(source)[1], disk, advice_on(asked, source))
+        return Forecast(config, gpu, forecast(source, asked), ways, as_loaded(source)[1], disk, advice_on(asked, source))
 
     def _source(self, model: str) -> Source:
         if self._opened is not None:

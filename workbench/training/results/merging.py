@@ -242,10 +242,11 @@ class Merge:
 
     def onto_original(self, info: TensorInfo) -> Array:
         """The weight that peft makes of the original base, in float32."""
-        original = self.original(info)
-        if self.from_weights:
-            original = self._begun(info, original)
-        return self._merged(info, original)
+        return self.onto(info, self.original(info))
+
+    def onto(self, info: TensorInfo, weight: Array) -> Array:
+        """The weight that peft makes of another base's, in float32."""
+        return self._merged(info, self._begun(info, weight) if self.from_weights else weight)
 
     def factors(self, info: TensorInfo) -> tuple[Array, Array]:
         """(A (r, in), s · B (out, r)) in float32: the adapter's own product is their product, scaled as peft scales it."""
