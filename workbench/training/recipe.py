@@ -82,6 +82,7 @@ def _imports(config: TrainConfig, files: Files) -> str:
         needed = ["LoraConfig", "get_peft_model"]
         needed += ["prepare_model_for_kbit_training"] * config.upcast_to_fp32
         needed += ["load_peft_weights", "set_peft_model_state_dict"] * (config.init_adapter is not None)
+        needed += ["replace_lora_weights_loftq"] * (config.init_lora_weights == "loftq")
         lines.append(f"from peft import {', '.join(needed)}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
@@ -162,6 +163,9 @@ def _model(config: TrainConfig) -> str:
     if config.init_adapter is not None:
         folder = as_source(str(first_adapter(config.init_adapter)))
         lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
+    if config.init_lora_weights == "loftq":
+        path = "" if on_hub(config.model) else ", MODEL"
+        lines.append(f"replace_lora_weights_loftq(model{path})  # peft computes this on a GPU, and has no way to on a CPU")
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
     lines.append("model.config.use_cache = False")
@@ -213,7 +217,10 @@ def _lora(config: TrainConfig) -> dict[str, Any]:
         "task_type": "CAUSAL_LM", "r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }  # fmt: skip
-    return usual | {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    changed = {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    if changed.get("init_lora_weights") == "loftq":  # which follows in a call of its own
+        del changed["init_lora_weights"]
+    return usual | changed
 
 
 def _training(config: TrainConfig) -> str:
