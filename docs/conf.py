@@ -18,7 +18,9 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config as GoogleConfig
 from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.util.inspect import signature, stringify_signature
 from sphinx.writers.html5 import HTML5Translator
+from traitlets import HasTraits
 
 ROOT = Path(__file__).parents[1]
 MATHML = "http://www.w3.org/1998/Math/MathML"
@@ -52,6 +54,7 @@ html_title = "QLoRA Workbench"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]
+html_sidebars: dict[str, list[str]] = {page: [] for page in ("index", "start", "verified")}  # pages without a section
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
@@ -98,16 +101,24 @@ def _sections(app: Sphinx, what: str, name: str, value: object, options: Any, li
         lines[:] = GoogleDocstring("\n".join(lines), GoogleConfig(), app, what, name, value, options).lines()
 
 
-def _without_fields(app: Sphinx, what: str, name: str, value: object, *_: object) -> tuple[str, None] | None:
-    """A dataclass's fields are told one by one below it: not in its signature as well."""
-    return ("", None) if isinstance(value, type) and dataclasses.is_dataclass(value) else None
+def _signature(app: Sphinx, what: str, name: str, value: object, *_: object) -> tuple[str, None] | None:
+    """A dataclass's fields are told one by one below it, and not here too; traitlets hides what a widget is made with."""
+    if not isinstance(value, type):
+        return None
+    if dataclasses.is_dataclass(value):
+        return "", None
+    if issubclass(value, HasTraits):
+        return stringify_signature(
+            signature(value.__init__, bound_method=True), show_return_annotation=False, unqualified_typehints=True
+        ), None
+    return None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Copies the notebooks, and adds what is above."""
     copy_notebooks()
     app.connect("autodoc-process-docstring", _sections)
-    app.connect("autodoc-process-signature", _without_fields)
+    app.connect("autodoc-process-signature", _signature)
     app.add_html_math_renderer(
         "mathml",
         (lambda writer, node: _mathml(writer, node, False), None),
