@@ -8,6 +8,7 @@ JOBS   ?= 2
 MARKS  ?= not slow and not smollm2 and not colab
 SHOTS  ?= docs/img/views
 DIST   ?= dist
+DOCS   ?= build/docs
 SMOLLM2 ?= .models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
@@ -72,6 +73,10 @@ screens: env ## Take a picture of every view, light and dark, into docs/img/view
 	WORKBENCH_SHOTS=$(abspath $(SHOTS)) $(BIN)/python -m pytest --quiet tests/browser/test_screens.py \
 	  tests/browser/test_cost.py tests/browser/test_app.py::test_the_committed_notebook_does_the_whole_job \
 	  tests/browser/test_one_screen.py::test_a_run_is_on_one_screen_from_launch_to_its_result
+
+docs: env ## Build the documentation into build/docs (DOCS=…): offline, and with every warning an error
+	@$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going docs $(DOCS)
+	@echo "$(DOCS)/index.html"
 
 dist: env ## Build the wheel and the sdist into dist/ (DIST=…)
 	$(BIN)/python -m hatchling build -d $(DIST)

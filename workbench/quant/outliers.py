@@ -87,9 +87,9 @@ class Outliers(Shown):
     std: float
     """σ of the finite weights."""
     kurtosis: float
-    """E[(x − μ)⁴] / σ⁴: 3 for a normal distribution, more with heavier tails; NaN where all weights are equal."""
+    """``E[(x − μ)⁴] / σ⁴``: 3 for a normal distribution, more with heavier tails; NaN where all weights are equal."""
     farthest: float
-    """The largest |x − μ| / σ; NaN where all weights are equal."""
+    """The largest ``|x − μ| / σ``; NaN where all weights are equal."""
     rmse: float
     """Root mean square error of the tensor as it is."""
     nonfinite: int
