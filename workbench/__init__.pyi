@@ -1,5 +1,6 @@
 """The public names, each once: `workbench/__init__.py` loads them from here when they are first used."""
 
+from .cost.curve import kl_curve as kl_curve
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate
