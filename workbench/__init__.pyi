@@ -2,6 +2,7 @@
 
 from .cli.doctor import Checkup as Checkup
 from .cli.doctor import doctor as doctor
+from .cost.curve import kl_curve as kl_curve
 from .cost.deployed import Deployed as Deployed
 from .cost.deployed import OnBase as OnBase
 from .cost.deployed import deployed as deployed
