@@ -21,6 +21,7 @@ from workbench.given import described, is_a, unknown_fields
 from workbench.quant.formats import BLOCK_SIZES, FORMATS
 from workbench.show import Record, View, as_python, in_words
 from workbench.training.checks import faults_of
+from workbench.training.row_kinds import CHATS, COLUMNS, ROW_SHAPES, columns_named, shape_named
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, Group, setting, settings_of
 
 __all__ = [
@@ -39,6 +40,7 @@ _BEGINNINGS = {
 }  # fmt: skip
 INIT_LORA_WEIGHTS = tuple(_BEGINNINGS)
 REPORTS = ("none", "tensorboard")
+_THOUGHTS = {"keep": "kept", "drop": "left out"}
 _METHODS = {
     "qlora": "QLoRA: adapters on a 4-bit base", "lora": "LoRA: adapters on a 16-bit base", "full": "Full: every weight",
 }  # fmt: skip
@@ -96,15 +98,26 @@ class TrainConfig(Record):
     ``dataset``, or none."""
     eval_split: str | None = setting(None, "Held-out split", "text", Group.DATA, place=1, also="dataset_test_split")
     """The split that is held out, of ``eval_dataset`` or else of ``dataset``."""
-    text_column: str | None = setting(None, "Text column", "text", Group.DATA, also="dataset_text_field text_field")
-    """The column to learn whole. None with no prompt column: ``text`` for a local file."""
-    prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA)
-    """The column shown to the model without loss (builtin: ``prompt``)."""
-    completion_column: str | None = setting(None, "Completion column", "text", Group.DATA)
-    """The column appended to the prompt, on which the loss is taken (builtin: ``completion``)."""
-    messages_column: str | None = setting(None, "Messages column", "text", Group.DATA)
-    """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template. Chats that the
-    template refuses are left out and counted."""
+    row_shape: str = setting(
+        "auto", "Shape of the rows", "choice", Group.DATA, choices=ROW_SHAPES, also="dataset_type dataset_format formatting"
+    )
+    """How a row becomes text: a key of ``row_kinds.ROW_SHAPES``. ``"auto"``: as the fields that name columns say, else as the
+    file's columns and first rows tell; ``launch`` writes here what it recognised."""
+    text_column: str | None = setting(
+        None, "Text column", "text", Group.DATA, hint="text", also="dataset_text_field text_field"
+    )
+    """The column to learn whole."""
+    prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA, hint="prompt")
+    """The column shown to the model without loss."""
+    prompt_template: str | None = setting(None, "Template of the prompt", "lines", Group.DATA, hint="{question}", wide=True)
+    """What is shown to the model without loss, with {column} where that column's text stands, as ``"Q: {question}\\nA: "``."""
+    completion_column: str | None = setting(None, "Completion column", "text", Group.DATA, hint="completion")
+    """The column appended to the prompt, on which the loss is taken; of a template, None: output, answer, … by its name."""
+    messages_column: str | None = setting(None, "Messages column", "text", Group.DATA, hint="messages")
+    """The column with a chat, a list of ``{"role", "content"}`` or ``{"from", "value"}``, put into text by the tokenizer's chat
+    template. Chats that the template refuses are left out and counted."""
+    thoughts: str = setting("keep", "Thoughts in chats", "choice", Group.DATA, choices=_THOUGHTS)
+    """``"keep"``: the assistant's thoughts are learnt with its answers; ``"drop"``: left out. Empty ones are never learnt."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = setting(
@@ -286,21 +299,27 @@ class TrainConfig(Record):
                 object.__setattr__(self, name, str(value))
         for name, declared in settings_of(self).items():
             object.__setattr__(self, name, declared.as_meant(getattr(self, name)))
+        if self.row_shape == shape_named(self, implied=True):
+            object.__setattr__(self, "row_shape", "auto")
         if self.max_steps == -1 and self.num_train_epochs is None:
             object.__setattr__(self, "max_steps", _DEFAULT_STEPS)
         if faults := faults_of(self):
             raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
 
     @property
+    def shape(self) -> str | None:
+        """The shape of its rows, a key of ``ROW_SHAPES``; None where the file is to tell."""
+        return shape_named(self)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read: ``(messages,)``, ``(text,)`` or ``(prompt, completion)``."""
-        if self.messages_column is not None:
-            return (self.messages_column,)
-        if self.text_column is not None:
-            return (self.text_column,)
-        if self.prompt_column is not None and self.completion_column is not None:
-            return self.prompt_column, self.completion_column
-        return ("prompt", "completion") if self.dataset == "builtin" else ("text",)
+        """The columns that are read, as far as the fields say: the prompt's, and then what is learnt."""
+        return columns_named(self)
+
+    @property
+    def chats(self) -> bool:
+        """Whether its rows go through the chat template, as far as the fields say."""
+        return self.shape in CHATS
 
     @property
     def warmup(self) -> int:
@@ -359,7 +378,11 @@ class TrainConfig(Record):
         if not is_a(fields, Mapping):
             remedy = "Give what to_dict returns."
             raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
-        return cls(**{str(name): value for name, value in fields.items() if name not in _FORMER})
+        given = {str(name): value for name, value in fields.items() if name not in _FORMER}
+        before = "row_shape" not in given and "messages_column" in given  # a text was learnt where nothing was named
+        if before and given.get("dataset") != "builtin" and not any(given.get(name) for name in COLUMNS["auto"]):
+            given["text_column"] = "text"
+        return cls(**given)
 
 
 OF_ADAPTERS = {

@@ -16,6 +16,7 @@ from workbench.training.folder import RunFolder, write_json
 from workbench.training.model_checks import check_model
 from workbench.training.paths import absolute, default_dir, path_of
 from workbench.training.preflight import check_extras, check_kernels
+from workbench.training.rows.shapes import settled, shape_of
 from workbench.training.runs import Run, live_runs
 from workbench.training.spawning import spawn
 
@@ -33,6 +34,7 @@ def launch(
     so in a warning. ``live_runs`` asks beforehand.
     """
     files = data.check(as_config(config, "launch"))
+    config = settled(config, shape_of(config, files))
     model = data.model_folder(config.model)
     check_extras(config)
     source = open_model(model)
