@@ -96,14 +96,14 @@ from .training.answers.values import Answers as Answers
 from .training.answers.values import Tried as Tried
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
-from .training.data import Preview as Preview
-from .training.data import preview as preview
 from .training.disk import DiskBudget as DiskBudget
 from .training.disk import DiskUse as DiskUse
 from .training.disk import disk_budget as disk_budget
 from .training.folder import RunStatus as RunStatus
 from .training.launching import launch as launch
 from .training.mirrored import resume_from as resume_from
+from .training.previews import Preview as Preview
+from .training.previews import preview as preview
 from .training.recipe import as_code as as_code
 from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported

@@ -40,7 +40,10 @@ def test_all_faults_are_told_together() -> None:
     [
         ({}, ("prompt", "completion")),
         ({"text_column": "text"}, ("text",)),
-        ({"dataset": "rows.csv"}, ("text",)),
+        ({"dataset": "rows.csv"}, ()),
+        ({"dataset": "rows.csv", "row_shape": "text"}, ("text",)),
+        ({"dataset": "rows.csv", "row_shape": "sharegpt"}, ("conversations",)),
+        ({"dataset": "rows.csv", "prompt_template": "{q}? {c}!", "completion_column": "a"}, ("q", "c", "a")),
         ({"dataset": "rows.csv", "prompt_column": "q", "completion_column": "a"}, ("q", "a")),
         ({"dataset": "rows.csv", "messages_column": "chat"}, ("chat",)),
     ],

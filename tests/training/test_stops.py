@@ -24,7 +24,7 @@ from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.folder import RunFolder
 from workbench.training.host import create_time
 
-BEFORE = ("import", "load", "quantize", "attach", "dataset")
+BEFORE = ("import", "dataset", "load", "quantize", "attach")
 STEPS = 4
 
 

@@ -19,10 +19,10 @@ from workbench import compat
 from workbench.errors import from_fields, to_fields
 from workbench.training.answers.asking import answering
 from workbench.training.answers.values import Answer, Sampling, Voice
-from workbench.training.chats import Refused
 from workbench.training.fingerprints import Changed
 from workbench.training.folder import RunFolder, RunStatus
 from workbench.training.host import create_time
+from workbench.training.rows.chats import Refused
 
 PROMPT = "happiness, n."
 BOTH = (Voice.BASE, Voice.ADAPTER)

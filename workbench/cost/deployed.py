@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cost.measurements import Interval, difference_interval, loss_interval
 from workbench.cost.process import Folder, Measuring, failure_in
+from workbench.cost.row_costs import Interval, difference_interval, interval
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.progress import Progress, reporting
@@ -222,8 +222,8 @@ class Deployed(Shown, Unfolding[OnBase]):
         total = sum(tokens)
         return OnBase(
             base, self._titles.get(base, base), total,
-            sum(kl) / total, loss_interval(kl, tokens),
-            sum(flips) / total, loss_interval(flips, tokens),
+            sum(kl) / total, interval(kl, tokens),
+            sum(flips) / total, interval(flips, tokens),
             sum(loss) / total, (sum(loss) - sum(trained)) / total, difference_interval(loss, trained, tokens),
         )  # fmt: skip
 
@@ -232,5 +232,5 @@ def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if value is None else float(value) for value in values)
 
 
-def _span(interval: Interval, form: str) -> str:
-    return f"{number(interval[0], form)} … {number(interval[1], form)}"
+def _span(span: Interval, form: str) -> str:
+    return f"{number(span[0], form)} … {number(span[1], form)}"

@@ -17,7 +17,7 @@ from workbench.sources import Source, open_model
 from workbench.text import count
 from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig, as_config
-from workbench.training.data import Preview, preview
+from workbench.training.previews import Preview, preview
 
 BITS_A_PARAMETER, BITS_A_TOKEN = 2.0, 1.0
 SOURCE = "LoRA Without Regret, Thinking Machines Lab 2025"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from workbench.training.row_kinds import COLUMNS, ROW_SHAPES, template_fields
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
 
 _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
@@ -49,13 +50,7 @@ def _field_faults(config: Any) -> list[str]:
 
 
 def _data_faults(config: Any) -> list[str]:
-    faults = []
-    if (config.prompt_column is None) != (config.completion_column is None):
-        faults.append("prompt_column and completion_column go together: name both or neither.")
-    if config.text_column is not None and config.prompt_column is not None:
-        faults.append("text_column and prompt_column exclude each other: learn the whole text or completions only.")
-    if config.messages_column is not None and (config.text_column or config.prompt_column):
-        faults.append("messages_column excludes text_column and prompt_column: a row is a chat or a text.")
+    faults = _column_faults(config)
     if config.dataset != "builtin" and config.eval_dataset == "builtin":
         faults.append('eval_dataset is "builtin" but dataset is not: name a held-out dataset with the same columns.')
     if config.dataset == "builtin" and (config.dataset_config or config.dataset_revision or config.dataset_split != "train"):
@@ -80,6 +75,37 @@ def _hub_faults(config: Any) -> list[str]:
     if isinstance(name, str) and not _REPOSITORY.fullmatch(name):
         return [f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'."]
     return []
+
+
+def _column_faults(config: Any) -> list[str]:
+    """Fields that name columns: which go together, and which mean nothing beside others."""
+    faults = list[str]()
+    if config.row_shape not in list(ROW_SHAPES):
+        return faults
+    named = {name for name in COLUMNS["auto"] if getattr(config, name) is not None}
+    meant = COLUMNS.get(config.row_shape, ())
+    if config.row_shape != "auto" and (others := [name for name in COLUMNS["auto"] if name in named and name not in meant]):
+        faults.append(f'{", ".join(others)}: rows of the row_shape "{config.row_shape}" have no such column.')
+        return faults
+    pair = {"prompt_column", "completion_column"} & named
+    if len(pair) == 1 and (pair == {"prompt_column"} or "prompt_template" not in named):
+        faults.append("prompt_column and completion_column go together: name both or neither.")
+    if {"text_column", "prompt_column"} <= named:
+        faults.append("text_column and prompt_column exclude each other: learn the whole text or completions only.")
+    if "messages_column" in named and named & {"text_column", "prompt_column"}:
+        faults.append("messages_column excludes text_column and prompt_column: a row is a chat or a text.")
+    if "prompt_template" in named and named & {"text_column", "prompt_column", "messages_column"}:
+        faults.append(
+            "prompt_template excludes text_column, prompt_column and messages_column: it makes the prompt of columns."
+        )
+    if config.row_shape == "template" and "prompt_template" not in named:
+        faults.append("prompt_template is empty; write the prompt, with {column} where a column's text stands.")
+    if isinstance(config.prompt_template, str):
+        try:
+            template_fields(config.prompt_template)
+        except ValueError as error:
+            faults.append(f"prompt_template: {error}; a brace that is meant as such is written twice.")
+    return faults
 
 
 def _method_faults(config: Any) -> list[str]:

@@ -19,6 +19,7 @@ from workbench.training.model_checks import check_model
 from workbench.training.paths import absolute, default_dir, path_of
 from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.results.pushing import check_push
+from workbench.training.rows.shapes import settled, shape_of
 from workbench.training.runs import Run, live_runs
 from workbench.training.spawning import spawn, token_for
 
@@ -39,6 +40,7 @@ def launch(
     so in a warning. ``live_runs`` asks beforehand.
     """
     files = data.check(as_config(config, "launch"))
+    config = settled(config, shape_of(config, files))
     source = open_model(config.model, config.model_revision)
     model_files.check(source)
     check_extras(config)

@@ -69,7 +69,7 @@ def model_faults(config: TrainConfig, source: Source) -> list[str]:
     if fault := causal_fault(source.config):
         return [*faults, f"model: {fault}. Choose a causal language model."]
     faults += position_faults(config, source.config)
-    if fault := vocabulary_fault(source, chats=config.messages_column is not None):
+    if fault := vocabulary_fault(source, chats=config.chats):
         faults.append(f"model: {fault}")
     packings = packings_of(source)
     packed = _packing_faults(config, source, packings)

@@ -14,6 +14,7 @@ from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, 
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.recipe_rows import as_source, data_code
+from workbench.training.rows.shapes import Shape, shape_of
 
 _AUTO = {
     False: "torch.float16 if torch.cuda.is_available() else torch.float32",
@@ -29,7 +30,13 @@ def as_code(config: TrainConfig) -> str:
     """
     config = taken(as_config(config, "as_code"))
     files = training_files(config)
-    parts = [_start(config) + _imports(config, files), data_code(config, files), _model(config), _training(config)]
+    shape = shape_of(config, files)
+    parts = [
+        _start(config) + _imports(config, files, shape),
+        data_code(config, files, shape),
+        _model(config),
+        _training(config),
+    ]
     return _at_revision("\n\n".join(part.strip("\n") for part in parts) + "\n", config)
 
 
@@ -61,7 +68,7 @@ def _start(config: TrainConfig) -> str:
     return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
 
 
-def _imports(config: TrainConfig, files: Files) -> str:
+def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
     from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "Trainer", "TrainingArguments"]
     if not config.packing:
         from_transformers.append("DataCollatorForSeq2Seq")
@@ -72,10 +79,12 @@ def _imports(config: TrainConfig, files: Files) -> str:
             lines = ["import bitsandbytes as bnb", *lines]
         if config.llm_int8_skip_modules:
             from_transformers.append("AutoConfig")
-    if config.messages_column is not None and config.completion_only_loss:
+    if shape.chats:
         lines.insert(0, "import re")
-    if files.loader == "json":
+    if files.loader == "json" or shape.chats:
         lines.insert(0, "import json")
+    if shape.chats:
+        lines += ["from collections.abc import Callable", "from typing import Any"]
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")

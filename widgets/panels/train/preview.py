@@ -18,7 +18,7 @@ from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, note, set_note
 from workbench.text import counted, percent
 from workbench.training.config import TrainConfig
-from workbench.training.data import Preview, preview
+from workbench.training.previews import Preview, preview
 
 FIRST_TOKENS, LAST_TOKENS = 120, 40
 """Tokens shown of a long row, at its beginning and at its end."""

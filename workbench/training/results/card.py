@@ -24,9 +24,11 @@ from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
 from workbench.training.lineage import Lineage
 from workbench.training.results.history import RunHistory
+from workbench.training.row_kinds import ROW_SHAPES
 
 _OF_DATA = (
-    "dataset_config", "dataset_split", "dataset_revision", "eval_split", "completion_only_loss", "max_length",
+    "dataset_config", "dataset_split", "dataset_revision", "eval_split", "prompt_template", "completion_only_loss",
+    "max_length",
 )  # fmt: skip
 _OF_BASE = ("quant_type", "block_size", "double_quant", "llm_int8_skip_modules")
 _OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights")
@@ -92,7 +94,9 @@ def card(
         front["datasets"] = [config.dataset]
     front["tags"] = [_TAGS[what], config.method]
     data: dict[str, Any] = {"dataset": shown_name(config.dataset), "eval_dataset": _named(config.eval_dataset)}
-    data |= {"columns": config.columns, **_fields(config, _OF_DATA)}
+    data |= {"shape of the rows": ROW_SHAPES.get(config.shape or ""), "columns": config.columns, **_fields(config, _OF_DATA)}
+    if config.chats:
+        data["thoughts in chats"] = "kept" if config.thoughts == "keep" else "left out"
     quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}
     tuned = _fields(config, _OF_LORA) if config.method != "full" else {}
     if config.init_adapter is not None:

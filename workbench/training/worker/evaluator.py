@@ -5,14 +5,15 @@ Covers the events of held-out loss and of samples; how they are computed is in `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
+from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker import distributed, generation, trainer
 from workbench.training.worker.batches import Collator
 
@@ -23,9 +24,9 @@ class Material:
 
     tokenizer: Any
     collator: Collator
-    rows: tuple[TokenRow, ...]
+    rows: Sequence[TokenRow]
     """Those that are learnt from."""
-    held_out: tuple[TokenRow, ...]
+    held_out: Sequence[TokenRow]
     prompts: tuple[str, ...]
 
 

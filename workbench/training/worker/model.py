@@ -111,8 +111,8 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
     """The model as it is trained: with fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
 
     With the usual beginning B is zero, so that it computes what the base computes. ``first``: the folder of an adapter whose
-    weights they begin with instead. LoftQ reads the base's files again. Raises ``ModelError`` where the weights are not all that
-    there are.
+    weights they begin with instead. LoftQ reads the base's files again. Raises ``ModelError`` where the weights are not all
+    that there are.
     """
     if config.method == "full":
         set_seed(config.seed)

@@ -21,11 +21,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.loaded_checks import diverged, overflowed
 from workbench.training.results.card import write_card
+from workbench.training.rows.tokens import TokenRow, lengths_of
 from workbench.training.worker import distributed, evaluations
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
@@ -154,8 +154,7 @@ class TracedTrainer(Trainer):
     def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
         if not self._grouped:
             return super()._get_train_sampler(*given, **named)
-        lengths = [len(row.input_ids) for row in self.train_dataset.rows]
-        return ByLength(lengths, self._grouped, self.args.seed, lambda: self.state.epoch)
+        return ByLength(lengths_of(self.train_dataset.rows).tolist(), self._grouped, self.args.seed, lambda: self.state.epoch)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Counts on the device; the figures are waited for only when the step is reported."""

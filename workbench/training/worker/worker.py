@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
-    from workbench.training.worker.evaluator import Evaluator, Material
+    from workbench.training.worker.evaluator import Evaluator
     from workbench.training.worker.head import LossWithoutLogits
     from workbench.training.worker.trainer import TracedTrainer
 
@@ -166,17 +166,19 @@ class Worker:
     def _train(self, cuda: bool) -> int:
         """Everything from loading the model to the last measurement; returns the exit code."""
         from workbench.training import data
-        from workbench.training.worker import distributed, evaluations, model, tensorboard
+        from workbench.training.worker import distributed, evaluations, material, model, tensorboard
         from workbench.training.worker.evaluator import Evaluator
 
         dtype = model.compute_dtype(self.config)
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
+        with self.phase("dataset"):
+            self.config, rows = material.prepare(self.config, source, self.writer.emit)
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
-        material = self._material(source, net, dtype)
+        material.check(rows, self.config, net, dtype, self.writer.emit, first=self.attempt == 1)
         checkpoints = self.folder.complete_checkpoints()
         board = tensorboard.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
-            config=self.config, net=net, dtype=dtype, material=material, phase=self.phase, asked=self.asked,
+            config=self.config, net=net, dtype=dtype, material=rows, phase=self.phase, asked=self.asked,
             writer=self.writer, board=board,
         )  # fmt: skip
         loop = self._loop(evaluator)
@@ -239,38 +241,6 @@ class Worker:
         self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
         self.hello()
         return net
-
-    def _material(self, source: Path, net: Any, dtype: torch.dtype) -> Material:
-        """Rows and prompts, which ``net`` can take; how many steps epochs make is known then."""
-        import torch
-
-        from workbench.training import data
-        from workbench.training.loaded_checks import check_float16, check_ids, check_length
-        from workbench.training.worker import packing
-        from workbench.training.worker.batches import Collator
-        from workbench.training.worker.evaluator import Material
-
-        with self.phase("dataset"):
-            tokenizer = data.open_tokenizer(source)
-            rows = data.load(self.config, tokenizer)
-            learnt = packing.packed(rows.rows, self.config.max_length) if self.config.packing else rows.rows
-            config = self.config = self.config.for_rows(len(learnt))
-            padding = dataclasses.asdict(rows.padding(config))
-            self.writer.emit("dataset", split="train", steps=config.max_steps, padding=padding, **rows.counts())
-            held_out: tuple[data.TokenRow, ...] = ()
-            files = data.held_out_files(config) if config.max_eval_rows else None
-            if files:
-                found = data.load(config, tokenizer, files, config.max_eval_rows)
-                self.writer.emit("dataset", split="heldout", **found.counts())
-                held_out = found.rows
-            collator = Collator.of(tokenizer)
-            if dtype is torch.float16 and (said := check_float16(net, config)):
-                self.writer.emit("log", level="warning", text=said)
-            check_length(net, config, first=self.attempt == 1)
-            check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
-            return Material(
-                tokenizer=tokenizer, collator=collator, rows=learnt, held_out=held_out, prompts=data.sample_prompts(config)
-            )
 
     def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
