@@ -18,6 +18,7 @@ from workbench.errors import ModelError, WorkbenchError
 from workbench.surveys.duel import largest
 
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+USUAL = [name for name, form in wb.FORMATS.items() if form.usual]
 SCALES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e8m0fnu")
 
 
@@ -39,9 +40,7 @@ def possible(*fields: object) -> bool:
 
 def test_configurations_are_all_that_a_spec_can_be_and_each_once():
     expected = {
-        wb.QuantSpec(*fields)
-        for fields in itertools.product(wb.FORMATS, BLOCK_SIZES, SCALES, (False, True))
-        if possible(*fields)
+        wb.QuantSpec(*fields) for fields in itertools.product(USUAL, BLOCK_SIZES, SCALES, (False, True)) if possible(*fields)
     }
     found = wb.configurations()
     assert set(found) == expected
@@ -72,8 +71,8 @@ def test_each_format_takes_part_with_its_most_bits_up_to_the_target(bits):
         assert spec.bits_per_weight <= max(bits, 4.01)
         others = [c.bits_per_weight for c in candidates if c.format == spec.format and c.bits_per_weight <= max(bits, 4.01)]
         assert spec.bits_per_weight == max(others)
-    assert {spec.format for spec in chosen} | set(left_out) == set(wb.FORMATS)
-    assert [spec.format for spec in chosen] == [name for name in wb.FORMATS if name not in left_out]
+    assert {spec.format for spec in chosen} | set(left_out) == set(USUAL)
+    assert [spec.format for spec in chosen] == [name for name in USUAL if name not in left_out]
 
 
 def test_of_equal_sizes_the_format_s_own_scales_and_no_double_quantization_come_first():
@@ -183,7 +182,7 @@ def test_tables(everything):
 
 
 def test_what_double_quantization_gains_and_costs_stands_beside(everything):
-    assert set(everything.trades) == {name for name, form in wb.FORMATS.items() if form.rule == "absmax"} - {"int8"}
+    assert set(everything.trades) == {name for name in USUAL if wb.FORMATS[name].rule == "absmax"} - {"int8"}
     src = wb.open_model("builtin")
     sizes = [t.numel for t in src.tensors() if t.quantizable]
     plain, double = wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True)
@@ -206,7 +205,7 @@ def test_a_contender_that_is_double_quantized_is_set_against_itself_without():
 
 def test_the_front_is_what_nothing_beats():
     found = wb.pareto(weights((256, 640)))
-    assert len(found.points) == sum(len(form.block_sizes) for form in wb.FORMATS.values())
+    assert len(found.points) == sum(len(wb.FORMATS[name].block_sizes) for name in USUAL)
     for point in found.points:
         beaten = any(
             other.score.bits <= point.score.bits

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import FormatError, ModelError
 from workbench.given import described, is_number, several
-from workbench.quant.formats import FORMATS, Format, find_format
+from workbench.quant.formats import FORMATS, Format, find_format, usual_formats
 from workbench.quant.measure import measure
 from workbench.quant.quantize import as_weights
+from workbench.quant.rotation import HADAMARD
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import ShownTuple
 from workbench.sources.base import Source
@@ -39,35 +41,39 @@ def configurations(
     block_sizes: int | Collection[int] | None = None,
     scale_dtypes: str | Collection[str | None] | None = None,
     double_quant: bool | Collection[bool] = (False, True),
+    rotate: str | Collection[str | None] | None = None,
 ) -> tuple[QuantSpec, ...]:
     """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
 
-    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. What a
-    format does not have is left out; FormatError if nothing remains.
+    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. Of formats
+    it stands for the usual ones, of 4 bits and ``int8``: integers of other widths are named, or all of ``FORMATS`` given. What
+    a format does not have is left out; FormatError if nothing remains. ``rotate``: None, ``"hadamard"``, or both of them.
 
     >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
     ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
     """
     found = []
-    for form in map(find_format, FORMATS if formats is None else several(formats)):
+    for form in map(find_format, usual_formats() if formats is None else several(formats)):
         asked = form.scale_dtypes if scale_dtypes is None else several(scale_dtypes)
         wanted = [form.scale_dtype if dtype is None else dtype for dtype in asked]
         # The format's own first: of equal sizes the first is taken.
         dtypes = [form.scale_dtype, *(d for d in form.scale_dtypes if d != form.scale_dtype)]
         for block_size in form.block_sizes:
             if block_sizes is None or block_size in several(block_sizes):
-                doubles = several(double_quant)
-                specs = (_possible(form.name, block_size, d, double) for d in dtypes if d in wanted for double in doubles)
+                kinds = product((d for d in dtypes if d in wanted), several(double_quant), several(rotate))
+                specs = (_possible(form.name, block_size, dtype, double, turn) for dtype, double, turn in kinds)
                 found += [spec for spec in specs if spec is not None]
     if not found:
         raise FormatError("No format has such a configuration.", remedy="Ask for fewer things at once.")
     return ShownTuple(found, counted(len(found), "configuration"))
 
 
-def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:
-    """The specification; None where ``QuantSpec`` refuses it."""
+def _possible(name: str, block_size: int, dtype: str, double: bool, rotate: str | None) -> QuantSpec | None:
+    """The specification; None where ``QuantSpec`` refuses double quantization."""
+    if rotate not in (None, HADAMARD):
+        return QuantSpec(rotate=rotate)  # raises
     try:
-        return QuantSpec(name, block_size, dtype, double)
+        return QuantSpec(name, block_size, dtype, double, rotate=rotate)
     except FormatError:
         return None
 
@@ -125,8 +131,8 @@ def pareto(
 ) -> Pareto:
     """Error against bits per weight over formats × block sizes, and which of them nothing else beats.
 
-    ``specs`` are the points: unless given, every format in every block size with scales in its own dtype and without double
-    quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
+    ``specs`` are the points: unless given, every usual format in every block size with scales in its own dtype and without
+    double quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
     layer or kind.
 
     >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title
@@ -169,7 +175,7 @@ def _rank(spec: QuantSpec) -> tuple[float, bool, bool, int]:
 def _twin(spec: QuantSpec) -> QuantSpec | None:
     """The specification with double quantization where it has none, and without where it has; None if that is not possible."""
     assert spec.scale_dtype is not None  # QuantSpec fills it in
-    return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant)
+    return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant, spec.rotate)
 
 
 def _measured(
