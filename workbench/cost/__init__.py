@@ -4,5 +4,5 @@
 quantized, and how), ``jobs`` (model and held-out rows, and what measuring them takes), ``measurements`` (a folder of what was
 measured, with its intervals), ``process`` (what adds to it), ``skip_names`` (names for a configuration). The process has parts
 of its own: ``worker`` and ``engine``. ``methods`` compares ways to train, ``repairs`` says what an adapter makes up for. Only
-``engine`` and ``repairing`` import torch.
+``engine``, ``divergence`` and ``repairing`` import torch.
 """
