@@ -13,6 +13,7 @@ from .figures.model import Places as Places
 from .figures.model import duel_figure as duel_figure
 from .figures.pager import simulation_figure as simulation_figure
 from .figures.run import paging_figure as paging_figure
+from .heroes.bits_dial import BitsDial as BitsDial
 from .heroes.block_scales import BlockScales as BlockScales
 from .heroes.levels_editor import LevelsEditor as LevelsEditor
 from .heroes.memory_boxes import MemoryBoxes as MemoryBoxes

@@ -64,9 +64,10 @@ function show(model, el, build) {
   const draw = build(hero);
   const followed = () => {
     hero.state = { ...model.get("state") };
+    hero.data = model.get("data"); // a live hero's grows
     schedule();
   };
-  model.on?.("change:state", followed);
+  model.on?.("change", followed);
   const observer = new ResizeObserver(schedule);
   observer.observe(frame);
   // Keys pressed here are not the notebook's shortcuts; Escape still leaves to the notebook.
@@ -77,7 +78,7 @@ function show(model, el, build) {
     gone = true;
     clearTimeout(resting);
     observer.disconnect();
-    model.off?.("change:state", followed);
+    model.off?.("change", followed);
   };
 }
 
