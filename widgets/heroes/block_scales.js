@@ -2,7 +2,7 @@
 // A row of weights as rings, and as dots what they become. From zero to 4 standard deviations the height is linear; below,
 // where the outlier goes, it is logarithmic, and shaded.
 
-const TALL = 300, LINEAR = 4, SHARE = 0.74; // of the height for what is linear
+const TALL = 270, LINEAR = 4, SHARE = 0.74; // of the height for what is linear
 const TOP_AT = 3.6;
 
 export default heroOf((hero) => {

@@ -40,6 +40,7 @@ function show(model, el, build) {
       request = 0;
       if (!frame.clientWidth) return; // hidden: the size observer draws it when it appears
       draw(frame.clientWidth);
+      setTimeout(() => frame.classList.add("wb-hero-moves"), RESTED); // what is drawn first is there at once
       frame.dataset.drawn = String(Number(frame.dataset.drawn ?? 0) + 1);
     });
   };

@@ -2,7 +2,7 @@
 // Sixteen levels over the histogram of real weights. Above the axis: how many weights lie where, tinted by the level they go
 // to. Below it hangs the squared error that arises there, on one scale for all levels.
 
-const BINS = 160, HIGH = 190, LOW = 74, PIN = 26; // pixels: of the histogram, of the error, of the handles between them
+const BINS = 160, HIGH = 170, LOW = 66, PIN = 26; // pixels: of the histogram, of the error, of the handles between them
 const ROOM = 1 / 1024; // levels keep at least this distance
 const AXIS = HIGH + PIN;
 

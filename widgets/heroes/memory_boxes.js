@@ -1,7 +1,7 @@
 // @ts-check
 // Boxes whose areas are bytes, and a GPU's memory as a frame of the same scale around or inside them.
 
-const TALL = 270;
+const TALL = 216;
 
 /** Cut a rectangle among shares: halves of about equal sums, across its longer side, until each share has its box. */
 function boxed(shares, left, top, width, height) {

@@ -8,7 +8,7 @@ export default heroOf((hero) => {
   const { columns, row, sizes, times, larger, levels } = hero.data, base = unpack(hero.data.weights);
   const rows = base.length / columns, most = sizes[sizes.length - 1] / columns, first = Math.floor(row / most) * most;
   const { line, set } = headline();
-  const block = dial("Weights to one scale", sizes.map(count), (i) => hero.change({ size: sizes[i] }));
+  const block = dial("Weights to one scale", sizes.map(String), (i) => hero.change({ size: sizes[i] }));
   const factor = dial(`Row ${row}`, times.map((n) => (n === 1 ? "as it is" : `× ${n}`)), (i) => hero.change({ times: times[i] }));
   const canvas = element("canvas", { "aria-hidden": "true" }), bars = svg("g"), marks = svg("g");
   const picture = svg("svg", { height: TALL + 18 }, bars, marks);

@@ -2,7 +2,7 @@
 // Fifty batches as bars of memory against a GPU's. One bar has a handle. Without paging the run ends where a bar is too high;
 // with it the optimizer's state leaves for the host, and below stands what that takes on the bus.
 
-const TALL = 216, BUS = 44, LEFT = 50;
+const TALL = 196, BUS = 44, LEFT = 50;
 
 export default heroOf((hero) => {
   const { lengths, found, batches, spike, budget, model, rank, bus } = hero.data, GIB = 2 ** 30;

@@ -20,7 +20,7 @@ export default heroOf((hero) => {
   const all = sizes.flatMap((size) => [false, true].map((double) => errorOf(size, double)));
 
   const { line, set } = headline();
-  const block = dial("Weights to one scale", sizes.map(count), (i) => hero.change({ size: sizes[i] }));
+  const block = dial("Weights to one scale", sizes.map(String), (i) => hero.change({ size: sizes[i] }));
   const choice = buttons("Scales", [["plain", "32-bit scales"], ["double", "Quantize the scales too"]], (key) => hero.change({ double: key === "double" }));
   const code = svg("g"), scale = svg("rect", { class: "wb-scale wb-melts", y: 24, height: TALL - 48 }), words = svg("g"), ghost = svg("rect", { class: "wb-ghost", y: 24, height: TALL - 48 });
   const areas = svg("svg", { height: TALL }, ghost, code, scale, words);
