@@ -15,6 +15,13 @@ from .figures.model import Places as Places
 from .figures.model import duel_figure as duel_figure
 from .figures.pager import simulation_figure as simulation_figure
 from .figures.run import paging_figure as paging_figure
+from .heroes.bits_dial import BitsDial as BitsDial
+from .heroes.block_scales import BlockScales as BlockScales
+from .heroes.levels_editor import LevelsEditor as LevelsEditor
+from .heroes.memory_boxes import MemoryBoxes as MemoryBoxes
+from .heroes.outlier_channel import OutlierChannel as OutlierChannel
+from .heroes.paging_spike import PagingSpike as PagingSpike
+from .heroes.scale_bytes import ScaleBytes as ScaleBytes
 from .panels.base import View as View
 from .panels.cost.view import CostView as CostView
 from .panels.distribution import DistributionView as DistributionView
