@@ -71,17 +71,6 @@ def test_a_page_shows_public_names_alone(page: Path) -> None:
     assert calls_in(text) <= PUBLIC["workbench"]
 
 
-def test_every_name_in_the_readme_s_tables_is_public() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    table = re.search(r"^\| call \| gives \|\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)
-    assert table is not None
-    cells = [row.split("|")[1] for row in table[1].splitlines()[1:]]
-    named = {re.match(r"\w+", call)[0] for cell in cells for call in re.findall(r"`([^`]+)`", cell)}  # type: ignore[index]
-    methods = {"from_bnb"}  # of Quantized
-    assert {"histogram", "measure", "as_code"} <= named
-    assert named - methods <= PUBLIC["workbench"]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_uses_public_names_alone(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]

@@ -111,7 +111,7 @@ def test_where_no_loss_is_scaled_nothing_is_told() -> None:
 def steering(root: Path, overflow: str, skipped: bool = True) -> Steering:
     folder = RunFolder(root)
     writer = EventWriter(folder.events("rank0"), 1)
-    found = Steering(wb.TrainConfig(max_steps=9), folder, writer, lambda: None, {}, lambda n: None)
+    found = Steering(wb.TrainConfig(max_steps=9), folder, writer, lambda: None, {}, lambda n: None, 0)
     scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: 512.0)
     found.trainer = SimpleNamespace(  # type: ignore[assignment]
         batches=[], model=None, overflow=lambda: overflow,
