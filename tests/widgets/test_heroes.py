@@ -124,3 +124,66 @@ def test_what_is_saved_on_a_model_of_7_billion_is_computed_from_its_shapes(weigh
     saved = data["plain"][at] - data["double"][at]
     assert saved == wb.savings_of_published(64, 256)["huggyllama/llama-7b"].saved
     assert f"{saved / 1e6:.0f}" == "302"
+
+
+class _Said:
+    """A ladder that answers when it is told to."""
+
+    def __init__(self, hear: Callable[[dict[str, Any]], object]) -> None:
+        self.hear, self.asked, self.closed = hear, list[str](), False
+
+    def ask(self, prompt: str) -> None:
+        self.asked.append(prompt)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def answer(self, prompt: str) -> None:
+        for bits in (16, 8, 6, 5, 4, 3, 2):
+            self.hear({"k": "text", "prompt": prompt, "bits": bits, "text": f" {bits}"})
+            self.hear({"k": "cost", "bits": bits, "kl": 1 / bits, "flips": 0.0, "error": 0.0, "tokens": 9})
+        self.hear({"k": "done", "prompt": prompt})
+
+
+@pytest.fixture
+def dial(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("widgets.heroes.bits_dial.Ladder", _Said)
+    return widgets.BitsDial("one")
+
+
+def test_the_dial_shows_what_is_known_and_waits_for_the_rest(dial: Any) -> None:
+    ladder = dial._ladder
+    assert ladder.asked == ["one"]
+    assert dial.data["found"]["phase"] == "loading"
+    ladder.answer("one")
+    assert dial.data["found"]["texts"]["4"] == " 4"
+    assert dial.wait(0.1)["bits"].tolist() == [16, 8, 6, 5, 4, 3, 2]
+
+
+def test_another_prompt_keeps_the_costs_and_drops_late_texts(dial: Any) -> None:
+    ladder = dial._ladder
+    ladder.answer("one")
+    dial.state = {**dial.state, "prompt": "two"}
+    ladder.hear({"k": "text", "prompt": "one", "bits": 2, "text": "late"})
+    assert ladder.asked == ["one", "two"]
+    assert dial.data["found"]["texts"] == {}
+    assert dial.data["found"]["costs"]["2"]["kl"] == 0.5
+    with pytest.raises(wb.WorkbenchError, match="no answer within"):
+        dial.wait(0.01)
+    dial.state = {**dial.state, "prompt": "   "}
+    assert ladder.asked == ["one", "two"], "a prompt of nothing is not asked"
+
+
+def test_a_model_that_cannot_be_run_is_said(dial: Any) -> None:
+    dial._ladder.hear({"k": "error", "text": "The process that runs the model has ended."})
+    assert dial.data["found"]["problem"]
+    with pytest.raises(wb.WorkbenchError, match="has ended"):
+        dial.wait(1)
+    dial.close()
+    assert dial._ladder.closed
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "x" * 201, None])
+def test_no_prompt_is_refused(prompt: Any) -> None:
+    with pytest.raises(wb.WorkbenchError, match="no such prompt"):
+        widgets.BitsDial(prompt)

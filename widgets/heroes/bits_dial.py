@@ -30,6 +30,7 @@ class BitsDial(Hero):
     """
 
     _esm = hero_script("bits_dial")
+    _ladder: Ladder | None = None
 
     def __init__(self, prompt: str = "to run, v.", bits: int = 4) -> None:
         among(bits, BITS, "number of bits")
@@ -44,7 +45,7 @@ class BitsDial(Hero):
         super().__init__({**fixed, "found": dict(self._found)}, {"bits": bits, "prompt": prompt})
         self.observe(self._moved, "state")
         at_once(self)
-        self._ask(prompt)
+        self._ask(self._ladder, prompt)
 
     def wait(self, seconds: float = 120.0) -> pd.DataFrame:
         """A line for each number of bits, once the prompt on show is continued with all of them.
@@ -74,19 +75,20 @@ class BitsDial(Hero):
     def close(self) -> None:
         """End the model's process and free the view; closing twice is harmless."""
         self.unobserve_all()
-        self._ladder.close()
+        if self._ladder is not None:
+            self._ladder.close()
         super().close()
 
     def _moved(self, change: Any) -> None:
         prompt, before = change["new"].get("prompt"), change["old"].get("prompt")
-        if prompt != before and isinstance(prompt, str) and 0 < len(prompt.strip()) <= MOST:
-            self._ask(prompt)
+        if self._ladder is not None and prompt != before and isinstance(prompt, str) and 0 < len(prompt.strip()) <= MOST:
+            self._ask(self._ladder, prompt)
 
-    def _ask(self, prompt: str) -> None:
+    def _ask(self, ladder: Ladder, prompt: str) -> None:
         with self._known:
             self._found = {**self._found, "texts": {}, "done": "", "problem": ""}
         self._show()
-        self._ladder.ask(prompt)
+        ladder.ask(prompt)
 
     def _hear(self, message: dict[str, Any]) -> None:
         """On the thread that reads what the model's process says."""

@@ -82,9 +82,9 @@ class Ladder:
             process.stdin.flush()
 
     def _listen(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-        with log:
-            assert process.stdout is not None
-            for line in process.stdout:
+        assert process.stdout is not None
+        with log, process.stdout as said:
+            for line in said:
                 self._hear(json.loads(line))
             if process.wait() and not self._closed:
                 log.seek(0)
