@@ -124,9 +124,7 @@ function drawBar({ parts, replay }, run, limit) {
     parts.left,
     replay
       ? `${clockText(replay.at)} of ${clockText(endOf(run))}`
-      : facts.left === null || ended
-        ? ""
-        : `${clockText(facts.left)} left`,
+      : facts.doing || (facts.left === null || ended ? "" : `${clockText(facts.left)} left`),
   );
   const shown = new Set(replay ? [] : facts.actions);
   for (const [name, button] of Object.entries(parts.steer)) button.hidden = !shown.has(name);

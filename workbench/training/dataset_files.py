@@ -14,9 +14,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 from workbench.errors import DataError, ModelError, Unreachable
@@ -71,13 +72,16 @@ def locate(name: str, split: str = "train", config: str | None = None, revision:
     if os.path.isdir(path):
         return Files(_of_split(path, name, split, config), name)
     if not os.path.isfile(path):
-        raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name))
+        raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name), field="dataset")
     if kind_of(path) is None:
         what = f"files of the kind {ending(path) or '(no ending)'!r} are not read."
-        raise DataError(what, where=name, remedy=_CHOOSE)
+        raise DataError(what, where=name, remedy=_CHOOSE, field="dataset")
     if split != "train" or config is not None:
         raise DataError(
-            "a single file has no splits and no configurations.", where=name, remedy="Name a folder, or leave them."
+            "a single file has no splits and no configurations.",
+            where=name,
+            remedy="Name a folder, or leave them.",
+            field="dataset_config" if split == "train" else "dataset_split",
         )
     return Files((path,), str(path))
 
@@ -94,7 +98,8 @@ def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[
     base = folder if config is None else folder / config
     if not base.is_dir() or not base.resolve().is_relative_to(folder.resolve()):
         there = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "none"
-        raise DataError(f"it has no configuration {config!r}; its folders: {there}.", where=name, remedy="Set dataset_config.")
+        what = f"it has no configuration {config!r}; its folders: {there}."
+        raise DataError(what, where=name, remedy="Set dataset_config.", field="dataset_config")
     splits = _saved(base, name)
     if splits is None:
         inside = sorted(p.relative_to(base) for p in base.rglob("*") if p.is_file())
@@ -104,14 +109,15 @@ def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[
     if split not in splits:
         known = ", ".join(sorted(splits))
         known = "'train' (no file names a split)" if known == "train" else known
-        raise DataError(f"it has no split {split!r}; it has {known}.", where=name, remedy="Set dataset_split or eval_split.")
+        what = f"it has no split {split!r}; it has {known}."
+        raise DataError(what, where=name, remedy="Set dataset_split or eval_split.", field="dataset_split")
     chosen = splits[split]
     texts = [path for path in chosen if kind_of(path) == "text"]
     if 2 * len(texts) <= len(chosen):  # beside a table they are notes
         chosen = [path for path in chosen if path not in texts]
     if len({kind_of(path) for path in chosen}) > 1:
         what = f"its files are of several kinds ({', '.join(sorted({ending(path) for path in chosen}))})."
-        raise DataError(what, where=name, remedy="Name one file, or a folder with files of one kind (dataset_config).")
+        raise DataError(what, where=name, remedy="Name one file, or a folder with files of one kind.", field="dataset_config")
     return tuple(base / path for path in chosen)
 
 
@@ -224,8 +230,11 @@ def _as_model_error(error: Exception, name: str) -> ModelError:
     return as_model_error(error, name)
 
 
-def check_columns(files: Files, wanted: Sequence[str]) -> None:
-    """Raises ``DataError`` if there are no rows, or a column is missing: from a table, or from all rows of JSON."""
+def check_columns(files: Files, wanted: Sequence[str], fields: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raises ``DataError`` if there are no rows, or a column is missing: from a table, or from all rows of JSON.
+
+    ``fields``: which field of a configuration names a column.
+    """
     empty = True
     seen: dict[str, None] = {}
     for path in files.paths:
@@ -237,24 +246,25 @@ def check_columns(files: Files, wanted: Sequence[str]) -> None:
                     if all(column in seen for column in wanted):
                         return
             elif names and (missing := [column for column in wanted if column not in names]):
-                raise _missing(missing, names, str(path))
+                raise _missing(missing, names, str(path), fields)
             elif names and next(rows(path, wanted), None) is not None:
                 empty = False
     if empty:
         raise _without_rows(files.where)
     if files.loader == "json":
-        raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where)
+        raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where, fields)
 
 
 def _without_rows(where: str) -> DataError:
     return DataError("the dataset has no rows.", where=where, remedy="Choose a file with at least one row.")
 
 
-def _missing(columns: Sequence[str], have: Sequence[str], where: str) -> DataError:
+def _missing(columns: Sequence[str], have: Sequence[str], where: str, fields: Mapping[str, str]) -> DataError:
     return DataError(
         f"the dataset has no column {' or '.join(map(repr, columns))}; it has {', '.join(map(repr, have))}.",
         where=where,
-        remedy="Set text_column, prompt_column and completion_column, or messages_column, to columns that it has.",
+        remedy="Set row_shape, or the fields that name columns, to what it has.",
+        field=fields.get(columns[0], "row_shape"),
     )
 
 
@@ -326,4 +336,5 @@ def _text(value: Any, column: str, where: str) -> str | None:
         f"column {column!r} holds no text but {name}.",
         where=where,
         remedy="Choose a column of text or numbers, or save this one as text; a list of messages is a messages_column.",
+        field="row_shape",
     )

@@ -21,11 +21,12 @@ from widgets.controls.binding import bind
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.message import Message
 from widgets.controls.style import close_tree, column, fields, fold, heading, note, row, set_heading, set_note
+from widgets.panels.train.fields import in_labels
 from widgets.panels.train.forecast import RunForecast
 from widgets.panels.train.form import RunForm
 from widgets.panels.train.preview import RunPreview
 from widgets.state import State, Store
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, DataError
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
@@ -62,6 +63,7 @@ class RunSetup:
         self.form = RunForm(state.training, self._edited, message, hidden=hidden, beside=self._beside)
         if "model" in self.form.controls:
             self.form.controls["model"].disabled = fixed_model
+        message.words, message.heard = in_labels, self._data_fault
         self.copy = CopyCode()
         self._recipe = Work(executor, self._copyable, self._no_code, debounce=0.3)
         self.preview = RunPreview(lambda: self.form.config, message.error, self.seen, executor)
@@ -122,6 +124,11 @@ class RunSetup:
         self._say_base()
         self._say_folder()
         self._forecast()
+
+    def _data_fault(self, error: BaseException) -> None:
+        """Open the form at the field that is wrong."""
+        if isinstance(error, DataError) and error.field:
+            self.form.show_fault(error.field, in_labels(error.what))
 
     def seen(self, config: TrainConfig) -> None:
         """The dataset's files are on this machine now."""
