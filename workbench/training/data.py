@@ -46,7 +46,8 @@ def check(config: TrainConfig) -> Files:
 
 def training_files(config: TrainConfig) -> Files:
     """The files that are learnt from."""
-    return locate(config.dataset, config.dataset_split, config.dataset_config, config.dataset_revision)
+    split, inside, revision = config.dataset_split, config.dataset_config, config.dataset_revision
+    return locate(config.dataset, split, inside, revision, config.max_train_rows)
 
 
 def held_out_files(config: TrainConfig) -> Files | None:
@@ -55,10 +56,11 @@ def held_out_files(config: TrainConfig) -> Files | None:
         return locate("builtin", "heldout")
     if config.eval_dataset is None and config.eval_split is None:
         return None
+    rows = config.max_eval_rows if config.max_train_rows else 0  # of a dataset that is too large to be fetched whole
     try:
         if config.eval_dataset is not None:
-            return locate(config.eval_dataset, config.eval_split or "train")
-        return locate(config.dataset, config.eval_split or "", config.dataset_config, config.dataset_revision)
+            return locate(config.eval_dataset, config.eval_split or "train", rows=rows)
+        return locate(config.dataset, config.eval_split or "", config.dataset_config, config.dataset_revision, rows)
     except DataError as error:
         error.field = "eval_split" if error.field == "dataset_split" else "eval_dataset"
         raise

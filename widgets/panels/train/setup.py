@@ -55,7 +55,7 @@ class RunSetup:
         fixed_model: bool = False,
     ) -> None:
         self._store, self._message, self._put = store, message, put
-        self._fetched: set[tuple[str | None, ...]] = set()
+        self._fetched: set[tuple[Any, ...]] = set()
         state = store.value
         self.run_folder = ipywidgets.Text(description="Run folder", placeholder="runs/ and the time", continuous_update=False)
         self._folder = ipywidgets.Text(description="Folder of runs", continuous_update=False)
@@ -240,8 +240,8 @@ def base_title(config: TrainConfig, packed: QuantSpec | None) -> str:
     return f"base: {base_of(config).title}" if config.method == "qlora" else "base: in 16 bits, frozen"
 
 
-def _files(config: TrainConfig) -> tuple[str | None, ...]:
-    return config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision
+def _files(config: TrainConfig) -> tuple[Any, ...]:
+    return config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision, config.max_train_rows
 
 
 def _shown(lines: str) -> str:
