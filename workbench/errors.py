@@ -37,7 +37,11 @@ class FormatError(WorkbenchError):
 
 
 class DataError(WorkbenchError):
-    """A dataset that cannot be read or lacks what was asked of it."""
+    """A dataset that cannot be read or lacks what was asked of it; ``field``: that of a ``TrainConfig`` to change, if any."""
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", field: str = "") -> None:
+        self.field = field
+        super().__init__(what, where=where, remedy=remedy)
 
 
 class RunError(WorkbenchError):

@@ -205,8 +205,42 @@ def test_hugging_faces_cache_that_cannot_be_written_is_named(hub: HubServer, tmp
 def test_a_dataset_too_large_to_fetch_unasked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/large", {"train.jsonl": b'{"text": "a"}'})
     monkeypatch.setattr(dataset_files, "LARGEST", 5)
-    with pytest.raises(DataError, match="its files take"):
+    with pytest.raises(DataError, match="its files take") as caught:
         data.check(TrainConfig(dataset="org/large"))
+    assert "max_train_rows" in caught.value.remedy
+    assert caught.value.field == "max_train_rows"
+
+
+def test_of_a_dataset_that_is_too_large_the_first_files_are_fetched_until_they_have_the_rows(
+    hub: HubServer, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {
+        f"{split}/data/{split}-{n:05}-of-00004.jsonl": b"".join(b'{"text": "row %d"}\n' % (10 * n + i) for i in range(10))
+        for split in ("train", "test")
+        for n in range(4)
+    }
+    hub.add("org/large", {**shards, "other/train.jsonl": b'{"text": "another configuration"}'})
+    monkeypatch.setattr(dataset_files, "LARGEST", 5)
+    config = TrainConfig(dataset="org/large", dataset_config="train", max_train_rows=15, eval_dataset=None)
+    files = data.check(config)
+    assert [path.name for path in files.paths] == ["train-00000-of-00004.jsonl", "train-00001-of-00004.jsonl"]
+    fetched = {path.name for path in files.paths[0].parents[2].rglob("*.jsonl")}
+    assert fetched == {path.name for path in files.paths}, "and nothing else"
+    rows = data.load(config, tokenizer, files, config.max_train_rows)
+    assert (rows.total, tokenizer.decode(rows.rows[-1].input_ids, skip_special_tokens=True)) == (15, "row 14")
+
+
+def test_only_the_split_that_is_asked_for_is_fetched(hub: HubServer) -> None:
+    hub.add("org/splits", {f"en/{split}.jsonl": b'{"text": "a"}\n' for split in ("train", "validation", "test")})
+    hub.add("org/plain", {"rows.jsonl": b'{"text": "a"}\n'})
+    (path,) = locate("org/splits", "validation", "en").paths
+    assert {found.name for found in path.parent.iterdir()} == {"validation.jsonl"}
+    for how, told in (
+        ({"split": "dev2"}, "no split 'dev2'; it has test, train, validation"),
+        ({"config": "fr"}, "no configuration 'fr'; its folders: en"),
+    ):
+        with pytest.raises(DataError, match=told):
+            locate("org/splits", **how)
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "text\nfirst\n"), ("a.jsonl", '{"text": "first"}\n')])

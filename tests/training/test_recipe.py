@@ -13,6 +13,7 @@ from tests.helpers import in_process
 from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_model import ROWS, tiny_tokenizer, write_tiny_model
 from tests.training.test_chats import TEMPLATE, chat
+from tests.training.test_shapes import SHAPES, write
 from workbench.training.recipe import as_code
 
 
@@ -89,17 +90,41 @@ def test_the_cell_gives_the_same_losses(
     if name := fields.get("dataset"):
         fields = {**fields, "dataset": {"table": table, "chats": chats}[name]}
     config = in_process.config_of(model, logits_at_once=0, **fields)
-    (tmp_path / "run").mkdir()
-    worker = [e["loss"] for e in in_process.train(config, tmp_path / "run").events() if e["k"] == "step"]
+    monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which a cell may change, undone afterwards
+    monkeypatch.chdir(tmp_path)
+    check_losses(config, tmp_path / "run")
+
+
+def check_losses(config: wb.TrainConfig, folder: Path) -> None:
+    """Run and cell give the same, step by step."""
+    folder.mkdir()
+    worker = [e["loss"] for e in in_process.train(config, folder).events() if e["k"] == "step"]
     code = as_code(config)
     assert "workbench" not in code.replace(str(ROWS), "")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which a cell may change, undone afterwards
     cell: dict[str, Any] = {}
     exec(compile(code, "cell", "exec"), cell)
     alone = [entry["loss"] for entry in cell["trainer"].state.log_history if "loss" in entry]
     assert len(worker) == len(alone) > 2
     assert alone == worker
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_cell_gives_the_same_losses_for_every_shape(
+    model: Path, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _, _ = SHAPES[shape]
+    many = [row for row in rows for _ in range(8)]
+    config = in_process.config_of(
+        model,
+        dataset=write(tmp_path / "rows.jsonl", many),
+        method="lora",
+        optim="adamw_torch",
+        max_length=128,
+        logits_at_once=0,
+    )
+    monkeypatch.chdir(tmp_path)
+    check_losses(config, tmp_path / "run")
 
 
 def test_a_dataset_on_the_hub_is_named_with_its_commit(hub: HubServer) -> None:

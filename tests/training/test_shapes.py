@@ -150,7 +150,7 @@ def test_a_table_of_text_gives_the_same(shape: str, tmp_path: Path) -> None:
 
 
 def run_rows(config: TrainConfig, made: Any) -> list[dict[str, list[int]]]:
-    rows = data.load(config, made).rows
+    rows = data.load(config, made, limit=config.max_train_rows or None).rows
     return [
         {
             "input_ids": row.input_ids.tolist(),
@@ -295,3 +295,17 @@ def test_blank_lines_before_a_tables_header_are_skipped(tmp_path: Path) -> None:
     config = TrainConfig(dataset=str(tmp_path / "rows.csv"))
     assert read(config) == [("", "one two")]
     assert cell_rows(config, tokenizer()) == run_rows(config, tokenizer())
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "txt"])
+def test_the_first_rows_alone_are_learnt_where_that_is_asked(ending: str, tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}"} for i in range(9)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "txt":
+        path.write_text("\n".join(row["text"] for row in rows))
+    else:
+        write(path, rows)
+    config = TrainConfig(dataset=str(path), max_train_rows=4)
+    made = cell_rows(config, tokenizer())
+    assert made == run_rows(config, tokenizer())
+    assert len(made) == 4

@@ -134,7 +134,15 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     panel.setup.rows.click()
     assert panel.message.value == ""
     told = panel.preview.counts.value
-    assert not missing(told, "All 4 rows", "1 to learn from", "1 empty", "1 cut at 512 tokens", "2 without a token")
+    assert not missing(
+        told,
+        "Shape: prompt and completion.",
+        "All 4 rows",
+        "1 to learn from",
+        "1 empty",
+        "1 cut at 512 tokens",
+        "2 without a token",
+    )
     shown = panel.preview.rows.value
     assert "<img" not in shown
     prompt, learnt = shown.split("<mark>")
@@ -142,11 +150,40 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     assert "No loss" in prompt
     text = "".join(re.findall(r"<span>(.*?)</span>", learnt.split("</mark>")[0]))
     assert html.unescape(text).startswith(rows[0]["a"])
+    lengths = panel.preview.lengths.value
+    assert not missing(lengths, "<svg", 'role="img"', "33.3 % of rows are longer than 512 tokens", "<title>")
     put(panel, max_length=64)
-    assert panel.preview.rows.value == "", "they were another configuration's"
+    assert panel.preview.rows.value == panel.preview.lengths.value == "", "they were another configuration's"
     put(panel, dataset="missing.jsonl")
     panel.setup.rows.click()
     assert "missing.jsonl" in panel.message.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong", "said"),
+    [
+        ({}, "row_shape", "not recognised by the columns"),
+        ({"row_shape": "text", "text_column": "body"}, "text_column", "no column 'body'"),
+        ({"row_shape": "template", "prompt_template": "{topic}", "completion_column": "answer"}, "prompt_template", "'topic'"),
+        ({"eval_split": "test", "row_shape": "text", "text_column": "answer"}, "eval_split", "no split 'test'"),
+    ],
+    ids=["shape", "column", "template", "split"],
+)
+def test_a_fault_of_the_data_opens_the_form_at_its_field_in_the_forms_words(
+    cell: Callable[..., TrainingCell], tmp_path: Path, fields: dict[str, Any], wrong: str, said: str
+) -> None:
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "rows.jsonl").write_text('{"question": "one?", "answer": "two"}\n')
+    panel = cell(executor=Immediate())
+    put(panel, dataset=str(tmp_path / "it"), **fields)
+    for button in (panel.setup.rows, panel._launch):
+        button.click()
+        assert said in html.unescape(fault(panel, wrong))
+        assert panel.form.more.filled
+        assert "wb-faulty" in panel.form.more._dom_classes, "the fold that has it is open"
+        assert not [name for name in FIELDS if "_" in name and name in panel.message.value], "named as in the form"
+        put(panel, max_steps=panel.form.controls["max_steps"].value + 1)
+        assert fault(panel, wrong) == ""
 
 
 def test_a_preview_that_nobody_waits_for_ends_early() -> None:
@@ -172,9 +209,9 @@ def test_copy_as_code_is_the_plain_cell_of_what_the_form_says(cell: Callable[...
 @pytest.mark.parametrize(
     ("control", "value", "said"),
     [
-        ("max_steps", 0, "max_steps is 0"),
+        ("max_steps", 0, "Steps is 0"),
         ("dataset", "missing <b>.jsonl", "missing &lt;b&gt;.jsonl"),
-        ("learning_rate", -1.0, "learning_rate is -1.0"),
+        ("learning_rate", -1.0, "Learning rate is -1.0"),
     ],
 )
 def test_bad_input_shows_in_the_panel_with_the_controls_back(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import traceback
+from collections.abc import Callable
 
 import ipywidgets
 
@@ -11,7 +12,15 @@ from workbench.errors import WorkbenchError
 
 
 class Message(ipywidgets.HTML):
-    """The place in a panel where notes and errors stand. Text is escaped here, so callers pass it as it is."""
+    """The place in a panel where notes and errors stand. Text is escaped here, so callers pass it as it is.
+
+    ``words(text)`` puts an error in the panel's own words, and ``heard(error)`` is told of each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: Callable[[str], str] = str
+        self.heard: Callable[[BaseException], None] = lambda error: None
 
     def note(self, text: str) -> None:
         """Something the reader may like to know."""
@@ -19,8 +28,9 @@ class Message(ipywidgets.HTML):
 
     def error(self, error: BaseException) -> None:
         """What was wrong, where, and what to do; an error that is no ``WorkbenchError`` comes with its traceback, folded."""
+        self.heard(error)
         if isinstance(error, WorkbenchError):
-            parts = [("what", error.what), ("where", error.where), ("remedy", error.remedy)]
+            parts = [("what", self.words(error.what)), ("where", self.words(error.where)), ("remedy", self.words(error.remedy))]
             body = "".join(f'<div class="wb-{name}">{html.escape(text)}</div>' for name, text in parts if text)
         else:
             trace = html.escape("".join(traceback.format_exception(error)))

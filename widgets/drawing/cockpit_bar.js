@@ -132,9 +132,7 @@ function drawBar({ parts, replay }, run, limit) {
     parts.left,
     replay
       ? `${clockText(replay.at)} of ${clockText(endOf(run))}`
-      : left === null || ended
-        ? ""
-        : `${clockText(left)} left`,
+      : facts.doing || (left === null || ended ? "" : `${clockText(left)} left`),
   );
   const shown = new Set(replay ? [] : facts.actions);
   for (const [name, button] of Object.entries(parts.steer)) button.hidden = !shown.has(name);

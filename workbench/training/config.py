@@ -31,7 +31,7 @@ from workbench.training.choices import (
     SCHEDULES,
     THOUGHTS,
 )  # fmt: skip
-from workbench.training.row_kinds import CHATS, COLUMNS, ROW_SHAPES, columns_named, shape_named
+from workbench.training.row_kinds import CHATS, ROW_SHAPES, as_now, columns_named, shape_named
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, Group, setting, settings_of
 
 __all__ = ["METHODS", "OF_ADAPTERS", "PAGE_MIN_NUMEL", "TrainConfig"]
@@ -101,6 +101,8 @@ class TrainConfig(Record):
     template. Chats that the template refuses are left out and counted."""
     thoughts: str = setting("keep", "Thoughts in chats", "choice", Group.DATA, choices=THOUGHTS)
     """``"keep"``: the assistant's thoughts are learnt with its answers; ``"drop"``: left out. Empty ones are never learnt."""
+    max_train_rows: int = setting(0, "Rows at most (0: all)", "whole", Group.DATA, least=0, also="max_train_samples")
+    """Learn from the first rows of the split, and read no more; of a Hub dataset only the files that hold them are fetched."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = setting(
@@ -372,11 +374,7 @@ class TrainConfig(Record):
         if not is_a(fields, Mapping):
             remedy = "Give what to_dict returns."
             raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
-        given = {str(name): value for name, value in fields.items() if name not in _FORMER}
-        before = "row_shape" not in given and "messages_column" in given  # a text was learnt where nothing was named
-        if before and given.get("dataset") != "builtin" and not any(given.get(name) for name in COLUMNS["auto"]):
-            given["text_column"] = "text"
-        return cls(**given)
+        return cls(**as_now({str(name): value for name, value in fields.items() if name not in _FORMER}))
 
 
 OF_ADAPTERS = {

@@ -17,6 +17,7 @@ from workbench.sources.base import Watch
 from workbench.training import model_files
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, check_columns, locate, read_rows
+from workbench.training.row_kinds import COLUMNS
 from workbench.training.rows import store
 from workbench.training.rows.chats import Refused, Template
 from workbench.training.rows.forms import alpaca, chosen_chat, chosen_text
@@ -34,25 +35,33 @@ def check(config: TrainConfig) -> Files:
     """
     training, held_out = training_files(config), held_out_files(config)
     shape = shape_of(config, training)
+    fields = dict.fromkeys(shape.columns, "prompt_template") if shape.kind == "template" else {}
+    fields |= {column: name for name in COLUMNS["auto"] if isinstance(column := getattr(config, name), str)}
     for files in (training, *([held_out] if held_out else [])):
-        check_columns(files, shape.columns)
+        check_columns(files, shape.columns, fields)
     return training
 
 
 def training_files(config: TrainConfig) -> Files:
     """The files that are learnt from."""
-    return locate(config.dataset, config.dataset_split, config.dataset_config, config.dataset_revision)
+    split, inside, revision = config.dataset_split, config.dataset_config, config.dataset_revision
+    return locate(config.dataset, split, inside, revision, config.max_train_rows)
 
 
 def held_out_files(config: TrainConfig) -> Files | None:
     """The files of the held-out rows; None where the configuration has none."""
     if config.dataset == "builtin" and config.eval_dataset in (None, "builtin"):
         return locate("builtin", "heldout")
-    if config.eval_dataset is not None:
-        return locate(config.eval_dataset, config.eval_split or "train")
-    if config.eval_split is not None:
-        return locate(config.dataset, config.eval_split, config.dataset_config, config.dataset_revision)
-    return None
+    if config.eval_dataset is None and config.eval_split is None:
+        return None
+    rows = config.max_eval_rows if config.max_train_rows else 0  # of a dataset that is too large to be fetched whole
+    try:
+        if config.eval_dataset is not None:
+            return locate(config.eval_dataset, config.eval_split or "train", rows=rows)
+        return locate(config.dataset, config.eval_split or "", config.dataset_config, config.dataset_revision, rows)
+    except DataError as error:
+        error.field = "eval_split" if error.field == "dataset_split" else "eval_dataset"
+        raise
 
 
 def load(
@@ -87,6 +96,7 @@ def load(
             f"token that bears a loss within {config.max_length} tokens.",
             where=files.where,
             remedy="Choose other columns, or raise max_length so that completions fit.",
+            field="max_length" if rows.without_loss else "row_shape",
         )
     return rows
 

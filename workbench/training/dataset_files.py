@@ -14,9 +14,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 from workbench.errors import DataError, ModelError, Unreachable
@@ -60,24 +61,29 @@ def on_hub(name: str) -> bool:
     return not there and _HUB_ID.fullmatch(name) is not None and kind_of(Path(name)) is None
 
 
-def locate(name: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Files:
-    """The files behind a dataset's name, fetched from the Hub where they are not here; ``DataError`` says what is wrong."""
+def locate(name: str, split: str = "train", config: str | None = None, revision: str | None = None, rows: int = 0) -> Files:
+    """The files behind a dataset's name, fetched from the Hub where they are not here; ``DataError`` says what is wrong.
+
+    ``rows``: how many are wanted; from the Hub no more files are fetched than have so many. 0: all.
+    """
     if name == "builtin":
         return Files((BUILTIN / "data" / f"{split}.jsonl",), name)
     if on_hub(name):
-        folder = fetch(name, revision)
-        return Files(_of_split(folder, name, split, config), name, folder.name)
+        return fetch(name, split, config, revision, rows)
     path = expanded(name).absolute()
     if os.path.isdir(path):
         return Files(_of_split(path, name, split, config), name)
     if not os.path.isfile(path):
-        raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name))
+        raise DataError("there is no such file or folder.", where=str(path), remedy=_remedy(path, name), field="dataset")
     if kind_of(path) is None:
         what = f"files of the kind {ending(path) or '(no ending)'!r} are not read."
-        raise DataError(what, where=name, remedy=_CHOOSE)
+        raise DataError(what, where=name, remedy=_CHOOSE, field="dataset")
     if split != "train" or config is not None:
         raise DataError(
-            "a single file has no splits and no configurations.", where=name, remedy="Name a folder, or leave them."
+            "a single file has no splits and no configurations.",
+            where=name,
+            remedy="Name a folder, or leave them.",
+            field="dataset_config" if split == "train" else "dataset_split",
         )
     return Files((path,), str(path))
 
@@ -90,29 +96,40 @@ def _remedy(path: Path, name: str) -> str:
 
 
 def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[Path, ...]:
-    """The files of a split, all of one kind."""
+    """The files of a split in a folder, all of one kind."""
     base = folder if config is None else folder / config
     if not base.is_dir() or not base.resolve().is_relative_to(folder.resolve()):
-        there = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "none"
-        raise DataError(f"it has no configuration {config!r}; its folders: {there}.", where=name, remedy="Set dataset_config.")
-    splits = _saved(base, name)
+        raise _without_configuration(name, str(config), {path.name for path in folder.iterdir() if path.is_dir()})
+    inside = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
+    return tuple(base / path for path in _chosen(inside, name, split, _saved(base, name)))
+
+
+def _without_configuration(name: str, config: str, folders: Set[str]) -> DataError:
+    what = f"it has no configuration {config!r}; its folders: {', '.join(sorted(folders)) or 'none'}."
+    return DataError(what, where=name, remedy="Set dataset_config.", field="dataset_config")
+
+
+def _chosen(inside: Sequence[Path], name: str, split: str, splits: dict[str, list[Path]] | None = None) -> list[Path]:
+    """The files of a split, all of one kind, by their names; or of the ``splits`` that a description gives."""
     if splits is None:
-        inside = sorted(p.relative_to(base) for p in base.rglob("*") if p.is_file())
         splits = _splits([path for path in inside if _is_data(path)], split)
     if not any(splits.values()):
-        raise DataError("there are no data files in it.", where=name, remedy=f"Choose another dataset. {_CHOOSE}")
+        remedy = f"Choose another dataset. {_CHOOSE}"
+        raise DataError("there are no data files in it.", where=name, remedy=remedy, field="dataset")
     if split not in splits:
         known = ", ".join(sorted(splits))
         known = "'train' (no file names a split)" if known == "train" else known
-        raise DataError(f"it has no split {split!r}; it has {known}.", where=name, remedy="Set dataset_split or eval_split.")
+        what = f"it has no split {split!r}; it has {known}."
+        raise DataError(what, where=name, remedy="Set dataset_split or eval_split.", field="dataset_split")
     chosen = splits[split]
     texts = [path for path in chosen if kind_of(path) == "text"]
     if 2 * len(texts) <= len(chosen):  # beside a table they are notes
         chosen = [path for path in chosen if path not in texts]
     if len({kind_of(path) for path in chosen}) > 1:
         what = f"its files are of several kinds ({', '.join(sorted({ending(path) for path in chosen}))})."
-        raise DataError(what, where=name, remedy="Name one file, or a folder with files of one kind (dataset_config).")
-    return tuple(base / path for path in chosen)
+        remedy = "Name one file, or a folder with files of one kind (dataset_config)."
+        raise DataError(what, where=name, remedy=remedy, field="dataset_config")
+    return chosen
 
 
 def _is_data(path: PurePath) -> bool:
@@ -176,10 +193,11 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
-    """The folder of a Hub dataset's data files in Hugging Face's cache; asks the Hub for those that are not there.
+def fetch(name: str, split: str, config: str | None, revision: str | None = None, rows: int = 0) -> Files:
+    """The files of a split of a Hub dataset in Hugging Face's cache; asks the Hub for those that are not there.
 
-    Token, endpoint, cache and offline mode are huggingface_hub's. Refuses more than ``LARGEST`` bytes.
+    ``rows``: only its first files, which have so many; 0: all. Token, endpoint, cache and offline mode are huggingface_hub's.
+    Refuses more than ``LARGEST`` bytes.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -189,19 +207,23 @@ def fetch(name: str, revision: str | None = None) -> Path:
         except Exception as error:
             if not isinstance(_as_model_error(error, name), Unreachable):
                 raise
+            folder = None
             with contextlib.suppress(Exception):  # the error to raise is the Hub's, not the cache's
-                return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
-            raise
-        files = [file for file in info.siblings or () if _is_data(PurePath(file.rfilename))]
-        if (size := sum(file.size or 0 for file in files)) > LARGEST:
-            remedy = "Download the part that you need and name its folder."
-            raise DataError(f"its files take {size / 1e9:,.0f} GB.", where=name, remedy=remedy)
-        if not files:
-            raise DataError("there are no data files in it.", where=name, remedy=f"Choose another dataset. {_CHOOSE}")
-        folders = {_taken(name, file.rfilename, revision or "main") for file in files}
-        if {folder.name for folder in folders} != {info.sha}:
-            raise DataError("it changed while it was fetched.", where=name, remedy="Try again.")
-        return folders.pop()
+                folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+            if folder is None:
+                raise
+            return Files(_of_split(folder, name, split, config), name, folder.name)
+        sizes = {Path(file.rfilename): file.size or 0 for file in info.siblings or ()}
+        base = Path(config or "")
+        there = [path.relative_to(base) for path in sorted(sizes) if path.is_relative_to(base)]
+        if config is not None and not there:
+            raise _without_configuration(name, config, {path.parts[0] for path in sizes if len(path.parts) > 1})
+        chosen = [base / path for path in _chosen(there, name, split)]
+        size = sum(sizes[path] for path in chosen)
+        if size > LARGEST and not rows:
+            remedy = "Set max_train_rows: only the first files, which have so many, are fetched. Or name a folder with a part."
+            raise DataError(f"its files take {size / 1e9:,.0f} GB.", where=name, remedy=remedy, field="max_train_rows")
+        return Files(tuple(_taken(name, chosen, revision, str(info.sha), rows)), name, info.sha)
     except DataError:
         raise
     except Exception as error:
@@ -210,12 +232,21 @@ def fetch(name: str, revision: str | None = None) -> Path:
         raise DataError(what, where=name, remedy=remedy) from error
 
 
-def _taken(name: str, file: str, revision: str) -> Path:
-    """The folder of the commit that the file is in, once it is here."""
+def _taken(name: str, files: Sequence[Path], revision: str | None, commit: str, rows: int) -> Iterator[Path]:
+    """The files, once they are here: all, or the first that have so many rows."""
     from huggingface_hub import hf_hub_download
 
-    path = hf_hub_download(name, file, repo_type="dataset", revision=revision)
-    return Path(path).parents[file.count("/")]
+    found = 0
+    for file in files:
+        path = Path(hf_hub_download(name, file.as_posix(), repo_type="dataset", revision=revision or "main"))
+        if path.parents[len(file.parts) - 1].name != commit:
+            raise DataError("it changed while it was fetched.", where=name, remedy="Try again.")
+        yield path
+        if rows:
+            with _reading(path):
+                found += row_files.rows_in(path, rows - found)
+            if found >= rows:
+                return
 
 
 def _as_model_error(error: Exception, name: str) -> ModelError:
@@ -224,8 +255,11 @@ def _as_model_error(error: Exception, name: str) -> ModelError:
     return as_model_error(error, name)
 
 
-def check_columns(files: Files, wanted: Sequence[str]) -> None:
-    """Raises ``DataError`` if there are no rows, or a column is missing: from a table, or from all rows of JSON."""
+def check_columns(files: Files, wanted: Sequence[str], fields: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raises ``DataError`` if there are no rows, or a column is missing: from a table, or from all rows of JSON.
+
+    ``fields``: which field of a configuration names a column.
+    """
     empty = True
     seen: dict[str, None] = {}
     for path in files.paths:
@@ -237,24 +271,25 @@ def check_columns(files: Files, wanted: Sequence[str]) -> None:
                     if all(column in seen for column in wanted):
                         return
             elif names and (missing := [column for column in wanted if column not in names]):
-                raise _missing(missing, names, str(path))
+                raise _missing(missing, names, str(path), fields)
             elif names and next(rows(path, wanted), None) is not None:
                 empty = False
     if empty:
         raise _without_rows(files.where)
     if files.loader == "json":
-        raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where)
+        raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where, fields)
 
 
 def _without_rows(where: str) -> DataError:
     return DataError("the dataset has no rows.", where=where, remedy="Choose a file with at least one row.")
 
 
-def _missing(columns: Sequence[str], have: Sequence[str], where: str) -> DataError:
+def _missing(columns: Sequence[str], have: Sequence[str], where: str, fields: Mapping[str, str]) -> DataError:
     return DataError(
         f"the dataset has no column {' or '.join(map(repr, columns))}; it has {', '.join(map(repr, have))}.",
         where=where,
-        remedy="Set text_column, prompt_column and completion_column, or messages_column, to columns that it has.",
+        remedy="Set row_shape, or the fields that name columns, to what it has.",
+        field=fields.get(columns[0], "row_shape"),
     )
 
 
@@ -326,4 +361,5 @@ def _text(value: Any, column: str, where: str) -> str | None:
         f"column {column!r} holds no text but {name}.",
         where=where,
         remedy="Choose a column of text or numbers, or save this one as text; a list of messages is a messages_column.",
+        field="row_shape",
     )

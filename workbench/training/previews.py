@@ -110,13 +110,15 @@ def preview(
             raise DataError(f"{described(value)} is no number of rows.", where=name, remedy="Give a whole number from 0 on.")
     watch.check()
     tokenizer = data.open_tokenizer(model_files.tokenizer_folder(config.model, config.model_revision, watch.check))
-    seen = data.load(config, tokenizer, files, scan, watch)
+    seen = data.load(config, tokenizer, files, min(scan, config.max_train_rows or scan), watch)
     refusal = f"{seen.refusal.where}: {seen.refusal.what}" if seen.refusal else ""
+    first = tuple(_shown(row, tokenizer) for row in seen.rows[:rows])
+    whole = seen.total < scan or seen.total == config.max_train_rows
+    title, recognised = shape_of(config, files).title, config.shape is None
+    lengths = tuple(seen.lengths)
     return Preview(
-        rows=tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), counts=seen.counts(), whole=seen.total < scan,
-        refusal=refusal, padding=seen.padding(config), shape=shape_of(config, files).title, recognised=config.shape is None,
-        lengths=tuple(seen.lengths), max_length=config.max_length,
-    )  # fmt: skip
+        first, seen.counts(), whole, refusal, seen.padding(config), title, recognised, lengths, max_length=config.max_length
+    )
 
 
 def _shown(row: TokenRow, tokenizer: Any) -> tuple[tuple[str, bool], ...]:

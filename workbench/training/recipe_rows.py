@@ -86,16 +86,20 @@ def _rows(config: TrainConfig, files: Files, shape: Shape) -> str:
         options = f"{separated}, keep_default_na=False, converters={{{_converters(files, shape)}}}"
     if loader in ("json", "text"):
         loader, options = "text", ', encoding="utf-8-sig"'
+    first = f"[:{config.max_train_rows}]" if config.max_train_rows else ""
+    split = "train" if files.loader == "json" else f"train{first}"
     listed = files.loader == "json" and is_list(files.paths[0])
     if listed:
         options += ', sample_by="document"'
-    lines = f'rows = load_dataset({as_source(loader)}, data_files={as_source(_places(config, files))}, split="train"{options})'
+    lines = (
+        f'rows = load_dataset({as_source(loader)}, data_files={as_source(_places(config, files))}, split="{split}"{options})'
+    )
     if files.loader != "json":
         return lines
     written = "" if shape.chats else ", parse_int=str, parse_float=str"  # numbers as they are written
     if listed:
-        return f'{lines}\nrows = [row for file in rows for row in json.loads(file["text"]{written})]'
-    return f'{lines}\nrows = [json.loads(row["text"]{written}) for row in rows if row["text"].strip()]'
+        return f'{lines}\nrows = [row for file in rows for row in json.loads(file["text"]{written})]{first}'
+    return f'{lines}\nrows = [json.loads(row["text"]{written}) for row in rows if row["text"].strip()]{first}'
 
 
 def _places(config: TrainConfig, files: Files) -> list[str]:

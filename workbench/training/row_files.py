@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import itertools
 import json
 import lzma
 import re
@@ -136,6 +137,14 @@ def row_count(path: Path) -> int | None:
         return None
     with path.open("rb", buffering=0) as file:
         return sum(piece.count(b"\n") for piece in iter(lambda: file.read(_PIECE), b""))
+
+
+def rows_in(path: Path, most: int) -> int:
+    """How many rows a file has, counted up to ``most``."""
+    if kind_of(path) == "parquet":
+        return row_count(path) or 0
+    names = (header(path) or ("",))[:1]
+    return sum(1 for _ in itertools.islice(rows(path, names), most))
 
 
 def is_list(path: Path) -> bool:

@@ -59,6 +59,13 @@ def shape_named(config: Any, implied: bool = False) -> str | None:
     return "prompt" if config.prompt_column is not None or config.dataset == "builtin" else None
 
 
+def as_now(fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's fields, also as they were written before shapes were recognised: unnamed, a text was learnt."""
+    before = "row_shape" not in fields and "messages_column" in fields
+    named = fields.get("dataset") == "builtin" or any(fields.get(name) for name in COLUMNS["auto"])
+    return fields | {"text_column": "text"} if before and not named else fields
+
+
 def columns_named(config: Any) -> tuple[str, ...]:
     """The columns that a configuration's fields say: the prompt's, and then what is learnt; () where the file is to tell."""
     match shape_named(config):

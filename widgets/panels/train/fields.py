@@ -91,13 +91,24 @@ def _config_value(name: str, value: Any) -> Any:
     return value
 
 
+def in_labels(text: str) -> str:
+    """A text that names fields of a configuration, with the controls' labels in their place."""
+    text = "the settings" if text == "TrainConfig" else text
+    return re.sub(r"\b[a-z0-9]+(_[a-z0-9]+)+\b", lambda found: label(found[0]) if found[0] in FIELDS else found[0], text)
+
+
+def label(name: str) -> str:
+    """What a field's control is called, without its unit."""
+    return FIELDS[name].label.partition(" (")[0]
+
+
 def faults_by_field(faults: Iterable[str]) -> dict[str, list[str]]:
     """Each fault beside the control of the field that it names first; under "" those of no control."""
     found: dict[str, list[str]] = {}
     for fault in faults:
         named = (word for word in re.findall(r"\w+", fault) if word in FIELDS)
         name = next(named, "")
-        found.setdefault(name, []).append(fault.replace(name, FIELDS[name].label.partition(" (")[0], 1) if name else fault)
+        found.setdefault(name, []).append(in_labels(fault.replace(name, label(name), 1) if name else fault))
     return found
 
 
@@ -115,8 +126,8 @@ def changed_from_usual(values: Mapping[str, Any]) -> str:
 
 
 def _said(field: Setting, value: Any) -> str:
-    label = field.label.partition(" (")[0]
-    name = label if label[1:2].isupper() else label[:1].lower() + label[1:]
+    called = field.label.partition(" (")[0]
+    name = called if called[1:2].isupper() else called[:1].lower() + called[1:]
     if field.kind == "flag":
         return name if value else ""
     if field.kind == "choice":

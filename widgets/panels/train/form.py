@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ipywidgets
@@ -90,7 +91,15 @@ class RunForm:
     def show_faults(self, found: Iterable[str]) -> None:
         """Show faults that were found elsewhere, as by a launch, beside their fields until the next edit."""
         with UI:
-            self._refresh(found)
+            self._refresh(faults_by_field(found))
+
+    def show_fault(self, name: str, fault: str) -> None:
+        """Show one beside the field ``name``, as the data's, and open what it is in; nothing where it has no control."""
+        with UI:
+            if name in FIELDS:
+                self._refresh({name: [fault]})
+                if focus := getattr(self.controls.get(name), "focus", None):
+                    focus()
 
     def _make(self, names: Iterable[str]) -> list[ipywidgets.Box]:
         """The cells of some fields, with their controls as the configuration has them."""
@@ -113,9 +122,9 @@ class RunForm:
         with UI:
             self._changed(self._refresh())
 
-    def _refresh(self, found: Iterable[str] = ()) -> TrainConfig | None:
+    def _refresh(self, found: Mapping[str, list[str]] = MappingProxyType({})) -> TrainConfig | None:
         """Show what is in use, what the fold holds and every fault; the configuration where there is none."""
-        values, faults, config = self.values, faults_by_field(found), None
+        values, faults, config = self.values, found, None
         try:
             config = config_of(self._base, values)
         except ConfigError as error:

@@ -100,6 +100,7 @@ def _facts(known: Known) -> dict[str, Any]:
         "capacity": history.device_total if on_gpu else host, "libraries": None if on_gpu else history.libraries,
         "measures": bool(capabilities.get("cupti", {}).get("works")), "why": known.truth.told if decided else "",
         "summary": words.summary(known.run, status, history), "fetch": words.fetching(status, history),
+        "doing": "" if ended else words.doing(history),
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from itertools import groupby
 
 import ipywidgets
+import numpy as np
 
 from widgets.background.work import Work
 from widgets.controls.progress import ProgressRow
@@ -40,14 +41,13 @@ class RunPreview:
         self._config, self._seen = config, seen
         self._work = Work(executor, self._apply, failed)
         self._found: tuple[TrainConfig, Preview] | None = None
-        self.counts, self.rows = note(), ipywidgets.HTML()
-        self.widget = column(ProgressRow(self._work), self.counts, self.rows)
+        self.counts, self.lengths, self.rows = note(), ipywidgets.HTML(), ipywidgets.HTML()
+        self.widget = column(ProgressRow(self._work), self.counts, self.lengths, self.rows)
 
     def ask(self) -> None:
         """Look at the rows of the configuration as it stands."""
         config = self._config()
-        set_note(self.counts, "")
-        self.rows.value = ""
+        self._empty()
         self._work.submit(
             "Tokenizing the first rows",
             "rows",
@@ -58,8 +58,11 @@ class RunPreview:
         """Show nothing, and give up what is under way: the rows are another configuration's."""
         self._work.cancel()
         self._found = None
+        self._empty()
+
+    def _empty(self) -> None:
         set_note(self.counts, "")
-        self.rows.value = ""
+        self.lengths.value = self.rows.value = ""
 
     def of(self, config: TrainConfig) -> Preview | None:
         """The rows on show, if they are this configuration's."""
@@ -72,6 +75,7 @@ class RunPreview:
     def _apply(self, found: tuple[TrainConfig, Preview]) -> None:
         self._found, (config, rows) = found, found
         set_note(self.counts, counts_summary(rows, config))
+        self.lengths.value = lengths_html(rows)
         self.rows.value = rows_html(rows)
         self._seen(config)
 
@@ -87,7 +91,12 @@ def counts_summary(seen: Preview, config: TrainConfig) -> str:
     ]
     if n["refused"]:
         lost.append(f"{n['refused']:,} refused by the chat template (the first: {seen.refusal})")
+    alone = counted(n["single_turns"], "more row") + " of a turn that the template writes otherwise once others follow"
+    if n["single_turns"]:
+        lost.append(alone)
+    shape = f"{seen.shape} (recognised)" if seen.recognised else seen.shape
     return (
+        f"Shape: {shape}. "
         f"{looked}: {n['kept']:,} to learn from, {', '.join(lost)}. The longest has {counted(n['longest'], 'token')}; "
         f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below). "
         f"{_padding(seen, config)}"
@@ -100,6 +109,27 @@ def _padding(seen: Preview, config: TrainConfig) -> str:
     others = {"at random": otherwise.random, "grouped by length": otherwise.grouped, "packed": otherwise.packed}
     said = ", ".join(f"{percent(share, 0)} {how}" for how, share in others.items())
     return f"Of a batch {percent(now, 0)} is padding, as estimated for these rows ({said})."
+
+
+def lengths_html(seen: Preview) -> str:
+    """How long rows are, as a small histogram with a mark at ``max_length``; "" where none was tokenized."""
+    if not seen.lengths:
+        return ""
+    counts, edges = seen.histogram()
+    most, wide = max(counts), len(counts)
+    bars = "".join(
+        f'<rect x="{i + 0.1:.1f}" y="{1 - n / most:.3f}" width=".8" height="{n / most:.3f}">'
+        f"<title>{edges[i]:,.0f} to {edges[i + 1]:,.0f} tokens: {counted(n, 'row')}</title></rect>"
+        for i, n in enumerate(counts)
+        if n
+    )
+    at = wide * seen.max_length / edges[-1]
+    cut = f"{percent(seen.cut, 1)} of rows are longer than {seen.max_length:,} tokens" if seen.cut else "none is cut"
+    said = f"Rows by length, from 0 to {edges[-1]:,.0f} tokens: the median is {int(np.median(seen.lengths)):,}, and {cut}."
+    return (
+        f'<figure class="wb-lengths"><svg viewBox="0 0 {wide} 1" preserveAspectRatio="none" role="img" aria-label="{said}">'
+        f'{bars}<line x1="{at:.2f}" x2="{at:.2f}" y1="0" y2="1"/></svg><figcaption class="wb-note">{said}</figcaption></figure>'
+    )
 
 
 def rows_html(seen: Preview) -> str:

@@ -21,11 +21,12 @@ from widgets.controls.binding import bind
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.message import Message
 from widgets.controls.style import close_tree, column, fields, fold, heading, note, row, set_heading, set_note
+from widgets.panels.train.fields import in_labels
 from widgets.panels.train.forecast import RunForecast
 from widgets.panels.train.form import RunForm
 from widgets.panels.train.preview import RunPreview
 from widgets.state import State, Store
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, DataError
 from workbench.memory.gpus import names
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
@@ -57,7 +58,7 @@ class RunSetup:
         fixed_model: bool = False,
     ) -> None:
         self._store, self._message, self._put = store, message, put
-        self._fetched: set[tuple[str | None, ...]] = set()
+        self._fetched: set[tuple[Any, ...]] = set()
         state = store.value
         self.run_folder = ipywidgets.Text(description="Run folder", placeholder="runs/ and the time", continuous_update=False)
         self._folder = ipywidgets.Text(description="Folder of runs", continuous_update=False)
@@ -65,6 +66,7 @@ class RunSetup:
         self.form = RunForm(state.training, self._edited, message, hidden=hidden, beside=self._beside)
         if "model" in self.form.controls:
             self.form.controls["model"].disabled = fixed_model
+        message.words, message.heard = in_labels, self._data_fault
         self.copy = CopyCode()
         self._recipe = Work(executor, self._copyable, self._no_code, debounce=0.3)
         self.preview = RunPreview(lambda: self.form.config, message.error, self.seen, executor)
@@ -128,6 +130,11 @@ class RunSetup:
         self._say_base()
         self._say_folder()
         self._forecast()
+
+    def _data_fault(self, error: BaseException) -> None:
+        """Open the form at the field that is wrong."""
+        if isinstance(error, DataError) and error.field:
+            self.form.show_fault(error.field, in_labels(error.what))
 
     def seen(self, config: TrainConfig) -> None:
         """The dataset's files are on this machine now."""
@@ -267,8 +274,8 @@ def base_title(config: TrainConfig, packed: QuantSpec | None) -> str:
     return f"base: {base_of(config).title}" if config.method == "qlora" else "base: in 16 bits, frozen"
 
 
-def _files(config: TrainConfig) -> tuple[str | None, ...]:
-    return config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision
+def _files(config: TrainConfig) -> tuple[Any, ...]:
+    return config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision, config.max_train_rows
 
 
 def _shown(lines: str) -> str:

@@ -49,7 +49,16 @@ def summary(run: Run, status: RunStatus, history: RunHistory) -> str:
     last = history.last_step
     done = "no step yet" if last is None else f"{counted(int(last['n']), 'step')}"
     loss = "" if last is None or last["loss"] is None else f", training loss {last['loss']:.3f}"
-    return f"Run {run.dir.name}: {status.state}, {done}{loss}."
+    before = f", {said}" if (said := doing(history)) else ""
+    return f"Run {run.dir.name}: {status.state}, {done}{loss}{before}."
+
+
+def doing(history: RunHistory) -> str:
+    """How far what takes long before training is, in a few words; "" while nothing of the kind goes on."""
+    if (now := history.progress) is None:
+        return ""
+    of = f" of about {now['total']:,}" if now["total"] else ""
+    return f"{now['done']:,}{of} {now['what']}"
 
 
 def fetching(status: RunStatus, history: RunHistory) -> dict[str, Any] | None:

@@ -95,6 +95,8 @@ def card(
     front["tags"] = [_TAGS[what], config.method]
     data: dict[str, Any] = {"dataset": shown_name(config.dataset), "eval_dataset": _named(config.eval_dataset)}
     data |= {"shape of the rows": ROW_SHAPES.get(config.shape or ""), "columns": config.columns, **_fields(config, _OF_DATA)}
+    if config.max_train_rows:
+        data["first rows"] = f"{config.max_train_rows:,}"
     if config.chats:
         data["thoughts in chats"] = "kept" if config.thoughts == "keep" else "left out"
     quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}

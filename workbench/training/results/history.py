@@ -130,6 +130,8 @@ class RunHistory(Shown):
         self.fetched: Event | None = None
         """The last on the model's way here: ``done`` and ``total`` bytes, and ``speed``, bytes a second."""
         self.dataset: dict[str, Event] = {}
+        self.progress: Event | None = None
+        """How far what takes long before training is; None while nothing of the kind goes on."""
         self.memory: dict[Lane, Series] = defaultdict(Series)
         self.device_total: int | None = None
         self.counts: dict[Lane, int] = defaultdict(int)
@@ -259,7 +261,11 @@ class RunHistory(Shown):
     def _on_hello(self, event: Event, at: float) -> None:
         self.hello = event
 
+    def _on_progress(self, event: Event, at: float) -> None:
+        self.progress = event
+
     def _on_phase(self, event: Event, at: float) -> None:
+        self.progress = None
         attempt = event.get("attempt", 1)
         going = [phase for phase in self.phases if phase.end is None and phase.attempt == attempt]
         if event["edge"] == "begin":

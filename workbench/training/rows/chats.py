@@ -96,12 +96,12 @@ def _check(message: dict[str, Any], where: str) -> None:
 
 def _no_chat(where: str) -> DataError:
     remedy = "A chat is a list of {'role', 'content'}, or of {'from', 'value'}: choose a column of such."
-    return DataError("it is no chat.", where=where, remedy=remedy)
+    return DataError("it is no chat.", where=where, remedy=remedy, field="row_shape")
 
 
 def _without_template(where: str) -> DataError:
-    remedy = "Choose a model that was tuned for chats, or a text column."
-    return DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy)
+    remedy = "Choose a model that was tuned for chats, or another row_shape."
+    return DataError("the model's tokenizer has no chat template.", where=where, remedy=remedy, field="row_shape")
 
 
 def _no_json(value: Any) -> str | None:

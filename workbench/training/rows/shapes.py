@@ -120,13 +120,13 @@ def _form(value: Any) -> str:
 
 def _unknown(names: Sequence[str], where: str) -> DataError:
     answer = next((name for name in _ANSWERS if name in names), None)
-    remedy = "Set text_column, prompt_column and completion_column, or messages_column, to columns that it has."
+    remedy = "Set row_shape, or the fields that name columns."
     if answer and (others := [name for name in names if name != answer and name in ("question", "context", "query", "input")]):
         lines = "".join(f"{name.capitalize()}: {{{name}}}\n" for name in sorted(others))
         template = f"{lines}{answer.capitalize()}: "
-        remedy = f"Set prompt_template, as {template!r}, which {answer!r} completes; or name columns in other fields."
+        remedy = f"Set prompt_template, as {template!r}, which {answer!r} completes; or row_shape."
     what = f"the shape of its rows is not recognised by the columns {', '.join(map(repr, names)) or '(none)'}."
-    return DataError(what, where=where, remedy=remedy)
+    return DataError(what, where=where, remedy=remedy, field="row_shape")
 
 
 def _names(files: Files) -> list[str]:
@@ -139,4 +139,4 @@ def _answer(names: Sequence[str], fields: Sequence[str], where: str) -> str:
         if name in names and name not in fields:
             return name
     what = f"the column that completes the template is not known; there are {', '.join(map(repr, names))}."
-    raise DataError(what, where=where, remedy="Set completion_column.")
+    raise DataError(what, where=where, remedy="Set completion_column.", field="completion_column")

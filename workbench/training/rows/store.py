@@ -93,6 +93,7 @@ def kept(name: str, make: Callable[[Sink | None], Rows]) -> Rows:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(mode=0o700)
             _write(draft, make)
+            shutil.rmtree(folder / name, ignore_errors=True)  # one that is damaged
             os.replace(draft, folder / name)
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
@@ -124,8 +125,8 @@ def _opened(folder: Path) -> Rows | None:
         if [(folder / part).stat().st_size for part in ("ids", "loss")] != [4 * many, many]:
             return None
         os.utime(folder / _FACTS)
-        ids = np.memmap(folder / "ids", np.int32, "r") if many else np.zeros(0, np.int32)
-        loss = np.memmap(folder / "loss", np.bool_, "r") if many else np.zeros(0, np.bool_)
+        ids = np.memmap(folder / "ids", np.int32, "c") if many else np.zeros(0, np.int32)
+        loss = np.memmap(folder / "loss", np.bool_, "c") if many else np.zeros(0, np.bool_)
         refusal = (
             Refused(facts["refusal"][0], where=facts["refusal"][1], remedy=facts["refusal"][2]) if facts["refusal"] else None
         )

@@ -55,7 +55,7 @@ class Turns:
         together: list[Span] = []
         for i, message in enumerate(chat):
             if message["role"] == "assistant" and i >= first:
-                upto, begin = self.answer(chat, i)
+                upto, begin = self.answer(chat, i, whole if i == len(chat) - 1 else self.text(chat[: i + 1]))
                 stop = len(upto)
                 if self.end and not whole.startswith(upto) and upto.endswith(self.end):
                     stop -= len(self.end)
@@ -65,9 +65,8 @@ class Turns:
                     alone.append((upto, [(begin, len(upto))]))
         return [*alone, (whole, together)] if together or not alone else alone
 
-    def answer(self, chat: Chat, i: int) -> tuple[str, int]:
+    def answer(self, chat: Chat, i: int, upto: str) -> tuple[str, int]:
         """The text up to the end of answer ``i``, and where in it the answer begins: behind the opening of a reply."""
-        upto = self.text(chat[: i + 1])
         before, begin = self.opened(chat[:i], upto)
         if not upto.startswith(before[:begin]):
             raise ValueError(f"it does not write message {i + 1} behind the opening of a reply")
@@ -92,6 +91,8 @@ class Turns:
                 raise ValueError("it does not write an answer without a question")
             return upto[: at + len(opening)], at + len(opening)
         before = self.text(history, opening=True)
+        if upto.startswith(before):
+            return before, len(before)
         answered = self.text([*history, {"role": "assistant", "content": self.content(WORD)}])
         end = next((n for n, (one, other) in enumerate(zip(before, answered, strict=False)) if one != other), len(before))
         tag = before.rfind("<", 0, end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ def prepare(config: TrainConfig, source: Path, emit: Emit) -> tuple[TrainConfig,
     """What is learnt and measured, and the configuration with its steps, which the rows of epochs decide."""
     tokenizer = data.open_tokenizer(source)
     files = data.training_files(config)
-    rows = data.load(config, tokenizer, files, watch=_reporting(files, emit), keep=source)
+    most = config.max_train_rows or None
+    rows = data.load(config, tokenizer, files, most, _reporting(files, most, emit), keep=source)
     learnt = Packs(rows.rows, config.max_length) if config.packing else rows.rows
     config = config.for_rows(len(learnt))
     padding = dataclasses.asdict(rows.padding(config))
@@ -50,7 +52,7 @@ def prepare(config: TrainConfig, source: Path, emit: Emit) -> tuple[TrainConfig,
     )
 
 
-def _reporting(files: Files, emit: Emit) -> Watch:
+def _reporting(files: Files, most: int | None, emit: Emit) -> Watch:
     """Reports now and then how many rows are tokenized, of about how many (0: not known)."""
     said = time.monotonic()
 
@@ -60,7 +62,7 @@ def _reporting(files: Files, emit: Emit) -> Watch:
             said = now
             emit("progress", what="rows tokenized", done=done, total=total)
 
-    return Watch(row_count(files) or 0, progress)
+    return Watch(min(row_count(files) or most or 0, most or sys.maxsize), progress)
 
 
 def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, first: bool) -> None:
