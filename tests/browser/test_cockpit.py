@@ -16,6 +16,7 @@ from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.gpu_run import gpu_events
 from tests.helpers.immediate import Immediate
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.cockpit import HEIGHT, Cockpit
 from widgets.panels.train import words
@@ -235,6 +236,20 @@ def test_its_buttons_are_those_that_fit_the_state(open_alone: Open) -> None:
     alone.page.get_by_role("button", name="Resume", exact=True).click()
     assert len(alone.sent("resume")) == 1
     assert not alone.page.get_by_role("button", name="Stop", exact=True).is_visible()
+
+
+def test_while_the_model_is_fetched_the_bar_shows_its_bytes(open_alone: Open) -> None:
+    cockpit = started()
+    fetch = {"done": 1_200_000_000, "total": 5_400_000_000, "left": 140.0, "text": "1.20 GB of 5.40 GB, 30.00 MB/s"}
+    cockpit.update({}, state="fetching", fetch=fetch)
+    page = open_alone(cockpit).page
+    said = page.locator(".wbc-bar").inner_text()
+    assert not missing(said, "Fetching the model", "1.20 GB of 5.40 GB, 30.00 MB/s", "2:20 left", "Stop")
+    bytes_fetched = page.get_by_role("progressbar", name="Bytes of the model fetched")
+    assert bytes_fetched.evaluate("e => e.value / e.max") == pytest.approx(1.2 / 5.4)
+    cockpit.update({}, state="running", fetch=None)
+    page.get_by_role("progressbar", name="Steps done").wait_for()
+    assert not missing(page.locator(".wbc-bar").inner_text(), "Running", "step 0 of 60")
 
 
 def test_a_run_is_played_again_without_the_kernel(open_alone: Open) -> None:

@@ -21,9 +21,10 @@ from tests.helpers.in_process import config_of
 from tests.helpers.live_runs import ended, of, report_of, until, until_gone
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
-from workbench.errors import Gated
+from workbench.errors import Gated, Unreachable
 from workbench.training import data, disk, fingerprints, model_files
 from workbench.training.folder import RunFolder
+from workbench.training.hub_tasks import patiently
 
 REPO, COMMIT = "org/tiny", "a" * 40
 NOT_FETCHED = ("pytorch_model.bin", "consolidated.pth", "model-q4.gguf", "onnx/model.onnx", "modeling_tiny.py", "logo.png")
@@ -105,8 +106,8 @@ def test_a_run_that_is_stopped_while_it_fetches_says_how_far_it_is_and_goes_on(
         status = ended(run, "paused", 60)
     assert "while the model was fetched" in status.message
     assert status.remedy == "Resume fetches the rest."
-    with forks.ready():
-        ended(run.resume(), "finished", 120)
+    with forks.ready(phase="load", ask="stop"):
+        ended(run.resume(), "stopped", 60)
     assert [event["attempt"] for event in of(run, "phase") if event["name"] == "fetch"] == [1, 2, 2]
 
 
@@ -124,7 +125,8 @@ def test_a_supervisor_that_is_killed_takes_the_fetching_with_it_and_resume_goes_
         os.kill(pid, signal.SIGKILL)
         assert ended(run, "killed", 60).kind == "killed"
         until_gone(run, children[0].pid)
-        ended(wb.attach(run.dir).resume(), "finished", 120)
+    with forks.ready(phase="load", ask="stop"):
+        ended(wb.attach(run.dir).resume(), "stopped", 60)
 
 
 def test_what_only_whole_files_show_fails_the_run_before_it_trains(
@@ -148,8 +150,24 @@ def test_a_download_that_fails_is_a_failed_run_that_can_be_resumed(
         run = wb.launch(config, tmp_path / "run")
         status = ended(run, "failed", 60)
         assert (status.kind, "tokenizer_config.json" in status.message) == ("model", True), report_of(run)
-        hub.faults.clear()
-        ended(run.resume(), "finished", 120)
+    hub.faults.clear()
+    with forks.ready(phase="load", ask="stop"):
+        ended(run.resume(), "stopped", 60)
+
+
+def test_a_gap_in_the_network_is_waited_for() -> None:
+    answers: list[Any] = [Unreachable("no network"), Unreachable("no network"), "there"]
+
+    def work() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert patiently(work, (0, 0)) == "there"
+    answers[:] = [Unreachable("no network")] * 3
+    with pytest.raises(Unreachable):
+        patiently(work, (0, 0))
 
 
 # What launch refuses, with nothing fetched and no folder made.

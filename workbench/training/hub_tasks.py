@@ -13,10 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from workbench.errors import Unreachable, WorkbenchError
 from workbench.progress import Progress
 from workbench.sources import open_model
 from workbench.sources.fetching import fetch
@@ -29,24 +31,41 @@ from workbench.training.results.pushing import push
 from workbench.training.runs import attach
 from workbench.training.watch.endings import ending_of
 
+T = TypeVar("T")
 _APART = 0.2
 """Seconds between two lines of progress, at least."""
+_PAUSES = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
+"""Seconds between tries while there is no network: a download of hours outlives a gap of minutes."""
 
 
 def _fetch(folder: RunFolder, token: str | None, progress: Progress) -> dict[str, Any]:
     """Fetches what training needs, then checks what only whole files show, and takes their fingerprints."""
     config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
-    source = open_hub(config.model, origins.pinned(folder.root, config), token)
-    path = source.path
-    if isinstance(source, HubSource):
-        path = fetch(source, model_files.to_fetch(source), progress)
-    assert path is not None
-    whole = open_model(path)
+    commit = origins.pinned(folder.root, config)
+    whole = open_model(patiently(lambda: _here(config.model, commit, token, progress)))
     model_files.check(whole)
     check_model(config, whole)
     origins.add_model(folder.root, whole)
     folder.to_fetch.unlink(missing_ok=True)
-    return {"folder": str(path)}
+    return {"folder": str(whole.path)}
+
+
+def _here(model: str, commit: str | None, token: str | None, progress: Progress) -> Path:
+    source = open_hub(model, commit, token)
+    if isinstance(source, HubSource):
+        return fetch(source, model_files.to_fetch(source), progress)
+    assert source.path is not None
+    return source.path
+
+
+def patiently(work: Callable[[], T], pauses: Sequence[float] = _PAUSES) -> T:
+    """``work()``, tried again after each pause while the Hub cannot be reached; what has arrived is kept."""
+    for pause in pauses:
+        try:
+            return work()
+        except Unreachable:
+            time.sleep(pause)
+    return work()
 
 
 def _push(folder: RunFolder, token: str | None, progress: Progress) -> dict[str, Any]:
@@ -75,6 +94,9 @@ def main(root: str, task: str) -> int:
     try:
         say(**_TASKS[task](RunFolder(Path(root)), token, progress))
     except Exception as error:  # all of it: the supervisor records how this ended
+        if not isinstance(error, WorkbenchError):
+            text = traceback.format_exc()
+            print(text.replace(token, "…") if token else text, file=sys.stderr, flush=True)
         ending = ending_of(error, {})
         say(kind=ending.kind, message=ending.message, remedy=ending.remedy)
         return 1

@@ -70,6 +70,7 @@ def resume_from(
 
 def _copy_back(found: Run, root: Path, progress: bool | Progress, cancelled: Cancelled | None) -> None:
     config = replace(found.config, mirror_dir=str(found.dir.parent))
+    attempt = max((event.get("attempt", 1) for event in found.events()), default=1)  # the status may be older than they are
     whole = {path for each in RunFolder(found.dir).complete_checkpoints() for path in each.rglob("*")}
     kept = (found.dir / "adapter", found.dir / "model")
     files = [path for path in sorted(found.dir.glob("*")) if path.is_file() and path.name != MARK and path.name[0] != "."]
@@ -87,6 +88,7 @@ def _copy_back(found: Run, root: Path, progress: bool | Progress, cancelled: Can
                     out.write(part)
                     watch.moved(len(part))
         write_json(draft / "config.json", config.to_dict())
+        RunFolder(draft).write_status(replace(found.status, attempt=attempt))
 
 
 def check_mirror(config: TrainConfig, root: Path) -> None:

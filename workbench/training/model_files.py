@@ -45,6 +45,11 @@ def check(source: Source) -> None:
             check_pointer(file.read_bytes(), str(file))
 
 
+def is_whole(source: Source) -> bool:
+    """Whether weights, configuration and tokenizer are on this machine."""
+    return source.path is not None and not set(os.listdir(source.path)).isdisjoint(_VOCABULARIES)
+
+
 def to_fetch(source: Source) -> dict[str, int]:
     """Files that training needs and that are not on this machine, with the bytes to fetch; {} where all are here."""
     if not isinstance(source, HubSource):

@@ -275,13 +275,13 @@ class Run(Shown):
         files = data.check(config)
         source = open_model(config.model, origins.pinned(self.dir, config))
         model_files.check(source)
-        to_fetch = source.path is None or self._folder.to_fetch.exists()
-        if to_fetch:
+        fetches = not model_files.is_whole(source) or self._folder.to_fetch.exists()
+        if fetches:
             write_json(self._folder.to_fetch, model_files.to_fetch(source))
         origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
         others = [other.dir.name for other in live_runs(self.dir.parent)]
         prepare()
-        self._process = spawn(self._folder, status.attempt + 1, others, token_for(config, to_fetch))
+        self._process = spawn(self._folder, status.attempt + 1, others, token_for(config, fetches))
         return self
 
     def wait(self, timeout: float | None = None) -> RunStatus:

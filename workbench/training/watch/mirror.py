@@ -92,10 +92,10 @@ class Mirror:
             for name in _REPLACED:
                 self._replace(name)
             self._append()
-            self._replace("status.json")
             self._checkpoint()
             for kept in (self.folder.adapter, self.folder.model):
                 self._kept(kept)
+            self._replace("status.json")  # last: a mirror that says finished has all of it
         except FileNotFoundError as error:  # of the run: a newer one took its place, and the next look takes that
             if error.filename is None or Path(error.filename).is_relative_to(self.there.root):
                 self._tell(error)
