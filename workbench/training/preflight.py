@@ -8,6 +8,7 @@ and the torch it runs on.
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from workbench.errors import ConfigError
 from workbench.memory.footprint import Plan, in_four_bits
@@ -17,12 +18,19 @@ from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
 from workbench.training.data import held_out_files
+from workbench.training.environment import WEBHOOK
+from workbench.training.watch.alerts import webhook_fault
 
 _TENSORBOARD = 'pip install "qlora-workbench[tensorboard]", or use report_to="none".'
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations."""
+    """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations.
+
+    A webhook's address that is none is refused too, without naming it.
+    """
+    if (url := os.environ.get(WEBHOOK)) and (fault := webhook_fault(url)):
+        raise ConfigError([f"{WEBHOOK}: {fault}"], where="the environment", remedy=f"Correct it, or remove {WEBHOOK}.")
     if (config.load_best_model_at_end or config.early_stopping_patience) and held_out_files(config) is None:
         what = "load_best_model_at_end and early_stopping_patience go by the held-out loss, and no rows are held out."
         raise ConfigError([what], where="eval_dataset", remedy="Name eval_dataset, or eval_split.")

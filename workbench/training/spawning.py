@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from workbench.errors import RunError
 from workbench.text import listed
-from workbench.training.environment import without_secrets
+from workbench.training.environment import for_supervisor
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 
@@ -46,7 +46,7 @@ def spawn(folder: RunFolder, attempt: int, others: Sequence[str], warning: str =
             stdout=log,
             stderr=log,
             cwd=folder.root,
-            env=without_secrets(),  # nothing is fetched: the processes need no token
+            env=for_supervisor(),  # nothing is fetched: the processes need no token
             start_new_session=True,
         )
     _children[process.pid] = process

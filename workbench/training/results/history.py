@@ -127,6 +127,8 @@ class RunHistory(Shown):
         self.generated: dict[str, dict[str, str]] = {}
         self.log: list[tuple[str, str]] = []
         self.error: Event | None = None
+        self.alert = ""
+        """What rings while the run goes on: ``stalled``, or nothing."""
         self.dataset: dict[str, Event] = {}
         self.memory: dict[Lane, Series] = defaultdict(Series)
         self.device_total: int | None = None
@@ -157,6 +159,7 @@ class RunHistory(Shown):
             attempt = event.get("attempt", 1)
             if attempt > self._attempt:
                 self._end_phases()
+                self.alert = ""
             self._attempt = max(attempt, self._attempt)
             at = self._clock.seconds(event["t"], attempt)
             take = getattr(self, f"_on_{event['k']}", None)
@@ -307,6 +310,9 @@ class RunHistory(Shown):
 
     def _on_log(self, event: Event, at: float) -> None:
         self.log = [*self.log, (event["level"], event["text"])][-LOG_EVENTS:]
+
+    def _on_alert(self, event: Event, at: float) -> None:
+        self.alert = event["event"]
 
     def _on_error(self, event: Event, at: float) -> None:
         self.error = event
