@@ -21,8 +21,6 @@ from workbench.training.data import held_out_files
 from workbench.training.environment import WEBHOOK
 from workbench.training.watch.alerts import webhook_fault
 
-_TENSORBOARD = 'pip install "qlora-workbench[tensorboard]", or use report_to="none".'
-
 
 def check_extras(config: TrainConfig) -> None:
     """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations.
@@ -34,8 +32,10 @@ def check_extras(config: TrainConfig) -> None:
     if (config.load_best_model_at_end or config.early_stopping_patience) and held_out_files(config) is None:
         what = "load_best_model_at_end and early_stopping_patience go by the held-out loss, and no rows are held out."
         raise ConfigError([what], where="eval_dataset", remedy="Name eval_dataset, or eval_split.")
-    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(["the package tensorboard is not installed."], where="report_to", remedy=_TENSORBOARD)
+    package = config.report_to
+    if package != "none" and importlib.util.find_spec(package) is None:
+        remedy = f'pip install "qlora-workbench[{package}]", or use report_to="none".'
+        raise ConfigError([f"the package {package} is not installed."], where="report_to", remedy=remedy)
 
 
 def check_kernels(config: TrainConfig, source: Source, capability: str | None = None) -> None:
