@@ -290,6 +290,37 @@ def test_a_missed_patch_is_asked_for_and_mended(open_alone: Open) -> None:
     alone.page.wait_for_selector(".wbc-state:text-matches('Stopped')")
 
 
+def test_the_page_s_title_rings_while_nobody_looks(open_alone: Open) -> None:
+    alone = open_alone(started())
+    title = lambda: alone.page.title()  # noqa: E731
+    alone.page.evaluate("() => { document.title = 'A notebook'; document.hasFocus = () => false; }")
+    alone.drawing.update({}, state="running")  # type: ignore[attr-defined]
+    assert title() == "A notebook"
+    alone.drawing.update({}, alert="stalled")  # type: ignore[attr-defined]
+    assert title() == "! No step for long: a run – A notebook"
+    alone.page.wait_for_selector(".wbc-state:text-matches('No step for long')")
+    alone.drawing.update({}, alert="")  # type: ignore[attr-defined]
+    assert title() == "A notebook"
+    alone.drawing.update({}, state="finished", ended=True)  # type: ignore[attr-defined]
+    assert title() == "✓ Finished: a run – A notebook"
+    alone.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    assert title() == "A notebook"
+
+    # What had ended when it came into view, or ends before the reader's eyes, rings nothing; nor is another's title undone.
+    alone.drawing.begin("another", state="")  # type: ignore[attr-defined]
+    alone.drawing.update({}, state="failed", ended=True)  # type: ignore[attr-defined]
+    assert title() == "A notebook"
+    alone.drawing.update({}, state="running", ended=False)  # type: ignore[attr-defined]
+    alone.page.evaluate("() => { document.hasFocus = () => true; }")
+    alone.drawing.update({}, state="paused", ended=True)  # type: ignore[attr-defined]
+    assert title() == "A notebook"
+    alone.drawing.update({}, state="running", ended=False)  # type: ignore[attr-defined]
+    alone.page.evaluate("() => { document.hasFocus = () => false; }")
+    alone.drawing.update({}, state="stopped", ended=True)  # type: ignore[attr-defined]
+    alone.page.evaluate("() => { document.title = 'Elsewhere'; window.dispatchEvent(new Event('focus')); }")
+    assert title() == "Elsewhere"
+
+
 def test_a_picture_is_taken_of_it(open_alone: Open) -> None:
     alone = open_alone(on_gpu())
     alone.page.locator(".wbc-lanes").focus()

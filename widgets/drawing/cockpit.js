@@ -34,7 +34,10 @@ function schedule(view, rest = 0) {
   }, wait);
 }
 
-const redraw = (view) => schedule(view, DATA_EVERY);
+const redraw = (view) => {
+  ring(view.state);
+  schedule(view, DATA_EVERY);
+};
 
 function draw(view) {
   const { state, stage } = view,

@@ -24,10 +24,10 @@ TABLES = ("steps", "evals", "samples", "pages", "phases")
 HEIGHT = 449
 """Pixels from the bar's top to the clock's bottom, where the readout stands beside the lanes and the run goes on."""
 
-_PARTS = ("run", "layout", "canvas", "lanes", "paging", "bar", "readout", "replay")
+_PARTS = ("run", "layout", "canvas", "lanes", "paging", "bar", "readout", "replay", "ring")
 _NO_RUN: Mapping[str, Any] = {
-    "run": "", "state": "", "ended": False, "settings": "", "label": "", "actions": [], "total": None, "left": None,
-    "names": [], "layers": [], "device": "", "forecast": None, "capacity": None, "libraries": None, "managed": 0,
+    "run": "", "state": "", "ended": False, "alert": "", "settings": "", "label": "", "actions": [], "total": None,
+    "left": None, "names": [], "layers": [], "device": "", "forecast": None, "capacity": None, "libraries": None, "managed": 0,
     "measures": False, "why": "", "simulated": None, "fetch": None,
 }  # fmt: skip
 

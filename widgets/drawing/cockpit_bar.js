@@ -12,8 +12,11 @@ const STATES = {
   failed: "Failed",
   killed: "Killed",
   gone: "Folder gone",
+  stalled: "No step for long", // an alert, while the run goes on
 };
-const SIGNS = { finished: "✓", failed: "✕", killed: "✕", gone: "✕", paused: "❚❚", stopped: "■" };
+const SIGNS = { finished: "✓", failed: "✕", killed: "✕", gone: "✕", stalled: "!", paused: "❚❚", stopped: "■" };
+const signOf = (name) => SIGNS[name] ?? "●";
+const wordOf = (name) => STATES[name] ?? name;
 const BUTTONS = {
   // name of the message -> sign, words, what it does
   pause: ["❚❚", "Pause", "Write a checkpoint after this step and end; Resume continues"],
@@ -108,7 +111,7 @@ function drawBar({ parts, replay }, run, limit) {
   parts.state.dataset.state = replay ? "replay" : facts.state || "none";
   put(
     parts.state,
-    replay ? "Replay" : idle ? "No run yet" : `${SIGNS[facts.state] ?? "●"} ${STATES[facts.state] ?? facts.state}`,
+    replay ? "Replay" : idle ? "No run yet" : `${signOf(facts.alert || facts.state)} ${wordOf(facts.alert || facts.state)}`,
   );
   put(parts.settings, facts.settings);
   parts.settings.title = facts.settings;

@@ -11,7 +11,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sq
 BEGINNINGS = {
     True: "A at random, B zero", "gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ",
 }  # fmt: skip
-REPORTS = ("none", "tensorboard")
+REPORTS = ("none", "tensorboard", "trackio")
 THOUGHTS = {"keep": "kept", "drop": "left out"}
 METHOD_TITLES = {
     "qlora": "QLoRA: adapters on a 4-bit base", "lora": "LoRA: adapters on a 16-bit base", "full": "Full: every weight",

@@ -22,8 +22,10 @@ _SEGMENTS = "expandable_segments:True"
 """torch's allocator lets its segments grow, which leaves less of them unused [not measured on a GPU here]."""
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable that the allocator reads, and its name before torch 2.10."""
+WEBHOOK = "WORKBENCH_WEBHOOK"
+"""The variable with the address that a supervisor tells of stalls and ends."""
 _SECRET_NAME = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
+    r"WEBHOOK|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(
@@ -40,6 +42,11 @@ def without_secrets() -> dict[str, str]:
     home = str(Path(__file__).parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH", "")]))
     return kept
+
+
+def for_supervisor() -> dict[str, str]:
+    """The same for a run's supervisor, which alone has the webhook's address, and takes it out before it starts others."""
+    return without_secrets() | {name: value for name, value in os.environ.items() if name == WEBHOOK}
 
 
 def for_worker(environ: Mapping[str, str], processes: int, gpus: int, torch: str | None = None) -> dict[str, str]:

@@ -26,6 +26,8 @@ from workbench.show import Shown, View
 _COMPLETE = "complete"
 _NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK})
 _RESERVED = 1 << 16
+EARLY = "early"
+"""The kind of a finish before the last step: patience ran out."""
 GONE = "gone"
 """The state of a run whose folder is no longer there: it was removed, or is somewhere else."""
 ENDED = frozenset({"stopped", "paused", "finished", "failed", "killed", GONE})
@@ -43,7 +45,8 @@ class RunStatus(Shown):
     remedy: str = ""
     """What to do about it; empty where nothing is wrong."""
     kind: str = ""
-    """Of a failure: nan_loss, overflow, out_of_memory, disk_full, data, model, config, changed, killed, moved, error."""
+    """Of a finish: early, or nothing. Of a failure: nan_loss, overflow, out_of_memory, disk_full, data, model, config, changed,
+    killed, moved, error."""
     attempt: int = 1
     """1, and one more after each resume."""
     pid: int | None = None
@@ -63,7 +66,7 @@ class RunStatus(Shown):
 
     def _show_(self) -> View:
         facts = {
-            "why": self.message, "what to do": self.remedy, "kind of failure": self.kind, "attempt": f"{self.attempt}",
+            "why": self.message, "what to do": self.remedy, "kind of end": self.kind, "attempt": f"{self.attempt}",
             "began": _clock(self.began), "ended": _clock(self.ended),
             "supervisor": f"process {self.pid}" if self.pid else "",
             "worker": f"process {self.worker_pid}" if self.worker_pid else "",

@@ -8,6 +8,7 @@ and the torch it runs on.
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from workbench.errors import ConfigError
 from workbench.memory.footprint import Plan, in_four_bits
@@ -17,17 +18,24 @@ from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
 from workbench.training.data import held_out_files
-
-_TENSORBOARD = 'pip install "qlora-workbench[tensorboard]", or use report_to="none".'
+from workbench.training.environment import WEBHOOK
+from workbench.training.watch.alerts import webhook_fault
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations."""
+    """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations.
+
+    A webhook's address that is none is refused too, without naming it.
+    """
+    if (url := os.environ.get(WEBHOOK)) and (fault := webhook_fault(url)):
+        raise ConfigError([f"{WEBHOOK}: {fault}"], where="the environment", remedy=f"Correct it, or remove {WEBHOOK}.")
     if (config.load_best_model_at_end or config.early_stopping_patience) and held_out_files(config) is None:
         what = "load_best_model_at_end and early_stopping_patience go by the held-out loss, and no rows are held out."
         raise ConfigError([what], where="eval_dataset", remedy="Name eval_dataset, or eval_split.")
-    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(["the package tensorboard is not installed."], where="report_to", remedy=_TENSORBOARD)
+    package = config.report_to
+    if package != "none" and importlib.util.find_spec(package) is None:
+        remedy = f'pip install "qlora-workbench[{package}]", or use report_to="none".'
+        raise ConfigError([f"the package {package} is not installed."], where="report_to", remedy=remedy)
 
 
 def check_kernels(config: TrainConfig, source: Source, capability: str | None = None) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub import get_token
 from workbench.errors import RunError
 from workbench.text import listed
 from workbench.training.config import TrainConfig
-from workbench.training.environment import without_secrets
+from workbench.training.environment import for_supervisor
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 
@@ -59,7 +59,7 @@ def spawn(
             stdout=log,
             stderr=log,
             cwd=folder.root,
-            env=without_secrets(),
+            env=for_supervisor(),
             start_new_session=True,
         )
     if token is not None and process.stdin is not None:

@@ -94,7 +94,7 @@ def _facts(known: Known) -> dict[str, Any]:
     capabilities = history.hello.get("capabilities", {})
     decided = "cuda" in capabilities.get("paged optimizer state", {}).get("facts", {})
     return {
-        "state": status.state, "ended": ended, "total": total,
+        "state": status.state, "ended": ended, "total": total, "alert": "" if ended else history.alert,
         "left": None if ended or total is None else history.seconds_left(total),
         "device": history.device, "layers": words.layers(on_gpu), "forecast": history.forecast,
         "capacity": history.device_total if on_gpu else host, "libraries": None if on_gpu else history.libraries,

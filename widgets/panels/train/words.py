@@ -50,7 +50,8 @@ def summary(run: Run, status: RunStatus, history: RunHistory) -> str:
     done = "no step yet" if last is None else f"{counted(int(last['n']), 'step')}"
     loss = "" if last is None or last["loss"] is None else f", training loss {last['loss']:.3f}"
     before = f", {said}" if (said := doing(history)) else ""
-    return f"Run {run.dir.name}: {status.state}, {done}{loss}{before}."
+    stalled = ", no step for a long time" if history.alert == "stalled" and status.state not in ENDED else ""
+    return f"Run {run.dir.name}: {status.state}, {done}{loss}{before}{stalled}."
 
 
 def doing(history: RunHistory) -> str:

@@ -129,6 +129,8 @@ class RunHistory(Shown):
         self.error: Event | None = None
         self.fetched: Event | None = None
         """The last on the model's way here: ``done`` and ``total`` bytes, and ``speed``, bytes a second."""
+        self.alert = ""
+        """What rings while the run goes on: ``stalled``, or nothing."""
         self.dataset: dict[str, Event] = {}
         self.progress: Event | None = None
         """How far what takes long before training is; None while nothing of the kind goes on."""
@@ -161,6 +163,7 @@ class RunHistory(Shown):
             attempt = event.get("attempt", 1)
             if attempt > self._attempt:
                 self._end_phases()
+                self.alert = ""
             self._attempt = max(attempt, self._attempt)
             at = self._clock.seconds(event["t"], attempt)
             take = getattr(self, f"_on_{event['k']}", None)
@@ -318,6 +321,9 @@ class RunHistory(Shown):
 
     def _on_log(self, event: Event, at: float) -> None:
         self.log = [*self.log, (event["level"], event["text"])][-LOG_EVENTS:]
+
+    def _on_alert(self, event: Event, at: float) -> None:
+        self.alert = event["event"]
 
     def _on_error(self, event: Event, at: float) -> None:
         self.error = event

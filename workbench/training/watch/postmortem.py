@@ -16,7 +16,7 @@ from typing import Any
 from workbench.text import counted
 from workbench.training.config import TrainConfig
 from workbench.training.events import Event, EventReader
-from workbench.training.folder import RunFolder
+from workbench.training.folder import EARLY, RunFolder
 from workbench.training.watch import endings
 from workbench.training.watch.outside import Outside
 from workbench.training.watch.shortage import Shortage, shortage
@@ -33,6 +33,7 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
     state, kind, remedy = endings.STATE_OF_CODE.get(code, "failed"), "", ""
     early = next((event for event in events if event["k"] == "early_stop"), None)
     if state == "finished" and early is not None:
+        kind = EARLY
         message = (
             f"Finished early, after {steps}: the held-out loss did not fall in {counted(early['patience'], 'evaluation')}, "
             "which was all the patience that early_stopping_patience gave it."

@@ -24,11 +24,12 @@ from typing import Any
 from workbench.memory.gpus import devices
 from workbench.text import amount
 from workbench.training import fingerprints
-from workbench.training.environment import for_worker, one_gpu
+from workbench.training.environment import WEBHOOK, for_worker, one_gpu
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, take_lock
 from workbench.training.host import create_time
 from workbench.training.watch import postmortem
+from workbench.training.watch.alerts import Alerts
 from workbench.training.watch.hub_process import HubProcess, Pace
 from workbench.training.watch.mirror import Mirror, mirror_of
 from workbench.training.watch.outside import Outside
@@ -58,6 +59,7 @@ class Supervisor:
         self.status = RunStatus(
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
         )
+        self.alerts = Alerts(folder, attempt, self.emit, os.environ.pop(WEBHOOK, ""))  # the worker must not have it
         self._identity = _identity(folder.root)
         self._terminated = False
         self._seen: dict[Request, float] = {}  # when each request was first seen, on the monotonic clock
@@ -206,6 +208,8 @@ class Supervisor:
         while (code := worker.poll()) is None:
             if counters := outside.sample():
                 self.emit("sample", source="supervisor", **counters)
+            with contextlib.suppress(OSError):
+                self.alerts.look()
             if self.folder.gone:  # it could not be stopped any more
                 worker.send_signal(signal.SIGKILL)
             elif self._terminated and not self.folder.asked("stop"):
@@ -260,6 +264,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.folder.release()
             self.folder.remove_unfinished()
+        self.alerts.ended(state, fields.get("kind", ""))
         self.emit("exit", code=fields.get("exit_code"), state=state)
         self.events.close()
         self.status = replace(self.status, state=state, ended=time.time(), **fields)

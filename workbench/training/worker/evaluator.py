@@ -16,6 +16,7 @@ from workbench.training.events import EventWriter
 from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker import distributed, generation, trainer
 from workbench.training.worker.batches import Collator
+from workbench.training.worker.boards import Board
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,7 @@ class Evaluator:
     phase: trainer.Phase
     asked: trainer.Asked
     writer: EventWriter
-    board: Any | None
-    """TensorBoard's writer."""
+    board: Board | None
 
     def evaluate(self, n: int) -> float | None:
         """Records the held-out loss after step ``n``, on rank 0; None elsewhere, and where Stop or Pause breaks it off."""

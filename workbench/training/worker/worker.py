@@ -166,7 +166,7 @@ class Worker:
     def _train(self, cuda: bool) -> int:
         """Everything from loading the model to the last measurement; returns the exit code."""
         from workbench.training import data
-        from workbench.training.worker import distributed, evaluations, material, model, tensorboard
+        from workbench.training.worker import boards, distributed, evaluations, material, model
         from workbench.training.worker.evaluator import Evaluator
 
         dtype = model.compute_dtype(self.config)
@@ -176,7 +176,7 @@ class Worker:
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
         material.check(rows, self.config, net, dtype, self.writer.emit, first=self.attempt == 1)
         checkpoints = self.folder.complete_checkpoints()
-        board = tensorboard.open_board(self.config, self.folder, checkpoints)
+        board = boards.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
             config=self.config, net=net, dtype=dtype, material=rows, phase=self.phase, asked=self.asked,
             writer=self.writer, board=board,
@@ -244,7 +244,7 @@ class Worker:
 
     def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
-        from workbench.training.worker import optimizers, packing, tensorboard, trainer
+        from workbench.training.worker import optimizers, packing, trainer
 
         assert self.account is not None
         steering = trainer.Steering(
@@ -259,7 +259,7 @@ class Worker:
             args=trainer.training_arguments(self.config, self.folder, evaluator.dtype),
             train_dataset=trainer.RowSet(evaluator.material.rows),
             data_collator=evaluator.material.collator,
-            callbacks=[steering, *tensorboard.callbacks(evaluator.board)],
+            callbacks=[steering, *(evaluator.board.callbacks() if evaluator.board else ())],
             optimizer_cls_and_kwargs=optimizers.optimizer_for(self.config, functools.partial(self.writer.emit, "prefetch_req")),
             phase=self.phase,
             where=self.where,

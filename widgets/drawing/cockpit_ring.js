@@ -1,0 +1,37 @@
+// @ts-check
+// The page's title while nobody looks: that the run on show ended, or takes no step any more, until the reader is back.
+// In a frame of its own (Colab's) that is the frame's title alone, which no tab shows.
+
+/** Notices what became of a run since the last look; what was so when it came into view rings nothing. */
+function ring(state) {
+  const { run, state: name, ended, alert } = state.content;
+  const before = state.heard ?? {},
+    known = before.run === run;
+  const news = ended ? name : alert;
+  state.heard = { run, news, live: Boolean(name) && !ended };
+  if (!known || before.news === news || !(before.live || state.heard.live)) return;
+  state.quiet?.(); // the news of before is over
+  if (news && (document.hidden || !document.hasFocus())) state.quiet = entitle(`${signOf(news)} ${wordOf(news)}: ${run.split("/").pop()}`);
+}
+
+/** Puts words before the page's title until it is looked at; returns what takes them away. */
+function entitle(words) {
+  const before = document.title,
+    title = `${words} – ${before}`;
+  const restore = () => {
+    if (document.title === title) document.title = before; // else the page has found another one meanwhile
+    for (const [target, name] of LOOKED_AT) target.removeEventListener(name, looked);
+  };
+  const looked = () => {
+    if (!document.hidden) restore();
+  };
+  document.title = title;
+  for (const [target, name] of LOOKED_AT) target.addEventListener(name, looked);
+  return restore;
+}
+
+/** @type {[EventTarget, string][]} */
+const LOOKED_AT = [
+  [window, "focus"],
+  [document, "visibilitychange"],
+];
