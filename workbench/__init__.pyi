@@ -1,7 +1,6 @@
 """The public names, each once: `workbench/__init__.py` loads them from here when they are first used."""
 
 from .cost.deployed import Deployed as Deployed
-from .cost.deployed import OnBase as OnBase
 from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
@@ -103,6 +102,7 @@ from .training.results.history import RunHistory as RunHistory
 from .training.results.merging import MergeError as MergeError
 from .training.results.merging import MergeErrors as MergeErrors
 from .training.results.merging import merge_errors as merge_errors
+from .training.results.on_bases import OnBase as OnBase
 from .training.results.receipt_meter import ReceiptMeter as ReceiptMeter
 from .training.results.receipt_meter import receipt as receipt
 from .training.results.receipts import Receipt as Receipt
