@@ -224,6 +224,7 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "merge_errors": wb.merge_errors,
     "export": lambda it: wb.export(it, "merged"),
     "repairs": wb.repairs,
+    "deployed": wb.deployed,
     "mix": lambda it: wb.mix(it, 5),
     "write_report": lambda it: wb.write_report(it, "report.html"),
     "executor": lambda it: wb.survey(SRC, "nf4", executor=it),

@@ -113,6 +113,7 @@ COPIED: dict[str, Callable[[Analysis], str]] = {
     "repairs": lambda _: code.repairs("runs/1"),
     "try_out": lambda _: code.try_out(Path("runs/1"), "happiness, n.", Sampling(32, 0.7, 1), False),
     "export": lambda _: code.export(Path("runs/1"), "merged", "dequantized", "bfloat16"),
+    "deployed": lambda _: code.deployed(Path("runs/1"), "base.gguf"),
 }
 
 

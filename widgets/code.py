@@ -152,12 +152,22 @@ def repairs(run_dir: str) -> str:
     return _lines(["import workbench as wb", "", f"repairs = wb.repairs({run_dir!r})", "repairs.to_frame()"])
 
 
-def export(run_dir: Path, folder: str, base: str, dtype: str) -> str:
-    """What merging a run's adapter changes, and the merged model."""
-    return _lines(
-        ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"],
-        [f"print(wb.merge_errors(run, {dtype!r}).to_frame())", f"wb.export(run, {folder!r}, base={base!r}, dtype={dtype!r})"],
-    )
+def export(run_dir: Path, folder: str, base: str, dtype: str, form: str = "transformers", base_gguf: str = "") -> str:
+    """What merging a run's adapter changes, and the merged model; or either form of GGUF."""
+    head = ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"]
+    if form == "transformers":
+        errors = f"print(wb.merge_errors(run, {dtype!r}).to_frame())"
+        return _lines(head, [errors, f"wb.export(run, {folder!r}, base={base!r}, dtype={dtype!r})"])
+    into = "" if form == "gguf-adapter" else f", base={base!r}"
+    like = f", base_gguf={base_gguf!r}" if base_gguf and form == "gguf" else ""
+    return _lines(head, [f"wb.export(run, {folder!r}, format={form!r}{into}, dtype={dtype!r}{like})"])
+
+
+def deployed(run_dir: Path, gguf: str) -> str:
+    """What a run's adapter loses on other bases, a GGUF of one's own among them."""
+    bases = f', ["original", "nf4", "q8_0", "q4_0", {gguf!r}]' if gguf else ""
+    head = ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"]
+    return _lines(head, [f"on_bases = wb.deployed(run{bases}).run()", "on_bases.to_frame()"])
 
 
 def try_out(run_dir: Path, prompt: str, sampling: Sampling, original: bool) -> str:

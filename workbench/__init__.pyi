@@ -4,7 +4,6 @@ from .cli.doctor import Checkup as Checkup
 from .cli.doctor import doctor as doctor
 from .cost.curve import kl_curve as kl_curve
 from .cost.deployed import Deployed as Deployed
-from .cost.deployed import OnBase as OnBase
 from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
@@ -112,6 +111,7 @@ from .training.results.history import RunHistory as RunHistory
 from .training.results.merging import MergeError as MergeError
 from .training.results.merging import MergeErrors as MergeErrors
 from .training.results.merging import merge_errors as merge_errors
+from .training.results.on_bases import OnBase as OnBase
 from .training.results.pushing import push as push
 from .training.results.receipt_meter import ReceiptMeter as ReceiptMeter
 from .training.results.receipt_meter import receipt as receipt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.helpers import in_process, tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training import data
+from workbench.training.results import on_bases
 from workbench.training.worker.batches import Collator
 
 pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
@@ -114,16 +117,14 @@ def test_a_gguf_is_measured_as_the_type_that_it_is_in(found: dict[str, wb.OnBase
 
 @pytest.mark.slow
 def test_what_was_measured_is_kept_and_the_rest_goes_on(run: wb.Run, tmp_path: Path) -> None:
-    """In a process of its own, left after the first row."""
+    """In a process of its own."""
     seen: list[tuple[int, int]] = []
-    begun = wb.deployed(run, ["original", "q8_0"], max_rows=2, folder=tmp_path / "kept")
-    for _ in begun:
-        break
-    first = begun.rows[0]
+    (first,) = wb.deployed(run, ["original"], max_rows=2, folder=tmp_path / "kept")
     again = wb.deployed(
         run, ["original", "q8_0"], max_rows=2, folder=tmp_path / "kept", progress=lambda *at: seen.append(at)
     ).run()
     assert again.rows[0] == first
+    assert on_bases.read(run.dir, run.adapter_dir) == again.rows  # for cards, whatever folder was named
     assert again.complete
     assert seen[-1][0] == seen[-1][1] > 0
     frame = again.to_frame()
@@ -167,3 +168,21 @@ def test_a_gguf_of_another_base_ends_it_with_its_reason(zeros: wb.Run, run: wb.R
     wb.export(other, tmp_path / "out", format="gguf", base="original", dtype="float32")
     with measuring(), pytest.raises(wb.ModelError, match=r"another model of the same shape: blk"):
         wb.deployed(run, [tmp_path / "out" / "model.gguf"], max_rows=1).run()
+
+
+def test_what_is_kept_belongs_to_one_adapter_and_number_of_rows(zeros: wb.Run, run: wb.Run, tmp_path: Path) -> None:
+    row = wb.OnBase("original", "original, 16 bits", 9, 0.1, (math.nan, math.nan), 0.5, (0.4, 0.6), 2.0, 0.1, (0.0, 0.2))
+    other = dataclasses.replace(row, base="q8_0")
+    assert run.adapter_dir is not None
+    digest = on_bases.adapter_digest(run.adapter_dir)
+    for found in ([row], [other], [other]):
+        on_bases.keep(tmp_path, digest, 8, found)
+    first, second = on_bases.read(tmp_path, run.adapter_dir)
+    assert (first.base, second) == ("original", dataclasses.replace(other, kl_interval=second.kl_interval))
+    assert all(map(math.isnan, first.kl_interval))
+    assert on_bases.read(tmp_path, zeros.adapter_dir) == on_bases.read(tmp_path, None) == ()
+    on_bases.keep(tmp_path, digest, 9, [other])
+    assert [each.base for each in on_bases.read(tmp_path, run.adapter_dir)] == ["q8_0"]
+    (tmp_path / on_bases.FOLDER / "bases.json").write_text("{}")
+    assert on_bases.read(tmp_path, run.adapter_dir) == ()
+    assert "50.00 % of next tokens flipped" in row.said()

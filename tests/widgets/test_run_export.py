@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
+from tests.helpers.cost_in_process import measuring
 from tests.helpers.immediate import Immediate
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
 from widgets.panels.train.export import RunExport
+from widgets.panels.train.on_bases import said
 from workbench.training.results.merging import MergeError, MergeErrors
 
 
@@ -49,8 +52,8 @@ def test_it_is_there_once_the_run_has_ended_and_left_an_adapter(part: RunExport,
     part.toggle()
     assert there(part)
     assert part.folder.value == f"{run.dir}-merged"
-    assert [control.description for control in (part.base, part.dtype, part.folder)] == [
-        "Merge into", "Dtype", "Folder of the merged model",
+    assert [control.description for control in (part.form, part.base, part.dtype, part.folder)] == [
+        "For", "Merge into", "Dtype", "Folder to write",
     ]  # fmt: skip
 
 
@@ -121,3 +124,59 @@ def test_a_weight_that_a_way_does_not_fit_is_a_gap() -> None:
         "merged into the dequantized 4-bit base 0.10 %; merged, and quantized to 4 bits again 10.00 %."
     )
     encode_figure(figure)
+
+
+@pytest.mark.parametrize(("form", "file"), [("gguf", "model.gguf"), ("gguf-adapter", "adapter.gguf")])
+def test_gguf_is_written_at_once_and_said_to_be_run_by_llama_cpp(
+    part: RunExport, run: wb.Run, form: str, file: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    part.follow(run)
+    part.toggle()
+    part.form.value = form
+    assert part.folder.value == f"{run.dir}-{form}"
+    assert [shown(each) for each in (part.base, part.base_gguf, part.show)] == [form == "gguf", form == "gguf", False]
+    assert not part.write.disabled
+    part.folder.value = str(tmp_path / "written")
+    part.write.click()
+    assert "llama-cli" in part.message.value, part.message.value
+    assert (tmp_path / "written" / file).stat().st_size > 0
+    part.folder.value = str(tmp_path / "copied")
+    exec(part.copy.code, {})
+    assert (tmp_path / "copied" / file).read_bytes() == (tmp_path / "written" / file).read_bytes()
+    part.base_gguf.value = str(tmp_path / "missing.gguf")
+    part.folder.value = str(tmp_path / "not written")
+    part.write.click()
+    assert ("cannot be read" in part.message.value) == (form == "gguf")  # an adapter needs none
+
+
+def shown(control: Any) -> bool:
+    return control.layout.display != "none"
+
+
+def test_other_bases_are_measured_on_demand_and_shown_again(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    copied = tmp_path / "run <b>"
+    shutil.copytree(run.dir, copied)
+    mine, told = wb.attach(copied), []
+    part.on_bases.found = told.append
+    part.follow(mine)
+    assert part.on_bases.table.value == ""
+    assert said(mine) == ""
+    part.on_bases.gguf.value = "q4_k_m"
+    part.on_bases.measure.click()
+    assert "is no base" in part.on_bases.message.value
+    part.on_bases.gguf.value = ""
+    with measuring():
+        part.on_bases.measure.click()
+    assert told == [mine]
+    table = html.unescape(part.on_bases.table.value)
+    assert table.count("<tr>") == 1 + 4
+    assert "next tokens flipped" in table
+    assert "On original, 16 bits: KL" in said(mine)
+    assert "NF4" not in said(mine)  # what it was trained on: nothing is lost
+    part.follow(run)
+    assert part.on_bases.table.value == ""
+    part.follow(mine)
+    assert html.unescape(part.on_bases.table.value) == table
+    assert part.on_bases.copy.code.count("wb.deployed(run)") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.tables import table
 from workbench.text import NONE, percent
 from workbench.training.results.merging import MergeError, MergeErrors
+from workbench.training.results.on_bases import OnBase
 
 WAYS = {
     "adapter": "what the adapter changed, to compare with",
@@ -57,6 +59,12 @@ def merge_table(errors: MergeErrors) -> str:
     ways = ways_of(errors)
     rows = [(row.tensor, *(_percent(row, way) for way in ways)) for row in errors.rows]
     return table(["weight", *ways.values()], rows, "What merging changes, weight by weight")
+
+
+def bases_table(rows: Sequence[OnBase]) -> str:
+    """A line for each base that an adapter was measured on."""
+    lines = [row._line_() for row in rows]
+    return table(list(lines[0]), [tuple(line.values()) for line in lines], "The adapter on other bases")
 
 
 def _value(row: MergeError, way: str) -> float:

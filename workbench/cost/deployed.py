@@ -9,26 +9,26 @@ this leaves out. ``deploying`` is the process that measures. Imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
-from workbench.cost.row_costs import Interval, difference_interval, interval
+from workbench.cost.row_costs import difference_interval, interval
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.progress import Progress, reporting
-from workbench.show import Line, Record, Shown, View
+from workbench.show import Shown, View
 from workbench.surveys.resumable import Unfolding
-from workbench.text import number, percent
+from workbench.text import number
 from workbench.training.events import EventReader
 from workbench.training.paths import path_of
 from workbench.training.results.gguf_files import Read, library
 from workbench.training.results.merging import Merge
+from workbench.training.results.on_bases import FOLDER, OnBase, adapter_digest, keep
 from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
@@ -39,42 +39,6 @@ ROWS = 64
 TITLES = {"original": "original, 16 bits", "nf4": "NF4", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 BASES = tuple(TITLES)
 _OF_GGUF = ("q8_0", "q4_0")
-
-
-@dataclass(frozen=True, repr=False)
-class OnBase(Record):
-    """The adapter on one base, measured against the model that was trained. Sums over tokens that bear a loss."""
-
-    base: str
-    """``"original"``, ``"nf4"``, ``"q8_0"``, ``"q4_0"``, or the path of a GGUF."""
-    name: str
-    """The same in words; of a GGUF its file's name and the types in it."""
-    tokens: int
-    """Of all rows."""
-    kl: float
-    """KL divergence of its predictions from those of the trained model, nats a token; 0: they are the same."""
-    kl_interval: Interval
-    """95 %, by bootstrap over rows; NaN with a single row."""
-    flipped: float
-    """Share of tokens whose most likely successor is another one."""
-    flipped_interval: Interval
-    loss: float
-    """Held-out loss, nats a token."""
-    loss_change: float
-    """``loss`` minus the trained model's."""
-    loss_change_interval: Interval
-    """Paired: both models on the same rows."""
-
-    def _line_(self) -> Line:
-        return {
-            "base": self.name,
-            "KL, nats a token": number(self.kl, ".5f"),
-            "95 %": _span(self.kl_interval, ".5f"),
-            "next tokens flipped": percent(self.flipped),
-            "loss": number(self.loss, ".4f"),
-            "loss − trained": number(self.loss_change, "+.4f"),
-            "95 % ": _span(self.loss_change_interval, "+.4f"),
-        }
 
 
 def deployed(
@@ -95,8 +59,8 @@ def deployed(
 
     ``max_rows``: held-out rows (of a run without any: the first that it learnt from) that are measured on. The work is done by
     a process of its own, which holds the model in 16 bits and multiplies in float32 [not yet run on a GPU]. ``folder`` keeps
-    what was measured: with the same folder nothing is measured twice. ``progress``: True for a bar, or a function of the
-    passes done and their total. Once ``cancelled()`` says yes, it is cancelled, within a second.
+    what was measured, so that nothing is measured twice; None: one in the run's folder. ``progress``: True for a bar, or a
+    function of the passes done and their total. Once ``cancelled()`` says yes, it is cancelled, within a second.
 
     Raises ``RunError`` where there is no adapter, no such base, or no package ``gguf`` for one that needs it; ``ModelError``
     for a GGUF that is not of the run's base; as ``Changed`` if the base is no longer what the run was begun with, unless
@@ -135,6 +99,10 @@ def _titled(base: str | os.PathLike[str]) -> tuple[str, str]:
 class Deployed(Shown, Unfolding[OnBase]):
     """The rows as they come, a base each, and a table of them."""
 
+    _run_dir = Path()
+    _trained: tuple[tuple[int, ...], tuple[float, ...]] | None = None
+    """Of each row, once measured: its tokens that bear a loss, and the trained model's loss summed over them."""
+
     def __init__(
         self, run: Run, merge: Merge, titles: dict[str, str], max_rows: int, folder: str | Path | None,
         progress: bool | Progress, cancelled: Callable[[], bool] | None,
@@ -143,13 +111,11 @@ class Deployed(Shown, Unfolding[OnBase]):
         self.bases = tuple(titles)
         """Names of bases, and absolute paths."""
         self._titles, self._progress, self._run_dir = titles, progress, run.dir
-        self._asked_for = {"run": str(run.dir), "max_rows": max_rows}
-        files = sorted(merge.folder.glob("adapter_*"))
-        adapter = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
-        self._folder = Folder(folder, {"run": str(run.dir), "number of rows": max_rows, "adapter": adapter}, {})
+        self._max_rows, self._adapter = max_rows, adapter_digest(merge.folder)
+        folder = folder or run.dir / FOLDER / f"{self._adapter[:12]}-{max_rows}"
+        self._folder = Folder(folder, {"run": str(run.dir), "number of rows": max_rows, "adapter": self._adapter}, {})
         self._needed = 2 * sum(t.numel for t in merge.tensors)
         self._found: dict[str, OnBase] = {}
-        self._trained: tuple[tuple[int, ...], tuple[float, ...]] | None = None
         self._at = (0, 1)
         self._reader = EventReader(self._folder.root)
         self._poll()
@@ -188,6 +154,7 @@ class Deployed(Shown, Unfolding[OnBase]):
                 for key in map(self._key, self.bases[len(self._rows) :]):
                     if not process.until(lambda at=key: at in self._found, self._stopped, lambda: report(*self._at)):  # type: ignore[misc]
                         return
+                    keep(self._run_dir, self._adapter, self._max_rows, [self._found[key]])
                     yield self._found[key]
             finally:
                 process.close()
@@ -201,7 +168,7 @@ class Deployed(Shown, Unfolding[OnBase]):
 
     def _request(self) -> dict[str, object]:
         left = {key: base for base in self.bases if (key := self._key(base)) not in self._found}
-        return {**self._asked_for, "bases": left}
+        return {"run": str(self._run_dir), "max_rows": self._max_rows, "bases": left}
 
     def _poll(self) -> WorkbenchError | None:
         events = self._reader.poll()
@@ -230,7 +197,3 @@ class Deployed(Shown, Unfolding[OnBase]):
 
 def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if value is None else float(value) for value in values)
-
-
-def _span(span: Interval, form: str) -> str:
-    return f"{number(span[0], form)} … {number(span[1], form)}"

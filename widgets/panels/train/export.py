@@ -1,7 +1,7 @@
-"""A run's adapter merged into its base and written as one model: first what that changes, weight by weight, then the export.
+"""A run's adapter written for what will run it: merged for transformers, once what that changes was shown; or as GGUF.
 
 Covers the controls, progress and Cancel, and errors in their own place. ``wb.merge_errors`` measures and ``wb.export`` writes,
-both in this process, into which they load PyTorch and peft.
+both in this process, into which they load PyTorch and peft. What the adapter loses on other bases is ``on_bases.py``'s part.
 """
 
 from __future__ import annotations
@@ -19,12 +19,23 @@ from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, fold, heading, note, row, set_note
 from widgets.drawing.plot import Plot
 from widgets.figures import merge
+from widgets.panels.train.on_bases import OnBases
 from workbench.errors import RunError
 from workbench.text import amount, percent
 from workbench.training.results.export import Exported, export
 from workbench.training.results.merging import MergeErrors, merge_errors
 from workbench.training.runs import Run
 
+_FORMATS = {
+    "transformers: one model, merged": "transformers",
+    "llama.cpp and Ollama: one model, merged, as GGUF": "gguf",
+    "llama.cpp: the adapter alone, as GGUF": "gguf-adapter",
+}
+_DTYPES = {
+    "transformers": ("bfloat16", "float16"), "gguf": ("float16", "bfloat16", "q8_0", "float32"),
+    "gguf-adapter": ("float32", "float16"),
+}  # fmt: skip
+_ENDINGS = {"transformers": "merged", "gguf": "gguf", "gguf-adapter": "gguf-adapter"}
 _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "original": "the original 16-bit base"}
 
 
@@ -37,10 +48,14 @@ class RunExport:
         self.message = Message()
         self._measuring = Work(executor, self._measured, self.message.error)
         self._writing = Work(executor, self._written, self.message.error)
+        self.form = ipywidgets.Dropdown(description="For", options=list(_FORMATS.items()))
         self.base = ipywidgets.Dropdown(description="Merge into", options=[(title, name) for name, title in _BASES.items()])
-        self.dtype = ipywidgets.Dropdown(description="Dtype", options=["bfloat16", "float16"])
-        self.folder = ipywidgets.Text(description="Folder of the merged model", continuous_update=False)
-        for control in (self.base, self.folder):
+        self.dtype = ipywidgets.Dropdown(description="Dtype", options=_DTYPES["transformers"])
+        self.folder = ipywidgets.Text(description="Folder to write", continuous_update=False)
+        self.base_gguf = ipywidgets.Text(
+            description="GGUF of the base, to copy its tokenizer (optional)", continuous_update=False
+        )
+        for control in (self.form, self.base, self.base_gguf, self.folder):
             control.add_class("wb-span")
         self.show = ipywidgets.Button(description="Show what merging changes")
         self.write = ipywidgets.Button(description="Export", button_style="primary", disabled=True)
@@ -50,14 +65,15 @@ class RunExport:
         self.plot = Plot({}, summary="Nothing measured yet.", height=320)
         self._drawn = column(self.plot, fold("Weight by weight", self.table))
         self._drawn.layout.display = "none"
+        self.on_bases = OnBases(executor)
         self.widget = column(
-            heading("Export: the adapter merged into its base"),
+            heading("Export: for transformers, llama.cpp or Ollama"),
             note(
-                "One model without an adapter, in 16 bits, which transformers loads by itself. Merging changes what was "
-                "trained: see how much before anything is written. Both load PyTorch and peft into this kernel; the weights "
-                "are read one at a time."
+                "Merged, the adapter becomes a part of one model, which runs by itself. Merging changes what was trained: for "
+                "transformers see how much before anything is written. This loads PyTorch and peft into this kernel; the "
+                "weights are read one at a time."
             ),
-            fields(self.base, self.dtype, self.folder, width=170),
+            fields(self.form, self.base, self.dtype, self.base_gguf, self.folder, width=170),
             row(self.show, self.write),
             ProgressRow(self._measuring),
             ProgressRow(self._writing),
@@ -65,9 +81,11 @@ class RunExport:
             self.summary,
             self._drawn,
             self.copy,
+            self.on_bases.widget,
         )
         self.widget.layout.display = "none"
-        for control in (self.base, self.dtype, self.folder):
+        self.form.observe(lambda _: self._formed(), "value")
+        for control in (self.base, self.dtype, self.folder, self.base_gguf):
             control.observe(lambda _: self._ready(), "value")
 
     def follow(self, run: Run) -> None:
@@ -80,8 +98,8 @@ class RunExport:
         self._drawn.layout.display = self.widget.layout.display = "none"
         bases = _BASES if run.config.method == "qlora" else {"original": _BASES["original"]}
         self.base.options = [(title, name) for name, title in bases.items()]
-        self.folder.value = f"{run.dir}-merged"
-        self._ready()
+        self.on_bases.follow(run)
+        self._formed()
 
     def toggle(self) -> None:
         """Show it, or hide it again."""
@@ -92,14 +110,29 @@ class RunExport:
         """End the threads."""
         self._measuring.close()
         self._writing.close()
+        self.on_bases.close()
+
+    def _formed(self) -> None:
+        """Another format: the controls that it has, and a folder of its own."""
+        if self._run is None:
+            return
+        form = self.form.value
+        self.dtype.options = _DTYPES[form]
+        self.base.layout.display = "none" if form == "gguf-adapter" else ""
+        self.base_gguf.layout.display = "" if form == "gguf" else "none"
+        self.show.layout.display = "" if form == "transformers" else "none"
+        self.folder.value = f"{self._run.dir}-{_ENDINGS[form]}"
+        self._ready()
 
     def _ready(self) -> None:
-        """Export waits until its errors were shown, for the dtype that is chosen."""
+        """For transformers Export waits until its errors were shown, for the dtype that is chosen."""
         run = self._run
-        if run is None:
+        if run is None or self.dtype.value is None:
             return
-        self.write.disabled = self._shown != (run, self.dtype.value)
-        self.copy.code = code.export(run.dir, self.folder.value.strip(), self.base.value, self.dtype.value)
+        self.write.disabled = self.form.value == "transformers" and self._shown != (run, self.dtype.value)
+        self.copy.code = code.export(
+            run.dir, self.folder.value.strip(), self.base.value, self.dtype.value, self.form.value, self.base_gguf.value.strip()
+        )
 
     def _measure(self) -> None:
         run, dtype = self._going()
@@ -121,24 +154,33 @@ class RunExport:
 
     def _export(self) -> None:
         run, dtype = self._going()
-        folder, base = self.folder.value.strip(), self.base.value
+        folder, form = self.folder.value.strip(), self.form.value
+        base = None if form == "gguf-adapter" else self.base.value
+        base_gguf = (self.base_gguf.value.strip() or None) if form == "gguf" else None
         if not folder:
-            raise RunError(
-                "no folder is named.", where="Folder of the merged model", remedy="Enter a folder that is new or empty."
-            )
+            raise RunError("no folder is named.", where="Folder to write", remedy="Enter a folder that is new or empty.")
         self._writing.submit(
-            "Writing the merged model",
+            "Writing the adapter" if base is None else "Writing the merged model",
             "weights",
-            lambda progress, cancelled: export(run, folder, base=base, dtype=dtype, progress=progress, cancelled=cancelled),
+            lambda progress, cancelled: export(
+                run, folder, format=form, base=base, dtype=dtype, base_gguf=base_gguf, progress=progress, cancelled=cancelled
+            ),
         )
 
     def _written(self, done: Exported) -> None:
-        worst = max(done.errors.values())
-        self.message.note(
-            f"Written: {amount(done.nbytes)} of weights in {done.dtype} to {done.folder}. No adapted weight differs from what "
-            f"was trained by more than {percent(worst)}. AutoModelForCausalLM.from_pretrained({str(done.folder)!r}) loads it."
-        )
+        self.message.note(written(done))
 
     def _going(self) -> tuple[Run, str]:
         assert self._run is not None  # the controls are hidden until there is one
         return self._run, self.dtype.value
+
+
+def written(done: Exported) -> str:
+    """What was written, how far it is from what was trained, and the line that loads it."""
+    said = f"Written: {amount(done.nbytes)} of weights in {done.dtype} to {done.folder}. "
+    if done.errors:
+        said += f"No adapted weight differs from what was trained by more than {percent(max(done.errors.values()))}. "
+    if done.format == "transformers":
+        return f"{said}AutoModelForCausalLM.from_pretrained({str(done.folder)!r}) loads it."
+    line = "llama-cli -m base.gguf --lora adapter.gguf" if done.format == "gguf-adapter" else "llama-cli -m model.gguf"
+    return f"{said}{line} runs it (from its documentation, not run); README.md there has more."

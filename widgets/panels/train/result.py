@@ -17,6 +17,7 @@ from widgets.background.work import Work
 from widgets.controls.copy_button import CopyButton
 from widgets.controls.style import column, row
 from widgets.panels.train.export import RunExport
+from widgets.panels.train.on_bases import said
 from widgets.panels.train.words import from_here
 from workbench.text import amount, counted, memory_size
 from workbench.training.folder import ENDED, RunStatus
@@ -37,9 +38,10 @@ class RunResult:
         self.folder = CopyButton(label="Copy", what="Folder of what was trained", shown=True)
         self.loading = CopyButton(label="Copy loading code", what="Code that loads what was trained")
         self.export = ipywidgets.Button(
-            description="Export…", button_style="primary", tooltip="Merge the adapter into its base"
+            description="Export…", button_style="primary", tooltip="Merge the adapter into its base, or write GGUF"
         )
         self.export.on_click(lambda _: export.toggle())
+        export.on_bases.found = self._more
         card = column(self.loss, self.folder, self.facts, row(self.export, self.loading))
         self.widget = ipywidgets.Box([card, beside])
         self.widget.add_class("wb-result")
@@ -63,6 +65,11 @@ class RunResult:
             self._read = ending
             self._work.submit("Reading the run", "", lambda progress, cancelled: (run, outcome(run)))
 
+    def _more(self, run: Run) -> None:
+        """Something was measured of the run meanwhile: its card is read again."""
+        if run is self._run and self._read is not None:
+            self._work.submit("Reading the run", "", lambda progress, cancelled: (run, outcome(run)))
+
     def close(self) -> None:
         """End the thread."""
         self._work.close()
@@ -73,7 +80,7 @@ class RunResult:
             return
         self.loss.value = loss_html(came_to)
         self.folder.text = from_here(folder)
-        self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))}</div>'
+        self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))} {said(run)}</div>'
         self.loading.text = loading_code(run, folder)
         self.export.layout.display = "" if run.adapter_dir is not None else "none"
         self.widget.layout.display = ""

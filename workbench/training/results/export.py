@@ -11,7 +11,7 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from workbench.sources.rule import TRANSPOSED
 from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
 from workbench.training.paths import path_of
-from workbench.training.results import loading
+from workbench.training.results import loading, on_bases
 from workbench.training.results.card import write_card
 from workbench.training.results.gguf_adapter import GgufAdapter
 from workbench.training.results.gguf_model import GgufModel
@@ -148,7 +148,7 @@ def _finish(exporter: _Transformers | GgufModel | GgufAdapter, draft: Path) -> N
         (draft / "Modelfile").write_text(loading.modelfile(exporter.chats), "utf-8")
         what, lines = "gguf", loading.of_model(exporter.chats)
     elif isinstance(exporter, GgufAdapter):
-        what, lines = "gguf-adapter", loading.of_adapter()
+        what, lines = "gguf-adapter", loading.of_adapter() + _bases(on_bases.read(exporter.run.dir, merge.folder))
     else:
         what, lines = "merged", loading.of_transformers()
     beside = _BESIDE if isinstance(exporter, _Transformers) else _LICENCES
@@ -156,6 +156,17 @@ def _finish(exporter: _Transformers | GgufModel | GgufAdapter, draft: Path) -> N
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in beside):
             shutil.copyfile(path, draft / path.name)
     write_card(exporter.run.dir, draft, what, exporter.notes(), lines)
+
+
+def _bases(rows: Sequence[on_bases.OnBase]) -> str:
+    """What was measured of the adapter on other bases, for the card; empty where nothing was."""
+    if not rows:
+        return ""
+    heads = list(rows[0]._line_())
+    table = "\n".join(f"| {' | '.join(row._line_().values())} |" for row in rows)
+    head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+    intro = "Measured against the model as it was trained, on held-out rows; intervals over rows."
+    return f"\n\n## On other bases\n\n{intro}\n\n{head}\n{table}"
 
 
 class _Transformers:
