@@ -218,10 +218,10 @@ def test_outputs_err_less_than_weights_where_errors_average_out(evaluated: wb.Ev
 # --- which configurations -----------------------------------------------------------------------------------------------------
 
 
-def test_at_equal_bits_each_format_has_its_largest_configuration(model: Path) -> None:
+def test_at_equal_bits_each_format_has_the_configuration_that_a_duel_chooses(model: Path) -> None:
     ev = wb.evaluate(model, ["mxfp4", "nf4", "fp4"], equal_bits=True)
-    assert {spec.format for spec in ev.specs} == {"mxfp4", "nf4", "fp4"}
-    assert max(spec.bits_per_weight for spec in ev.specs) == EQUAL_BITS
+    assert set(ev.specs) == {score.spec for score in wb.duel(model, EQUAL_BITS, ["mxfp4", "nf4", "fp4"]).contenders}
+    assert max(spec.bits_per_weight for spec in ev.specs) <= EQUAL_BITS
     small = wb.evaluate(model, ["nf4"], equal_bits=4.2)
     assert [spec.bits_per_weight <= 4.2 for spec in small.specs] == [True]
 

@@ -75,7 +75,7 @@ def _format(command: Callable[..., None]) -> Callable[..., None]:
     default="no",
     help="Quantize the scales of --formats.",
 )
-@click.option("--equal-bits", type=float, metavar="BITS", help="Each format's largest configuration of at most so many bits.")
+@click.option("--equal-bits", type=float, metavar="BITS", help="Each format's best configuration of at most so many bits.")
 @_held_out
 @revision_option
 @json_option

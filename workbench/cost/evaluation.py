@@ -29,7 +29,7 @@ from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
-from workbench.surveys.duel import configurations, largest
+from workbench.surveys.duel import duel
 from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, amount, nats, number, percent
 from workbench.training.config import TrainConfig
@@ -112,7 +112,8 @@ def evaluate(
 
     ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
     specifications, or names of formats as they usually are. ``equal_bits``: True, or bits per weight: in place of each
-    specification its format's largest configuration of at most 4.5 (or so many) bits, as in ``duel``.
+    specification its format's configuration of at most 4.5 (or so many) bits whose weights err least, as in ``duel``, which
+    reads the model's weights once first.
 
     ``data``: None for the builtin dataset's held-out rows; ``"bible"`` or ``"wordnet"`` for text of the embedded model's own
     training that was held out (``jobs.TEXTS``); a ``TrainConfig`` for the rows that it names; or a file, a folder or
@@ -136,7 +137,8 @@ def evaluate(
         raise FormatError(what, where="equal_bits", remedy=remedy)
     if equal_bits:
         bits = EQUAL_BITS if equal_bits is True else equal_bits
-        wanted = tuple(largest(bits, configurations(dict.fromkeys(spec.format for spec in wanted)))[0])
+        fought = duel(job.source, bits, dict.fromkeys(spec.format for spec in wanted), progress=progress, cancelled=cancelled)
+        wanted = tuple(score.spec for score in fought.contenders)
     return Evaluation(job, wanted, output_error, folder, progress, cancelled)
 
 

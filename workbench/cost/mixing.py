@@ -304,9 +304,9 @@ def _as(sens: Sensitivity, like: Source | str | os.PathLike[str]) -> Mix:
 
 def _trained(cfg: TrainConfig, sens: Sensitivity, names: tuple[str, ...]) -> TrainConfig:
     """The run on the sensitivity's format, with these names left out."""
-    if not sens.spec.definition.trainable or sens.spec.scale_dtype != "float32" or sens.spec.nested_block_size != 256:
+    if not sens.spec.trainable or sens.spec.nested_block_size != 256:
         what = f"bitsandbytes does not hold weights in {sens.spec.title}: what was measured cannot be trained."
-        raise ConfigError([what], where="mix", remedy="Measure sensitivities to nf4 or fp4.")
+        raise ConfigError([what], where="mix", remedy="Measure sensitivities to nf4 or fp4, not rotated.")
     return dataclasses.replace(
         cfg, method="qlora", quant_type=sens.spec.format, block_size=sens.spec.block_size, double_quant=sens.spec.double_quant,
         llm_int8_skip_modules=names,
