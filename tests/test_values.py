@@ -262,6 +262,8 @@ def hostile(kind: type, tmp_path: Path) -> Any:
     if kind is wb.Repairs:
         empty = object.__new__(wb.Repairs)
         super(wb.Repairs, empty).__init__(MANY, None)  # its own makes a process's folder, and opens a run
+        empty._models = {step: RowCosts((7,) * MANY, (1e9,) * MANY, (-1e-9,) * MANY, (3,) * MANY) for step in (None, 0)}
+        empty.adapters = {}
         return unfolded(empty, [made(wb.Repair)] * MANY)
     return truth() if kind is wb.PagingTruth else made(kind)
 
