@@ -15,6 +15,7 @@ from .cost.mixing import CurvePoint as CurvePoint
 from .cost.mixing import Mix as Mix
 from .cost.mixing import mix as mix
 from .cost.repairs import Repair as Repair
+from .cost.repairs import RepairedModel as RepairedModel
 from .cost.repairs import Repairs as Repairs
 from .cost.repairs import repairs as repairs
 from .cost.sensitivities import ModuleCost as ModuleCost

@@ -48,3 +48,10 @@ def test_what_an_interval_cannot_tell_apart_shares_a_rank() -> None:
         RowCosts((10,) * 40, (0.0,) * 40, (math.nan,) * 40, (0,) * 40),
     ]
     assert ranks([m.kl for m in models], lambda i, j: models[i].further(models[j])) == (3, 1, 1, 4)
+
+
+def test_different_ranks_are_always_told_apart() -> None:
+    known = {(1, 0): (-1.0, 3.0), (2, 1): (-1.0, 3.0), (2, 0): (1.0, 3.0)}  # a chain, whose ends are told apart
+    assert ranks([1.0, 2.0, 3.0], lambda i, j: known[i, j]) == (1, 1, 1)
+    assert ranks([3.0, 1.0, 2.0], lambda i, j: (0.5, 1.5)) == (3, 1, 2)
+    assert ranks([], lambda i, j: (0.0, 0.0)) == ()

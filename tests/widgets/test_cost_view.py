@@ -272,7 +272,7 @@ def test_three_methods_are_trained_side_by_side_and_what_the_adapter_repairs_is_
     state = State(model=model, max_length=32, per_device_train_batch_size=2, optim="adamw_torch", train=train)
     view = CostView(state=state, executor=Immediate())
     assert "Trains three times for 2 steps" in view.methods.stream.cost.value
-    with forks.ready():
+    with forks.ready(), measuring():
         view.methods.stream.button.click()
     assert view.message.value == ""
     results = view.methods.comparison.results

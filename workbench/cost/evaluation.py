@@ -169,8 +169,8 @@ class Evaluation(Shown, Unfolding[Cost]):
     def ranks(self) -> dict[str, int]:
         """Of each finished format, by ``Cost.name``: its rank by KL divergence from 1, the least first.
 
-        A rank is 1 and the number of formats whose KL is lower beyond the paired 95 % interval of the difference. So formats
-        that these rows cannot tell apart from one another share a rank.
+        Where two ranks differ, these rows tell the formats apart: the paired 95 % interval of the difference is above zero.
+        Formats in a chain of which each is not told apart from the next share a rank.
         """
         costs = [cost for cost in self.rows if cost.spec is not None]
         found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
@@ -246,8 +246,8 @@ class Evaluation(Shown, Unfolding[Cost]):
 
     def _show_(self) -> View:
         note = (
-            f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. Rank: "
-            "1 and how many formats lie lower beyond the paired interval of the difference."
+            f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. "
+            "Formats of different ranks are told apart by the paired interval of the difference."
         )
         known = self.ranks
         order = sorted(self.rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))

@@ -135,18 +135,21 @@ def told_apart(better: Interval) -> bool:
 
 
 def ranks(values: Sequence[float], further: Callable[[int, int], Interval]) -> tuple[int, ...]:
-    """Of each value its rank from 1, the least first; those that their intervals cannot tell apart may share one.
+    """Of each value its rank from 1, the least first. Where two ranks differ, the interval of the difference tells them apart.
 
-    A rank is 1 and the number of values that are lower beyond the interval of the difference; ``further(i, j)`` is the interval
-    of value i − value j. A value that is no number comes last.
+    A rank begins where every value from there on is told apart from every one before; ``further(i, j)`` is the interval of
+    value i − value j. So values in a chain of which each is not told apart from the next share a rank. A value that is no
+    number comes last.
     """
-    finite = [math.isfinite(value) for value in values]
-    return tuple(
-        1
-        + sum(
-            finite[j] and (not finite[i] or (values[j] < values[i] and told_apart(further(i, j))))
-            for j in range(len(values))
-            if j != i
-        )
-        for i in range(len(values))
-    )
+    order = sorted(range(len(values)), key=lambda i: (not math.isfinite(values[i]), values[i]))
+    found = [1] * len(values)
+
+    def apart(worse: int, better: int) -> bool:
+        if not math.isfinite(values[worse]):
+            return math.isfinite(values[better])
+        return told_apart(further(worse, better))
+
+    for at in range(1, len(order)):
+        begins = all(apart(worse, better) for worse in order[at:] for better in order[:at])
+        found[order[at]] = at + 1 if begins else found[order[at - 1]]
+    return tuple(found)

@@ -96,7 +96,7 @@ class CostView(View):
                 "repairs": lambda: self.repairs.widget,
             }
         )
-        self.text = choice("Held-out text", COST_TEXTS)
+        self.text = choice("Text", COST_TEXTS)
         bind(self.text, session.store, "cost_text", self.message)
         line = bar(heading("What quantization costs the model", _WHY), self.text, self.rows, self.folder)
         return [line, self.part, self.under_way, self.faces]
