@@ -71,7 +71,8 @@ def _imports(config: TrainConfig, files: Files) -> str:
         from_transformers.append("set_seed")
         loftq = ", replace_lora_weights_loftq" * (config.init_lora_weights == "loftq")
         prepare = ", prepare_model_for_kbit_training" * config.upcast_to_fp32
-        lines.append(f"from peft import LoraConfig, get_peft_model{prepare}{loftq}")
+        loaded = ", PeftModel" * _on_residual(config)
+        lines.append(f"from peft import LoraConfig{loaded}, get_peft_model{prepare}{loftq}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
@@ -136,17 +137,27 @@ quantization = BitsAndBytesConfig(
     bnb_4bit_use_double_quant={config.double_quant},
     bnb_4bit_compute_dtype=dtype,{skipped}
 )""")
-    return [*lines, f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})"]
+    name = as_source(_RESIDUAL) if _on_residual(config) else "MODEL"
+    return [*lines, f"model = AutoModelForCausalLM.from_pretrained({name}, dtype=dtype{quantized})"]
+
+
+def _on_residual(config: TrainConfig) -> bool:
+    """Whether the base is what PiSSA leaves of the model, in 4 bits."""
+    return config.method == "qlora" and config.init_lora_weights == "pissa"
 
 
 def _model(config: TrainConfig) -> str:
     lines = _loaded(config)
+    if _on_residual(config):
+        lines = [_PISSA.format(seed=config.seed, lora=_arguments(_lora(config)), residual=_RESIDUAL, begun=_BEGUN), *lines]
     if config.method == "qlora":
         peft = "model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)"
         lines.append(peft if config.upcast_to_fp32 else _PREPARED)
         if config.norms_in_16_bits:
             lines.append(_NARROWED)
-    if config.method != "full":
+    if _on_residual(config):
+        lines.append(f"model = PeftModel.from_pretrained(model, {as_source(_BEGUN)}, is_trainable=True)")
+    elif config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
     if config.init_lora_weights == "loftq":
         path = "" if on_hub(config.model) else ", MODEL"
@@ -157,6 +168,16 @@ def _model(config: TrainConfig) -> str:
     return "\n".join(line.strip("\n") for line in lines)
 
 
+_BEGUN, _RESIDUAL = "pissa-begun", "pissa-residual"
+_PISSA = """
+# PiSSA begins on the 16-bit model; what it leaves of that is written, and quantized as it is loaded.
+whole = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
+set_seed({seed})
+begun = get_peft_model(whole, LoraConfig({lora}))
+begun.peft_config["default"].init_lora_weights = True  # so that it is not done again
+begun.save_pretrained("{begun}")
+begun.unload().save_pretrained("{residual}")
+"""
 _PREPARED = """
 for parameter in model.parameters():
     parameter.requires_grad_(False)
