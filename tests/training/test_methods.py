@@ -173,10 +173,11 @@ def test_other_block_sizes_and_modules_left_out(model: Path, train: Train) -> No
     [
         {"init_lora_weights": "olora"},
         {"init_lora_weights": "loftq", "lora_alpha": 16},
+        {"init_lora_weights": "pissa"},
         {"method": "lora", "init_lora_weights": "pissa"},
         {"method": "full", "num_train_epochs": 0.02},
     ],
-    ids=["olora", "loftq", "pissa", "full"],
+    ids=["olora", "loftq", "qpissa", "pissa", "full"],
 )
 def test_what_begins_from_the_weights_goes_on_from_a_checkpoint_to_the_same_weights(
     train: Train, fields: dict[str, Any]

@@ -78,6 +78,7 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
             {"norms_in_16_bits": True, "inputs_on_host": True, "compute_dtype": "bfloat16"},
             id="norms-in-16-bits", marks=pytest.mark.slow,
         ),
+        pytest.param({"init_lora_weights": "pissa", "lora_dropout": 0.1}, id="qpissa"),
         pytest.param({"rescale_mlp": 6, "lora_dropout": 0.1}, id="rescaled", marks=pytest.mark.slow),
         pytest.param({"group_by_length": False, "max_length": 64}, id="at-random", marks=pytest.mark.slow),
     ],

@@ -16,10 +16,7 @@ _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
 """What other methods than these lack."""
 _MOST_RESCALED = 12
 _REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_TWO_STEPS = (
-    "Two steps do it outside this run: begin adapters so on the unquantized model and save them and what is left of the model, "
-    "as peft's documentation shows; then quantize that and go on training the saved adapters."
-)
+_MAGNITUDES = 'init_lora_weights "{}" changes the directions after use_dora has taken the magnitudes: turn one of them off.'
 
 
 def faults_of(config: Any) -> list[str]:
@@ -126,11 +123,8 @@ def _method_faults(config: Any) -> list[str]:
             faults.append(f'{", ".join(unused)}: method "{config.method}" {lacks}.')
     if config.init_adapter is not None and begin is not True:
         faults.append(f"init_adapter says how adapters begin, and init_lora_weights {begin!r} says another way: leave one out.")
-    if config.method == "qlora" and begin == "pissa":
-        faults.append(
-            'init_lora_weights "pissa" needs unquantized weights, which method "qlora" does not hold, and leaves a base that '
-            f"no checkpoint has. {_TWO_STEPS}"
-        )
+    if config.method == "qlora" and begin == "pissa" and config.use_dora:
+        faults.append(_MAGNITUDES.format("pissa"))
     if config.method == "qlora" and begin == "loftq":
         faults += _loftq_faults(config)
     if config.method == "lora" and begin == "loftq":
@@ -154,7 +148,5 @@ def _loftq_faults(config: Any) -> list[str]:
             f"{config.lora_alpha} scales it by alpha / {scale}: make lora_alpha {config.lora_r}, as lora_r is{rest}."
         )
     if config.use_dora:
-        faults.append(
-            'init_lora_weights "loftq" changes the directions after use_dora has taken the magnitudes: turn one of them off.'
-        )
+        faults.append(_MAGNITUDES.format("loftq"))
     return faults

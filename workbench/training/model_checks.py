@@ -185,8 +185,9 @@ def _kept_faults(config: TrainConfig, source: Source) -> list[str]:
     if own is None:
         return []
     asked = {"quant_type": own.format, "block_size": own.block_size, "double_quant": own.double_quant}
-    none_left = 'init_lora_weights is "loftq", and this checkpoint is in 4 bits itself: what they have lost is not in it.'
-    return ([none_left] if config.init_lora_weights == "loftq" else []) + [
+    begin = config.init_lora_weights
+    no_original = f'init_lora_weights is "{begin}", and this checkpoint is in 4 bits itself: there is no weight to begin from.'
+    return ([no_original] if begin in ("loftq", "pissa") else []) + [
         f"{name} is {getattr(config, name)!r}; this checkpoint's weights are packed with {value!r}, and are kept so."
         for name, value in asked.items()
         if getattr(config, name) != value

@@ -88,7 +88,7 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")
-        needed = ["LoraConfig", "get_peft_model"]
+        needed = ["LoraConfig", *["PeftModel"] * _on_residual(config), "get_peft_model"]
         needed += ["prepare_model_for_kbit_training"] * config.upcast_to_fp32
         needed += ["load_peft_weights", "set_peft_model_state_dict"] * (config.init_adapter is not None)
         needed += ["replace_lora_weights_loftq"] * (config.init_lora_weights == "loftq")
@@ -157,17 +157,27 @@ quantization = BitsAndBytesConfig(
     bnb_4bit_use_double_quant={config.double_quant},
     bnb_4bit_compute_dtype=dtype,{skipped}
 )""")
-    return [*lines, f"model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{quantized})"]
+    name = as_source(_RESIDUAL) if _on_residual(config) else "MODEL"
+    return [*lines, f"model = AutoModelForCausalLM.from_pretrained({name}, dtype=dtype{quantized})"]
+
+
+def _on_residual(config: TrainConfig) -> bool:
+    """Whether the base is what PiSSA leaves of the model, in 4 bits."""
+    return config.method == "qlora" and config.init_lora_weights == "pissa"
 
 
 def _model(config: TrainConfig) -> str:
     lines = _loaded(config)
+    if _on_residual(config):
+        lines = [_PISSA.format(seed=config.seed, lora=_arguments(_lora(config)), residual=_RESIDUAL, begun=_BEGUN), *lines]
     if config.method == "qlora":
         peft = "model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)"
         lines.append(peft if config.upcast_to_fp32 else _PREPARED)
         if config.norms_in_16_bits:
             lines.append(_NARROWED)
-    if config.method != "full":
+    if _on_residual(config):
+        lines.append(f"model = PeftModel.from_pretrained(model, {as_source(_BEGUN)}, is_trainable=True)")
+    elif config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
     if config.init_adapter is not None:
         folder = as_source(str(first_adapter(config.init_adapter)))
@@ -181,6 +191,16 @@ def _model(config: TrainConfig) -> str:
     return "\n".join(line.strip("\n") for line in lines)
 
 
+_BEGUN, _RESIDUAL = "pissa-begun", "pissa-residual"
+_PISSA = """
+# PiSSA begins on the 16-bit model; what it leaves of that is written, and quantized as it is loaded.
+whole = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
+set_seed({seed})
+begun = get_peft_model(whole, LoraConfig({lora}))
+begun.peft_config["default"].init_lora_weights = True  # so that it is not done again
+begun.save_pretrained("{begun}")
+begun.unload().save_pretrained("{residual}")
+"""
 _PREPARED = """
 for parameter in model.parameters():
     parameter.requires_grad_(False)

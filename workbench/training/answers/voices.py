@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
 from workbench.errors import DataError, RunError
 from workbench.memory.footprint import Plan, base_weights
@@ -27,6 +27,7 @@ from workbench.training.model_checks import positions
 from workbench.training.rows.chats import Template
 from workbench.training.watch.endings import ending_of
 from workbench.training.watch.shortage import headroom
+from workbench.training.worker.beginnings import begin_with_pissa
 from workbench.training.worker.generation import encode, generate
 from workbench.training.worker.model import compute_dtype, load_base
 
@@ -56,7 +57,7 @@ class Voices:
         self._folder = data.model_folder(config.model, origins.pinned(run, config))
         self.tokenizer = data.open_tokenizer(self._folder)
         base = load_base(config, self._folder, self._dtype, lambda: None)
-        self._adapted = _with_adapter(base, adapter)
+        self._adapted = _with_adapter(base, adapter, self._folder if config.method == "qlora" else None)
         self._base: Any = None
         if config.init_lora_weights in _REWRITING:
             self._base = load_base(config, self._folder, self._dtype, lambda: None).eval()
@@ -135,9 +136,16 @@ class Voices:
         return min(wanted, most - prompt)
 
 
-def _with_adapter(base: Any, adapter: Path) -> Any:
+def _with_adapter(base: Any, adapter: Path, folder: Path | None) -> Any:
+    """``folder``: the base's, where it is in 4 bits: peft itself can take what PiSSA begins with out of 16 bits alone."""
     try:
-        return PeftModel.from_pretrained(base, str(adapter)).eval()
+        config = PeftConfig.from_pretrained(str(adapter))
+        if folder is None or config.init_lora_weights != "pissa":
+            return PeftModel.from_pretrained(base, str(adapter)).eval()
+        config.init_lora_weights = True
+        adapted = PeftModel.from_pretrained(base, str(adapter), config=config)
+        begin_with_pissa(adapted, folder, config, adapters=False)
+        return adapted.eval()
     except Exception as error:  # whatever peft and safetensors raise about files that they cannot take
         if ending_of(error, {}).kind == "out_of_memory":
             raise

@@ -130,7 +130,7 @@ def _use(config: TrainConfig, base: str, revision: str) -> str:
     names = "AutoModelForCausalLM"
     if revision:
         named += f', revision="{revision}"'
-    if config.method == "qlora":
+    if config.method == "qlora" and config.init_lora_weights != "pissa":  # which peft takes out of 16-bit weights alone
         names += ", BitsAndBytesConfig"
         double = ", bnb_4bit_use_double_quant=True" if config.double_quant else ""
         how = f'load_in_4bit=True, bnb_4bit_quant_type="{config.quant_type}"{double}'

@@ -235,7 +235,9 @@ class Merge:
         """The weight that the adapter makes of ``held``, in float32: what the run trained."""
         if not self.from_weights:
             return self._merged(info, held)
-        begun = self._begun(info, held.astype(self._held_in))  # the base without what such adapters begin with
+        # The base without what such adapters begin with: PiSSA's begin from the original weight, in 4 bits afterwards.
+        from_original = self.config.init_lora_weights == "pissa" and self.in_four_bits(info)
+        begun = self._begun(info, (self.original(info) if from_original else held).astype(self._held_in))
         if self.in_four_bits(info):
             begun = quantize(begun, self.spec).dequantize()
         return self._merged(info, np.asarray(begun, np.float32))

@@ -25,7 +25,7 @@ from workbench.quant.bnb import check_backend
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
-from workbench.training.worker.beginnings import begin_with_loftq
+from workbench.training.worker.beginnings import FROM_ORIGINAL, begin_with_loftq, begin_with_pissa
 from workbench.training.worker.distributed import local_rank
 from workbench.training.worker.health import rescale_mlps
 from workbench.training.worker.preparation import answer_in, prepare
@@ -111,8 +111,8 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
     """The model as it is trained: with fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
 
     With the usual beginning B is zero, so that it computes what the base computes. ``first``: the folder of an adapter whose
-    weights they begin with instead. LoftQ reads the base's files again. Raises ``ModelError`` where the weights are not all
-    that there are.
+    weights they begin with instead. LoftQ and PiSSA on a 4-bit base read the model's files again. Raises ``ModelError`` where
+    the weights are not all that there are.
     """
     if config.method == "full":
         set_seed(config.seed)
@@ -130,6 +130,7 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
     set_seed(config.seed)
     check_targets(model, config)
     targets = config.target_modules
+    on_original = config.method == "qlora" and config.init_lora_weights in FROM_ORIGINAL
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -138,7 +139,7 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=True if config.init_lora_weights == "loftq" else config.init_lora_weights,
+        init_lora_weights=True if on_original else config.init_lora_weights,
     )
     try:
         adapted = get_peft_model(model, lora)
@@ -147,8 +148,11 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
     if config.init_adapter is not None and first is not None:
         _begin_with(adapted, first)
-    if config.init_lora_weights == "loftq":
+    if on_original and config.init_lora_weights == "loftq":
         begin_with_loftq(adapted, Path(model.config._name_or_path))
+    elif on_original:
+        begin_with_pissa(adapted, Path(model.config._name_or_path), lora)
+        lora.init_lora_weights = "pissa"  # whoever loads the adapter must take the same out of the base
     if config.rescale_mlp:
         rescale_mlps(adapted, config.rescale_mlp)
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit

@@ -1,17 +1,21 @@
-"""LoftQ's adapters begin with what 4 bits have lost: as peft's own call makes them, and on checkpoints that it cannot read."""
+"""LoftQ and PiSSA on a 4-bit base: adapters as peft's own calls make them, and after training the base that goes with them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
 import workbench as wb
-from tests.helpers import tiny
+from tests.helpers import in_process, tiny
 from tests.helpers.tiny_model import write_tiny_model
+from workbench.training.answers.voices import Voices
+from workbench.training.results.card import card
+from workbench.training.results.merging import Merge
 
 LOFTQ: dict[str, Any] = {"init_lora_weights": "loftq", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 
@@ -93,6 +97,58 @@ def test_the_output_is_nearer_to_the_16_bit_model_s_before_the_first_step(model:
     assert float(loftq) < 0.95 * float(usual)
 
 
+def test_pissa_leaves_a_base_in_4_bits_that_with_its_adapters_is_nearer_to_the_weights(model: Path) -> None:
+    """What peft documents, in one step: its own beginning on the 16-bit model, and what is left of that in 4 bits."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    fields = {**LOFTQ, "init_lora_weights": "pissa", "lora_alpha": 16, "block_size": 32, "double_quant": True}
+    net, usual = begun(model, **fields), begun(model, **{**fields, "init_lora_weights": True})
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    how = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights="pissa")
+    theirs = adapted(get_peft_model(whole, how))
+    spec = wb.QuantSpec("nf4", 32, double_quant=True)
+    for name, module in adapted(net).items():
+        torch.testing.assert_close(module.lora_A.default.weight, theirs[name].lora_A.default.weight, rtol=1e-4, atol=1e-6)
+        residual = theirs[name].get_base_layer().weight.detach()
+        left = torch.from_numpy(wb.quantize(residual.numpy(), spec).dequantize())
+        state = module.get_base_layer().weight.quant_state
+        assert (state.blocksize, state.nested) == (32, True)
+        held = dequantize_4bit(module.get_base_layer().weight.data, state)
+        torch.testing.assert_close(held, left, rtol=0, atol=2e-2 * float(left.abs().max()))
+        original, gone = lost(model, name, adapted(usual)[name])
+        assert float((original - held - module.get_delta_weight("default").detach()).norm()) < float(gone.norm())
+
+
+@pytest.mark.parametrize("begin", ["pissa", "loftq"])
+def test_a_trained_adapter_is_merged_into_the_base_that_it_was_trained_on(model: Path, begin: str, tmp_path: Path) -> None:
+    """Held against the worker's model itself, in its state after training; the answers take the same base."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    run = in_process.train(in_process.config_of(model, **{**LOFTQ, "init_lora_weights": begin}), tmp_path)
+    net = begun(model, **{**LOFTQ, "init_lora_weights": begin})
+    set_peft_model_state_dict(net, load_file(run.adapter_dir / "adapter_model.safetensors"))
+    merge = Merge(run)
+    for info in merge.tensors:
+        if info.name in merge.paths:
+            module = adapted(net)[merge.paths[info.name]]
+            weight = module.get_base_layer().weight
+            trained = dequantize_4bit(weight.data, weight.quant_state) + module.get_delta_weight("default")
+            np.testing.assert_allclose(merge.trained(info, merge.held(info)), trained.detach().numpy(), rtol=0, atol=2e-5)
+    ids = torch.randint(0, 512, (2, 16), generator=torch.Generator().manual_seed(0))
+    voices = Voices(run.dir, run.config, run.adapter_dir)
+    with torch.no_grad():
+        torch.testing.assert_close(voices._adapted(ids).logits, net.eval()(ids).logits, rtol=1e-3, atol=1e-3)
+    assert all(row.dequantized < 0.01 for row in wb.merge_errors(run).rows)
+
+
+def test_the_card_loads_pissa_s_base_in_16_bits_from_which_peft_can_take_it(model: Path) -> None:
+    shown = {how: card(wb.TrainConfig(model=str(model), init_lora_weights=how), [], "adapter") for how in ("pissa", True)}
+    assert "BitsAndBytesConfig" not in shown["pissa"]
+    assert "BitsAndBytesConfig" in shown[True]
+
+
 def test_weights_that_lie_transposed_are_turned(tmp_path: Path) -> None:
     """GPT-2's Conv1D, which peft's call meets with a matrix of another shape."""
     gpt2 = tiny.save(tmp_path / "gpt2", "gpt2", {**tiny.ARCHITECTURES["gpt2"][1], "vocab_size": 512})
@@ -114,8 +170,17 @@ def test_a_rank_above_the_matrix_s_own_leaves_nothing(model: Path) -> None:
         assert float((gone - module.get_delta_weight("default").detach()).norm()) < 1e-4 * float(gone.norm())
 
 
-def test_the_copied_cell_makes_peft_s_call(model: Path) -> None:
-    code = wb.as_code(wb.TrainConfig(model=str(model), **LOFTQ))
-    assert "from peft import LoraConfig, get_peft_model, replace_lora_weights_loftq" in code
+def test_the_copied_cell_makes_peft_s_call_and_gives_the_same_losses(
+    model: Path, peft_on_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = in_process.config_of(model, logits_at_once=0, **LOFTQ)
+    (tmp_path / "run").mkdir()
+    run = in_process.train(config, tmp_path / "run")
+    code = wb.as_code(config)
     assert "replace_lora_weights_loftq(model, MODEL)" in code
     assert "init_lora_weights" not in code
+    monkeypatch.chdir(tmp_path)
+    cell: dict[str, Any] = {}
+    exec(compile(code, "cell", "exec"), cell)
+    alone = [entry["loss"] for entry in cell["trainer"].state.log_history if "loss" in entry]
+    assert alone == pytest.approx([event["loss"] for event in run.events() if event["k"] == "step"], abs=1e-5)
