@@ -7,6 +7,7 @@ builds it, which CI does too.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -96,6 +97,17 @@ def test_the_pages_on_training_run_one_after_the_other_and_the_run_s_folder_is_a
     described = {re.sub(r"/.*", "", name) for name in column("Files")} | {".lock"}
     assert {path.name for path in run.dir.iterdir()} <= described
     assert {event["k"] for event in run.events()} <= set(column("Events"))
+
+
+def test_python_that_is_not_run_calls_what_there_is_with_arguments_that_it_takes() -> None:
+    called = []
+    for block in (block for page in PAGES for block in blocks(page)):
+        for node in ast.walk(ast.parse(block.text if block.language == "python" and not block.runs else "")):
+            if isinstance(node, ast.Call) and re.fullmatch(r"wb\.\w+", ast.unparse(node.func)):
+                function = getattr(wb, ast.unparse(node.func)[3:])
+                inspect.signature(function).bind(*node.args, **{k.arg: k.value for k in node.keywords if k.arg})
+                called.append(function.__name__)
+    assert {"evaluate", "attach"} <= set(called)
 
 
 def test_a_block_that_is_not_run_says_why_and_others_are_of_a_kind_that_is_checked() -> None:
