@@ -71,7 +71,7 @@ from pathlib import Path
 import workbench as wb
 from tests.helpers.in_process import config_of
 from tests.helpers.tiny_model import write_tiny_model
-from workbench.training.data import preview
+from workbench.training.previews import preview
 config = config_of(write_tiny_model(Path({str(tmp_path)!r}) / "model"), max_steps=1, max_eval_rows=0)
 counts = preview(config).counts
 print(json.dumps([counts["kept"] > 0, wb.launch(config, Path({str(tmp_path)!r}) / "run").wait().state]))

@@ -117,3 +117,7 @@ def test_links_and_pictures_are_there(page: str) -> None:
 def test_the_views_are_those_of_the_package() -> None:
     assert "DistributionView" in widgets.__all__
     assert "Workbench" in widgets.__all__
+
+
+def test_it_is_read_in_a_minute() -> None:
+    assert len(README.splitlines()) <= 90

@@ -27,7 +27,7 @@ from widgets.background.tasks import Latest
 from widgets.state import State, Store
 from workbench.errors import ModelError
 from workbench.quant.double_quant import NestedScales, double_quantize
-from workbench.quant.formats import BLOCK_SIZES, FORMATS, find_format
+from workbench.quant.formats import BLOCK_SIZES, find_format, usual_formats
 from workbench.quant.histogram import histogram
 from workbench.quant.inspect import BinErrors
 from workbench.quant.measure import ErrorStats, measure
@@ -298,7 +298,7 @@ class Session:
         states = [dataclasses.replace(state, block_size=size) for size in nearest]
         states.append(dataclasses.replace(state, double_quant=not state.double_quant))
         choices = [(s.block_size, [*s.specs, *self._pair(s)]) for s in states]
-        choices += [(state.block_size, [state.spec(name, state.double_quant)]) for name in FORMATS]
+        choices += [(state.block_size, [state.spec(name, state.double_quant)]) for name in usual_formats()]
         analysis.measured.look_ahead(choices, self._ahead.staleness())
 
 

@@ -2,6 +2,10 @@
 
 from .cli.doctor import Checkup as Checkup
 from .cli.doctor import doctor as doctor
+from .cost.curve import kl_curve as kl_curve
+from .cost.deployed import Deployed as Deployed
+from .cost.deployed import OnBase as OnBase
+from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate
@@ -84,16 +88,22 @@ from .surveys.survey import Survey as Survey
 from .surveys.survey import survey as survey
 from .text import amount as amount
 from .text import memory_size as memory_size
+from .training.advice import Advice as Advice
+from .training.advice import advice as advice
 from .training.answers.asking import try_out as try_out
 from .training.answers.values import Answer as Answer
 from .training.answers.values import Answers as Answers
 from .training.answers.values import Tried as Tried
 from .training.config import PAGE_MIN_NUMEL as PAGE_MIN_NUMEL
 from .training.config import TrainConfig as TrainConfig
-from .training.data import Preview as Preview
-from .training.data import preview as preview
+from .training.disk import DiskBudget as DiskBudget
+from .training.disk import DiskUse as DiskUse
+from .training.disk import disk_budget as disk_budget
 from .training.folder import RunStatus as RunStatus
 from .training.launching import launch as launch
+from .training.mirrored import resume_from as resume_from
+from .training.previews import Preview as Preview
+from .training.previews import preview as preview
 from .training.recipe import as_code as as_code
 from .training.recorded import recorded_run as recorded_run
 from .training.results.export import Exported as Exported
@@ -102,6 +112,7 @@ from .training.results.history import RunHistory as RunHistory
 from .training.results.merging import MergeError as MergeError
 from .training.results.merging import MergeErrors as MergeErrors
 from .training.results.merging import merge_errors as merge_errors
+from .training.results.pushing import push as push
 from .training.results.receipt_meter import ReceiptMeter as ReceiptMeter
 from .training.results.receipt_meter import receipt as receipt
 from .training.results.receipts import Receipt as Receipt

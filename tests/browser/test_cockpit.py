@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ def started() -> Cockpit:
     return cockpit
 
 
-def on_gpu(steps: int = 12) -> Cockpit:
+def on_gpu(steps: int = 12, **options: Any) -> Cockpit:
     """A run on a GPU that goes on."""
     cockpit, timeline = Cockpit(), Timeline()
-    timeline.feed(gpu_events(steps), ended=True)
+    timeline.feed(gpu_events(steps, **options), ended=True)
     cockpit.begin("a run", settings="QLoRA on a model · 60 steps")
     feed(cockpit, timeline)
     return cockpit
@@ -134,10 +135,24 @@ def test_all_lanes_stand_where_they_stay_before_the_first_event_and_while_steps_
     assert alone.page.locator(".workbench-cockpit").bounding_box()["height"] == HEIGHT  # type: ignore[index]
 
 
+def test_in_float16_a_strip_under_the_loss_shows_its_scale_and_the_steps_that_were_skipped(open_alone: Open) -> None:
+    cockpit = on_gpu(float16=True)
+    page = open_alone(cockpit, width=1090).page
+    page.wait_for_selector("[role=img][aria-label*='scale of the loss 8,192, steps skipped 3']", state="attached")
+    reads(page, "loss", "2.0e-4 · 0.60", "2¹³")
+    page.locator(".wbc-lanes").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    reads(page, "loss", "step 9", "2.0e-4 · skipped")
+    if folder := os.environ.get("WORKBENCH_SHOTS"):
+        page.screenshot(path=Path(folder) / "float16.png")
+    assert "scale" not in str(lane(open_alone(on_gpu(), width=1090).page, "Loss").get_attribute("aria-label"))
+
+
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 @pytest.mark.parametrize("width", [1090, 940, 720, 480])
 def test_nothing_sticks_out_and_every_target_is_large_enough(open_alone: Open, width: int, theme: str) -> None:
-    for cockpit in (started(), on_gpu(), recorded()):
+    for cockpit in (started(), on_gpu(), on_gpu(float16=True), recorded()):
         page = open_alone(cockpit, width=width, theme=theme).page
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         small = page.evaluate(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import workbench as wb
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import choice, choose, open_app, shows, tab
@@ -72,6 +73,29 @@ def test_formats_are_chips_that_are_added_swapped_and_removed(lab: Lab, lab_serv
     lab.page.get_by_role("checkbox", name="Double quantization").check()
     lab.until("() => document.querySelector('.wb-check input').checked")
     assert (state(lab, "formats"), state(lab, "double_quant")) == (["nf4"], True)
+
+
+def test_integers_of_any_bits_stand_behind_a_line_of_the_list(lab: Lab, lab_server: Server) -> None:
+    open_app(lab, lab_server)
+    button, lines = choice(lab, "Format"), lab.page.get_by_role("listbox", name="Format", exact=True).get_by_role("option")
+    button.click()
+    usual = len([form for form in wb.FORMATS.values() if form.usual])
+    assert lines.count() == usual + 2, "with the line behind which the others are, and remove"
+    lines.filter(has_text="integers of any bits").click()
+    assert lines.count() == len(wb.FORMATS) + 1
+    active = button.get_attribute("aria-activedescendant")
+    assert lab.page.locator(f"#{active}").inner_text().startswith("INT2 symmetric"), "keys go on where the line was"
+    lab.page.keyboard.press("ArrowDown")
+    lab.page.keyboard.press("Enter")
+    shows(lab, "Format", "INT3 symmetric")
+    assert state(lab, "formats")[0] == "int3-sym"
+    button.press("Enter")
+    assert lines.count() == usual + 3, "what is chosen is listed"
+    lab.page.keyboard.type("int6")
+    assert [text.split("\n")[0] for text in lines.all_inner_texts()] == ["INT6 symmetric", "INT6 asymmetric"]
+    lab.page.keyboard.press("Escape")
+    button.press("Home")  # without opening: the first of what is listed
+    shows(lab, "Format", "NF4")
 
 
 @pytest.mark.parametrize("width", [1400, 760])

@@ -1,15 +1,24 @@
 """Every view in the light and in the dark theme: drawn, named, inside its frame.
 
-``make screens`` keeps the pictures, and those that the tests of the Cost and Train views take once there is something to see.
+``make screens`` keeps the pictures, and those that the tests of the Cost and Train views take once there is something to see;
+and a moving one of the cockpit, which plays the recorded run.
 """
 
 from __future__ import annotations
 
-import pytest
+import io
+import os
+from pathlib import Path
 
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser
+
+from tests.browser.alone import DARK, LIGHT, Alone
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.browser.test_app import tab
+from tests.browser.test_cockpit import recorded
 from widgets.views import TABS
 
 pytestmark = pytest.mark.slow
@@ -17,7 +26,7 @@ pytestmark = pytest.mark.slow
 PLOTS = {"Model": 1, "Distribution": 1, "Error": 2, "Formats": 1, "Double quant": 3, "Memory": 0, "Cost": 1, "Train": 0}
 """Drawings in each tab."""
 
-BUTTONS = {"Cost": "Measure the losses", "Train": "Launch"}
+BUTTONS = {"Cost": "Measure the formats", "Train": "Launch"}
 """What is there in a tab that draws nothing before it is pressed."""
 
 SETTLED = """(count) => {
@@ -69,3 +78,31 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
             lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
     if theme == "Dark":
         lab.theme("JupyterLab Light")
+
+
+FRAMES = 48
+"""Of the moving picture, of 120 milliseconds each; the last stays for two and a half seconds."""
+
+
+@pytest.mark.parametrize(("theme", "name"), [(LIGHT, "light"), (DARK, "dark")])
+def test_the_recorded_run_makes_a_moving_picture(browser: Browser, tmp_path: Path, theme: str, name: str) -> None:
+    page = browser.new_page(device_scale_factor=1.5)
+    drawing = recorded()
+    Alone(page, drawing, width=940, theme=theme)
+    page.get_by_role("button", name="Replay").click()
+    page.get_by_role("button", name="Hold").click()
+    page.get_by_role("button", name="Higher lanes").click()
+    slider, cockpit = page.get_by_role("slider"), page.locator(".workbench-cockpit")
+    page.wait_for_function("document.querySelector('.workbench-cockpit').getBoundingClientRect().height > 400")
+    frames = []
+    for i in range(1, FRAMES + 1):
+        slider.fill(f"{float(slider.get_attribute('max') or 0) * i / FRAMES:.2f}")
+        frames.append(Image.open(io.BytesIO(cockpit.screenshot())).convert("RGB"))
+    page.close()
+    drawing.close()
+    path = Path(os.environ.get("WORKBENCH_SHOTS", tmp_path)) / f"cockpit-moving-{name}.webp"
+    times = [120] * (FRAMES - 1) + [2_500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, lossless=True, method=4)
+    assert path.stat().st_size <= 1_500_000
+    with Image.open(path) as made:
+        assert made.n_frames == FRAMES

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu import test_device, test_training
+import workbench as wb
+from tests.gpu import test_device, test_t4, test_training
 from tests.gpu.step import MIB, NO_CUDA, ROOT, Facts, Outcome, Step, answer, carry_out, chunks, command, report
+from tests.helpers import random_weights
 from tests.helpers.stretches import ratio_of
+from workbench.memory.shortlist import config_of
 
 STEPS = {
     name.removeprefix("test_"): step
-    for module in (test_device, test_training)
+    for module in (test_device, test_training, test_t4)
     for name, step in vars(module).items()
     if name.startswith("test_")
 }
@@ -27,11 +30,23 @@ STEPS = {
 def test_every_step_can_be_carried_out_and_says_what_it_shows() -> None:
     assert list(STEPS) == [
         "environment", "collectors", "quantize", "nvml", "balloon", "resume", "memory", "run", "pressure", "half", "merged",
-        "processes", "overhead",
+        "processes", "overhead", "an_8b_in_a_t4s_memory",
     ]  # fmt: skip
     assert all(step.__doc__ for step in STEPS.values())
     step = Step("tests.gpu.test_device", "test_nvml", "")
     assert command(step)[1:] == ["-m", "tests.gpu.step", "tests.gpu.test_device", "test_nvml"]
+
+
+def test_a_model_of_published_shapes_with_random_weights_trains(tmp_path: Path) -> None:
+    """What the step with an 8B does, with a model that a CPU trains in seconds."""
+    shapes = wb.PublishedShapes("small", config_of("llama", 64, 128, 2, 4, 2, 4_096, False))
+    rows = test_t4.long_rows(tmp_path / "rows.jsonl", 4, 10)
+    config = wb.TrainConfig(
+        model=str(random_weights.write(tmp_path / "model", shapes)), dataset=str(rows), text_column="text", max_length=64,
+        per_device_train_batch_size=1, max_steps=1, save_steps=0, max_eval_rows=0, sample_prompts=(),
+    )  # fmt: skip
+    status, peak = test_t4.capped(config, tmp_path / "run", None)
+    assert (status.state, peak) == ("finished", 0)
 
 
 def pytest_without_devices(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -39,7 +39,7 @@ class Thread:
     def __init__(self, arguments: list[str], **how: Any) -> None:
         self.returncode: int | None = None
         self._ended = threading.Event()
-        self._work = _measures_repairs if "workbench.cost.repairing" in arguments else lambda reporter: Worker(reporter).run()
+        self._work = next((work for module, work in _OTHERS.items() if module in arguments), _evaluates)
         self._thread = threading.Thread(target=self._run, args=(Path(arguments[-2]),))
         self._thread.start()
 
@@ -59,10 +59,23 @@ class Thread:
         return self.poll()
 
 
+def _evaluates(reporter: process.Reporter) -> None:
+    Worker(reporter).run()
+
+
 def _measures_repairs(reporter: process.Reporter) -> None:
     from workbench.cost.repairing import measure
 
     measure(reporter)
+
+
+def _measures_deployed(reporter: process.Reporter) -> None:
+    from workbench.cost.deploying import measure
+
+    measure(reporter)
+
+
+_OTHERS = {"workbench.cost.repairing": _measures_repairs, "workbench.cost.deploying": _measures_deployed}
 
 
 @contextlib.contextmanager

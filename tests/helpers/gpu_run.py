@@ -16,7 +16,11 @@ HELD = {
 }  # fmt: skip
 
 
-def gpu_events(steps: int = 30, of: int = 60) -> list[Event]:
+SKIPPED = (1, 2, 9)
+"""The steps whose gradients overflow in float16."""
+
+
+def gpu_events(steps: int = 30, of: int = 60, float16: bool = False) -> list[Event]:
     """A run of some 4 seconds a step, every fourth of which has a long row that fills memory and evicts state."""
     written: list[Event] = []
 
@@ -57,7 +61,11 @@ def gpu_events(steps: int = 30, of: int = 60) -> list[Event]:
                 at(seen + 0.1, "page", source="cupti", direction=direction, cause=cause, bytes=EVICTED, count=460, **when)
         loss = 1.2 + 0.35 * math.exp(-n / 20) + 0.08 * math.sin(n * 2.1)
         batch = {"tokens": 1800, "longest": 2048} if long else {"tokens": 1200, "longest": 700}
-        at(end, "step", n=n, loss=loss, lr=2e-4, grad_norm=0.6, seconds=end - begin, padded=2000, peak=11 * GIB, **batch)
+        health: dict[str, Any] = {"grad_norm": 0.6}
+        if float16:
+            skips, skipped = sum(n >= each for each in SKIPPED), n in SKIPPED
+            health = {"grad_norm": None if skipped else 0.6, "scale": 2.0 ** (16 - skips), "skipped": skipped}
+        at(end, "step", n=n, loss=loss, lr=2e-4, seconds=end - begin, padded=2000, peak=11 * GIB, **health, **batch)
     for i in range(int(end * 8)):
         at(i / 8, "sample", source="worker", rss=int(3 * GIB * min(i / 48, 1)), minflt=0, majflt=0, **_memory(i / 8, ends))
     return sorted(written, key=lambda event: event["t"])

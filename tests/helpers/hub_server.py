@@ -2,8 +2,8 @@
 
 Two servers on two ports: the Hub itself (``/api/models…``, ``/OWNER/NAME/resolve/REVISION/FILE``), and a content network to
 which it redirects large files, as the real one does: to a signed address that needs no token and must not get one. Covers
-model information with file sizes, HEAD and GET with ranges, search, private and gated repositories, revisions. Does not cover
-writing or Xet; a dataset is served like a model of the same name.
+model information with file sizes, HEAD and GET with ranges, search, private and gated repositories, revisions; writing is
+``hub_uploads``' part. Does not cover Xet; a dataset is served like a model of the same name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.helpers import hub_uploads
 
 TOKEN = "hf_a_token_of_the_tests"
 _LARGE = 4_096  # bytes from which on a file is on the content network; the real Hub's limit is higher
@@ -90,6 +92,8 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.role = "write"
+        """What the token may do, as the Hub tells it."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._servers = {name: _Server(name, self) for name in ("hub", "cdn")}
@@ -183,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         about = (self.headers.get("Range"), self.headers.get("Authorization"))
         self._request = Request(self.server.name, self.command, self.path, *about)
@@ -198,7 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _hub(self) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        if path == "/api/models":
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self._reader() == "accepted" and (written := hub_uploads.answer(self.server.hub, path, body)):
+            self._json(written[1], written[0])
+        elif path == "/api/whoami-v2":
+            self._refuse(401, "", "Invalid username or password.")
+        elif path == "/api/models":
             self._search(parse_qs(parts.query))
         elif match := _INFO.fullmatch(path):
             self._info(match["repo"], match["revision"] or "main")
@@ -297,8 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(about or {})}
         self._answer(status, json.dumps({"error": message}).encode(), headers | {"Content-Type": "application/json"})
 
-    def _json(self, value: Any) -> None:
-        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"})
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"})
 
     def _bytes(self, data: bytes, about: dict[str, str]) -> None:
         match = _RANGE.fullmatch(self.headers.get("Range") or "")

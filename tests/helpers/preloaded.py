@@ -24,6 +24,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from huggingface_hub import constants
+
 from workbench.training import spawning
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
@@ -140,6 +142,8 @@ def _main() -> None:
         os.chdir(root)
         os.environ.clear()
         os.environ.update(environment)
+        if home := environment.get("HF_HOME"):  # which a process started anew would read as it is imported
+            constants.HF_HUB_CACHE = str(Path(home) / "hub")
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number in (1, 2):
             os.dup2(log, number)

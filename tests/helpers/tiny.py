@@ -147,6 +147,18 @@ def save(folder: Path, model_type: str, config: dict[str, Any], cls: str = "", *
     return folder
 
 
+def randomize(file: Path, deviation: float) -> None:
+    """Draws every value of a safetensors file anew, in its dtype: norms around 1, the rest around 0."""
+    import safetensors.torch
+    import torch
+
+    seeded, values = torch.Generator().manual_seed(1), safetensors.torch.load_file(file)
+    for name, value in values.items():
+        drawn = torch.randn(value.shape, generator=seeded) * deviation + ("norm" in name)
+        values[name] = drawn.to(value.dtype)
+    safetensors.torch.save_file(values, file, {"format": "pt"})
+
+
 def load_4bit(folder: Path, cls: str = "", double_quant: bool = True) -> Any:
     """The model as QLoRA loads it."""
     import torch

@@ -8,7 +8,7 @@ autocast, and the output of the forward pass held through the backward pass: 16 
 from __future__ import annotations
 
 import statistics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -86,3 +86,23 @@ def test_a_step_on_a_t4_takes_what_is_forecast(step: Measured) -> None:
 def test_the_process_is_within_4_percent_on_average() -> None:
     errors = [abs(forecast(step).total / MIB / step.process - 1) for step in STEPS]
     assert statistics.mean(errors) < 0.04
+
+
+def on_a_t4(model: str, **fields: Any) -> wb.Fit:
+    """One row a step, everything else as by default."""
+    config = wb.TrainConfig(model=model, per_device_train_batch_size=1, **fields)
+    return wb.fit(wb.forecast(wb.PublishedShapes(model), config), "T4")
+
+
+@pytest.mark.parametrize(("model", "most"), [("meta-llama/Llama-3.1-8B-Instruct", 8.7), ("Qwen/Qwen3-8B", 9.3)])
+def test_an_8b_fits_with_the_defaults_and_not_as_it_used_to_be_prepared(model: str, most: float) -> None:
+    lean = on_a_t4(model, max_length=2_048)
+    assert lean.ledger.total / 2**30 <= most
+    assert lean.verdict == "fits"
+    assert on_a_t4(model, max_length=2_048, upcast_to_fp32=True, logits_at_once=0).verdict != "fits"
+
+
+def test_8192_tokens_of_an_8b_fit_with_what_costs_time_or_digits() -> None:
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    assert on_a_t4(model, max_length=8_192).verdict != "fits"
+    assert on_a_t4(model, max_length=8_192, norms_in_16_bits=True, inputs_on_host=True).verdict == "fits"

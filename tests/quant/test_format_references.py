@@ -129,6 +129,59 @@ def test_asymmetric_int4_is_its_definition_in_double_precision(block_size, seed)
     )
 
 
+SYMMETRIC = {2: "int2-sym", 3: "int3-sym", 5: "int5-sym", 6: "int6-sym", 7: "int7-sym", 8: "int8"}
+
+
+@pytest.mark.parametrize("bits", SYMMETRIC)
+def test_symmetric_integers_of_any_bits_are_their_definition_to_the_bit(bits):
+    """q = ⌊x · (1 / absmax) · top⌉ in float32, a tie to the even integer; x̂ = q / top · absmax; top = 2^(bits − 1) − 1."""
+    x, top = heavy_tailed(6400, bits), np.float32(2 ** (bits - 1) - 1)
+    q = wb.quantize(x, wb.QuantSpec(SYMMETRIC[bits]))
+    grid = blocks_of(x, 64)
+    absmax = np.abs(grid).max(axis=1, keepdims=True)
+    factor = np.float32(1) / np.maximum(absmax, np.float32(1e-38))
+    integers = np.rint(grid * factor * top)
+    np.testing.assert_array_equal(q.codes.reshape(grid.shape), integers.astype(int) % 2**bits)
+    np.testing.assert_array_equal(q.dequantize().reshape(grid.shape), integers / top * absmax)
+    assert np.abs(integers).max() == top
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_asymmetric_integers_of_any_bits_are_their_definition_to_the_bit(bits):
+    """step = (max(high, 0) − min(low, 0)) / (2^bits − 1) and zero point ⌊−min(low, 0) / step⌉, in float32."""
+    x, last = heavy_tailed(6400, bits) + np.float32(0.004), np.float32(2**bits - 1)
+    q = wb.quantize(x, wb.QuantSpec(f"int{bits}-asym", scale_dtype="float32"))
+    grid = blocks_of(x, 64)
+    low, high = np.minimum(grid.min(axis=1), 0)[:, None], np.maximum(grid.max(axis=1), 0)[:, None]
+    step = high / last - low / last
+    zero = np.rint(-low / step).clip(0, last)
+    codes = (np.rint(grid / step) + zero).clip(0, last)
+    np.testing.assert_array_equal(q.zero_points, zero[:, 0])
+    np.testing.assert_array_equal(q.codes.reshape(grid.shape), codes)
+    np.testing.assert_array_equal(q.dequantize().reshape(grid.shape), (codes - zero) * step)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("asymmetric", [False, True], ids=["symmetric", "asymmetric"])
+def test_integers_of_any_bits_are_torch_s_fake_quantization(bits, asymmetric):
+    """torch multiplies by a rounded reciprocal of the step: where a weight lies near a border, its integer may be the next."""
+    x = heavy_tailed(6400, bits) + np.float32(0.004)
+    name = f"int{bits}-asym" if asymmetric else f"int{bits}-sym"
+    q = wb.quantize(x, wb.QuantSpec(name, scale_dtype="float32"))
+    top = 2 ** (bits - 1) - 1
+    low, high = (0, 2**bits - 1) if asymmetric else (-top, top)
+    steps = q.scales if asymmetric else q.scales / np.float32(top)
+    zeros = q.zero_points.astype(np.int32) if asymmetric else np.zeros(q.scales.size, np.int32)
+    theirs = torch.fake_quantize_per_channel_affine(
+        torch.from_numpy(blocks_of(x, 64)), torch.from_numpy(steps), torch.from_numpy(zeros), 0, low, high
+    ).numpy()
+    exact = blocks_of(x, 64).astype(np.float64) / steps.astype(np.float64)[:, None]
+    clear = np.abs(exact - np.floor(exact) - 0.5) > 1e-4
+    ours = q.dequantize().reshape(theirs.shape)
+    np.testing.assert_allclose(ours[clear], theirs[clear], rtol=1e-6, atol=0)
+    assert clear.mean() > 0.95
+
+
 @given(st.integers(0, 10))
 def test_iq4_nl_is_the_reference_quantizer_of_llama_cpp_in_double_precision(seed):
     """Codes of x · (−127 / the weight of largest magnitude); then the scale Σx²·q·x / Σx²·q², in float16."""

@@ -1,14 +1,20 @@
 """The formats are data: their levels, edges and codes agree with the definitions they name."""
 
+import itertools
 from collections.abc import Iterator
 from statistics import NormalDist
 
 import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.quant.formats import _formats
+
+INTEGERS = ("int4", "int4-sym", "int4-asym", "int8")
+"""The integers that are compared where no format is named."""
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4", "af4"])
@@ -87,6 +93,11 @@ def test_impossible_settings_are_refused(wrong):
         (wb.QuantSpec("int4-asym"), 4.3125),
         (wb.QuantSpec("int4-asym", 32), 4.625),
         (wb.QuantSpec("int8"), 8.5),
+        (wb.QuantSpec("int2-sym"), 2.5),
+        (wb.QuantSpec("int3-sym", 128, double_quant=True), 3 + 8 / 128 + 32 / (128 * 256)),
+        (wb.QuantSpec("int7-sym", 32, "float16"), 7.5),
+        (wb.QuantSpec("int3-asym"), 3 + (16 + 3) / 64),
+        (wb.QuantSpec("int8-asym", 128), 8 + (16 + 8) / 128),
         (wb.QuantSpec("e2m1"), 4.5),
         (wb.QuantSpec("mxfp4"), 4.25),
         (wb.QuantSpec("nvfp4"), 4.5),
@@ -98,6 +109,31 @@ def test_bits_per_weight_count_scales_and_zero_points(spec, bits):
     assert spec.bits_per_weight == pytest.approx(bits, abs=5e-4)
     numel = 64 * 4096 * 256
     assert 8 * spec.nbytes(numel) / numel == pytest.approx(spec.bits_per_weight, rel=1e-6)
+
+
+def test_integers_of_other_widths_are_compared_where_they_are_named_alone():
+    usual = {spec.format for spec in wb.configurations()}
+    assert usual == set(wb.FORMATS) - {name for name in wb.FORMATS if name.startswith("int") and name not in INTEGERS}
+    assert {spec.format for spec in wb.configurations(wb.FORMATS)} == set(wb.FORMATS)
+    ladder = [wb.QuantSpec(f"int{bits}-sym").bits_per_weight for bits in range(2, 9)]
+    assert ladder == [bits + 0.5 for bits in range(2, 9)], "int8 answers to the name that its narrower kin have"
+    assert wb.QuantSpec("INT8 symmetric") == wb.QuantSpec("int8")
+
+
+def test_more_bits_err_less():
+    x = np.random.default_rng(0).standard_normal(64_000, np.float32)
+    for kind in ("sym", "asym"):
+        errors = [e.relative_rmse for e in wb.measure(x, [f"int{bits}-{kind}" for bits in range(2, 9)])]
+        assert all(more > 1.9 * less for more, less in itertools.pairwise(errors[1:])), "a bit halves the step"
+        assert errors == sorted(errors, reverse=True)
+
+
+@given(bits=st.integers(2, 8), numel=st.integers(1, 200))
+def test_codes_of_any_width_are_packed_without_a_gap_first_bit_first(bits, numel):
+    q = wb.quantize(np.random.default_rng(numel).standard_normal(numel, np.float32), f"int{bits}-asym")
+    text = "".join(f"{byte:08b}" for byte in q.packed[:, 0])
+    assert [int(text[i * bits : (i + 1) * bits], 2) for i in range(numel)] == q.codes.tolist()
+    assert q.packed.size == q.spec.storage(numel)["codes"] == -(-numel * bits // 8)
 
 
 def test_a_specification_names_what_it_left_open_and_reads_its_own_json():

@@ -15,13 +15,11 @@ from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from widgets.panels.train.preview import counts_summary
 from workbench import DataError, TrainConfig
 from workbench.training import data
+from workbench.training.previews import preview
+from workbench.training.rows.tokens import Rows, TokenRow
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-LATEST_ONLY = (  # an earlier answer loses its reasoning once another turn follows
-    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}(thinking){% endif %}{{ m.content }}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 ALTERNATING = (  # as Gemma's and Mistral's do
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
@@ -66,11 +64,11 @@ def with_template(template: str) -> Any:
     return made
 
 
-def text_of(row: data.TokenRow, tokenizer: Any, learnt: bool = False) -> str:
+def text_of(row: TokenRow, tokenizer: Any, learnt: bool = False) -> str:
     return str(tokenizer.decode(row.input_ids[row.loss] if learnt else row.input_ids))
 
 
-def rows(tmp_path: Path, tokenizer: Any, *chats: Any, **fields: Any) -> data.Rows:
+def rows(tmp_path: Path, tokenizer: Any, *chats: Any, **fields: Any) -> Rows:
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"chat": messages}) + "\n" for messages in chats), "utf-8")
     return data.load(TrainConfig(dataset=str(path), messages_column="chat", **fields), tokenizer)
@@ -99,7 +97,6 @@ def test_chats_without_an_answer_or_without_turns_are_counted(tmp_path: Path, to
     ("template", "messages", "told"),
     [
         (None, chat("a", "b"), "no chat template"),
-        (LATEST_ONLY, chat("a", "b", "c", "d"), "writes a turn otherwise once others follow"),
         ("{{ raise_exception('roles must alternate') }}", chat("a", "b"), "does not take this chat .roles must alternate"),
         (TEMPLATE, "no chat at all", "it is no chat"),
     ],
@@ -194,7 +191,7 @@ def test_a_preview_says_what_the_template_refuses(tmp_path: Path) -> None:
     chats = [chat("one?", "two"), [{"role": "assistant", "content": "welcome"}]]
     path.write_text("".join(json.dumps({"chat": messages}) + "\n" for messages in chats), "utf-8")
     config = TrainConfig(model=str(model), dataset=str(path), messages_column="chat")
-    shown = counts_summary(data.preview(config), config)
+    shown = counts_summary(preview(config), config)
     assert "1 refused by the chat template" in shown
     assert "row 2" in shown
     assert "roles must alternate" in shown
@@ -212,17 +209,29 @@ def test_an_empty_thought_that_the_template_adds_is_not_learnt(tmp_path: Path) -
     assert text_of(plain, tokenizer) == without + "two</s>"
     assert text_of(plain, tokenizer, learnt=True) == "two</s>"
     assert text_of(thinking, tokenizer, learnt=True) == f"{thought}two</s>"
-    assert text_of(unthinking, tokenizer, learnt=True) == "<think>\n\n</think>\n\ntwo</s>", "it stands in the file"
+    assert text_of(unthinking, tokenizer) == text_of(plain, tokenizer)
+    assert text_of(unthinking, tokenizer, learnt=True) == "two</s>", "nor one that stands in the file"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_what_to_set(tmp_path: Path) -> None:
+def test_a_turn_that_the_template_rewrites_later_is_a_row_of_its_own(tmp_path: Path) -> None:
+    tokenizer = with_template(THINKING)
+    found = rows(tmp_path, tokenizer, chat("one?", "two", "three?", "<think>\nhm\n</think>\n\nfour"))
+    first, last = found.rows
+    assert (found.total, found.single_turns) == (1, 1)
+    assert text_of(first, tokenizer) == "<user>one?</s><assistant><think>\n\n</think>\n\ntwo</s>"
+    assert text_of(first, tokenizer, learnt=True) == "two</s>"
+    history = "<user>one?</s><assistant>two</s><user>three?</s><assistant>"
+    assert text_of(last, tokenizer) == history + "<think>\nhm\n</think>\n\nfour</s>"
+    assert text_of(last, tokenizer, learnt=True) == "<think>\nhm\n</think>\n\nfour</s>"
+
+
+def test_a_whole_chat_is_learnt_but_for_an_empty_thought(tmp_path: Path) -> None:
     tokenizer = with_template(THINKING)
     several = chat("one?", "two", "three?", "four")
-    with pytest.raises(DataError, match="message 2") as caught:
-        rows(tmp_path, tokenizer, several)
-    assert "completion_only_loss=False" in caught.value.remedy
     (row,) = rows(tmp_path, tokenizer, several, completion_only_loss=False).rows
     assert text_of(row, tokenizer) == tokenizer.apply_chat_template(several, tokenize=False)
+    assert "<think>" not in text_of(row, tokenizer, learnt=True)
+    assert text_of(row, tokenizer, learnt=True).endswith("<assistant>four</s>")
 
 
 def test_nulls_that_a_columnar_file_adds_are_not_learnt_and_those_of_the_author_are(tmp_path: Path) -> None:
@@ -279,7 +288,7 @@ def test_a_list_is_no_text(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": chat("a", "b")}) + "\n", "utf-8")
     with pytest.raises(DataError, match="column 'text' holds no text but lists") as caught:
-        data.load(TrainConfig(dataset=str(path)), tokenizer)
+        data.load(TrainConfig(dataset=str(path), text_column="text"), tokenizer)
     assert "messages_column" in caught.value.remedy
 
 
@@ -287,10 +296,10 @@ def test_a_preview_reads_no_more_than_it_is_asked_to(tmp_path: Path) -> None:
     model, path = write_tiny_model(tmp_path / "model"), tmp_path / "rows.jsonl"
     path.write_text('{"text": "one two"}\n' * 50 + '{"text": ""}\n' * 50 + '{"text": "' + "word " * 50_000 + '"}\n', "utf-8")
     config = TrainConfig(model=str(model), dataset=str(path), max_length=16)
-    first = data.preview(config, rows=2, scan=60)
+    first = preview(config, rows=2, scan=60)
     assert (len(first.rows), first.whole, first.counts["total"], first.counts["empty"]) == (2, False, 60, 10)
     assert "".join(token for token, _ in first.rows[0]) == "<s>one two</s>"
     assert [bears for _, bears in first.rows[0]] == [False] + [True] * (len(first.rows[0]) - 1)
-    everything = data.preview(config)
+    everything = preview(config)
     assert (everything.whole, everything.counts["total"], everything.counts["truncated"]) == (True, 101, 1)
     assert everything.counts["longest"] == 16

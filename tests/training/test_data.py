@@ -249,9 +249,9 @@ def test_nothing_to_learn_from(tokenizer: Any, tmp_path: Path) -> None:
         data.load(TrainConfig(dataset=name), tokenizer)
 
 
-def test_a_model_on_the_hub_is_trained_once_it_is_downloaded(hub: HubServer) -> None:
+def test_a_model_that_is_on_the_hub_alone_has_no_folder(hub: HubServer) -> None:
     hub.add("org/model", single(weights(1, 64)) | {"tokenizer.json": b"{}"})
-    with pytest.raises(ModelError, match=r"whole model on this machine.*'hf download org/model'"):
+    with pytest.raises(ModelError, match=r"whole model is needed on this machine.*'hf download org/model'"):
         data.model_folder("org/model")
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         path = hf_hub_download("org/model", file)

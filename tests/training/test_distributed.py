@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import safetensors.numpy
 
 import workbench as wb
 from tests.helpers import in_process
-from tests.helpers.live_runs import ended, first, is_step, of, until_gone
+from tests.helpers.live_runs import adapter_bytes, complete, ended, first, is_step, of, until_gone
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.events import EventReader, read_events
 from workbench.training.folder import ENDED, RunFolder, write_json
@@ -84,6 +85,27 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two: wb.TrainC
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, abs=1e-4), name
     assert "| processes | `2` |" in (run.adapter_dir / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_best_and_on_when_patience_is_out(two: wb.TrainConfig, tmp_path: Path) -> None:
+    """A learning rate that is far too high: the first evaluation is the best, and the second runs out of patience."""
+    config = replace(
+        two, max_steps=100, learning_rate=10.0, eval_steps=1, save_steps=50, save_total_limit=1, early_stopping_patience=2,
+        load_best_model_at_end=True, max_grad_norm=0, sample_prompts=(),
+    )  # fmt: skip
+    run = wb.launch(config, tmp_path / "run")
+    message = ended(run, "finished").message
+    losses = {event["n"]: event["loss"] for event in of(run, "eval") if event["n"]}
+    best, last = min(losses, key=lambda n: losses[n]), max(losses)
+    assert last == best + 2 < 100
+    assert message.startswith(f"Finished early, after {last} steps")
+    assert run.best_dir == run.dir / "checkpoints" / f"checkpoint-{best}"
+    assert complete(run) == [f"checkpoint-{best}", f"checkpoint-{last}"]
+    assert adapter_bytes(run) == (run.best_dir / "adapter_model.safetensors").read_bytes()
+    everything = EventReader(run.dir, every_rank=True).poll()
+    assert sum(event["k"] == "eval" for event in everything) == len(losses) + 1  # rank 0 alone measures
+    assert {event["n"] for event in everything if event["k"] == "step"} == set(range(1, last + 1))
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_where_no_loss_is_scaled_nothing_is_told() -> None:
 def steering(root: Path, overflow: str, skipped: bool = True) -> Steering:
     folder = RunFolder(root)
     writer = EventWriter(folder.events("rank0"), 1)
-    found = Steering(wb.TrainConfig(max_steps=9), folder, writer, lambda: None, {}, lambda n: None)
+    found = Steering(wb.TrainConfig(max_steps=9), folder, writer, lambda: None, {}, lambda n: None, 0)
     scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: 512.0)
     found.trainer = SimpleNamespace(  # type: ignore[assignment]
         batches=[], model=None, overflow=lambda: overflow,
@@ -138,6 +138,14 @@ def test_three_skips_in_a_row_end_the_run_by_name_with_the_remedy(tmp_path: Path
     assert "rescale_mlp" in ending.remedy
     assert "learning_rate" not in ending.remedy
     assert [(e["skipped"], e["scale"]) for e in read_events(tmp_path) if e["k"] == "step"] == [(True, 512.0)] * SKIPS
+
+
+def test_a_norm_that_is_no_number_is_told_where_no_step_was_skipped(tmp_path: Path) -> None:
+    steps = steering(tmp_path, "", skipped=False)
+    log(steps, 1, 2.0)
+    (told,) = [event for event in read_events(tmp_path) if event["k"] == "log"]
+    assert told["level"] == "warning"
+    assert "norm that is no finite number" in told["text"]
 
 
 def test_a_lost_loss_in_float16_is_an_overflow_and_no_rate(tmp_path: Path) -> None:

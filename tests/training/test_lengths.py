@@ -16,10 +16,10 @@ from tests.helpers import in_process, tiny
 from tests.helpers.live_runs import of
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.errors import ConfigError
-from workbench.training.data import TokenRow
 from workbench.training.lengths import packs, padding
+from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker.batches import Collator, summed_loss
-from workbench.training.worker.packing import check_packing, packed, tokens_of
+from workbench.training.worker.packing import Packs, check_packing, tokens_of
 
 LENGTHS = (7, 3, 12, 5, 9)
 KEEP_ROWS_APART = ("llama", "qwen2", "qwen3", "mistral", "gemma3", "phi3", "mixtral", "gpt2")
@@ -70,7 +70,7 @@ def test_the_loss_of_a_pack_is_that_of_its_rows_alone(tmp_path: Path, name: str)
     collator = Collator(0)
     with torch.no_grad():
         alone = [summed_loss(net, collator.batch([row])) for row in rows()]
-        together = collator.batch(packed(rows(), 20))
+        together = collator.batch(Packs(rows(), 20))
         assert "attention_mask" not in together
         total, tokens = summed_loss(net, together)
         run_together = summed_loss(net, {**together, "position_ids": torch.arange(together["input_ids"].shape[1])[None]})
@@ -99,7 +99,7 @@ def loaded(folder: Path, name: str) -> Any:
 
 def test_padding_is_told_from_tokens_in_packs_too() -> None:
     collator = Collator(0)
-    for items in (rows(), packed(rows(), 20)):
+    for items in (rows(), Packs(rows(), 20)):
         assert tokens_of(collator.batch(items)).sum(1).tolist() == [len(item.input_ids) for item in items]
 
 

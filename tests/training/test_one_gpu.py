@@ -32,6 +32,15 @@ def test_one_process_sees_one_gpu(environ: dict[str, str], processes: int, gpus:
     assert for_worker(environ, processes, gpus).get("CUDA_VISIBLE_DEVICES") == seen
 
 
+def test_no_model_is_shared_out_over_devices() -> None:
+    """Every device_map puts the whole model on one device, the process's own; the copied cell and the card name none."""
+    home = Path(wb.__file__).parent
+    sources = [path.read_text("utf-8") for path in [*home.rglob("*.py"), *(home.parent / "widgets").rglob("*.py")]]
+    lines = [line.strip() for source in sources for line in source.splitlines() if "device_map" in line]
+    assert lines == ['arguments["device_map"] = {"": local_rank()}']
+    assert "device_map" not in wb.as_code(wb.TrainConfig(nproc_per_node=2))
+
+
 def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise() -> None:
     grow = "expandable_segments:True"
     assert for_worker({}, 1, 1, torch="2.13.0+cpu")["PYTORCH_ALLOC_CONF"] == grow

@@ -108,6 +108,24 @@ def test_a_dataset_on_the_hub_is_named_with_its_commit(hub: HubServer) -> None:
     assert f'data_files=["hf://datasets/org/texts@{"a" * 40}/data/train.jsonl"]' in code
 
 
+def test_a_model_on_the_hub_is_taken_at_its_revision(hub: HubServer) -> None:
+    hub.add("org/model", {})
+    code = as_code(wb.TrainConfig(model="org/model", model_revision="b" * 40, llm_int8_skip_modules=("down_proj",)))
+    assert f'MODEL = "org/model"\nREVISION = "{"b" * 40}"\n' in code
+    assert code.count("from_pretrained(MODEL, revision=REVISION") == code.count("from_pretrained(MODEL") == 3
+    assert "REVISION" not in as_code(wb.TrainConfig(model="org/model"))
+
+
+def test_a_push_is_plain_code_and_a_mirror_is_the_workbenchs_own() -> None:
+    code = as_code(wb.TrainConfig(push_to_hub=True, hub_model_id="me/tuned", mirror_dir="/drive"))
+    assert code.endswith(
+        'model.save_pretrained("adapter")\n'
+        'model.push_to_hub("me/tuned", private=True)\n'
+        'tokenizer.push_to_hub("me/tuned", private=True)\n'
+    )
+    assert "# The workbench mirrors its runs" in code
+
+
 def test_what_the_cell_cannot_do_is_said_in_it() -> None:
     code = as_code(wb.TrainConfig(page_min_numel=1000))
     assert "# bitsandbytes pages optimizer state from 100,000 elements on" in code

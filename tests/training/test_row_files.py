@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workbench import DataError
-from workbench.training.dataset_files import check_columns, locate, read_chats, read_texts
+from workbench.training.dataset_files import check_columns, locate, read_rows
 
 WRITTEN = [
     "2019-05-03", "2019-05-03T10:00:00+02:00", "2019-05-03 10:00:00", "10:30", "2019-05", "00:00", "NA", "null", "true", "007",
@@ -33,7 +33,11 @@ COMPRESSED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compre
 
 
 def texts(path: Path, *columns: str, split: str = "train") -> list[tuple[str | None, ...]]:
-    return list(read_texts(locate(str(path), split), columns or ("text",)))
+    return [tuple(row.values()) for row in read_rows(locate(str(path), split), columns or ("text",))]
+
+
+def chats_in(path: Path) -> list[Any]:
+    return [row["chat"] for row in read_rows(locate(str(path)), ("chat",), nested=True)]
 
 
 def column(path: Path, name: str = "text") -> list[str | None]:
@@ -187,13 +191,13 @@ def test_a_columnar_chat_is_the_chat_that_was_saved(tmp_path: Path) -> None:
         for call in calls
     ]
     pq.write_table(pa.Table.from_pylist([{"chat": chat} for chat in chats]), tmp_path / "chats.parquet")
-    assert list(read_chats(locate(str(tmp_path / "chats.parquet")), "chat")) == chats
+    assert chats_in(tmp_path / "chats.parquet") == chats
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"chat": chat}) for chat in chats))
     mixed = datasets.load_dataset(
         "json", data_files=str(tmp_path / "chats.jsonl"), split="train", cache_dir=str(tmp_path / "c")
     )
     mixed.save_to_disk(str(tmp_path / "saved"))
-    assert list(read_chats(locate(str(tmp_path / "saved")), "chat")) == chats
+    assert chats_in(tmp_path / "saved") == chats
 
 
 LAYOUTS = [

@@ -18,9 +18,9 @@ import workbench as wb
 from tests.helpers.live_runs import files_of, first, is_step, of, until
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
-from workbench.training.data import preview
 from workbench.training.folder import ENDED
 from workbench.training.host import create_time
+from workbench.training.previews import preview
 
 Launch = Callable[..., wb.Run]
 STEPS = 12
@@ -92,7 +92,7 @@ def test_phases_follow_one_another(finished: wb.Run) -> None:
     begun = [e["name"] for e in of(finished, "phase") if e["edge"] == "begin"]
     ended = [e["name"] for e in of(finished, "phase") if e["edge"] == "end"]
     assert sorted(begun) == sorted(ended)
-    expected = ["import", "load", "quantize", "attach", "dataset", "evaluate", "sample", "train", "first_forward"]
+    expected = ["import", "dataset", "load", "quantize", "attach", "evaluate", "sample", "train", "first_forward"]
     assert begun[: len(expected)] == expected
     assert begun[-3:] == ["save", "evaluate", "sample"]
 

@@ -18,7 +18,7 @@ SETTINGS = settings_of(TrainConfig)
 NUMBERS = {
     "max_length": 2, "lora_r": 1, "lora_alpha": 1, "page_min_numel": 1, "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1, "max_steps": 1, "nproc_per_node": 1, "save_steps": 0, "save_total_limit": 1,
-    "eval_steps": 0, "max_eval_rows": 0, "sample_max_new_tokens": 1, "seed": 0,
+    "eval_steps": 0, "early_stopping_patience": 0, "max_eval_rows": 0, "sample_max_new_tokens": 1, "seed": 0,
     "logits_at_once": 0, "rescale_mlp": 0,
 }  # fmt: skip
 """The smallest value of each field that is a whole number."""

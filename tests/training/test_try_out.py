@@ -19,10 +19,10 @@ from workbench import compat
 from workbench.errors import from_fields, to_fields
 from workbench.training.answers.asking import answering
 from workbench.training.answers.values import Answer, Sampling, Voice
-from workbench.training.chats import Refused
 from workbench.training.fingerprints import Changed
 from workbench.training.folder import RunFolder, RunStatus
 from workbench.training.host import create_time
+from workbench.training.rows.chats import Refused
 
 PROMPT = "happiness, n."
 BOTH = (Voice.BASE, Voice.ADAPTER)
@@ -107,9 +107,10 @@ def plainly(run: wb.Run, text: str, voice: Voice, *, special: bool = True, token
         {"method": "lora"},
         {"use_dora": True},
         {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq", "lora_alpha": 16},
         {"method": "lora", "init_lora_weights": "pissa"},
     ],
-    ids=["qlora", "lora", "dora", "olora", "pissa"],
+    ids=["qlora", "lora", "dora", "olora", "loftq", "pissa"],
 )
 def test_each_model_answers_as_plain_transformers_and_peft_do(train: Train, fields: dict[str, Any]) -> None:
     run = train(**fields)

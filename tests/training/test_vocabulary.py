@@ -11,7 +11,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
-from workbench.training.data import Rows, tokenize
+from workbench.training.rows.tokens import Rows, tokenize
 from workbench.training.vocabulary import vocabulary_fault
 
 
@@ -63,8 +63,8 @@ def test_a_padded_vocabulary_and_a_token_that_no_row_has_are_fine(model: Path, t
     import torch
     from transformers import AutoModelForCausalLM
 
-    from workbench.training.data import Text
     from workbench.training.loaded_checks import check_ids
+    from workbench.training.rows.tokens import Text
 
     assert vocabulary_fault(wb.open_model("builtin")) is None
     source = with_tokenizer(model, tmp_path / "image", lambda tokenizer: tokenizer.add_tokens(["<image>"]))
@@ -73,7 +73,7 @@ def test_a_padded_vocabulary_and_a_token_that_no_row_has_are_fine(model: Path, t
     tokenizer.add_tokens(["<image>"])
 
     def rows(*texts: str) -> Rows:
-        return tokenize([Text(text, ((0, len(text)),)) for text in texts], tokenizer, 32)
+        return tokenize([(Text(text, ((0, len(text)),)),) for text in texts], tokenizer, 32)
 
     check_ids(net, tokenizer, rows("a lawyer", "a judge").rows, 2, "here")
     with pytest.raises(wb.DataError, match=r"'<image>' in row 2 .* has id 512"):

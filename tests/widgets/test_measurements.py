@@ -10,6 +10,7 @@ import workbench as wb
 from widgets.background import measurements
 from widgets.background.measurements import Measurements
 from widgets.session import Session
+from workbench.quant.formats import usual_formats
 from workbench.quant.histogram import histogram
 from workbench.quant.inspect import bin_errors
 
@@ -99,7 +100,7 @@ def test_what_is_one_choice_away_is_measured_ahead(passes, monkeypatch):
     ready = threading.Event()
 
     def watching(weights, stats):
-        if stats.spec.format == list(wb.FORMATS)[-1]:
+        if stats.spec.format == usual_formats()[-1]:
             ready.set()
         return bin_errors(weights, stats)
 
@@ -114,7 +115,7 @@ def test_what_is_one_choice_away_is_measured_ahead(passes, monkeypatch):
     del passes[:]
     known.stats([dataclasses.replace(state, block_size=1024).spec(name) for name in state.formats])
     known.stats([state.spec(name, double_quant=True) for name in state.formats])
-    known.stats([state.spec(name) for name in wb.FORMATS])
+    known.stats([state.spec(name) for name in usual_formats()])
     assert passes == []
 
 

@@ -22,9 +22,9 @@ from widgets.background import tasks
 from widgets.drawing.plot import PlotlyLibrary
 from widgets.panels.train.fields import FIELDS, config_of, shown_values
 from widgets.state import State
-from workbench.training.data import preview
+from workbench.training.previews import preview
 
-WITHOUT_A_CONTROL = {"sample_prompts"}
+WITHOUT_A_CONTROL = {"model_revision", "sample_prompts"}
 """Fields of a configuration that only Python sets."""
 
 
@@ -48,6 +48,9 @@ def test_every_field_of_a_configuration_has_a_control_or_stays_as_it_was_given()
         wb.TrainConfig(method="full", learning_rate=1e-5),
         wb.TrainConfig(method="lora", init_lora_weights="pissa", use_rslora=True, target_modules=("q_proj", "v_proj")),
         wb.TrainConfig(dataset="rows.jsonl", prompt_column="q", completion_column="a", llm_int8_skip_modules=("down_proj",)),
+        wb.TrainConfig(dataset="rows.jsonl", prompt_template="{q} ", thoughts="drop"),
+        wb.TrainConfig(dataset="rows.jsonl", row_shape="sharegpt"),
+        wb.TrainConfig(dataset="rows.jsonl", row_shape="prompt-chats", prompt_column="p", completion_column="c"),
         wb.TrainConfig(dataset="org/chats", dataset_revision="main", messages_column="messages", eval_split="test"),
     ],
 )
@@ -59,7 +62,7 @@ def test_a_configuration_goes_through_the_form_and_the_state_unchanged(config: w
 
 def test_the_controls_are_a_config_and_lines_of_code(cell: Callable[..., TrainingCell]) -> None:
     panel = cell(config=SHORT)
-    put(panel, lora_r=4, dataset=" rows.jsonl ", columns="prompt_column", prompt_column="question", completion_column="answer")
+    put(panel, lora_r=4, dataset=" rows.jsonl ", row_shape="prompt", prompt_column="question", completion_column="answer")
     panel.setup.run_folder.value = ""
     assert panel.config.lora_r == 4
     assert panel.config.dataset == "rows.jsonl"
@@ -74,13 +77,13 @@ def test_the_controls_are_a_config_and_lines_of_code(cell: Callable[..., Trainin
 def test_all_faults_stand_beside_their_fields_and_open_the_fold(cell: Callable[..., TrainingCell]) -> None:
     panel = cell()
     before = panel.store.value
-    put(panel, max_steps=0, lora_dropout=3.0, columns="text_column")
+    put(panel, max_steps=0, lora_dropout=3.0, dataset="rows.jsonl", row_shape="template")
     assert "Steps is 0" in fault(panel, "max_steps")
     assert "Dropout is 3.0" in fault(panel, "lora_dropout")
-    assert "name the column" in fault(panel, "text_column")
+    assert "write the prompt" in fault(panel, "prompt_template")
     assert "wb-faulty" in panel.form.more._dom_classes
     assert panel.store.value == before, "a state that cannot be trained is nobody's state"
-    put(panel, max_steps=9, lora_dropout=0.0, text_column="text")
+    put(panel, max_steps=9, lora_dropout=0.0, prompt_template="{q}")
     assert not any(fault(panel, name) for name in FIELDS)
     assert "wb-faulty" not in panel.form.more._dom_classes
     assert panel.store.value.training.max_steps == 9
@@ -127,7 +130,7 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     ]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     panel = cell(executor=Immediate())
-    put(panel, dataset=str(tmp_path / "rows.jsonl"), columns="prompt_column", prompt_column="q", completion_column="a")
+    put(panel, dataset=str(tmp_path / "rows.jsonl"), row_shape="prompt", prompt_column="q", completion_column="a")
     panel.setup.rows.click()
     assert panel.message.value == ""
     told = panel.preview.counts.value

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import workbench as wb
 from tests.helpers.immediate import Immediate
 from tests.helpers.training_cells import put, shown
 from widgets import TrainingCell, Workbench
+from widgets.panels.train import setup
 from widgets.panels.train.fields import FIELDS
 from widgets.state import State
 
@@ -101,4 +104,36 @@ def test_the_other_settings_are_made_when_they_are_first_opened() -> None:
     assert set(panel.form.controls) == set(FIELDS)
     put(panel, weight_decay=0.01)
     assert "weight decay 0.01" in panel.form.more.title.subtitle
+    panel.close()
+
+
+def test_rules_of_thumb_stand_below_the_form_and_count_the_rows_once_they_are_looked_at() -> None:
+    panel = TrainingCell("builtin", executor=Immediate())
+    assert "Rules of thumb, not measured." in panel.setup.advice.value
+    assert "fifteen times" in panel.setup.advice.value  # a first run is a short one
+    assert "have room there" not in panel.setup.advice.value
+    panel.setup.rows.click()
+    assert "have room there" in panel.setup.advice.value
+    put(panel, method="full")
+    assert "a tenth of LoRA" in panel.setup.advice.value
+    assert "have room there" not in panel.setup.advice.value, "its rows are not looked at yet"
+    panel.close()
+
+
+def test_one_press_takes_every_gpu_and_is_not_offered_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = TrainingCell("builtin", executor=Immediate())
+    assert not shown(panel.setup.both)
+    panel.close()
+    monkeypatch.setattr(setup, "names", lambda: ("Tesla T4", "Tesla T4"))
+    panel = TrainingCell("builtin", executor=Immediate())
+    assert shown(panel.setup.both)
+    assert panel.setup.both.description == "Train on both GPUs"
+    panel.setup.both.click()
+    assert panel.config.nproc_per_node == 2
+    assert "nproc_per_node=2" in panel.code
+    assert not shown(panel.setup.both)
+    panel.close()
+    monkeypatch.setattr(setup, "names", lambda: ("Tesla T4",))
+    panel = TrainingCell("builtin", executor=Immediate())
+    assert not shown(panel.setup.both)
     panel.close()

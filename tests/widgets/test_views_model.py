@@ -271,6 +271,18 @@ def test_formats_follow_tensor_scope_and_bits(app):
     assert view.pareto is first, "the front does not depend on the duel's bits"
 
 
+def test_codes_of_more_than_two_widths_share_their_axes():
+    x = np.random.default_rng(0).standard_normal((64, 512), np.float32)
+    two, many = (wb.pareto(x, names) for names in (["int4-sym", "int8"], [f"int{bits}-sym" for bits in range(2, 9)]))
+    assert {"xaxis", "xaxis2"} < set(model.pareto_figure(two, 4.5)["layout"])
+    drawn = model.pareto_figure(many, 4.5)
+    assert "xaxis2" not in drawn["layout"]
+    assert drawn["layout"]["yaxis"]["type"] == "log"
+    heights = {note["text"]: note["y"] for note in drawn["layout"]["annotations"]}
+    assert heights["INT2 symmetric"] == pytest.approx(np.log10(many.points[0].score.relative_rmse)), "plotly counts in powers"
+    assert len(drawn["data"]) == 1 + 7 + 1, "the front, a line a format, the duel's bits"
+
+
 def test_a_number_of_bits_that_nothing_keeps_to_is_told_and_can_be_corrected(app):
     app.session.store.update(tab="Formats")
     app.formats.bits.value = 4

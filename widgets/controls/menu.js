@@ -2,9 +2,13 @@
 // A choice that reads as text and opens a list: WAI-ARIA's select-only combobox. The focus stays on the button; typing narrows the
 // list, arrows and Enter choose, and on the closed button the left and right arrows, Home and End take the neighbours.
 
-/** @typedef {{ value: string, label: string, title?: string, note?: string }} Choice */
+/**
+ * Those with a ``fold`` stand behind a line that says it, until that line is chosen or the reader types.
+ * @typedef {{ value: string, label: string, title?: string, note?: string, fold?: string }} Choice
+ */
 
 const LONGEST = 200;
+const UNFOLD = "\u2026";
 let menus = 0;
 
 /**
@@ -27,6 +31,7 @@ function menu(popups, name, chosen) {
   let shown = [];
   let value = "";
   let filter = "";
+  let unfolded = false;
   let active = -1;
 
   const activate = (index) => {
@@ -38,9 +43,17 @@ function menu(popups, name, chosen) {
     if (line) button.setAttribute("aria-activedescendant", line.id);
     else button.removeAttribute("aria-activedescendant");
   };
+  /** The choices as they are listed: in place of the folded ones stands a line that unfolds them. */
+  const listed = () => {
+    const first = options.find(({ fold }) => fold);
+    if (!first || unfolded || filter) return options;
+    const line = { value: UNFOLD, label: `${first.fold}${UNFOLD}` };
+    return options.filter((option) => !option.fold || option === first || option.value === value)
+      .flatMap((option) => (option !== first ? [option] : option.value === value ? [option, line] : [line]));
+  };
   const draw = () => {
     const wanted = filter.toLowerCase();
-    const found = options.filter(({ label, title }) => `${label} ${title ?? ""}`.toLowerCase().includes(wanted));
+    const found = listed().filter(({ label, title }) => `${label} ${title ?? ""}`.toLowerCase().includes(wanted));
     shown = found.slice(0, LONGEST);
     list.replaceChildren(
       ...shown.map((option, i) => {
@@ -70,19 +83,27 @@ function menu(popups, name, chosen) {
   };
   const open = () => {
     filter = "";
+    unfolded = false;
     popups.show(popup, button);
     draw();
   };
   const take = (option) => {
+    if (option?.value === UNFOLD) {
+      const at = shown.indexOf(option);
+      unfolded = true;
+      draw();
+      return void activate(at);
+    }
     popups.hide();
     button.focus();
     if (option && option.value !== value) chosen(option.value);
   };
   /** Without opening: the neighbour, or the first or last of all. */
   const step = (key) => {
-    const at = options.findIndex((option) => option.value === value), last = options.length - 1;
+    const near = options.filter((option) => !option.fold || option.value === value);
+    const at = near.findIndex((option) => option.value === value), last = near.length - 1;
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last }[key] ?? at;
-    const option = options[Math.max(0, Math.min(last, to))];
+    const option = near[Math.max(0, Math.min(last, to))];
     if (option && option.value !== value) chosen(option.value);
   };
   const move = (key) => {

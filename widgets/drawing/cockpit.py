@@ -28,7 +28,7 @@ _PARTS = ("run", "layout", "canvas", "lanes", "paging", "bar", "readout", "repla
 _NO_RUN: Mapping[str, Any] = {
     "run": "", "state": "", "ended": False, "settings": "", "label": "", "actions": [], "total": None, "left": None,
     "names": [], "layers": [], "device": "", "forecast": None, "capacity": None, "libraries": None, "managed": 0,
-    "measures": False, "why": "", "simulated": None,
+    "measures": False, "why": "", "simulated": None, "fetch": None,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 const STATES = {
   starting: "Starting",
+  fetching: "Fetching the model",
   running: "Running",
   stopping: "Stopping",
   stopped: "Stopped",
@@ -102,7 +103,8 @@ function drawBar({ parts, replay }, run, limit) {
     row = countUntil(steps.t, limit) - 1,
     done = row < 0 ? 0 : steps.n[row];
   const idle = !facts.state,
-    ended = facts.ended;
+    ended = facts.ended,
+    fetch = replay ? null : facts.fetch; // bytes of the model, while it is on its way
   parts.state.dataset.state = replay ? "replay" : facts.state || "none";
   put(
     parts.state,
@@ -114,19 +116,25 @@ function drawBar({ parts, replay }, run, limit) {
   const of = facts.total ? ` of ${facts.total.toLocaleString("en")}` : "";
   put(
     parts.steps,
-    ended && !replay
+    fetch
+      ? fetch.text
+      : ended && !replay
       ? `${done.toLocaleString("en")} steps in ${clockText(endOf(run))}`
       : `step ${done.toLocaleString("en")}${of}`,
   );
-  parts.progress.hidden = ended || !facts.total;
-  Object.assign(parts.progress, { max: facts.total || 1, value: done });
+  const { total, value, what } = fetch
+    ? { total: fetch.total, value: fetch.done, what: "Bytes of the model fetched" }
+    : { total: facts.total, value: done, what: "Steps done" };
+  parts.progress.hidden = ended || !total;
+  Object.assign(parts.progress, { max: total || 1, value, ariaLabel: what });
+  const left = fetch ? fetch.left : facts.left;
   put(
     parts.left,
     replay
       ? `${clockText(replay.at)} of ${clockText(endOf(run))}`
-      : facts.left === null || ended
+      : left === null || ended
         ? ""
-        : `${clockText(facts.left)} left`,
+        : `${clockText(left)} left`,
   );
   const shown = new Set(replay ? [] : facts.actions);
   for (const [name, button] of Object.entries(parts.steer)) button.hidden = !shown.has(name);

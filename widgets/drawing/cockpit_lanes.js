@@ -131,7 +131,9 @@ function expectedSteps(context, { run, layout, scale, limit, inks }, every, writ
 function drawLoss(context, scene) {
   const { run, layout, scale, inks } = scene,
     { steps, evals } = run,
-    body = bodyOf(scene, "loss");
+    strip = isScaled(run) ? STRIP : 0,
+    lane = bodyOf(scene, "loss"),
+    body = { ...lane, bottom: lane.bottom - strip, height: lane.height - strip };
   const [first, end] = rowsIn(steps.t, scene),
     [firstEval, endEval] = rowsIn(evals.t, scene);
   const range = [Infinity, -Infinity];
@@ -161,6 +163,7 @@ function drawLoss(context, scene) {
     [low, high] = [range[0] - pad, range[1] + pad];
   const y = (scene.lossY = (loss) => body.bottom - ((loss - low) / (high - low)) * body.height);
   axis(context, scene, marksBetween(low, high, 3), y);
+  if (strip) drawScale(context, scene, first, end, body.bottom + 3);
   within(context, layout.left, body.top - 4, layout.right - layout.left, body.height + 8, () => {
     const held = Array.from({ length: Math.max(endEval - firstEval, 0) }, (_, i) => [
       scale.x(evals.t[firstEval + i]),
@@ -176,6 +179,36 @@ function drawLoss(context, scene) {
     for (const [x, at] of held) diamond(context, x, at, 5, inks.heldOut);
     if (end - first === 1) context.fillRect(scale.x(steps.t[first]) - 1.5, y(steps.loss[first]) - 1.5, 3, 3);
   });
+}
+
+/** float16's health under the loss: the scale of each step on a logarithmic stair, and a mark where a step was skipped. */
+function drawScale(context, scene, first, end, top) {
+  const { run, layout, scale, inks, limit } = scene,
+    { steps, skipped } = run,
+    height = STRIP - 4;
+  const look = { font: inks.font, ink: inks.quiet, align: "right" };
+  write(context, "scale", layout.left - 6, top + height / 2, look);
+  const powers = Array.from({ length: end - first }, (_, i) => Math.log2(steps.scale[first + i]));
+  const least = Math.min(...powers) - 1,
+    most = Math.max(...powers);
+  const y = (power) => top + height - ((power - least) / (most - least)) * (height - 1);
+  within(context, layout.left, top - 1, layout.right - layout.left, height + 2, () => {
+    context.beginPath();
+    const xs = powers.map((_, i) => scale.x(beginOf(run, first + i)));
+    stairs(context, xs, powers.map(y), Math.min(scale.x(limit), layout.right));
+    context.strokeStyle = inks.quiet;
+    context.stroke();
+    for (let i = first; i < end; i++) {
+      if (steps.skipped[i] !== 1) continue;
+      const x = scale.x(steps.t[i]);
+      line(context, inks.evicted, [[x - 3, top], [x + 3, top + height]], { width: 1.5 });
+      line(context, inks.evicted, [[x - 3, top + height], [x + 3, top]], { width: 1.5 });
+    }
+  });
+  if (end < 1) return;
+  const count = skipped[end - 1],
+    said = `scale of the loss ${powerText(steps.scale[end - 1])} · ${count} ${count === 1 ? "step" : "steps"} skipped`;
+  writeOver(context, said, layout.right - 4, top + height / 2, look, inks.page);
 }
 
 /** A line through the steps' losses; where a pixel holds several, down to the lowest and up to the highest of them. */

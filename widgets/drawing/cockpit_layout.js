@@ -10,6 +10,7 @@ const HEIGHTS = {
   low: { steps: 18, loss: 54, memory: 70, paging: 54, phases: 13, time: 15, gap: 4 }, // of a run that has ended: 236 in all
 };
 const TITLE = 13; // pixels of a lane's title line, within the lane
+const STRIP = 13; // pixels of the strip under the loss that shows its scale in float16
 const LANES = ["loss", "memory", "paging", "phases"];
 
 /** Lanes by name, `{top, height}` each, and the plot's `left` and `right` on a canvas of this width. */

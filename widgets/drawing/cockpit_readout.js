@@ -77,12 +77,15 @@ function lossRows(run, at, row, moment, low) {
     known ? `${inWords(steps.longest[row], 0)}${padding}` : "–",
     "tokens of the step's longest row, to which the others are padded; how much of the batch is padding",
   ]);
+  const norm = known && (steps.skipped[row] === 1 ? "skipped" : inWords(steps.grad_norm[row], 2));
   rows.push([
     "",
     "rate · norm",
-    known ? `${rateText(steps.lr[row])} · ${inWords(steps.grad_norm[row], 2)}` : "–",
+    known ? `${rateText(steps.lr[row])} · ${norm}` : "–",
     "learning rate; the gradients' norm before they are clipped",
   ]);
+  if (isScaled(run))
+    rows.push(["", "scale of the loss", known ? powerText(steps.scale[row]) : "–", "what it is multiplied by in float16"]);
   return rows;
 }
 
@@ -162,7 +165,8 @@ function describeLanes(view, run, limit, cursor, again) {
   const at = Math.min(cursor ?? limit, limit),
     row = stepAt(run, at, limit),
     { steps, evals } = run,
-    held = countUntil(evals.t, at) - 1;
+    held = countUntil(evals.t, at) - 1,
+    scaled = row >= 0 && isScaled(run);
   const parts = (rows) =>
     rows
       .filter(([, name, figure]) => name && figure && figure !== "–")
@@ -174,6 +178,8 @@ function describeLanes(view, run, limit, cursor, again) {
         ? "waits for the first step"
         : parts([
             ["", row < 0 ? "" : `at step ${steps.n[row]}, training`, row < 0 ? "" : inWords(steps.loss[row], 3)],
+            ["", scaled ? "scale of the loss" : "", scaled ? inWords(steps.scale[row], 0) : ""],
+            ["", scaled ? "steps skipped" : "", scaled ? `${run.skipped[row]}` : ""],
             ["", held < 0 ? "" : `held out after step ${evals.n[held]}`, held < 0 ? "" : inWords(evals.loss[held], 3)],
           ]),
     memory:

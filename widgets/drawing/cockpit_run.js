@@ -26,6 +26,7 @@ function runOf(state) {
       above: [],
       peaks: [],
       evicted: [],
+      skipped: [],
       requested: false,
       moved: false,
       ever: new Set(),
@@ -35,6 +36,7 @@ function runOf(state) {
   Object.assign(run, columns, { facts, marks });
   readMarks(run);
   readSamples(run);
+  readSteps(run);
   readPages(run);
   return run;
 }
@@ -77,6 +79,11 @@ function readSamples(run) {
     const gpu = samples.gpu[i] === 1; // what came before the GPU was known is another memory's
     peaks.push(Math.max(gpu ? sum + samples[BELOW][i] : sum, gpu === (samples.gpu[i - 1] === 1) ? (peaks[i - 1] ?? 0) : 0));
   }
+}
+
+/** Of each step: how many until then were skipped, because their gradients overflowed in float16. */
+function readSteps({ steps, skipped }) {
+  for (let i = skipped.length; i < steps.t.length; i++) skipped.push((skipped[i - 1] ?? 0) + (steps.skipped[i] === 1 ? 1 : 0));
 }
 
 /** Of each row of paging: what was evicted up to it, in bytes. */
@@ -153,6 +160,11 @@ function simulatedStep({ facts }) {
   return (facts.simulated?.moves ?? []).reduce(([to, from], move) => [to + move[1], from + move[2]], [0, 0]);
 }
 
+/** Whether the loss is scaled, as in float16. */
+function isScaled({ steps }) {
+  return steps.t.length > 0 && Number.isFinite(steps.scale[steps.t.length - 1]);
+}
+
 /** The innermost phase at a moment, if any. */
 function phaseAt(run, at) {
   return run.spans.findLast((span) => span.begin <= at && at < span.end);
@@ -174,6 +186,11 @@ const memoryUnit = (run, top) => (onGpu(run) || top >= 2 * GIB ? { name: "GiB", 
 function memoryText(run, bytes) {
   const { name, bytes: unit } = memoryUnit(run, bytes);
   return `${inWords(bytes / unit, unit === MIB ? 1 : 2)} ${name}`;
+}
+
+/** A scale of the loss, which is a power of two: 2¹⁶. */
+function powerText(scale) {
+  return `2${[...String(Math.log2(scale))].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)] ?? "⁻").join("")}`;
 }
 
 /** Seconds as a clock: 0:07, 3:32, 1:02:05. */

@@ -100,7 +100,7 @@ def block_part(e: ErrorStats, b: Block) -> dict[str, Any]:
     )
     aside = f"{place} · {state} · {_weights(b.weights.size)}"
     return {
-        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": form.bits // 4, "finite": b.finite,
+        "index": b.index, "title": f"Block {b.index:,}", "aside": aside, "digits": -(-form.bits // 4), "finite": b.finite,
         "weights": b.weights,
         "restored": b.restored, "codes": b.codes, "levels": levels, "level_of_code": form.level_of_code,
         "divisor": b.divisor, "zero": b.zero, "divided": _divisor(b)[0] + (" + zero point" if form.zero_point_bits else ""),

@@ -172,8 +172,9 @@ def duel_figure(found: Duel) -> Figure:
 def pareto_figure(found: Pareto, bits: float | None = None, chosen: Sequence[str] = ()) -> Figure:
     """Relative RMSE against stored bits per weight, a line a format through its block sizes, the front as a grey step.
 
-    Formats of 4 and of 8 bits stand side by side, each with axes of its own: between them there is nothing. The ``chosen``
-    formats have their colours, each line its name at its right end.
+    Codes of two widths, such as 4 and 8 bits, stand side by side, each with axes of its own: between them there is nothing.
+    More widths share their axes, the error in powers of ten. The ``chosen`` formats have their colours, each line its name at
+    its right end.
     """
     lines: dict[str, list[ParetoPoint]] = {}
     for point in found.points:
@@ -181,29 +182,31 @@ def pareto_figure(found: Pareto, bits: float | None = None, chosen: Sequence[str
     known = list(FORMATS)
     names = sorted(lines, key=lambda name: known.index(name) if name in known else len(known))
     sizes = sorted({find_format(name).bits for name in names})
-    axes = {size: ("" if i == 0 else str(i + 1)) for i, size in enumerate(sizes)}
-    data = [_front(found, size, axes[size]) for size in sizes]
+    panels = [(size,) for size in sizes] if len(sizes) <= 2 else [tuple(sizes)]
+    axes = {size: "" if i == 0 else str(i + 1) for i, panel in enumerate(panels) for size in panel}
+    data = [_front(found, panel, axes[panel[0]]) for panel in panels]
     for i, name in enumerate(names):
         colour = FORMAT_COLOURS[chosen.index(name)] if name in chosen else GREY
         data.append(_through_block_sizes(lines[name], i, axes[find_format(name).bits], colour))
     if bits is not None:
-        data.append(_target(found, bits, axes, sizes))
+        data.append(_target(found, bits, axes, panels))
     layout: dict[str, Any] = {
         "uirevision": f"pareto {sizes}", "showlegend": False, "margin": {"l": 44, "r": 60, "t": 8, "b": 36}, "annotations": [],
     }  # fmt: skip
-    ends = [(0.0, 1.0)] if len(sizes) == 1 else [(0.0, 0.54), (0.86, 1.0)]
-    for size, domain in zip(sizes, ends, strict=True):
-        axis = axes[size]
-        own = {name: lines[name] for name in names if find_format(name).bits == size}
+    ends = [(0.0, 1.0)] if len(panels) == 1 else [(0.0, 0.54), (0.86, 1.0)]
+    for panel, domain in zip(panels, ends, strict=True):
+        axis, log = axes[panel[0]], len(panel) > 1
+        own = {name: lines[name] for name in names if find_format(name).bits in panel}
         layout[f"xaxis{axis}"] = {
-            "title": {"text": f"bits per weight, codes of {size}"}, "domain": list(domain), "anchor": f"y{axis}",
+            "title": {"text": "bits per weight" if log else f"bits per weight, codes of {panel[0]}"}, "domain": list(domain),
             "range": _reach([p.score.bits for name in own for p in own[name]]), "nticks": 5, "zeroline": False,
+            "anchor": f"y{axis}",
         }  # fmt: skip
         layout[f"yaxis{axis}"] = {
             "title": {"text": "relative RMSE" if not axis else ""}, "tickformat": ".3~%", "anchor": f"x{axis}",
-            "zeroline": False,
+            "zeroline": False, "type": "log" if log else "linear",
         }  # fmt: skip
-        layout["annotations"] += _line_names(own, axis, chosen)
+        layout["annotations"] += _line_names(own, axis, chosen, log)
     return {"data": data, "layout": layout}
 
 
@@ -214,15 +217,24 @@ def _reach(values: Sequence[float]) -> list[float]:
     return [low - space, high + space]
 
 
-def _line_names(lines: Mapping[str, Sequence[ParetoPoint]], axis: str, chosen: Sequence[str]) -> list[dict[str, Any]]:
+def _line_names(
+    lines: Mapping[str, Sequence[ParetoPoint]], axis: str, chosen: Sequence[str], log: bool
+) -> list[dict[str, Any]]:
     """The names of lines at their right ends, apart by at least the height of a text in a picture of the usual height."""
-    last = {name: max(points, key=lambda p: p.score.bits).score for name, points in lines.items()}
-    errors = [p.score.relative_rmse for points in lines.values() for p in points]
-    least = 0.042 * (max(errors) - min(errors))
+
+    def height(point: ParetoPoint) -> float:
+        """Where plotly has the point on the axis; what errs by nothing has no place on one of powers of ten."""
+        error = point.score.relative_rmse
+        return error if not log else math.log10(error) if error > 0 else math.nan
+
+    last = {name: max(points, key=lambda p: p.score.bits) for name, points in lines.items()}
+    heights = [at for points in lines.values() for p in points if math.isfinite(at := height(p))]
+    least = 0.042 * (max(heights, default=0.0) - min(heights, default=0.0))
     notes, taken = [], -math.inf
-    for name in sorted(last, key=lambda name: last[name].relative_rmse):
-        score = last[name]
-        at = score.relative_rmse
+    for name in sorted(last, key=lambda name: last[name].score.relative_rmse):
+        score, at = last[name].score, height(last[name])
+        if not math.isfinite(at):
+            continue
         if len(lines[name]) > 1:  # a single mark stands among the lines, and its name beside it
             at = taken = max(at, taken + least)
         title = escaped(score.spec.definition.title)
@@ -235,8 +247,8 @@ def _line_names(lines: Mapping[str, Sequence[ParetoPoint]], axis: str, chosen: S
     return notes
 
 
-def _front(found: Pareto, size: int, axis: str) -> dict[str, Any]:
-    front = [score for score in found.front if score.spec.definition.bits == size]
+def _front(found: Pareto, sizes: Sequence[int], axis: str) -> dict[str, Any]:
+    front = [score for score in found.front if score.spec.definition.bits in sizes]
     return {
         "type": "scatter", "mode": "lines", "x": np.array([s.bits for s in front]), "xaxis": f"x{axis}", "yaxis": f"y{axis}",
         "y": np.array([s.relative_rmse for s in front]), "name": "front: nothing beats these", "hoverinfo": "skip",
@@ -263,10 +275,11 @@ def _through_block_sizes(points: Sequence[ParetoPoint], i: int, axis: str, colou
     }  # fmt: skip
 
 
-def _target(found: Pareto, bits: float, axes: Mapping[int, str], sizes: Sequence[int]) -> dict[str, Any]:
+def _target(found: Pareto, bits: float, axes: Mapping[int, str], panels: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """The duel's bits as a line, over the formats that could have as many."""
-    size = max((size for size in sizes if size <= bits), default=sizes[0])
-    errors = [p.score.relative_rmse for p in found.points if p.score.spec.definition.bits == size]
+    panel = max((panel for panel in panels if panel[0] <= bits), default=panels[0])
+    size = panel[0]
+    errors = [p.score.relative_rmse for p in found.points if p.score.spec.definition.bits in panel]
     return {
         "type": "scatter", "mode": "lines+text", "x": np.array([bits, bits]),
         "y": np.array([min(errors, default=0.0), max(errors, default=1.0)]), "text": ["", f" duel: {bits:g} bits"],

@@ -130,7 +130,11 @@ class Controls:
         return {
             "layer": layers,
             "tensor": [{"value": t.name, "label": within_layer(t.name), "title": t.name} for t in inside],
-            "format": [{"value": name, "label": FORMATS[name].title, "note": f"{n:.4g} bits"} for name, n in bits.items()],
+            "format": [
+                {"value": name, "label": FORMATS[name].title, "note": f"{n:.4g} bits"}
+                | ({} if FORMATS[name].usual else {"fold": "integers of any bits"})
+                for name, n in bits.items()
+            ],
             "block_size": [{"value": str(size), "label": f"{size:,} weights a scale"} for size in BLOCK_SIZES],
         }
 

@@ -25,7 +25,8 @@ from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
 from workbench.text import amount, memory_size
-from workbench.training.config import OPTIMIZERS, TrainConfig
+from workbench.training.choices import OPTIMIZERS
+from workbench.training.config import TrainConfig
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKS = (4, 8, 16, 32, 64, 128, 256)

@@ -39,7 +39,6 @@ from workbench.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from workbench.memory.gpus import Gpu
-    from workbench.quant.spec import QuantSpec
     from workbench.sources import Source
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # what a shell reports for a process that SIGINT or SIGPIPE ended
@@ -155,13 +154,14 @@ def _survey(
     from workbench.atomic import replacing_for_user
     from workbench.cli import text
     from workbench.report import write_report
+    from workbench.surveys.duel import entrants
     from workbench.surveys.survey import survey
 
     files = {option: path for option, path in (("--csv", csv), ("--parquet", parquet), ("--html", html)) if path is not None}
     _check_targets(files)
     with usage():
         specs = specs_of(formats, block_sizes, scale_dtype, double_quant)
-        _contenders(bits, [])
+        entrants(bits)
     source = opened(model, revision)
     surveyed = survey(source, specs, _names(source, patterns), progress=on_terminal()).run()
     for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
@@ -197,15 +197,15 @@ def _duel(
 ) -> None:
     """Set the formats against each other at equal bits per weight on MODEL.
 
-    Each takes part in its largest configuration of at most --bits bits per weight, scales and zero points counted.
+    Each takes part in its configuration of least error and at most --bits bits per weight, scales and zero points counted.
     """
     from workbench.cli import text
-    from workbench.surveys.duel import duel
+    from workbench.surveys.duel import duel, entrants
 
     with usage():
-        candidates = _contenders(bits, formats)
+        entrants(bits, formats or None)
     source = opened(model, revision)
-    found = duel(source, bits, candidates, tensors=_names(source, patterns), progress=on_terminal())
+    found = duel(source, bits, formats or None, tensors=_names(source, patterns), progress=on_terminal())
     click.echo(text.duel_json(found, by) if as_json else text.duel_text(found, by))
 
 
@@ -243,33 +243,60 @@ def _forecast(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--base", type=click.Choice(["dequantized", "original"], case_sensitive=False),
-    help="Merge into the dequantized 4-bit base, which was trained on, or into the model's own weights.  [default: the first]",
-)  # fmt: skip
-@click.option(
-    "--dtype", type=click.Choice(["bfloat16", "float16"], case_sensitive=False), default="bfloat16", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["transformers", "gguf", "gguf-adapter"], case_sensitive=False),
+    default="transformers",
+    show_default=True,
+    help="A merged model for transformers; for llama.cpp and Ollama; or the adapter alone, for llama.cpp.",
 )
+@click.option(
+    "--base",
+    type=click.Choice(["dequantized", "original"], case_sensitive=False),
+    help="Merge into the dequantized 4-bit base, which was trained on, or into the model's own weights.  [default: the first]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32", "q8_0"], case_sensitive=False),
+    help="The last two are GGUF's.  [default: bfloat16; in GGUF float16, of an adapter float32]",
+)
+@click.option(
+    "--base-gguf", type=click.Path(path_type=Path),
+    help="A GGUF of the same base, whose keys and tokenizer are copied (--format gguf).",
+)  # fmt: skip
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="How many of the worst tensors to print.")
 @click.option("--changed-ok", is_flag=True, help="Go on though the base is no longer what the run was begun with.")
 @json_option
-def _export(run: Path, folder: Path | None, base: str | None, dtype: str, worst: int, changed_ok: bool, as_json: bool) -> None:
-    """Merge the adapter of RUN, a run's folder, and write a whole 16-bit model to FOLDER.
+def _export(
+    run: Path, folder: Path | None, form: str, base: str | None, dtype: str | None, base_gguf: Path | None, worst: int,
+    changed_ok: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write what RUN, a run's folder, has trained to FOLDER: its adapter merged into the base, or alone.
 
-    Prints the error that merging adds to each adapted weight first; without FOLDER that is all.
+    For transformers it prints the error that merging adds to each adapted weight first; without FOLDER that is all.
     """
     from workbench.cli import text
     from workbench.training.results.export import export
     from workbench.training.results.merging import merge_errors
     from workbench.training.runs import attach
 
+    if form != "transformers" and folder is None:
+        raise click.UsageError(f"--format {form} needs a FOLDER to write to.")
     trained = attach(run)
-    with bar("measured") as progress:
-        errors = merge_errors(trained, dtype, changed_ok=changed_ok, progress=progress)
-    click.echo(text.merge_json(errors) if as_json else text.merge_text(errors, worst))
+    if form == "transformers":
+        with bar("measured") as progress:
+            errors = merge_errors(trained, dtype or "bfloat16", changed_ok=changed_ok, progress=progress)
+        click.echo(text.merge_json(errors) if as_json else text.merge_text(errors, worst))
     if folder is not None:
         with bar("written") as progress:
-            written = export(trained, folder, base=base, dtype=dtype, changed_ok=changed_ok, progress=progress)
-        details = f"{amount(written.nbytes)}, merged into the {written.base} base, in {written.dtype}"
+            written = export(
+                trained, folder, format=form, base=base, dtype=dtype, base_gguf=base_gguf, changed_ok=changed_ok,
+                progress=progress,
+            )  # fmt: skip
+        if form != "transformers" and as_json:
+            click.echo(text.export_json(written))
+        merged = "" if written.base is None else f"merged into the {written.base} base, "
+        details = f"{amount(written.nbytes)}, {merged}in {written.dtype}"
         click.echo(f"Wrote {printable(str(written.folder))} ({details}).", err=True)
 
 
@@ -294,14 +321,6 @@ def _formats(as_json: bool) -> None:
     from workbench.cli import text
 
     click.echo(text.formats_json() if as_json else text.formats_text())
-
-
-def _contenders(bits: float, formats: list[str]) -> tuple[QuantSpec, ...]:
-    from workbench.surveys.duel import configurations, largest
-
-    candidates = configurations(formats or None)
-    largest(bits, candidates)
-    return candidates
 
 
 def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:

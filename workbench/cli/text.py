@@ -36,6 +36,7 @@ from workbench.text import (
     short,
 )
 from workbench.training.config import TrainConfig
+from workbench.training.results.export import Exported
 from workbench.training.results.merging import MergeErrors
 
 _NAMED = 5
@@ -125,6 +126,11 @@ def merge_json(errors: MergeErrors) -> str:
     return dumped(dtype=errors.dtype, rows=[dataclasses.asdict(row) for row in errors.rows])
 
 
+def export_json(written: Exported) -> str:
+    """What was written; ``errors`` has an entry for each adapted weight."""
+    return dumped(**{**dataclasses.asdict(written), "folder": str(written.folder)})
+
+
 def duel_text(duel: Duel, by: str | None) -> str:
     """The contenders, the least error first, who wins, and on request the winners of each tensor, layer or kind."""
     wins = duel.wins("tensor")
@@ -175,7 +181,8 @@ def _trade(duel: Duel, spec: QuantSpec) -> str:
     trade = duel.trades.get(spec.format)
     if trade is None:
         return "–"
-    return f"−{trade.bits_saved:.4f} bits, −{amount(trade.bytes_saved)}, {trade.error_added:+.3%} error"
+    of = trade.plain.spec.title.removeprefix(f"{spec.definition.title}, ")
+    return f"{of}: −{trade.bits_saved:.4f} bits, −{amount(trade.bytes_saved)}, {trade.error_added:+.3%} error"
 
 
 def duel_json(duel: Duel, by: str | None) -> str:

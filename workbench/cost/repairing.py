@@ -44,7 +44,7 @@ def measure(reporter: Reporter) -> None:
     infos = {merge.paths[t.name]: t for t in merge.tensors if merge.paths.get(t.name) in request["modules"]}
     if merge.source.path is None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
-    batches = _batches(run, merge.source.path, request["max_rows"])
+    batches = held_out_batches(run, merge.source.path, request["max_rows"])
     # As a LoRA run on the same model would hold it.
     config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
     dtype = compute_dtype(config)
@@ -76,7 +76,7 @@ def measure(reporter: Reporter) -> None:
             net(input_ids=batch["input_ids"].to(model.device), attention_mask=attended)
 
 
-def _batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:
+def held_out_batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:
     """Held-out rows, or where the run has none the first that it learnt from, a forward pass at a time."""
     config = run.config
     tokenizer = data.open_tokenizer(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ class Format(Shown):
     title: str
     """The name to show."""
     steps: tuple[float, ...]
-    """16 or 256 levels in ascending order, in units of the block's scale. A level may occur twice (±0, a spare code)."""
+    """2^bits levels in ascending order, in units of the block's scale. A level may occur twice (±0, a spare code)."""
     codes: tuple[int, ...]
     """The stored code of each level, in the order of ``steps``."""
     scale_rule: str
@@ -59,18 +60,20 @@ class Format(Shown):
     """The block sizes that there are."""
     ties_up: tuple[int, ...] = ()
     """Between which levels, counted from 0, a value exactly in the middle goes to the upper one; elsewhere to the lower."""
+    usual: bool = True
+    """Whether a comparison that names no format takes it in, and menus show it at once; others are asked for by name."""
 
     def __post_init__(self) -> None:
         size = len(self.steps)
-        if size not in (16, 256) or not all(a <= b for a, b in zip(self.steps, self.steps[1:], strict=False)):
-            raise FormatError("A format needs 16 levels in ascending order (256 for one of 8 bits).", where=self.name)
+        if size not in (4, 8, 16, 32, 64, 128, 256) or not all(a <= b for a, b in pairwise(self.steps)):
+            raise FormatError("A format needs 2^bits levels in ascending order, for 2 to 8 bits.", where=self.name)
         if sorted(self.codes) != list(range(size)):
             raise FormatError(f"The codes must be the numbers 0 to {size - 1}, each once.", where=self.name)
 
     @property
     def bits(self) -> int:
-        """Bits of a code: 4 or 8."""
-        return 4 if len(self.steps) == 16 else 8
+        """Bits of a code: 2 to 8."""
+        return len(self.steps).bit_length() - 1
 
     @property
     def default_block_size(self) -> int:
@@ -94,7 +97,7 @@ class Format(Shown):
 
     @cached_property
     def levels(self) -> NDArray[np.float32]:
-        """float32 (16,) or (256,), ascending, read-only."""
+        """float32 (2^bits,), ascending, read-only."""
         return _frozen(np.array(self.steps, np.float32))
 
     @cached_property
@@ -125,8 +128,11 @@ class Format(Shown):
 
     @property
     def even_steps(self) -> float:
-        """Levels in a unit of the scale, for formats whose levels are rounded to by arithmetic; 0 where they are searched."""
-        return 1.0 if self.rule == RANGE else 127.0 if self.bits == 8 else 0.0
+        """Levels in a unit of the scale, for formats whose levels are rounded to by arithmetic; 0 where they are searched.
+
+        Sixteen levels are searched. Formats of another width are integers: with a zero point, or from −1 to 1 in even steps.
+        """
+        return 1.0 if self.rule == RANGE else 0.0 if self.bits == 4 else len(self.steps) / 2 - 1
 
     @cached_property
     def code_of_rank(self) -> NDArray[np.uint8]:
@@ -200,6 +206,27 @@ _E2M1_CODES = (*range(15, 7, -1), *range(8))
 _E2M1_TIES_UP = (0, 2, 4, 6, 7, 9, 11, 13)
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
+
+def _symmetric(bits: int, name: str, title: str, source: str, usual: bool = False) -> Format:
+    """Integers from −(2^(bits − 1) − 1) to that, stored in two's complement; rounded by arithmetic, a tie to the even one."""
+    top = 2 ** (bits - 1) - 1
+    return Format(
+        name, title, (*(k / top for k in range(-top, top + 1)), 1.0), tuple((k - top) % 2**bits for k in range(2**bits)),
+        f"absmax / {top}: codes −{top}…{top} times that step; the code −{top + 1} is never needed.", source, usual=usual,
+    )  # fmt: skip
+
+
+def _asymmetric(bits: int, usual: bool = False) -> Format:
+    """Integers from 0 to 2^bits − 1 with a zero point of as many bits; rounded by arithmetic, a tie to the even one."""
+    codes, last = tuple(range(2**bits)), 2**bits - 1
+    return Format(
+        f"int{bits}-asym", f"INT{bits} asymmetric", tuple(map(float, codes)), codes,
+        f"(max − min) / {last} of the block and 0, and a {bits}-bit zero point that puts 0 on a level: "
+        "(code − zero point) times that.",
+        f"the affine {bits}-bit integers of GPTQ, AWQ and torchao", rule=RANGE, scale_dtype="float16", usual=usual,
+    )  # fmt: skip
+
+
 _BUILT_IN = (
     Format("nf4", "NF4", _NF4, _RANKS, _ABSMAX, "QLoRA, arXiv 2305.14314; bitsandbytes get_4bit_type('nf4')", True),
     Format("fp4", "FP4", _FP4, _FP4_CODES, _ABSMAX, "bitsandbytes get_4bit_type('fp4')", True),
@@ -217,16 +244,8 @@ _BUILT_IN = (
         "absmax / 7: codes −7…7 times that step; the sixteenth code is never needed.",
         "the symmetric 4-bit integers of most weight-only quantizers",
     ),
-    Format(
-        "int4-asym", "INT4 asymmetric", tuple(map(float, _RANKS)), _RANKS,
-        "(max − min) / 15 of the block and 0, and a 4-bit zero point that puts 0 on a level: (code − zero point) times that.",
-        "the affine 4-bit integers of GPTQ, AWQ and torchao", rule=RANGE, scale_dtype="float16",
-    ),
-    Format(
-        "int8", "INT8", (*(k / 127 for k in range(-127, 128)), 1.0), tuple((k - 127) % 256 for k in range(256)),
-        "absmax / 127: codes −127…127 times that step; the code −128 is never needed.",
-        "the textbook's absmax quantization; LLM.int8, arXiv 2208.07339",
-    ),
+    _asymmetric(4, usual=True),
+    _symmetric(8, "int8", "INT8", "the textbook's absmax quantization; LLM.int8, arXiv 2208.07339", usual=True),
     Format(
         "e2m1", "E2M1", tuple(x / 6 for x in _E2M1_STEPS), _E2M1_CODES,
         "absmax / 6 in float32: the largest level, 6, is the absmax.",
@@ -250,6 +269,8 @@ _BUILT_IN = (
         "llama.cpp: block_iq4_nl, as its reference quantizer rounds", rule=FITTED, scale_dtype="float16", block_sizes=(32,),
         ties_up=tuple(range(15)),
     ),
+    *(_symmetric(n, f"int{n}-sym", f"INT{n} symmetric", f"INT8's absmax rule in {n} bits") for n in (2, 3, 5, 6, 7)),
+    *(_asymmetric(n) for n in (2, 3, 5, 6, 7, 8)),
 )  # fmt: skip
 
 _formats: dict[str, Format] = {form.name: form for form in _BUILT_IN}
@@ -284,6 +305,11 @@ def register_format(
     return _formats[name]
 
 
+def usual_formats() -> list[str]:
+    """The names of the formats that are compared where none is named; registered ones are among them."""
+    return [name for name, form in FORMATS.items() if form.usual]
+
+
 def find_format(name: str | Format) -> Format:
     """The format with this name or title, whatever its case, spaces and hyphens; a ``Format`` is known by its name.
 
@@ -294,6 +320,8 @@ def find_format(name: str | Format) -> Format:
         raise FormatError(f"{described(wanted)} is no format.", remedy=f"Choose one of: {', '.join(FORMATS)}.")
     if wanted in FORMATS:
         return FORMATS[wanted]
+    if spelling(wanted) in (spelling("int8-sym"), spelling("INT8 symmetric")):  # as its narrower kin are called
+        return FORMATS["int8"]
     if alike := [form for form in FORMATS.values() if spelling(wanted) in (spelling(form.name), spelling(form.title))]:
         return alike[0]
     near = nearest(wanted, [*(form.title for form in FORMATS.values()), *FORMATS])

@@ -20,6 +20,7 @@ from workbench.errors import FormatError
 from workbench.given import described
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import FORMATS
+from workbench.quant.rotation import restored, rotated, stretch_of
 from workbench.quant.scales import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec
 from workbench.show import Shown, View
@@ -38,7 +39,7 @@ class Quantized(Shown):
     dtype: np.dtype[Any]
     """The dtype of the array that was quantized."""
     codes: NDArray[np.uint8]
-    """uint8 (numel,): the stored code of each weight, as the format numbers them."""
+    """uint8 (numel,): the stored code of each weight, as the format numbers them; under a rotation of each rotated weight."""
     absmax: NDArray[np.float32]
     """float32 (blocks,): the largest magnitude of each block; a partial last block's is at least 1e-38, as in bitsandbytes."""
     scales: NDArray[np.float32]
@@ -54,16 +55,20 @@ class Quantized(Shown):
 
     @property
     def packed(self) -> NDArray[np.uint8]:
-        """uint8 (⌈numel/2⌉, 1): two codes a byte, the first in the high half, as bitsandbytes stores them.
+        """uint8 (⌈numel · bits / 8⌉, 1): the codes one after another without a gap, the first in the highest bits.
 
-        The half byte after an odd number of weights holds the code that zero rounds to. Codes of 8 bits stay as they are.
+        Of 4 bits that is two a byte, as bitsandbytes stores them, and of 8 one a byte. Bits that are left over at the end are
+        those of codes that zero rounds to. Kernels for other widths order the codes their own way, or leave gaps.
         """
         codes, form = self.codes, self.spec.definition
+        if spare := codes.size * form.bits % 8:
+            codes = np.append(codes, np.full(-(-(8 - spare) // form.bits), form.code_of_rank[int((form.edges < 0).sum())]))
         if form.bits == 8:
             return codes[:, None]
-        if codes.size % 2:
-            codes = np.append(codes, form.code_of_rank[int((form.edges < 0).sum())])
-        return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
+        if form.bits == 4:
+            return np.asarray((codes[0::2] << 4) | codes[1::2], np.uint8)[:, None]
+        stream = np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - form.bits :])
+        return stream[: -(-self.codes.size * form.bits // 8), None]
 
     @property
     def nbytes(self) -> int:
@@ -73,13 +78,15 @@ class Quantized(Shown):
     def dequantize(self, dtype: Any = np.float32) -> NDArray[Any]:
         """The weights that a matrix product sees: level · scale in float32, then rounded to ``dtype``, in the array's shape.
 
-        With zero points, (level − zero point) · scale.
+        With zero points, (level − zero point) · scale. What was rotated is rotated back before it is rounded.
         """
         values = self.spec.definition.level_of_code[self.codes]
         with np.errstate(over="ignore", invalid="ignore"):
             if self.zero_points is not None:
                 values -= np.repeat(self.zero_points.astype(np.float32), self.spec.block_size)[: values.size]
             values *= np.repeat(self.scales, self.spec.block_size)[: values.size]
+        if self.spec.rotate:
+            values = restored(values, stretch_of(self.shape))
         return values.astype(dtype, copy=False).reshape(self.shape)
 
     def _show_(self) -> View:
@@ -104,9 +111,9 @@ class Quantized(Shown):
         import torch
         from bitsandbytes.functional import QuantState, get_4bit_type
 
-        if not self.spec.definition.trainable or self.spec.scale_dtype != "float32":
+        if not self.spec.trainable:
             held = " and ".join(name for name, form in FORMATS.items() if form.trainable)
-            remedy = f"Quantize to one of {held} with float32 scales."
+            remedy = f"Quantize to one of {held} with float32 scales, not rotated."
             raise FormatError(f"bitsandbytes does not hold weights in {self.spec.title}.", remedy=remedy)
         state2 = offset = None
         absmax = torch.from_numpy(self.absmax.copy())
@@ -183,6 +190,8 @@ def quantize(
     spec, weights = as_spec(spec), as_weights(array)
     form, block_size = spec.definition, spec.block_size
     bits = as_bits(weights)
+    if spec.rotate:
+        bits = as_bits(rotated(bits, stretch_of(weights.shape), cancelled))
     blocks = -(-bits.size // block_size)
     ranks, absmax = np.empty(bits.size, np.uint8), np.empty(blocks, np.float32)
 

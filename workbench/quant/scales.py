@@ -96,15 +96,16 @@ def multiplies(spec: QuantSpec) -> bool:
 
 
 def last_rank(form: Format) -> np.float32:
-    """The highest rank that a weight can get: 15, or 254 for the 255 different levels of 8 bits."""
-    return np.float32(254 if form.bits == 8 else 15)
+    """The highest rank that arithmetic may give a weight: without a zero point the last code of all is spare."""
+    return np.float32(form.levels.size - (2 if form.rule == ABSMAX else 1))
 
 
 def zero_ranks(spec: QuantSpec, scales: Scales, blocks: int) -> Floats:
     """float32 (blocks,): the rank that stands for 0 where levels are evenly spaced (0 elsewhere, where nothing asks for it)."""
     if scales.zero_points is not None:
         return scales.zero_points.astype(np.float32)
-    return np.full(blocks, 127 if spec.definition.bits == 8 else 0, np.float32)
+    form = spec.definition
+    return np.full(blocks, form.levels.size // 2 - 1 if form.even_steps else 0, np.float32)
 
 
 def find_scales(
@@ -131,7 +132,7 @@ def find_scales(
 
 
 def _range(spec: QuantSpec, low: Floats, high: Floats) -> Scales:
-    """step = (max(high, 0) − min(low, 0)) / 15, zero point = ⌊−min(low, 0) / step⌉ in 0…15."""
+    """step = (max(high, 0) − min(low, 0)) / last, zero point = ⌊−min(low, 0) / step⌉ in 0…last, with last = 2^bits − 1."""
     last = np.float32(spec.definition.levels.size - 1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         below = np.minimum(low, np.float32(0))

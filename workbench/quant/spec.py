@@ -15,6 +15,7 @@ import numpy as np
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.quant.rotation import HADAMARD
 from workbench.show import Line, Record, in_words
 
 _ALSO: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,8 @@ class QuantSpec(Record):
     """Whether the scales are quantized again, to 8 bits (bitsandbytes' ``compress_statistics``)."""
     nested_block_size: int = 256
     """Consecutive scales that share a second-level scale; bitsandbytes has 256."""
+    rotate: str | None = None
+    """``"hadamard"``: the input side is rotated by a randomised Hadamard matrix before, and back after. None: it is not."""
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Refuses names that are no fields, with the nearest that are."""
@@ -76,6 +79,8 @@ class QuantSpec(Record):
         if not is_whole(size := self.nested_block_size, 1):
             raise FormatError(f"A nested block size of {size!r} is not possible.", remedy="Give a whole number from 1 on.")
         object.__setattr__(self, "nested_block_size", int(size))
+        if self.rotate is not None and not (is_a(self.rotate, str) and self.rotate == HADAMARD):
+            raise FormatError(f"There is no rotation {self.rotate!r}.", where="rotate", remedy=f"Give {HADAMARD!r} or None.")
 
     @property
     def definition(self) -> Format:
@@ -92,7 +97,13 @@ class QuantSpec(Record):
             f"{form.title}, blocks of {self.block_size}"
             + ("" if own else f", {self.scale_dtype} scales")
             + (f", double quantized{nested}" if self.double_quant else "")
+            + (", Hadamard rotated" if self.rotate else "")
         )
+
+    @property
+    def trainable(self) -> bool:
+        """Whether bitsandbytes can hold a base model so."""
+        return self.definition.trainable and self.scale_dtype == "float32" and self.rotate is None
 
     def as_code(self) -> str:
         """The specification as Python: what differs from the defaults."""
@@ -103,11 +114,17 @@ class QuantSpec(Record):
             arguments.append("double_quant=True")
             if self.nested_block_size != 256:
                 arguments.append(f"nested_block_size={self.nested_block_size}")
+        if self.rotate:
+            arguments.append(f"rotate={self.rotate!r}")
         return f"wb.QuantSpec({', '.join(arguments)})"
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N)."""
+        """Bits per weight of a large tensor, scales and zero points counted: for NF4 4 + 32/B, or 4 + 8/B + 32/(B·N).
+
+        Codes are counted as if they lay without a gap. Of 3, 5, 6 and 7 bits that is the ideal: many kernels keep such codes
+        in 4 or 8 bits.
+        """
         form, block = self.definition, self.block_size
         if self.double_quant:
             return form.bits + 8 / block + 32 / (block * self.nested_block_size)
@@ -116,9 +133,9 @@ class QuantSpec(Record):
     def storage(self, numel: int) -> dict[str, int]:
         """Bytes that a tensor of ``numel`` weights takes, by part; partial blocks count as whole ones.
 
-        Parts: "codes" (two a byte, or one), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
+        Parts: "codes" (without a gap), then what the format has of "absmax" (a scale a block), "absmax codes" (a byte a
         block), "nested absmax" (float32 a block of blocks), "offset" (one float32), "scales" (a scale a block that is not its
-        absmax), "zero points" (two a byte) and "tensor scale" (one float32).
+        absmax), "zero points" (without a gap) and "tensor scale" (one float32).
         """
         form = self.definition
         blocks = -(-numel // self.block_size)
@@ -137,13 +154,17 @@ class QuantSpec(Record):
         return sum(self.storage(numel).values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
-        return asdict(self)
+        """The fields as JSON values; ``QuantSpec(**d)`` reads them back. A rotation stands there only where there is one, so
+        that measurements kept under the fields of before are found again.
+        """
+        fields = asdict(self)
+        return fields if self.rotate else {name: value for name, value in fields.items() if name != "rotate"}
 
     def _line_(self) -> Line:
         return {
             "format": self.definition.title, "blocks of": in_words(self.block_size), "scales": in_words(self.scale_dtype),
-            "double quantized": in_words(self.double_quant), "bits per weight": f"{self.bits_per_weight:.4f}",
+            "double quantized": in_words(self.double_quant), "rotated": self.rotate or "no",
+            "bits per weight": f"{self.bits_per_weight:.4f}",
         }  # fmt: skip
 
 
@@ -151,7 +172,7 @@ SpecLike = QuantSpec | Format | str
 """What stands for a specification, as ``as_spec`` takes it."""
 _TITLE = re.compile(
     r"(?P<format>.+?),? \(?blocks of (?P<size>\d+)(, (?P<dtype>\w+) scales)?"
-    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?\)?",
+    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?(?P<rotated>, Hadamard rotated)?\)?",
     re.IGNORECASE,
 )
 """A specification's title, also with all but the format in brackets, as it stands in the middle of a sentence."""
@@ -167,7 +188,8 @@ def as_spec(given: SpecLike, where: str = "spec") -> QuantSpec:
         return given
     if isinstance(given, str) and (title := _TITLE.fullmatch(given.strip())):
         dtype, nested = title["dtype"], int(title["nested"] or 256)
-        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), bool(title["double"]), nested)
+        double, rotate = bool(title["double"]), HADAMARD if title["rotated"] else None
+        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), double, nested, rotate)
     if is_a(given, str, Format):
         return QuantSpec(find_format(given).name)
     remedy = "Give a QuantSpec, or the name of a format such as 'nf4'."

@@ -8,7 +8,7 @@ offline mode are huggingface_hub's (1.x and 2.x). Never unpickles anything and n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,36 @@ class HubSource(Source):
         """As ``Source`` has it."""
         return self._where
 
+    @property
+    def files(self) -> Collection[str]:
+        """Names of the repository's files at this commit."""
+        return self._listing.files.keys()
+
+    @property
+    def folder(self) -> Path:
+        """Where Hugging Face's cache has, or is to have, the files of this commit."""
+        return _folder(self.name) / "snapshots" / self.revision
+
+    def blob(self, file: str) -> Path | None:
+        """Where that cache has, or is to have, a file's content; None where the listing does not say what that is."""
+        content = self._listing.files[file].content
+        return _folder(self.name) / "blobs" / content if content else None
+
+    def missing(self, files: Sequence[str]) -> dict[str, int]:
+        """Of these files, those that are not in ``folder``, with the bytes to fetch: 0 where the cache has the content."""
+        with crew(_AT_ONCE) as team:
+            self._locate(files, team, Watch(0))
+        absent = [file for file in files if not (self.folder / file).is_file()]
+        return {file: 0 if file in self._local else self._sizes[file] for file in absent}
+
+    def piece(self, file: str, begin: int, end: int, team: Crew) -> bytearray:
+        """Bytes of a file from the Hub, which no cache keeps."""
+        return self._remote.fetch(file, begin, end, team.stop, team.got)
+
+    def take(self, file: str, team: Crew) -> Path:
+        """The file in ``folder``; downloaded whole if the cache has not its content."""
+        return take(self.name, file, self.revision, self._token, team)
+
     def _place(self, file: str) -> str:
         return f"{self.name}/{file}" if file else self.name
 
@@ -216,19 +246,16 @@ class HubSource(Source):
         path = try_to_load_from_cache(self.name, file, revision=self.revision)
         if isinstance(path, str):
             return Path(path)
-        content = self._listing.files[file].content
-        blob = _folder(self.name) / "blobs" / content
-        return blob if content and blob.is_file() else None
+        blob = self.blob(file)
+        return blob if blob is not None and blob.is_file() else None
 
     def _take(self, files: Sequence[str], team: Crew, watch: Watch) -> None:
         for file in files:
-            future = team.submit(take, self.name, file, self.revision, self._token, team)
-            self._local[file] = team.result(future, watch)
+            self._local[file] = team.result(team.submit(self.take, file, team), watch)
 
     def _snapshot(self, files: Sequence[str]) -> Path | None:
         """The folder in Hugging Face's cache, if all of these files are in it."""
-        folder = _folder(self.name) / "snapshots" / self.revision
-        return folder if all((folder / file).is_file() for file in files) else None
+        return self.folder if all((self.folder / file).is_file() for file in files) else None
 
     def _key(self, file: str, part: str) -> str:
         content = self._listing.files[file].content or f"{self.revision}/{file}"

@@ -6,13 +6,16 @@ that are wrong on this CPU) is checked by ``launch`` and by the worker. Takes an
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from workbench.training.row_kinds import COLUMNS, ROW_SHAPES, template_fields
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
 
 _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
 """What other methods than these lack."""
 _MOST_RESCALED = 12
+_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _TWO_STEPS = (
     "Two steps do it outside this run: begin adapters so on the unquantized model and save them and what is left of the model, "
     "as peft's documentation shows; then quantize that and go on training the saved adapters."
@@ -21,7 +24,8 @@ _TWO_STEPS = (
 
 def faults_of(config: Any) -> list[str]:
     """Every fault, in a sentence each; [] where there is none."""
-    return [*_field_faults(config), *_data_faults(config), *_method_faults(config)]
+    faults = [*_field_faults(config), *_data_faults(config), *_evaluation_faults(config), *_method_faults(config)]
+    return [*faults, *_hub_faults(config)]
 
 
 def schedule_faults(config: Any) -> list[str]:
@@ -46,13 +50,7 @@ def _field_faults(config: Any) -> list[str]:
 
 
 def _data_faults(config: Any) -> list[str]:
-    faults = []
-    if (config.prompt_column is None) != (config.completion_column is None):
-        faults.append("prompt_column and completion_column go together: name both or neither.")
-    if config.text_column is not None and config.prompt_column is not None:
-        faults.append("text_column and prompt_column exclude each other: learn the whole text or completions only.")
-    if config.messages_column is not None and (config.text_column or config.prompt_column):
-        faults.append("messages_column excludes text_column and prompt_column: a row is a chat or a text.")
+    faults = _column_faults(config)
     if config.dataset != "builtin" and config.eval_dataset == "builtin":
         faults.append('eval_dataset is "builtin" but dataset is not: name a held-out dataset with the same columns.')
     if config.dataset == "builtin" and (config.dataset_config or config.dataset_revision or config.dataset_split != "train"):
@@ -63,6 +61,50 @@ def _data_faults(config: Any) -> list[str]:
         faults.append("eval_split is for folders and the Hub: the builtin set has held-out rows of its own.")
     if config.num_train_epochs is not None and config.max_steps != -1:
         faults.append("max_steps and num_train_epochs exclude each other: with num_train_epochs leave max_steps at -1.")
+    return faults
+
+
+def _evaluation_faults(config: Any) -> list[str]:
+    asked = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(config, name)]
+    missing = [name for name in ("eval_steps", "max_eval_rows") if asked and getattr(config, name) == 0]
+    return [f"{name} is 0, and {' and '.join(asked)} {'go' if asked[1:] else 'goes'} by evaluations." for name in missing]
+
+
+def _hub_faults(config: Any) -> list[str]:
+    name = config.hub_model_id
+    if isinstance(name, str) and not _REPOSITORY.fullmatch(name):
+        return [f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'."]
+    return []
+
+
+def _column_faults(config: Any) -> list[str]:
+    """Fields that name columns: which go together, and which mean nothing beside others."""
+    faults = list[str]()
+    if config.row_shape not in list(ROW_SHAPES):
+        return faults
+    named = {name for name in COLUMNS["auto"] if getattr(config, name) is not None}
+    meant = COLUMNS.get(config.row_shape, ())
+    if config.row_shape != "auto" and (others := [name for name in COLUMNS["auto"] if name in named and name not in meant]):
+        faults.append(f'{", ".join(others)}: rows of the row_shape "{config.row_shape}" have no such column.')
+        return faults
+    pair = {"prompt_column", "completion_column"} & named
+    if len(pair) == 1 and (pair == {"prompt_column"} or "prompt_template" not in named):
+        faults.append("prompt_column and completion_column go together: name both or neither.")
+    if {"text_column", "prompt_column"} <= named:
+        faults.append("text_column and prompt_column exclude each other: learn the whole text or completions only.")
+    if "messages_column" in named and named & {"text_column", "prompt_column"}:
+        faults.append("messages_column excludes text_column and prompt_column: a row is a chat or a text.")
+    if "prompt_template" in named and named & {"text_column", "prompt_column", "messages_column"}:
+        faults.append(
+            "prompt_template excludes text_column, prompt_column and messages_column: it makes the prompt of columns."
+        )
+    if config.row_shape == "template" and "prompt_template" not in named:
+        faults.append("prompt_template is empty; write the prompt, with {column} where a column's text stands.")
+    if isinstance(config.prompt_template, str):
+        try:
+            template_fields(config.prompt_template)
+        except ValueError as error:
+            faults.append(f"prompt_template: {error}; a brace that is meant as such is written twice.")
     return faults
 
 
@@ -82,15 +124,37 @@ def _method_faults(config: Any) -> list[str]:
         ]  # fmt: skip
         if unused and config.method in METHODS and config.method not in methods:
             faults.append(f'{", ".join(unused)}: method "{config.method}" {lacks}.')
-    if config.method == "qlora" and begin in ("pissa", "loftq"):
+    if config.init_adapter is not None and begin is not True:
+        faults.append(f"init_adapter says how adapters begin, and init_lora_weights {begin!r} says another way: leave one out.")
+    if config.method == "qlora" and begin == "pissa":
         faults.append(
-            f'init_lora_weights "{begin}" needs unquantized weights, which method "qlora" does not hold. {_TWO_STEPS}'
+            'init_lora_weights "pissa" needs unquantized weights, which method "qlora" does not hold, and leaves a base that '
+            f"no checkpoint has. {_TWO_STEPS}"
         )
+    if config.method == "qlora" and begin == "loftq":
+        faults += _loftq_faults(config)
     if config.method == "lora" and begin == "loftq":
         faults.append('init_lora_weights "loftq" makes up for quantization, and method "lora" quantizes nothing.')
     if config.method == "qlora" and begin == "olora" and config.block_size != 64:
         faults.append(
             f'init_lora_weights "olora" has peft quantize the base again, in blocks of 64 whatever it was: block_size is '
             f"{config.block_size}; use 64."
+        )
+    return faults
+
+
+def _loftq_faults(config: Any) -> list[str]:
+    """LoftQ's product is what 4 bits have lost: it makes up for that only where it is added as it is."""
+    faults = []
+    if config.use_rslora or config.lora_alpha != config.lora_r:
+        scale = "√rank" if config.use_rslora else "rank"
+        rest = " and turn use_rslora off" if config.use_rslora else ""
+        faults.append(
+            f'init_lora_weights "loftq" begins with what 4 bits have lost, which has to be added once, and lora_alpha '
+            f"{config.lora_alpha} scales it by alpha / {scale}: make lora_alpha {config.lora_r}, as lora_r is{rest}."
+        )
+    if config.use_dora:
+        faults.append(
+            'init_lora_weights "loftq" changes the directions after use_dora has taken the magnitudes: turn one of them off.'
         )
     return faults

@@ -18,30 +18,24 @@ import numpy as np
 
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, unknown_fields
-from workbench.quant.formats import BLOCK_SIZES, FORMATS
+from workbench.quant.formats import BLOCK_SIZES
 from workbench.show import Record, View, as_python, in_words
 from workbench.training.checks import faults_of
+from workbench.training.choices import (
+    BEGINNINGS,
+    COMPUTE_DTYPES,
+    METHOD_TITLES,
+    OPTIMIZERS,
+    QUANT_TYPES,
+    REPORTS,
+    SCHEDULES,
+    THOUGHTS,
+)  # fmt: skip
+from workbench.training.row_kinds import CHATS, COLUMNS, ROW_SHAPES, columns_named, shape_named
 from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, Group, setting, settings_of
 
-__all__ = [
-    "COMPUTE_DTYPES", "INIT_LORA_WEIGHTS", "METHODS", "OF_ADAPTERS", "OPTIMIZERS", "PAGE_MIN_NUMEL", "QUANT_TYPES", "REPORTS",
-    "SCHEDULES", "TrainConfig",
-]  # fmt: skip
+__all__ = ["METHODS", "OF_ADAPTERS", "PAGE_MIN_NUMEL", "TrainConfig"]
 
-_FORMATS = {name: name.upper() for name, form in FORMATS.items() if form.trainable}
-QUANT_TYPES = tuple(_FORMATS)
-_DTYPES = {"auto": "auto (by the device)"} | {name: name for name in ("bfloat16", "float16", "float32")}
-COMPUTE_DTYPES = tuple(_DTYPES)
-OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
-_BEGINNINGS = {
-    True: "A at random, B zero", "gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ",
-}  # fmt: skip
-INIT_LORA_WEIGHTS = tuple(_BEGINNINGS)
-REPORTS = ("none", "tensorboard")
-_METHODS = {
-    "qlora": "QLoRA: adapters on a 4-bit base", "lora": "LoRA: adapters on a 16-bit base", "full": "Full: every weight",
-}  # fmt: skip
 _PATH = '"builtin", a path or owner/name'
 PAGE_MIN_NUMEL = 100_000
 """Elements from which bitsandbytes pages an optimizer state (its own constant)."""
@@ -59,27 +53,18 @@ class TrainConfig(Record):
     """
 
     model: str = setting(
-        "builtin",
-        "Model",
-        "text",
-        Group.USUAL,
-        wanted=_PATH,
-        hint="builtin, a folder, owner/name",
-        wide=True,
+        "builtin", "Model", "text", Group.USUAL, wanted=_PATH, hint="builtin, a folder, owner/name", wide=True,
         also="model_name_or_path model_name model_id base_model",
+    )  # fmt: skip
+    """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub, whose files the run fetches."""
+    model_revision: str | None = setting(
+        None, "Revision of the model (Hub)", "text", Group.USUAL, also="revision", not_shown="Python names another than main"
     )
-    """``"builtin"``, a local folder as transformers saves it, or ``owner/name`` on the Hub if its files are on this machine."""
+    """A branch, tag or commit of a model on the Hub; ``launch`` writes the commit that it used here."""
     dataset: str = setting(
-        "builtin",
-        "Dataset",
-        "text",
-        Group.USUAL,
-        wanted=_PATH,
-        hint="builtin, a file or folder, owner/name",
-        wide=True,
-        rows=True,
-        also="dataset_name data train_file",
-    )
+        "builtin", "Dataset", "text", Group.USUAL, wanted=_PATH, hint="builtin, a file or folder, owner/name", wide=True,
+        rows=True, also="dataset_name data train_file",
+    )  # fmt: skip
     """``"builtin"``; a local file: .jsonl, .json, .csv, .tsv or .txt (a row a line), also with .gz, .bz2 or .xz behind, or
     .parquet or .arrow; a folder of such files, or one of ``save_to_disk``; or ``owner/name`` on the Hub, whose files are
     fetched once, by ``launch`` or the preview. Values are learnt as they stand in the file."""
@@ -96,15 +81,26 @@ class TrainConfig(Record):
     ``dataset``, or none."""
     eval_split: str | None = setting(None, "Held-out split", "text", Group.DATA, place=1, also="dataset_test_split")
     """The split that is held out, of ``eval_dataset`` or else of ``dataset``."""
-    text_column: str | None = setting(None, "Text column", "text", Group.DATA, also="dataset_text_field text_field")
-    """The column to learn whole. None with no prompt column: ``text`` for a local file."""
-    prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA)
-    """The column shown to the model without loss (builtin: ``prompt``)."""
-    completion_column: str | None = setting(None, "Completion column", "text", Group.DATA)
-    """The column appended to the prompt, on which the loss is taken (builtin: ``completion``)."""
-    messages_column: str | None = setting(None, "Messages column", "text", Group.DATA)
-    """The column with a chat, a list of ``{"role", "content"}``, put into text by the tokenizer's chat template. Chats that the
-    template refuses are left out and counted."""
+    row_shape: str = setting(
+        "auto", "Shape of the rows", "choice", Group.DATA, choices=ROW_SHAPES, also="dataset_type dataset_format formatting"
+    )
+    """How a row becomes text: a key of ``row_kinds.ROW_SHAPES``. ``"auto"``: as the fields that name columns say, else as the
+    file's columns and first rows tell; ``launch`` writes here what it recognised."""
+    text_column: str | None = setting(
+        None, "Text column", "text", Group.DATA, hint="text", also="dataset_text_field text_field"
+    )
+    """The column to learn whole."""
+    prompt_column: str | None = setting(None, "Prompt column", "text", Group.DATA, hint="prompt")
+    """The column shown to the model without loss."""
+    prompt_template: str | None = setting(None, "Template of the prompt", "lines", Group.DATA, hint="{question}", wide=True)
+    """What is shown to the model without loss, with {column} where that column's text stands, as ``"Q: {question}\\nA: "``."""
+    completion_column: str | None = setting(None, "Completion column", "text", Group.DATA, hint="completion")
+    """The column appended to the prompt, on which the loss is taken; of a template, None: output, answer, … by its name."""
+    messages_column: str | None = setting(None, "Messages column", "text", Group.DATA, hint="messages")
+    """The column with a chat, a list of ``{"role", "content"}`` or ``{"from", "value"}``, put into text by the tokenizer's chat
+    template. Chats that the template refuses are left out and counted."""
+    thoughts: str = setting("keep", "Thoughts in chats", "choice", Group.DATA, choices=THOUGHTS)
+    """``"keep"``: the assistant's thoughts are learnt with its answers; ``"drop"``: left out. Empty ones are never learnt."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = setting(
@@ -112,9 +108,11 @@ class TrainConfig(Record):
     )
     """Tokens a row may have; longer rows are cut at the end."""
 
-    method: str = setting("qlora", "Method", "choice", Group.USUAL, place=1, choices=_METHODS, wide=True)
+    method: str = setting("qlora", "Method", "choice", Group.USUAL, place=1, choices=METHOD_TITLES, wide=True)
     """``"qlora"``: adapters on a frozen 4-bit base; ``"lora"``: on a base in the compute dtype; ``"full"``: every weight."""
-    quant_type: str = setting("nf4", "4-bit format", "choice", Group.QUANTIZATION, choices=_FORMATS, also="bnb_4bit_quant_type")
+    quant_type: str = setting(
+        "nf4", "4-bit format", "choice", Group.QUANTIZATION, choices=QUANT_TYPES, also="bnb_4bit_quant_type"
+    )
     """4-bit format of the frozen base, ``"nf4"`` or ``"fp4"`` (bitsandbytes' FP4, which is not E2M1)."""
     block_size: int = setting(64, "Block size (weights)", "choice", Group.QUANTIZATION, choices=BLOCK_SIZES, also="blocksize")
     """Weights that share one absmax. bitsandbytes' own configuration has no such field: it is set on every ``Params4bit``."""
@@ -123,26 +121,15 @@ class TrainConfig(Record):
     )
     """Quantize the absmax values too, in blocks of 256."""
     llm_int8_skip_modules: tuple[str, ...] = setting(
-        (),
-        "Modules left out of 4 bits",
-        "patterns",
-        Group.QUANTIZATION,
-        refused=True,
-        hint="the head is, always",
-        wide=True,
+        (), "Modules left out of 4 bits", "patterns", Group.QUANTIZATION, refused=True, hint="the head is, always", wide=True,
         also="skip_modules",
-    )
+    )  # fmt: skip
     """Modules left out of 4 bits besides the head, which always is: their names' beginnings (which may be regular
     expressions) or endings, as ``"down_proj"``."""
     compute_dtype: str = setting(
-        "auto",
-        "Compute dtype",
-        "choice",
-        Group.MEMORY,
-        choices=_DTYPES,
-        wide=True,
+        "auto", "Compute dtype", "choice", Group.MEMORY, choices=COMPUTE_DTYPES, wide=True,
         also="bnb_4bit_compute_dtype torch_dtype dtype",
-    )
+    )  # fmt: skip
     """Dtype of activations, and of weights that are not in 4 bits while they are loaded. ``"auto"``: bfloat16 on a GPU that has
     it, float16 on other GPUs (float32 with ``"full"``), float32 on CPUs."""
 
@@ -155,23 +142,25 @@ class TrainConfig(Record):
     use_dora: bool = setting(False, "Train magnitudes too (DoRA)", "flag", Group.ADAPTERS, place=2, refused=True)
     """Train each output's magnitude beside the adapter, which then learns directions (DoRA, arXiv 2402.09353)."""
     init_lora_weights: bool | str = setting(
-        True, "Initialisation", "choice", Group.ADAPTERS, place=1, choices=_BEGINNINGS, refused=True
+        True, "Initialisation", "choice", Group.ADAPTERS, place=1, choices=BEGINNINGS, refused=True
     )
     """How adapters begin. True: A at random, B zero. ``"gaussian"``: the same with a normal A. ``"olora"``: from the QR
     decomposition of the weight, which the base then lacks (a 4-bit base is quantized again). ``"pissa"``: from its largest
-    singular values, with ``"lora"`` only."""
+    singular values, with ``"lora"`` only. ``"loftq"``: from what 4 bits have lost of it, with ``"qlora"`` and alpha = rank."""
     lora_dropout: float = setting(0.05, "Dropout (share)", "real", Group.ADAPTERS, least=0, below=1, also="dropout")
     """Dropout before the adapter's first matrix."""
     target_modules: str | tuple[str, ...] = setting(
-        "all-linear",
-        "Modules with an adapter",
-        "names",
-        Group.ADAPTERS,
-        hint="all-linear",
-        wide=True,
+        "all-linear", "Modules with an adapter", "names", Group.ADAPTERS, hint="all-linear", wide=True,
         also="lora_target_modules",
-    )
+    )  # fmt: skip
     """``"all-linear"`` (every linear but the head) or names of modules."""
+
+    init_adapter: str | None = setting(
+        None, "Begin from an adapter", "text", Group.ADAPTERS, refused=True, hint="none, or a run's or adapter's folder",
+        wide=True,
+    )  # fmt: skip
+    """A run, its folder, or a folder in which peft saved an adapter, whose weights adapters begin with. ``launch`` takes rank,
+    alpha, targets, rsLoRA and DoRA from it, whatever they are here, and refuses one of another base."""
 
     optim: str = setting(
         "paged_adamw_32bit", "Optimizer", "choice", Group.OPTIMIZER, choices=OPTIMIZERS, wide=True, also="optimizer"
@@ -182,14 +171,9 @@ class TrainConfig(Record):
     learning_rate: float = setting(2e-4, "Learning rate", "real", Group.USUAL, place=5, above=0, also="lr")
     """Peak learning rate."""
     lr_scheduler_type: str = setting(
-        "constant_with_warmup",
-        "Schedule",
-        "choice",
-        Group.OPTIMIZER,
-        choices=SCHEDULES,
-        wide=True,
+        "constant_with_warmup", "Schedule", "choice", Group.OPTIMIZER, choices=SCHEDULES, wide=True,
         also="lr_scheduler scheduler",
-    )
+    )  # fmt: skip
     """Schedule by transformers' name."""
     warmup_steps: float = setting(
         0.03, "Warm-up (steps; below 1 a share)", "real", Group.OPTIMIZER, least=0, also="warmup_ratio warmup"
@@ -251,9 +235,26 @@ class TrainConfig(Record):
     save_steps: int = setting(50, "Checkpoint every (steps; 0: never)", "whole", Group.CHECKPOINTS, least=0)
     """Steps between checkpoints; 0: none (a run that is paused writes one all the same)."""
     save_total_limit: int = setting(2, "Checkpoints kept", "whole", Group.CHECKPOINTS, least=1)
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest; the best one is kept besides, wherever there are evaluations by steps."""
+    mirror_dir: str | None = setting(
+        None, "Mirror folder", "text", Group.CHECKPOINTS, place=2, hint="none; a Drive folder, say"
+    )
+    """A folder, such as one of a mounted Drive, in which a folder of the run's name follows the run while it goes on: newest
+    checkpoint, adapter, events and configuration. ``wb.resume_from`` goes on from there when this machine is gone."""
+    push_to_hub: bool = setting(False, "Push to the Hub at the end", "flag", Group.CHECKPOINTS, place=2)
+    """Push the adapter (or model), its card and the run's events to the Hub at the end; ``wb.push`` does it at any time."""
+    hub_model_id: str | None = setting(None, "Repository (Hub)", "text", Group.CHECKPOINTS, place=2, hint="the run's name")
+    """The repository, as ``name`` or ``owner/name``; None: the run's name, in the account that is logged in."""
+    hub_private_repo: bool = setting(True, "Private repository", "flag", Group.CHECKPOINTS, place=2)
+    """Whether a repository that the push makes is private."""
     eval_steps: int = setting(0, "Evaluate every (steps; 0: at both ends)", "whole", Group.CHECKPOINTS, least=0)
-    """Steps between evaluations; 0: only before and after."""
+    """Steps between evaluations; 0: only before and after. One that is the best so far writes a checkpoint of its own."""
+    load_best_model_at_end: bool = setting(False, "End with the best, not the last", "flag", Group.CHECKPOINTS)
+    """Have the run end with the weights of the lowest held-out loss after a step, instead of the last ones."""
+    early_stopping_patience: int = setting(
+        0, "Finish early after (evaluations without a better one; 0: never)", "whole", Group.CHECKPOINTS, wide=True, least=0
+    )
+    """Evaluations in a row without a lower held-out loss after which the run finishes early; 0: it never does."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too (needs the package tensorboard); else ``"none"``."""
     max_eval_rows: int = setting(
@@ -281,31 +282,43 @@ class TrainConfig(Record):
         for name, value in vars(self).items():
             if isinstance(value, np.generic | np.ndarray):  # as a loop over a range of NumPy's gives them
                 object.__setattr__(self, name, value.tolist())
-        for name in ("model", "dataset", "eval_dataset"):
-            if isinstance(value := getattr(self, name), PathLike):
+        for name in ("model", "dataset", "eval_dataset", "init_adapter", "mirror_dir"):
+            value = getattr(self, name)
+            if isinstance(value := getattr(value, "dir", value), PathLike):  # a run's folder
                 object.__setattr__(self, name, str(value))
         for name, declared in settings_of(self).items():
             object.__setattr__(self, name, declared.as_meant(getattr(self, name)))
+        if self.row_shape == shape_named(self, implied=True):
+            object.__setattr__(self, "row_shape", "auto")
         if self.max_steps == -1 and self.num_train_epochs is None:
             object.__setattr__(self, "max_steps", _DEFAULT_STEPS)
         if faults := faults_of(self):
             raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
 
     @property
+    def shape(self) -> str | None:
+        """The shape of its rows, a key of ``ROW_SHAPES``; None where the file is to tell."""
+        return shape_named(self)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read: ``(messages,)``, ``(text,)`` or ``(prompt, completion)``."""
-        if self.messages_column is not None:
-            return (self.messages_column,)
-        if self.text_column is not None:
-            return (self.text_column,)
-        if self.prompt_column is not None and self.completion_column is not None:
-            return self.prompt_column, self.completion_column
-        return ("prompt", "completion") if self.dataset == "builtin" else ("text",)
+        """The columns that are read, as far as the fields say: the prompt's, and then what is learnt."""
+        return columns_named(self)
+
+    @property
+    def chats(self) -> bool:
+        """Whether its rows go through the chat template, as far as the fields say."""
+        return self.shape in CHATS
 
     @property
     def warmup(self) -> int:
         """Whole steps of warm-up, once ``max_steps`` is known."""
         return math.ceil(self.warmup_steps * self.max_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the lowest held-out loss is kept."""
+        return self.eval_steps > 0 and (self.save_steps > 0 or self.load_best_model_at_end)
 
     @property
     def rows_a_step(self) -> int:
@@ -359,15 +372,19 @@ class TrainConfig(Record):
         if not is_a(fields, Mapping):
             remedy = "Give what to_dict returns."
             raise ConfigError([f"{described(fields)} holds no fields."], where="TrainConfig", remedy=remedy)
-        return cls(**{str(name): value for name, value in fields.items() if name not in _FORMER})
+        given = {str(name): value for name, value in fields.items() if name not in _FORMER}
+        before = "row_shape" not in given and "messages_column" in given  # a text was learnt where nothing was named
+        if before and given.get("dataset") != "builtin" and not any(given.get(name) for name in COLUMNS["auto"]):
+            given["text_column"] = "text"
+        return cls(**given)
 
 
 OF_ADAPTERS = {
     name: declared.default
     for name, declared in settings_of(TrainConfig).items()
-    if declared.refused and declared.methods == ADAPTED
+    if declared.refused and declared.methods == ADAPTED and name != "init_adapter"
 }
-"""Fields that only adapters have, beside rank, alpha, dropout and targets, and what they are unless given."""
+"""Fields that only a ``LoraConfig`` has, beside rank, alpha, dropout and targets, and what they are unless given."""
 
 
 def as_config(given: TrainConfig, where: str) -> TrainConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import decimal
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from workbench.errors import DataError, ModelError, Unreachable
 from workbench.given import expanded, nearest
+from workbench.training import row_files
 from workbench.training.row_files import ending, header, kind_of, objects, rows
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -239,9 +241,13 @@ def check_columns(files: Files, wanted: Sequence[str]) -> None:
             elif names and next(rows(path, wanted), None) is not None:
                 empty = False
     if empty:
-        raise DataError("the dataset has no rows.", where=files.where, remedy="Choose a file with at least one row.")
+        raise _without_rows(files.where)
     if files.loader == "json":
         raise _missing([column for column in wanted if column not in seen], tuple(seen), files.where)
+
+
+def _without_rows(where: str) -> DataError:
+    return DataError("the dataset has no rows.", where=where, remedy="Choose a file with at least one row.")
 
 
 def _missing(columns: Sequence[str], have: Sequence[str], where: str) -> DataError:
@@ -266,31 +272,46 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_texts(files: Files, columns: Sequence[str], limit: int | None = None) -> Iterator[tuple[str | None, ...]]:
-    """The texts of ``columns`` row by row, of the first ``limit`` rows or all, numbers as the file has them; None for nothing.
+def first_rows(files: Files, count: int = 20) -> list[dict[str, Any]]:
+    """The first rows with all their columns by name, nested values as lists and objects. ``DataError`` where there are none."""
+    path = files.paths[0]
+    with _reading(path):
+        if (names := header(path)) is None:
+            found = list(itertools.islice(objects(path, nested=True), count))
+        else:
+            values = itertools.islice(rows(path, names, nested=True), count)
+            found = [dict(zip(names, row, strict=True)) for row in values]
+    if not found:
+        raise _without_rows(files.where)
+    return found
 
-    ``DataError`` names column and row of what is neither text nor a number.
+
+def row_count(files: Files) -> int | None:
+    """About how many rows there are; None where that cannot be told without reading them."""
+    counts = [row_files.row_count(path) for path in files.paths]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def read_rows(
+    files: Files, columns: Sequence[str], besides: Sequence[str] = (), limit: int | None = None, nested: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The values of ``columns``, and of those ``besides`` that there are, row by row: of the first ``limit`` rows or all.
+
+    None where a row has none. Numbers are text as the file has them. ``DataError`` names column and row of what is neither text
+    nor a number. ``nested``: values are as they stand, lists and objects among them.
     """
-    for n, values in enumerate(_read(files, columns, limit), 1):
-        yield tuple(_text(value, column, f"{files.where}, row {n}") for value, column in zip(values, columns, strict=True))
-
-
-def read_chats(files: Files, column: str, limit: int | None = None) -> Iterator[Any]:
-    """What stands in a column of chats, row by row, as lists and objects."""
-    for (value,) in _read(files, (column,), limit, nested=True):
-        yield value
-
-
-def _read(files: Files, columns: Sequence[str], limit: int | None, nested: bool = False) -> Iterator[tuple[Any, ...]]:
     check_columns(files, columns)
-    left = math.inf if limit is None else limit
-    for path in files.paths:
+    n, most = 0, math.inf if limit is None else limit
+    for path in files.paths if most else ():
         with _reading(path):
-            for row in rows(path, columns, nested) if left > 0 else ():
-                yield row
-                left -= 1
-                if left <= 0:
-                    break
+            there = header(path)
+            names = list(dict.fromkeys([*columns, *(name for name in besides if there is None or name in there)]))
+            for values in rows(path, names, nested):
+                n += 1
+                row = dict.fromkeys(besides) | dict(zip(names, values, strict=True))
+                yield row if nested else {name: _text(value, name, f"{files.where}, row {n}") for name, value in row.items()}
+                if n >= most:
+                    return
 
 
 def _text(value: Any, column: str, where: str) -> str | None:

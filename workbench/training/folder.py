@@ -37,7 +37,7 @@ class RunStatus(Shown):
     """What a run is doing, as its supervisor last wrote it."""
 
     state: str
-    """starting, running, stopping, stopped, paused, finished, failed, killed or gone."""
+    """starting, fetching, running, stopping, stopped, paused, finished, failed, killed or gone."""
     message: str = ""
     """One or two sentences on how it came to this state."""
     remedy: str = ""
@@ -126,6 +126,11 @@ class RunFolder:
         return self.root / "held.json"
 
     @property
+    def to_fetch(self) -> Path:
+        """There while the model is still to be fetched: name → bytes, as ``launch`` found it."""
+        return self.root / "fetch.json"
+
+    @property
     def log(self) -> Path:
         """Both processes' output."""
         return self.root / "log.txt"
@@ -144,6 +149,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained model, as transformers saves it, of a run that trains every weight."""
         return self.root / "model"
+
+    @property
+    def first_adapter(self) -> Path:
+        """The adapter that the run began from, where it began from one."""
+        return self.root / "first_adapter"
 
     @property
     def control(self) -> Path:
@@ -188,13 +198,23 @@ class RunFolder:
         """Checkpoints that were written to their end, oldest first."""
         return sorted((p.parent for p in self.checkpoints.glob(f"checkpoint-*/{_COMPLETE}")), key=steps_of)
 
+    @property
+    def best(self) -> Path | None:
+        """The complete checkpoint of the lowest held-out loss, as the newest one knows it; None where none is kept."""
+        whole = self.complete_checkpoints()
+        best = _trainer_state(whole[-1]).get("best_global_step") if whole else None
+        return next((path for path in whole if steps_of(path) == best), None)
+
     def mark_complete(self, step: int, keep: int) -> None:
-        """Marks the checkpoint of a step as whole, and only then removes all but the last ``keep`` that are.
+        """Marks the checkpoint of a step as whole, and only then removes all but the best and the last ``keep`` that are.
 
         By the step, not by a clock.
         """
         (self.checkpoint(step) / _COMPLETE).touch()
+        best = self.best
         for path in self.complete_checkpoints()[:-keep]:
+            if path == best:
+                continue
             (path / _COMPLETE).unlink(missing_ok=True)  # first: half of it must not look like the whole
         self.remove_unfinished()
 
@@ -283,7 +303,14 @@ def steps_of(trained: Path) -> float:
     number = trained.name.removeprefix("checkpoint-")
     if number.isdecimal():
         return int(number)
+    steps = _trainer_state(trained).get("global_step")
+    return steps if isinstance(steps, int) else math.inf
+
+
+def _trainer_state(trained: Path) -> dict[str, Any]:
+    """What transformers' Trainer knew when it saved a folder; {} where that cannot be read."""
     try:
-        return int(json.loads((trained / "trainer_state.json").read_text("utf-8"))["global_step"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return math.inf
+        state = json.loads((trained / "trainer_state.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -10,14 +10,18 @@ from dataclasses import replace
 
 from workbench.errors import RunError
 from workbench.sources import open_model
-from workbench.training import data, fingerprints, origins
+from workbench.training import beginnings, data, fingerprints, model_files, origins
 from workbench.training.config import TrainConfig, as_config
+from workbench.training.disk import check_disk, disk_budget
 from workbench.training.folder import RunFolder, write_json
+from workbench.training.mirrored import check_mirror
 from workbench.training.model_checks import check_model
 from workbench.training.paths import absolute, default_dir, path_of
 from workbench.training.preflight import check_extras, check_kernels
+from workbench.training.results.pushing import check_push
+from workbench.training.rows.shapes import settled, shape_of
 from workbench.training.runs import Run, live_runs
-from workbench.training.spawning import spawn
+from workbench.training.spawning import spawn, token_for
 
 
 def launch(
@@ -25,30 +29,45 @@ def launch(
 ) -> Run:
     """Starts a run in processes of its own and returns at once; a dataset on the Hub is fetched first.
 
-    The model's files and the dataset's columns are checked first, so that faults are raised here, not in the run:
-    ``ModelError``, ``DataError``, ``ConfigError`` (what this model cannot do, all of it together; 4-bit kernels that are wrong
-    on this CPU), or ``RunError`` if ``run_dir`` (default: ``<time>-<model>`` in ``folder``) already holds something.
+    A model on the Hub that is not on this machine is fetched by the run itself, at the commit that its revision is now; its
+    headers are enough for all checks but those of the tokenizer's own files. The model's files and the dataset's columns are
+    checked first, so that faults are raised here, not in the run: ``ModelError``, ``DataError``, ``ConfigError`` (what this
+    model cannot do, all of it together; 4-bit kernels that are wrong on this CPU; a push without a token), or ``RunError`` if
+    the run does not fit the disk, or ``run_dir`` (default: ``<time>-<model>`` in ``folder``) or its mirror already holds
+    something.
 
     Where another run in the folder around this one is going on, both are slower and share the memory: the new one's events say
     so in a warning. ``live_runs`` asks beforehand.
     """
     files = data.check(as_config(config, "launch"))
-    model = data.model_folder(config.model)
+    config = settled(config, shape_of(config, files))
+    source = open_model(config.model, config.model_revision)
+    model_files.check(source)
     check_extras(config)
-    source = open_model(model)
+    begun = beginnings.begin(config, source)
+    config = begun.config if begun else config
     check_model(config, source)
     check_kernels(config, source)
-    begun_with = origins.take(config, source, files)
-    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, model, folder=folder)
+    to_fetch = model_files.to_fetch(source)
+    token = token_for(config, bool(to_fetch))
+    begun_with = origins.take(config, source, files, fetched=not to_fetch)
+    root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, source.path, folder=folder)
     if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
+    check_push(config, token, root.name)
+    check_disk(disk_budget(config, root, source=source), str(root))
+    config = replace(absolute(config), dataset_revision=files.revision, model_revision=begun_with.commit)
+    check_mirror(config, root)
     made, others = RunFolder(root), [other.dir.name for other in live_runs(root.parent)]
     try:
         (root / "control").mkdir(parents=True)
-        config = replace(absolute(config), dataset_revision=files.revision)
         write_json(made.config, config.to_dict())
         fingerprints.write(root, begun_with)
+        if begun:
+            begun.keep(made)
+        if to_fetch:
+            write_json(made.to_fetch, to_fetch)
     except (OSError, ValueError) as error:  # also a name that no file system takes
         what = f"the folder cannot be written ({getattr(error, 'strerror', error)})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
-    return Run(made, spawn(made, 1, others))
+    return Run(made, spawn(made, 1, others, token, begun.warning if begun else ""))

@@ -7,7 +7,7 @@ positions; and, once a loss is no number, where that comes from. What the files 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from workbench.sources.header import shown
 from workbench.text import listed
 from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
-from workbench.training.data import TokenRow, model_folder
+from workbench.training.data import model_folder
 from workbench.training.model_checks import leaves_of, named, near_leaves, position_faults
+from workbench.training.rows.tokens import TokenRow
 from workbench.training.watch.endings import Diverged, Overflowed
 
 OVERFLOWING = {
@@ -75,7 +76,7 @@ def check_length(model: Any, config: TrainConfig, first: bool) -> None:
         raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and launch again.")
 
 
-def check_ids(model: Any, tokenizer: Any, rows: Sequence[TokenRow], pad: int, where: str) -> None:
+def check_ids(model: Any, tokenizer: Any, rows: Iterable[TokenRow], pad: int, where: str) -> None:
     """Raises ``DataError`` for a token of a row, or of padding, that is beyond the embedding or the output head."""
     head = getattr(model.get_output_embeddings(), "out_features", None)
     most = min(size for size in (int(model.get_input_embeddings().weight.shape[0]), head) if size)
@@ -127,7 +128,7 @@ def diverged(model: Any, config: TrainConfig, step: int, loss: float, overflow: 
     what = f"The loss is no longer a number ({loss}) at step {step}."
     found = None
     with contextlib.suppress(ModelError, OSError):  # the files may be gone by now
-        found = next(not_finite(open_model(model_folder(config.model))), None)
+        found = next(not_finite(open_model(model_folder(config.model, config.model_revision))), None)
     if found:
         remedy = "Fetch the checkpoint again, or choose another: no setting of the run mends it."
         return Diverged(f"{what} It comes from the model's own weights: {found}.", remedy=remedy)

@@ -69,7 +69,7 @@ def model_faults(config: TrainConfig, source: Source) -> list[str]:
     if fault := causal_fault(source.config):
         return [*faults, f"model: {fault}. Choose a causal language model."]
     faults += position_faults(config, source.config)
-    if fault := vocabulary_fault(source, chats=config.messages_column is not None):
+    if fault := vocabulary_fault(source, chats=config.chats):
         faults.append(f"model: {fault}")
     packings = packings_of(source)
     packed = _packing_faults(config, source, packings)
@@ -185,7 +185,8 @@ def _kept_faults(config: TrainConfig, source: Source) -> list[str]:
     if own is None:
         return []
     asked = {"quant_type": own.format, "block_size": own.block_size, "double_quant": own.double_quant}
-    return [
+    none_left = 'init_lora_weights is "loftq", and this checkpoint is in 4 bits itself: what they have lost is not in it.'
+    return ([none_left] if config.init_lora_weights == "loftq" else []) + [
         f"{name} is {getattr(config, name)!r}; this checkpoint's weights are packed with {value!r}, and are kept so."
         for name, value in asked.items()
         if getattr(config, name) != value

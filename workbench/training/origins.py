@@ -24,6 +24,7 @@ from workbench.training import data, fingerprints
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.fingerprints import Changed, Content, FileChange, Fingerprints
+from workbench.training.model_files import OF_TOKENIZER
 from workbench.training.vocabulary import chat_templates, json_object
 
 BASE, TOKENIZER, TEMPLATE, ROWS, HELD_OUT = "base model", "tokenizer", "chat template", "rows", "held-out rows"
@@ -31,22 +32,33 @@ OF_MODEL = (BASE, TOKENIZER, TEMPLATE)
 _NOTES = ("transformers_version", "_name_or_path", "name_or_path")
 """Keys of a configuration that only say where it comes from."""
 _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template"
-_OF_TOKENIZER = (
-    "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-)  # fmt: skip
 _SHOWN = 3
 Found = list[tuple[str, Content]]
 
 
-def take(config: TrainConfig, source: Source, files: Files) -> Fingerprints:
-    """The fingerprints of what a run is begun with now. ``RunError`` where a file cannot be read."""
-    return fingerprints.take(_of_model(source) | _of_rows(config, files), _commit(config, source))
+def take(config: TrainConfig, source: Source, files: Files, *, fetched: bool = True) -> Fingerprints:
+    """The fingerprints of what a run is begun with now. ``RunError`` where a file cannot be read.
+
+    ``fetched`` False: the model's files are still to come; ``add_model`` takes theirs.
+    """
+    of_model = _of_model(source) if fetched else {}
+    return fingerprints.take(of_model | _of_rows(config, files), commit_of(config, source))
+
+
+def add_model(run: Path, source: Source) -> None:
+    """Takes the fingerprints of the model's files once they are here, where the run has none of them yet. OSError as usual."""
+    known = fingerprints.read(run)
+    if known is not None and BASE not in known.parts:
+        of_model = fingerprints.take(_of_model(source)).parts
+        fingerprints.write(run, dataclasses.replace(known, parts=of_model | known.parts))
 
 
 def pinned(run: Path, config: TrainConfig) -> str | None:
-    """The commit of a base from the Hub that the run was begun with; None where none is recorded."""
+    """The commit of a base from the Hub that the run was begun with; the revision asked for where none is recorded."""
+    if not on_hub(config.model):
+        return None
     known = fingerprints.read(run)
-    return known.commit if known and on_hub(config.model) else None
+    return (known.commit if known else None) or config.model_revision
 
 
 def check_before_resume(run: Path, config: TrainConfig, source: Source, files: Files, accept: bool, attempt: int) -> None:
@@ -57,13 +69,18 @@ def check_before_resume(run: Path, config: TrainConfig, source: Source, files: F
     known = fingerprints.read(run)
     if known is None:
         return
-    found = fingerprints.changes(known, _of_model(source) | _of_rows(config, files), whole=accept)
+    here = source.path is not None  # else its files are fetched, at the same commit
+    of_model = _of_model(source) if here else {}
+    found = fingerprints.changes(known, of_model | _of_rows(config, files), whole=accept)
     if found and not accept:
         raise _refused(found, run, config, known)
     if found:
         accepted = (*known.accepted, *(f"before attempt {attempt}, {change}" for change in found))
+        now = take(config, source, files, fetched=here)
         try:
-            fingerprints.write(run, dataclasses.replace(take(config, source, files), accepted=accepted))
+            fingerprints.write(
+                run, dataclasses.replace(now, parts=(known.parts if not here else {}) | now.parts, accepted=accepted)
+            )
         except OSError as error:
             what = f"the run's folder cannot be written ({error.strerror})."
             raise RunError(what, where=str(run), remedy="Make it writable, or free some space on its disk.") from error
@@ -123,9 +140,14 @@ def _refused(found: Sequence[FileChange], run: Path, config: TrainConfig, known:
     return error
 
 
-def _commit(config: TrainConfig, source: Source) -> str | None:
+def commit_of(config: TrainConfig, source: Source) -> str | None:
+    """The commit of a base from the Hub; None of any other."""
+    if not on_hub(config.model):
+        return None
     path = source.path
-    return path.name if path and on_hub(config.model) and path.parent.name == "snapshots" else None
+    if path is None:
+        return getattr(source, "revision", None)
+    return path.name if path.parent.name == "snapshots" else None
 
 
 def _of_model(source: Source) -> dict[str, Found]:
@@ -141,7 +163,7 @@ def _of_model(source: Source) -> dict[str, Found]:
         BASE: [(CONFIG, _values(source.config)), *((file, folder / file) for file in weights)],
         TOKENIZER: [
             (_TOKENIZER_CONFIG, _values(tokenizer)),
-            *((path.name, path) for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in _OF_TOKENIZER)),
+            *((path.name, path) for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in OF_TOKENIZER)),
         ],
         TEMPLATE: [(name, text.encode("utf-8", "replace")) for name, text in sorted(chat_templates(folder, template).items())],
     }

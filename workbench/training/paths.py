@@ -31,12 +31,15 @@ def absolute(config: TrainConfig) -> TrainConfig:
         return name if name == "builtin" or on_hub(name) else str(expanded(name).absolute())
 
     held_out = config.eval_dataset and fixed(config.eval_dataset)
-    return replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
+    mirror = config.mirror_dir and str(expanded(config.mirror_dir).absolute())
+    paths = replace(config, model=fixed(config.model), dataset=fixed(config.dataset), eval_dataset=held_out)
+    return replace(paths, mirror_dir=mirror)
 
 
-def default_dir(config: TrainConfig, model: Path, ending: str = "", folder: str | os.PathLike[str] = "runs") -> Path:
-    """A folder inside ``folder`` that is not there yet, named by the time and the model."""
-    name = Path(config.model).name if config.model == "builtin" or on_hub(config.model) else model.name
+def default_dir(config: TrainConfig, model: Path | None, ending: str = "", folder: str | os.PathLike[str] = "runs") -> Path:
+    """A folder inside ``folder`` that is not there yet, named by the time and the model; ``model``: where it is, if it is."""
+    own = model is not None and config.model != "builtin" and not on_hub(config.model)
+    name = model.name if own and model else Path(config.model).name
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:40]}{ending}"
     root = path_of(folder, "folder")
     return next(p for n in range(1000) if not (p := root / (stem if n == 0 else f"{stem}-{n + 1}")).exists())

@@ -16,12 +16,16 @@ from workbench.quant.bnb import backend_remedy, check_backend
 from workbench.sources.base import Source
 from workbench.sources.packed import as_loaded
 from workbench.training.config import TrainConfig
+from workbench.training.data import held_out_files
 
 _TENSORBOARD = 'pip install "qlora-workbench[tensorboard]", or use report_to="none".'
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises ``ConfigError`` for what cannot be done here: logs without their package."""
+    """Raises ``ConfigError`` for what cannot be done here: logs without their package, the best of no evaluations."""
+    if (config.load_best_model_at_end or config.early_stopping_patience) and held_out_files(config) is None:
+        what = "load_best_model_at_end and early_stopping_patience go by the held-out loss, and no rows are held out."
+        raise ConfigError([what], where="eval_dataset", remedy="Name eval_dataset, or eval_split.")
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(["the package tensorboard is not installed."], where="report_to", remedy=_TENSORBOARD)
 

@@ -1,7 +1,7 @@
 """A run as code: one cell of transformers, peft and bitsandbytes that trains the same, step by step, without the workbench.
 
 Covers model, adapters and training, and with ``recipe_rows`` data: the same seed, rows and order, so the same losses. Leaves
-out what only watches: the held-out loss, samples, events, pausing. Imports none of those libraries.
+out what only watches: the held-out loss, samples, events, pausing, the mirror. Imports none of those libraries.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.sources import open_model
+from workbench.training.beginnings import first_adapter, taken
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.recipe_rows import as_source, data_code
+from workbench.training.rows.shapes import Shape, shape_of
 
 _AUTO = {
     False: "torch.float16 if torch.cuda.is_available() else torch.float32",
@@ -26,10 +28,25 @@ def as_code(config: TrainConfig) -> str:
     >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
     ['import json', 'import torch']
     """
-    config = as_config(config, "as_code")
+    config = taken(as_config(config, "as_code"))
     files = training_files(config)
-    parts = [_start(config) + _imports(config, files), data_code(config, files), _model(config), _training(config)]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    shape = shape_of(config, files)
+    parts = [
+        _start(config) + _imports(config, files, shape),
+        data_code(config, files, shape),
+        _model(config),
+        _training(config),
+    ]
+    return _at_revision("\n\n".join(part.strip("\n") for part in parts) + "\n", config)
+
+
+def _at_revision(code: str, config: TrainConfig) -> str:
+    """The code with a model from the Hub taken at the run's revision, wherever it is loaded."""
+    if config.model_revision is None or not on_hub(config.model):
+        return code
+    name = f"MODEL = {as_source(config.model)}\n"
+    code = code.replace(name, f"{name}REVISION = {as_source(config.model_revision)}\n", 1)
+    return code.replace("from_pretrained(MODEL", "from_pretrained(MODEL, revision=REVISION")
 
 
 def loading_code(config: TrainConfig) -> str:
@@ -40,7 +57,7 @@ def loading_code(config: TrainConfig) -> str:
     first = "import bitsandbytes as bnb\n" if config.block_size != 64 else ""
     start = f"{first}import torch\nfrom transformers import {', '.join(needed)}\n{after}"
     named = f"MODEL = {as_source(_model_name(config))}\ndtype = {_dtype(config)}"
-    return "\n".join([start, named, *_loaded(config)]) + "\n"
+    return _at_revision("\n".join([start, named, *_loaded(config)]) + "\n", config)
 
 
 def _start(config: TrainConfig) -> str:
@@ -51,7 +68,7 @@ def _start(config: TrainConfig) -> str:
     return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
 
 
-def _imports(config: TrainConfig, files: Files) -> str:
+def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
     from_transformers = ["AutoModelForCausalLM", "AutoTokenizer", "Trainer", "TrainingArguments"]
     if not config.packing:
         from_transformers.append("DataCollatorForSeq2Seq")
@@ -62,16 +79,20 @@ def _imports(config: TrainConfig, files: Files) -> str:
             lines = ["import bitsandbytes as bnb", *lines]
         if config.llm_int8_skip_modules:
             from_transformers.append("AutoConfig")
-    if config.messages_column is not None and config.completion_only_loss:
+    if shape.chats:
         lines.insert(0, "import re")
-    if files.loader == "json":
+    if files.loader == "json" or shape.chats:
         lines.insert(0, "import json")
+    if shape.chats:
+        lines += ["from collections.abc import Callable", "from typing import Any"]
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")
-        lines.append(
-            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * config.upcast_to_fp32
-        )
+        needed = ["LoraConfig", "get_peft_model"]
+        needed += ["prepare_model_for_kbit_training"] * config.upcast_to_fp32
+        needed += ["load_peft_weights", "set_peft_model_state_dict"] * (config.init_adapter is not None)
+        needed += ["replace_lora_weights_loftq"] * (config.init_lora_weights == "loftq")
+        lines.append(f"from peft import {', '.join(needed)}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
@@ -148,6 +169,12 @@ def _model(config: TrainConfig) -> str:
             lines.append(_NARROWED)
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+    if config.init_adapter is not None:
+        folder = as_source(str(first_adapter(config.init_adapter)))
+        lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
+    if config.init_lora_weights == "loftq":
+        path = "" if on_hub(config.model) else ", MODEL"
+        lines.append(f"replace_lora_weights_loftq(model{path})  # peft computes this on a GPU, and has no way to on a CPU")
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
     lines.append("model.config.use_cache = False")
@@ -199,7 +226,10 @@ def _lora(config: TrainConfig) -> dict[str, Any]:
         "task_type": "CAUSAL_LM", "r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }  # fmt: skip
-    return usual | {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    changed = {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    if changed.get("init_lora_weights") == "loftq":  # which follows in a call of its own
+        del changed["init_lora_weights"]
+    return usual | changed
 
 
 def _training(config: TrainConfig) -> str:
@@ -219,16 +249,24 @@ def _training(config: TrainConfig) -> str:
     if config.nproc_per_node > 1:
         arguments |= {"ddp_find_unused_parameters": False}
     kept = "model" if config.method == "full" else "adapter"
-    save = f'model.save_pretrained("{kept}")'
+    saving = [f'model.save_pretrained("{kept}")']
+    if config.push_to_hub:
+        named = f"{as_source(config.hub_model_id or kept)}, private={config.hub_private_repo}"
+        saving += [f"{part}.push_to_hub({named})" for part in ("model", "tokenizer")]
+    save = "\n".join(saving)
     if config.nproc_per_node > 1:
-        save = f"if trainer.is_world_process_zero():\n    {save}"
+        save = "if trainer.is_world_process_zero():\n    " + "\n    ".join(saving)
     note = ""
+    if config.mirror_dir is not None:
+        note = "# The workbench mirrors its runs to another folder by itself; here, copy output_dir.\n"
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
-        note = f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
+        note += f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
     if config.logits_at_once and config.method != "full":
         note += (
             f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
         )
+    if config.load_best_model_at_end or config.early_stopping_patience:
+        note += "# load_best_model_at_end and early_stopping_patience are the workbench's part: this cell takes every step.\n"
     kind, grouping = "Trainer", ""
     if config.group_by_length:
         kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)

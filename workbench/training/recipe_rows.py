@@ -1,6 +1,7 @@
 """The part of a run's cell that makes rows of tokens of a dataset's files: as the run makes them, and packs of them.
 
-Covers reading, the loss on completions only, chats and packs; and how a value is written as Python. The rest is ``recipe``'s.
+Covers reading, rows of every shape, the loss on completions only, packs, and how a value is written as Python. The rest is
+``recipe``'s part.
 """
 
 from __future__ import annotations
@@ -13,34 +14,43 @@ from typing import Any
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files
 from workbench.training.lengths import packs
-from workbench.training.row_files import ending, is_list
+from workbench.training.row_files import ending, header, is_list
+from workbench.training.rows import turns
+from workbench.training.rows.forms import ROLES, alpaca, as_messages, chosen_chat, chosen_text, shared
+from workbench.training.rows.shapes import Shape
 
 
-def data_code(config: TrainConfig, files: Files) -> str:
+def data_code(config: TrainConfig, files: Files, shape: Shape) -> str:
     """The lines that make ``rows``."""
-    chats = config.messages_column is not None
-    first = _WITHOUT_NULLS * (chats and files.loader in ("parquet", "arrow")) + _OPENING * (
-        chats and config.completion_only_loss
-    )
     packed = f"\n\n{inspect.getsource(packs)}{_PACKED.format(most=config.max_length)}" * config.packing
     return f"""
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 tokenizer.padding_side = "right"
 if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token
-{first}
+{_made_of(files, shape)}
 
-def encode(row):
-    \"\"\"A row's tokens; labels are -100 where no loss is taken.\"\"\"
-{_chat(config, files) if chats else _passage(config)}
-    labels = [token if bears else -100 for token, bears in zip(ids, learnt)]
-    labels[:1] = [-100]  # the first token is predicted from nothing
-    return {{"input_ids": ids[:{config.max_length}], "labels": labels[:{config.max_length}]}}
+{_chats(config, files, shape) if shape.chats else _passages(config, shape)}
 
-
-{_rows(config, files)}
-rows = [row for row in map(encode, rows) if any(label != -100 for label in row["labels"])]
+{_rows(config, files, shape)}
+rows = [made for row in rows for made in encode(row) if any(label != -100 for label in made["labels"])]
 {packed}"""
+
+
+def _made_of(files: Files, shape: Shape) -> str:
+    """The functions that a row goes through, as the run's own code has them."""
+    sources = [inspect.getsource(function) for function in _FUNCTIONS.get(shape.kind, ())]
+    if shape.chats:
+        _, mark, plain = inspect.getsource(turns).partition("Chat = ")
+        sources += [f"ROLES = {as_source(ROLES)}\n", inspect.getsource(as_messages), mark + plain, _WRITE]
+    if shape.chats and files.loader in ("parquet", "arrow"):
+        sources.append(_WITHOUT_NULLS)
+    return "".join(f"\n\n{source.strip()}\n" for source in sources)
+
+
+_FUNCTIONS = {
+    "alpaca": (alpaca,), "preference": (chosen_text, shared), "preference-chats": (chosen_chat, shared),
+}  # fmt: skip
 
 
 _PACKED = """
@@ -68,12 +78,12 @@ rows = [end_to_end([rows[i] for i in pack]) for pack in packs(lengths, {most})]
 """
 
 
-def _rows(config: TrainConfig, files: Files) -> str:
+def _rows(config: TrainConfig, files: Files, shape: Shape) -> str:
     """How the rows are read: JSON by lines or as a list, as its loader would infer dates and numbers."""
     loader, options = files.loader, ""
     if loader == "csv":
         separated = ', sep="\\t"' if ending(files.paths[0]) == ".tsv" else ""
-        options = f"{separated}, keep_default_na=False, converters={{{_converters(config)}}}"
+        options = f"{separated}, keep_default_na=False, converters={{{_converters(files, shape)}}}"
     if loader in ("json", "text"):
         loader, options = "text", ', encoding="utf-8-sig"'
     listed = files.loader == "json" and is_list(files.paths[0])
@@ -82,7 +92,7 @@ def _rows(config: TrainConfig, files: Files) -> str:
     lines = f'rows = load_dataset({as_source(loader)}, data_files={as_source(_places(config, files))}, split="train"{options})'
     if files.loader != "json":
         return lines
-    written = "" if config.messages_column is not None else ", parse_int=str, parse_float=str"  # numbers as they are written
+    written = "" if shape.chats else ", parse_int=str, parse_float=str"  # numbers as they are written
     if listed:
         return f'{lines}\nrows = [row for file in rows for row in json.loads(file["text"]{written})]'
     return f'{lines}\nrows = [json.loads(row["text"]{written}) for row in rows if row["text"].strip()]'
@@ -95,37 +105,53 @@ def _places(config: TrainConfig, files: Files) -> list[str]:
     return [f"hf://datasets/{config.dataset}@{files.revision}/{'/'.join(parts)}" for parts in inside]
 
 
-def _passage(config: TrainConfig) -> str:
-    *prompt, completion = (f"row.get({as_source(name)})" for name in config.columns)
-    first = prompt[0] if prompt else '""'
+def _passages(config: TrainConfig, shape: Shape) -> str:
+    said = {name: f"said(row, {as_source(name)})" for name in (*shape.columns, *shape.besides)}
+    match shape.kind:
+        case "alpaca":
+            both = f"alpaca({said['instruction']}, {said['input']}), {said['output']}"
+        case "preference":
+            both = f"chosen_text({said['prompt']}, {said['chosen']}, {said['rejected']})"
+        case "template":
+            *given, answer = shape.columns
+            values = ", ".join(f"{as_source(name)}: {said[name]}" for name in given)
+            both = f"{as_source(config.prompt_template)}.format_map({{{values}}}), {said[answer]}"
+        case _:
+            *prompt, completion = (said[name] for name in shape.columns)
+            both = f"{prompt[0] if prompt else as_source('')}, {completion}"
     only = config.completion_only_loss
-    return f"""    prompt, text = ("" if value is None else str(value) for value in ({first}, {completion}))
+    return f"""
+def said(row, name):
+    \"\"\"What a column has in a row, as text.\"\"\"
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def encode(row):
+    \"\"\"A row's tokens; labels are -100 where no loss is taken.\"\"\"
+    prompt, text = {both}
     encoded = tokenizer(prompt + text, return_offsets_mapping=True)
     ids, bears_loss = encoded["input_ids"], bool({"text" if only else "(prompt + text)"}.strip())
     learnt = [bears_loss and end > {"max(start, len(prompt))" if only else "start"} for start, end in encoded["offset_mapping"]]
     if tokenizer.eos_token_id is not None and (prompt + text).strip():
         if ids[-1] != tokenizer.eos_token_id:
             ids, learnt = ids + [tokenizer.eos_token_id], learnt + [bears_loss]
-        learnt[-1] = bears_loss"""
+        learnt[-1] = bears_loss
+    labels = [token if bears else -100 for token, bears in zip(ids, learnt)]
+    labels[:1] = [-100]  # the first token is predicted from nothing
+    return [{{"input_ids": ids[:{config.max_length}], "labels": labels[:{config.max_length}]}}]
+""".strip()
 
 
-_OPENING = """
-question = [{"role": "user", "content": "?"}]
-opening = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-opening = opening.removeprefix(tokenizer.apply_chat_template(question, tokenize=False))
+_WRITE = """
+def write(messages, opening, tools):
+    \"\"\"The text of messages, with the opening of a reply where that is asked for.\"\"\"
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=opening)
+
+
+turns = Turns(write, tokenizer.eos_token)
 """
-_ANSWERS = """    for i, message in enumerate(chat):
-        if message["role"] == "assistant":  # what the template adds to the turns before it and the opening of a reply
-            upto = tokenizer.apply_chat_template(chat[: i + 1], tokenize=False)
-            if i:
-                start = len(tokenizer.apply_chat_template(chat[:i], tokenize=False, add_generation_prompt=True))
-            else:
-                start = upto.index(opening) + len(opening)
-            if "</think>" not in str(message):  # a template's own empty thought is not learnt
-                start = re.compile(r"(<think>\\s*</think>\\s*)?").match(upto, start).end()
-            spans.append((start, len(upto)))"""
 _WITHOUT_NULLS = """
-
 def without_nulls(value):
     \"\"\"Without the fields that a columnar file adds to rows that lack them.\"\"\"
     if isinstance(value, dict):
@@ -134,29 +160,57 @@ def without_nulls(value):
 """
 
 
-def _chat(config: TrainConfig, files: Files) -> str:
-    answers = _ANSWERS if config.completion_only_loss else "    spans.append((0, len(text)))"
-    found = f"row.get({as_source(config.messages_column)}) or []"
-    chat = f"without_nulls({found})" if files.loader in ("parquet", "arrow") else found
-    return f"""    chat, spans = {chat}, []
-    for message in chat:
-        if isinstance(message.get("content"), list):  # parts of text
-            message["content"] = "".join(part["text"] for part in message["content"])
-    text = tokenizer.apply_chat_template(chat, tokenize=False) if chat else ""
-{answers}
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in encoded["offset_mapping"]]"""
+def _chats(config: TrainConfig, files: Files, shape: Shape) -> str:
+    columnar = files.loader in ("parquet", "arrow")
+    said = {
+        name: f"without_nulls(row.get({as_source(name)}))" if columnar else f"row.get({as_source(name)})"
+        for name in (*shape.columns, *shape.besides)
+    }
+    match shape.kind:
+        case "preference-chats":
+            lines = f"""chat, first = chosen_chat({said["prompt"]}, {said["chosen"]} or [], {said["rejected"]} or [])"""
+        case "prompt-chats":
+            prompt, completion = (f"({said[name]} or [])" for name in shape.columns)
+            lines = f"chat, first = {prompt} + {completion}, len({prompt})"
+        case _:
+            lines = f"""chat, first = {said[shape.columns[0]]} or [], 0
+    if chat and isinstance(row.get("system"), str) and row["system"]:
+        chat = [{{"role": "system", "content": row["system"]}}, *chat]"""
+    tools = said.get("tools", "None")
+    how = f"first, {config.completion_only_loss}, {config.thoughts == 'keep'}, tools or None"
+    return f"""
+def encode(row):
+    \"\"\"The tokens of a chat, of turns that are rows of their own first; labels are -100 where no loss is taken.\"\"\"
+    {lines}
+    tools = {tools}
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    try:
+        made = turns.rows(as_messages(chat), {how}) if chat else []
+    except Exception:  # a chat that the template does not take is left out
+        return []
+    found = []
+    for text, spans in made:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = encoded["input_ids"]
+        learnt = [any(a < stop and b > max(a, start) for start, stop in spans) for a, b in encoded["offset_mapping"]]
+        labels = [token if bears else -100 for token, bears in zip(ids, learnt)]
+        labels[:1] = [-100]  # the first token is predicted from nothing
+        found.append({{"input_ids": ids[:{config.max_length}], "labels": labels[:{config.max_length}]}})
+    return found
+""".strip()
 
 
-def _converters(config: TrainConfig) -> str:
-    return ", ".join(f"{as_source(column)}: str" for column in config.columns)
+def _converters(files: Files, shape: Shape) -> str:
+    there = header(files.paths[0]) or ()
+    return ", ".join(f"{as_source(name)}: str" for name in (*shape.columns, *shape.besides) if name in there)
 
 
 def as_source(value: Any) -> str:
     """A value as Python writes it, strings in double quotes."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(as_source, value))}{',' * (len(value) == 1)})"
     if isinstance(value, list):
         return f"[{', '.join(map(as_source, value))}]"
     if isinstance(value, dict):

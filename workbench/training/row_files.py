@@ -64,7 +64,7 @@ def header(path: Path) -> tuple[str, ...] | None:
             return ("text",)
         case "csv":
             with _opened(path) as handle:
-                return tuple(next(_csv_lines(path, handle), ()))
+                return tuple(next(filter(None, _csv_lines(path, handle)), ()))
         case kind:
             with path.open("rb") as file:
                 schema, _ = _parquet(file) if kind == "parquet" else _arrow(file)
@@ -122,6 +122,20 @@ def objects(path: Path, nested: bool = False) -> Iterator[dict[str, Any]]:
             text.skip()
             if text.ahead():
                 raise ValueError(f"line {text.line}: something follows the list")
+
+
+def row_count(path: Path) -> int | None:
+    """About how many rows a file has, without reading them as such; None where that cannot be told."""
+    kind = kind_of(path)
+    if kind == "parquet":
+        with path.open("rb") as file:
+            import pyarrow.parquet  # type: ignore[import-untyped]
+
+            return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows)
+    if kind == "arrow" or path.suffix.lower() in _COMPRESSED or (kind == "json" and is_list(path)):
+        return None
+    with path.open("rb", buffering=0) as file:
+        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(_PIECE), b""))
 
 
 def is_list(path: Path) -> bool:
@@ -192,7 +206,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str | None, 
     with _opened(path) as handle:
         lines = _csv_lines(path, handle)
         try:
-            names = next(lines, columns)  # an empty file has neither
+            names = next(filter(None, lines), columns)  # the first line that is not blank; an empty file has none
             places = [names.index(column) for column in columns]
             for row in lines:
                 if len(row) > len(names):
@@ -204,7 +218,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str | None, 
 
 
 def _parquet(file: Any, columns: Sequence[str] = ()) -> tuple[Any, Iterator[Any]]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(file)
     return table.schema_arrow, table.iter_batches(_TOGETHER, columns=list(columns))

@@ -19,13 +19,14 @@ from pathlib import Path
 from workbench.errors import RunError, WorkbenchError
 from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
-from workbench.training import data, origins
+from workbench.training import data, extending, model_files, origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import Event, EventReader
-from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of
+from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_of, write_json
 from workbench.training.host import alive
 from workbench.training.paths import path_of
-from workbench.training.spawning import reap, spawn
+from workbench.training.spawning import reap, spawn, token_for
+from workbench.training.watch.mirror import MARK
 from workbench.training.watch.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
@@ -63,6 +64,7 @@ class Run(Shown):
         if line:
             status, adapter = self.status, self.adapter_dir or self.model_dir
             facts |= {"why": status.message, "what to do": status.remedy, "trained": "" if adapter is None else str(adapter)}
+            facts |= {"best": "" if (best := self.best_dir) is None else str(best)}
         return View(title, facts)
 
     @property
@@ -141,10 +143,21 @@ class Run(Shown):
         """With method ``full`` the trained model's folder, for ``from_pretrained``, likewise; None with adapters."""
         return self._trained(self._folder.model, "config.json")
 
+    @property
+    def best_dir(self) -> Path | None:
+        """The checkpoint of the lowest held-out loss so far, which is kept where ``eval_steps`` are given; or None."""
+        return self._folder.best
+
     def _trained(self, folder: Path, mark: str) -> Path | None:
-        """Of the folders that hold the mark of what was trained, this one and checkpoints, that with the most steps."""
+        """Of the folders that hold the mark of what was trained, this one and checkpoints, that with the most steps.
+
+        Instead of the last checkpoint the best one, of a run that is to end with it.
+        """
         places = [folder, *reversed(self._folder.complete_checkpoints())]
-        return max((place for place in places if (place / mark).exists()), key=steps_of, default=None)
+        found = max((place for place in places if (place / mark).exists()), key=steps_of, default=None)
+        if found in (None, folder) or not self.config.load_best_model_at_end:
+            return found
+        return self._folder.best or found
 
     @property
     def log(self) -> Path:
@@ -218,23 +231,57 @@ class Run(Shown):
     def resume(self, *, changed_ok: bool = False) -> Run:
         """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run.
 
+        What of a model on the Hub is not on this machine is fetched first, at the commit that the run was begun with.
+
         Raises ``Changed``, a ``RunError``, if base, tokenizer, chat template or rows are no longer what the run was begun with,
         as far as sizes, headers and sampled bytes show; large files that were touched are then compared whole by the run, which
         fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
         """
+        status = self._ended()
+        if status.state == "finished":
+            raise RunError("the run is finished.", where=str(self.dir), remedy="run.extend(steps) takes more steps.")
+        return self._go_on(status, self.config, changed_ok)
+
+    def extend(self, steps: int, *, changed_ok: bool = False) -> Run:
+        """Takes ``steps`` more of a run that is finished, from its last checkpoint on, and returns this run.
+
+        Weights, optimizer, rows and dropout go on as in a run that was longer from the start. A constant schedule then gives
+        the same bits. One that ends (linear, cosine) is laid out anew: the rate goes on at what it is there in a run of all
+        these steps. Warm-up stays as many steps as it was, and patience is counted anew. Raises as ``resume`` does, and
+        RunError where the last step has no checkpoint.
+        """
+        status = self._ended()
+        if status.state != "finished":
+            raise RunError(f"the run is not finished ({status.state}).", where=str(self.dir), remedy="Resume it first.")
+        longer = extending.extended(self._folder, self.config, steps)
+        return self._go_on(status, longer, changed_ok, lambda: extending.write(self._folder, longer))
+
+    def _ended(self) -> RunStatus:
+        """The status of a run that no process works on any more; RunError of one that is going on, or gone."""
         status = self.status
         if status.state == GONE:
             raise self._folder.missing()
-        if status.state == "finished":
-            raise RunError("the run is finished.", where=str(self.dir), remedy="Launch a new run with more max_steps.")
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
             raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
-        config = self.config
+        if (self.dir / MARK).exists():
+            remedy = "wb.resume_from(folder) goes on from it, in a folder of this machine."
+            raise RunError("this is the mirror of a run.", where=str(self.dir), remedy=remedy)
+        return status
+
+    def _go_on(
+        self, status: RunStatus, config: TrainConfig, changed_ok: bool, prepare: Callable[[], None] = lambda: None
+    ) -> Run:
+        """Starts the next attempt, once base and rows are found to be as they were; ``prepare`` is called just before."""
         files = data.check(config)
-        source = open_model(data.model_folder(config.model, origins.pinned(self.dir, config)))
+        source = open_model(config.model, origins.pinned(self.dir, config))
+        model_files.check(source)
+        to_fetch = source.path is None or self._folder.to_fetch.exists()
+        if to_fetch:
+            write_json(self._folder.to_fetch, model_files.to_fetch(source))
         origins.check_before_resume(self.dir, config, source, files, changed_ok, status.attempt + 1)
         others = [other.dir.name for other in live_runs(self.dir.parent)]
-        self._process = spawn(self._folder, status.attempt + 1, others)
+        prepare()
+        self._process = spawn(self._folder, status.attempt + 1, others, token_for(config, to_fetch))
         return self
 
     def wait(self, timeout: float | None = None) -> RunStatus:

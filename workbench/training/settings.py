@@ -19,7 +19,7 @@ METHODS = ("qlora", "lora", "full")
 ADAPTED, QUANTIZED = ("qlora", "lora"), ("qlora",)
 """The methods that train adapters, and those whose base is in 4 bits."""
 
-Kind = Literal["whole", "real", "flag", "choice", "text", "names", "patterns", "texts"]
+Kind = Literal["whole", "real", "flag", "choice", "text", "lines", "names", "patterns", "texts"]
 _T = TypeVar("_T")
 _WANTED = {
     "flag": "True or False",
@@ -55,8 +55,8 @@ class Setting:
     label: str
     """Its name in a form, with its unit in brackets."""
     kind: Kind
-    """A whole or real number, True or False, one of ``choices``, a text that is not empty, or a tuple: of names, of regular
-    expressions (or none), of texts (or none)."""
+    """A whole or real number, True or False, one of ``choices``, a text that is not empty (``lines``: of several lines, whose
+    ends count), or a tuple: of names, of regular expressions (or none), of texts (or none)."""
     group: Group
     place: int = 0
     """In a form a group's fields stand by place, and those of one place as they are declared."""
@@ -121,7 +121,7 @@ class Setting:
             return number and abs(value) <= sys.float_info.max and self.least <= value < self.below and value > self.above
         if self.kind == "choice":
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        if self.kind in ("flag", "text"):
+        if self.kind in ("flag", "text", "lines"):
             return isinstance(value, bool) if self.kind == "flag" else isinstance(value, str) and value != ""
         texts = isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
         return texts and (value != () or self.kind != "names") and (self.kind != "patterns" or _are_patterns(value))

@@ -13,6 +13,7 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.training.checks import schedule_faults
 from workbench.training.config import TrainConfig
+from workbench.training.row_kinds import COLUMNS
 from workbench.training.settings import Group, Setting, settings_of
 
 
@@ -22,10 +23,6 @@ def _switch(label: str, group: Group, titles: Mapping[Any, str], place: int = 0)
 
 SWITCHES = {
     "run_for": _switch("Run for", Group.OPTIMIZER, {"max_steps": "steps", "num_train_epochs": "epochs"}, place=-1),
-    "columns": _switch("Columns", Group.DATA, {
-        "": "the dataset's own", "text_column": "one text", "prompt_column": "prompt and completion",
-        "messages_column": "chat messages",
-    }),
 }  # fmt: skip
 """Controls that choose which of several fields counts; the others are as they come."""
 FIELDS = SWITCHES | {name: declared for name, declared in settings_of(TrainConfig).items() if not declared.not_shown}
@@ -40,9 +37,11 @@ _ALWAYS_SAID = {
     "completion_only_loss", "target_modules", "lora_dropout", "optim", "lr_scheduler_type", "gradient_checkpointing",
     "save_steps", "seed",
 }  # fmt: skip
-_OF_COLUMNS = ("text_column", "prompt_column", "completion_column", "messages_column")
-_CHOSEN_BY = {name: name for switch in SWITCHES.values() for name in switch.choices} | {"completion_column": "prompt_column"}
-"""The fields that a switch chooses among, each with the switch's value that makes it count."""
+_CHOSEN_BY = {name: ("run_for", (name,)) for name in SWITCHES["run_for"].choices} | {
+    name: ("row_shape", tuple(shape for shape, names in COLUMNS.items() if name in names and shape != "auto"))
+    for name in COLUMNS["auto"]
+}
+"""The fields that another control chooses among, each with that control and its values that make it count."""
 
 
 def shown_values(config: TrainConfig) -> dict[str, Any]:
@@ -53,8 +52,8 @@ def shown_values(config: TrainConfig) -> dict[str, Any]:
 def _control_value(name: str, config: TrainConfig) -> Any:
     if name == "run_for":
         return "max_steps" if config.num_train_epochs is None else "num_train_epochs"
-    if name == "columns":
-        return next((column for column in SWITCHES[name].choices if column and getattr(config, column) is not None), "")
+    if name == "row_shape":
+        return config.row_shape if config.dataset == "builtin" else config.shape or "auto"
     value = getattr(config, name)
     if name == "max_steps" and config.num_train_epochs is not None:
         return TrainConfig().max_steps
@@ -72,16 +71,10 @@ def config_of(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         said["num_train_epochs"] = None
     else:
         said["max_steps"] = -1
-    kept = [name for name in _OF_COLUMNS if _CHOSEN_BY[name] == values["columns"]]
-    said |= {name: None for name in _OF_COLUMNS if name not in kept}
+    said |= {name: None for name in COLUMNS["auto"] if values["row_shape"] not in _CHOSEN_BY[name][1]}
     said |= {name: field.default for name, field in FIELDS.items() if field.refused and not in_use(name, values)}
-    faults = [f"{name} is empty; name the column." for name in kept if said[name] is None]
-    try:
-        config = TrainConfig.from_dict(base.to_dict() | said)
-    except ConfigError as error:
-        raise ConfigError([*faults, *error.faults], where=error.where, remedy=error.remedy) from None
-    faults += schedule_faults(config)
-    if faults:
+    config = TrainConfig.from_dict(base.to_dict() | said)
+    if faults := schedule_faults(config):
         raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and try again.")
     return config
 
@@ -91,6 +84,8 @@ def _config_value(name: str, value: Any) -> Any:
     if field.kind in ("names", "patterns"):
         names = tuple(name.strip() for name in value.split(",") if name.strip())
         return field.default if names in ((), (field.default,)) else names
+    if field.kind == "lines":  # white space at its ends is meant
+        return value if value.strip() else None
     if field.kind == "text":
         return value.strip() or ("" if field.default is not None else None)
     return value
@@ -134,5 +129,6 @@ def _said(field: Setting, value: Any) -> str:
 
 def in_use(name: str, values: Mapping[str, Any]) -> bool:
     """Whether a field's control is there, as the switches and the method stand."""
-    chosen = name not in _CHOSEN_BY or any(values[switch] == _CHOSEN_BY[name] for switch in SWITCHES)
+    chooser, among = _CHOSEN_BY.get(name, ("", ()))
+    chosen = not among or values[chooser] in among
     return chosen and values["method"] in FIELDS[name].methods

@@ -21,7 +21,10 @@ from workbench.memory.gpus import find, known
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, open_model
 from workbench.sources.packed import as_loaded
+from workbench.training.advice import Advice, advice_on
+from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig
+from workbench.training.disk import DiskBudget, disk_budget
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Forecast:
     ways: tuple[Alternative, ...]
     packed: QuantSpec | None
     """How the checkpoint holds its weights itself, where it does: that decides in the configuration's place."""
+    disk: DiskBudget
+    """What the run writes, in the folder of runs."""
+    advice: Advice
+    """Rules of thumb, without the rows."""
 
 
 class RunForecast:
@@ -55,29 +62,29 @@ class RunForecast:
     ) -> None:
         self._opened, self._done = opened, done
         self._held: tuple[str, Source] | None = None
-        self._asked: tuple[TrainConfig, str] | None = None
+        self._asked: tuple[TrainConfig, str, str] | None = None
         self._work = Work(executor, self._show, self._fail, debounce=0.1)
         self.shown: Forecast | None = None
         self.widget = ForecastBar(dict.fromkeys([*known(), gpu]), gpu)
         self.widget.on_apply(applied)
         self.widget.observe(lambda change: chosen(change["new"]), "gpu")
 
-    def ask(self, config: TrainConfig, gpu: str) -> None:
-        """Forecast this; the same as before is not asked again."""
+    def ask(self, config: TrainConfig, gpu: str, folder: str) -> None:
+        """Forecast this, for a run in a folder; the same as before is not asked again."""
         self.widget.gpu = gpu
-        if self._asked == (config, gpu):
+        if self._asked == (config, gpu, folder):
             return
-        self._asked = (config, gpu)
-        self._work.submit("Forecasting", "", lambda progress, cancelled: self._forecast(config, gpu))
+        self._asked = (config, gpu, folder)
+        self._work.submit("Forecasting", "", lambda progress, cancelled: self._forecast(config, gpu, folder))
 
     def close(self) -> None:
         """End the thread."""
         self._work.close()
 
-    def _forecast(self, config: TrainConfig, gpu: str) -> Forecast:
-        source = self._source(config.model)
-        ways = alternatives(source, config, gpu)
-        return Forecast(config, gpu, forecast(source, config), ways, as_loaded(source)[1])
+    def _forecast(self, config: TrainConfig, gpu: str, folder: str) -> Forecast:
+        source, asked = self._source(config.model), taken(config)
+        ways, disk = alternatives(source, asked, gpu), disk_budget(asked, folder, source=source)
+        return Forecast(config, gpu, forecast(source, asked), ways, as_loaded(source)[1], disk, advice_on(asked, source))
 
     def _source(self, model: str) -> Source:
         if self._opened is not None:

@@ -144,6 +144,8 @@ def _control(name: str, field: Setting) -> Any:
         return ipywidgets.Checkbox(description=field.label, indent=False)
     if number := _NUMBERS.get(field.kind):
         return number(description=field.label, continuous_update=False)
+    if field.kind == "lines":
+        return ipywidgets.Textarea(description=field.label, continuous_update=False, placeholder=field.hint, rows=3)
     return ipywidgets.Text(description=field.label, continuous_update=False, placeholder=field.hint)
 
 

@@ -18,7 +18,7 @@ from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, note, set_note
 from workbench.text import counted, percent
 from workbench.training.config import TrainConfig
-from workbench.training.data import Preview, preview
+from workbench.training.previews import Preview, preview
 
 FIRST_TOKENS, LAST_TOKENS = 120, 40
 """Tokens shown of a long row, at its beginning and at its end."""
@@ -39,6 +39,7 @@ class RunPreview:
     ) -> None:
         self._config, self._seen = config, seen
         self._work = Work(executor, self._apply, failed)
+        self._found: tuple[TrainConfig, Preview] | None = None
         self.counts, self.rows = note(), ipywidgets.HTML()
         self.widget = column(ProgressRow(self._work), self.counts, self.rows)
 
@@ -56,15 +57,20 @@ class RunPreview:
     def clear(self) -> None:
         """Show nothing, and give up what is under way: the rows are another configuration's."""
         self._work.cancel()
+        self._found = None
         set_note(self.counts, "")
         self.rows.value = ""
+
+    def of(self, config: TrainConfig) -> Preview | None:
+        """The rows on show, if they are this configuration's."""
+        return self._found[1] if self._found is not None and self._found[0] == config else None
 
     def close(self) -> None:
         """End the thread."""
         self._work.close()
 
     def _apply(self, found: tuple[TrainConfig, Preview]) -> None:
-        config, rows = found
+        self._found, (config, rows) = found, found
         set_note(self.counts, counts_summary(rows, config))
         self.rows.value = rows_html(rows)
         self._seen(config)

@@ -91,10 +91,11 @@ def loss_html(came_to: Outcome) -> str:
     before, after = came_to.held_out
     rows = "" if came_to.held_out_rows is None else f", {counted(came_to.held_out_rows, 'row')}"
     better = "wb-better" if after < before else "wb-worse"
+    best = f"lowest {came_to.best[1]:.3f}, after step {came_to.best[0]:,}" if came_to.best else ""
     difference = f"{after - before:+.3f}".replace("-", "−")
     return (
         f'<h3 class="wb-heading">Held-out loss <small>nats a token{rows}, measured</small></h3><div class="wb-before-after">'
-        f'<span>{before:.3f}</span> → <b>{after:.3f}</b> <em class="{better}">{difference}</em></div>'
+        f'<span>{before:.3f}</span> → <b>{after:.3f}</b> <em class="{better}">{difference}</em> <small>{best}</small></div>'
     )
 
 
@@ -103,6 +104,9 @@ def facts(run: Run, folder: Path, came_to: Outcome) -> str:
     adapter = run.adapter_dir is not None
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
     said = [f"{amount(size)}; loads in plain {'peft' if adapter else 'transformers'}."]
+    if best := run.best_dir:
+        holds = run.config.load_best_model_at_end
+        said.append(f"The lowest held-out loss is {'that of this folder' if holds else f'kept in {from_here(best)}'}.")
     if came_to.peak is not None:
         where = "on the GPU" if came_to.on_gpu else "resident"
         said.append(f"Peak {memory_size(came_to.peak)} {where}.")

@@ -26,8 +26,10 @@ from widgets.panels.train.form import RunForm
 from widgets.panels.train.preview import RunPreview
 from widgets.state import State, Store
 from workbench.errors import ConfigError
+from workbench.memory.gpus import names
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
+from workbench.training.advice import SOURCE
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.recipe import as_code
@@ -35,7 +37,8 @@ from workbench.training.runtime import runtime_advice
 
 _WHY = (
     "QLoRA freezes the model in 4 bits and trains low-rank adapters on it, in a process of its own that outlives this page and "
-    "its kernel, and leaves an adapter on disk. Nothing leaves this machine. What other tabs show changes nothing here."
+    "its kernel, and leaves an adapter on disk. Nothing leaves this machine unless it is mirrored or pushed. What other tabs "
+    "show changes nothing here."
 )
 
 
@@ -77,10 +80,13 @@ class RunSetup:
         self.rows.on_click(guard(message)(lambda _: self.preview.ask()))
         beside = ipywidgets.Box([self.form.usual, self.forecast.widget])
         beside.add_class("wb-setup")
-        self.advice = note()
-        self.widget = column(self.advice, beside, self.form.more, self.preview.widget)
+        self.runtime, self.advice, self.disk = note(), note(), note()
+        self.both = ipywidgets.Button()
+        self.both.on_click(guard(message)(lambda _: self._apply({"nproc_per_node": len(names())})))
+        self._here = row(self.runtime, self.both)
+        self.widget = column(self._here, beside, self.disk, self.form.more, self.advice, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
-        self.run_folder.observe(lambda _: self._write_code(), "value")
+        self.run_folder.observe(lambda _: self._elsewhere(), "value")
         self._say_base()
         self._forecast()
         self._write_code()
@@ -127,6 +133,7 @@ class RunSetup:
         """The dataset's files are on this machine now."""
         self._fetched.add(_files(config))
         self._write_code()
+        self._say_advice()
 
     def question(self, names: str, count: int) -> str:
         """What is asked before a run is launched while others are going on."""
@@ -158,23 +165,50 @@ class RunSetup:
         """Take one of the forecast's changes."""
         self._edited(self.form.with_fields(changes))
 
+    def _elsewhere(self) -> None:
+        """The run is to go to another folder."""
+        self._write_code()
+        self._forecast()
+
     # --- what will be trained, and what is on show
 
     def _forecast(self) -> None:
         state = self._store.value
-        self.forecast.ask(state.training, state.gpu)
+        self.forecast.ask(state.training, state.gpu, self.run_dir or state.runs_folder)
 
     def _say_base(self) -> None:
         config, shown = self._store.value.training, on_show(self._store.value)
         forecast = self.forecast.shown
-        set_note(self.advice, runtime_advice(config.nproc_per_node))
+        set_note(self.disk, forecast.disk.summary if forecast is not None else "")
+        self._say_runtime(config)
         packed = forecast.packed if forecast is not None and forecast.config.model == config.model else None
+        self._say_advice()
         set_heading(self.base, "New run", _WHY, base_title(config, packed))
         other = config.method == "qlora" and packed is None and shown != base_of(config)
         self.take.layout.display = "" if other else "none"
         can = shown.definition.trainable
         self.take.description = "Train what is on show" if can else f"On show: {shown.definition.title}"
         self.take.tooltip = f"Quantize the base as the other tabs show it: {shown.title}"
+
+    def _say_runtime(self, config: TrainConfig) -> None:
+        """What runs here, and the button that takes every GPU where there are several."""
+        found = names()
+        gpus, said = len(found), runtime_advice(config.nproc_per_node, gpus=found)
+        set_note(self.runtime, said)
+        self._here.layout.display = "" if said else "none"
+        self.both.description = "Train on both GPUs" if gpus == 2 else f"Train on all {gpus} GPUs"
+        self.both.tooltip = f"Set nproc_per_node to {gpus}: a process a GPU, each with a batch of its own (DDP)"
+        self.both.layout.display = "" if gpus > 1 and config.nproc_per_node < gpus else "none"
+
+    def _say_advice(self) -> None:
+        """The rules of thumb, with the rows where they were looked at."""
+        shown, config = self.forecast.shown, self._store.value.training
+        if shown is None or shown.config != config:
+            set_note(self.advice, "")
+            return
+        rows = self.preview.of(config)
+        found = shown.advice if rows is None else shown.advice.with_rows(config, rows)
+        set_note(self.advice, f"Rules of thumb, not measured. {found.capacity} {found.learning_rate} ({SOURCE}.)")
 
     def _take_over(self) -> None:
         """Quantize the base as the other tabs show it, where bitsandbytes can hold that."""

@@ -135,15 +135,20 @@ class TrainingCell(Panel):
         return self.setup.code
 
     def _put(self, config: TrainConfig) -> None:
-        """Write the configuration into the state; a shared state keeps its model."""
+        """Write the configuration into the state; a shared state keeps its model, which has no revision of another's."""
+        if self._shared and config.model != self.store.value.model:
+            config = dataclasses.replace(config, model_revision=None)
         changes = self.store.value.changes_to(config)
         self.store.update(**changes if self._shared else changes | {"model": config.model})
 
     def _follow_state(self, state: State, changed: frozenset[str]) -> None:
         before, self._state = self._state, state
         self.setup.follow(state, before)
-        if state.model != before.model and (better := _suggested(state.training)) != state.training:
-            self._put(better)
+        if state.model != before.model:
+            same = state.training.model_revision == before.training.model_revision  # which was the other model's
+            better = _suggested(dataclasses.replace(state.training, model_revision=None) if same else state.training)
+            if better != state.training:
+                self._put(better)
         if "runs_folder" in changed:
             self._looked = self._looked and self.run is not None
             self.earlier.renew(state.runs_folder)

@@ -14,7 +14,7 @@ from typing import Any
 from widgets.figures.tables import table
 from workbench.memory.ledger import BASE, BY_NAME, LIVE, PAGED, SCALES, SPARE
 from workbench.memory.pressure import Pressure
-from workbench.text import counted, memory_size
+from workbench.text import amount, counted, memory_size
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.results.history import RunHistory
@@ -44,15 +44,29 @@ def rate(value: float) -> str:
 
 def summary(run: Run, status: RunStatus, history: RunHistory) -> str:
     """The run in a sentence, for who does not see the cockpit."""
+    if fetch := fetching(status, history):
+        return f"Run {run.dir.name}: {status.state}, {fetch['text']}."
     last = history.last_step
     done = "no step yet" if last is None else f"{counted(int(last['n']), 'step')}"
     loss = "" if last is None or last["loss"] is None else f", training loss {last['loss']:.3f}"
     return f"Run {run.dir.name}: {status.state}, {done}{loss}."
 
 
+def fetching(status: RunStatus, history: RunHistory) -> dict[str, Any] | None:
+    """How far the model is on its way here, for the cockpit's bar; None of a run that fetches nothing now."""
+    if status.state != "fetching":
+        return None
+    known = history.fetched
+    if known is None or known.get("attempt", 1) != status.attempt or not known["total"]:
+        return {"done": 0, "total": 0, "left": None, "text": "the model is looked up"}
+    left = (known["total"] - known["done"]) / known["speed"] if known["speed"] else None
+    text = f"{amount(known['done'])} of {amount(known['total'])}, {amount(known['speed'] or 0)}/s"
+    return {"done": known["done"], "total": known["total"], "left": left, "text": text}
+
+
 def actions(status: RunStatus) -> tuple[str, ...]:
     """What can be done with a run now, by the names of the cockpit's buttons."""
-    if status.state in ("starting", "running"):
+    if status.state in ("starting", "fetching", "running"):
         return "edit", "pause", "stop"
     if status.state not in ENDED:
         return ("edit",)

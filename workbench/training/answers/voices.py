@@ -22,9 +22,9 @@ from workbench.sources.packed import as_loaded
 from workbench.text import memory_size
 from workbench.training import data, origins
 from workbench.training.answers.values import Answer, Sampling, Voice
-from workbench.training.chats import Template
 from workbench.training.config import TrainConfig
 from workbench.training.model_checks import positions
+from workbench.training.rows.chats import Template
 from workbench.training.watch.endings import ending_of
 from workbench.training.watch.shortage import headroom
 from workbench.training.worker.generation import encode, generate
@@ -118,7 +118,7 @@ class Voices:
 
     def _encoded(self, prompt: str) -> dict[str, torch.Tensor]:
         """The prompt as the run's rows began: through the chat template where they were chats."""
-        if self._config.messages_column is not None:
+        if self._config.chats:
             return encode(self.tokenizer, Template(self.tokenizer).question(prompt, "the prompt"), special=False)
         return encode(self.tokenizer, prompt)
 

@@ -1,4 +1,4 @@
-"""The model card of what a run trained: README.md of the adapter's, the trained model's or the merged model's folder.
+"""The model card of what a run trained: README.md of the adapter's, the trained model's or an exported folder.
 
 Covers only what the run knows: base model and revision, data, settings, losses, versions. Says nothing of intended use or bias,
 which were not measured, and names no path of this machine. Imports no torch.
@@ -17,27 +17,35 @@ from workbench.atomic import replacing
 from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
 from workbench.text import counted, printable
+from workbench.training import lineage
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
+from workbench.training.lineage import Lineage
+from workbench.training.results.history import RunHistory
+from workbench.training.row_kinds import ROW_SHAPES
 
 _OF_DATA = (
-    "dataset_config", "dataset_split", "dataset_revision", "eval_split", "completion_only_loss", "max_length",
+    "dataset_config", "dataset_split", "dataset_revision", "eval_split", "prompt_template", "completion_only_loss",
+    "max_length",
 )  # fmt: skip
 _OF_BASE = ("quant_type", "block_size", "double_quant", "llm_int8_skip_modules")
 _OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights")
 _OF_TRAINING = (
     "method", "compute_dtype", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
     "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
-    "num_train_epochs", "gradient_checkpointing", "seed",
+    "num_train_epochs", "load_best_model_at_end", "early_stopping_patience", "gradient_checkpointing", "seed",
 )  # fmt: skip
 _FILES_SHOWN = 40
 _WHAT = {
     "adapter": ("LoRA adapter", "peft"),
     "model": ("Fine-tuned model", "transformers"),
     "merged": ("Merged model", "transformers"),
+    "gguf": ("Merged model as GGUF", "gguf"),
+    "gguf-adapter": ("LoRA adapter as GGUF", "gguf"),
 }
+_TAGS = {"adapter": "lora", "model": "full", "merged": "merged", "gguf": "merged", "gguf-adapter": "lora"}
 _USE_ADAPTER = """from peft import PeftModel
 from transformers import {names}
 
@@ -48,20 +56,32 @@ _USE_MODEL = """from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")"""
 
 
-def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = ()) -> None:
-    """Writes ``folder/README.md`` for the run in ``run``; ``what``: ``"adapter"``, ``"model"`` or ``"merged"``.
+def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> None:
+    """Writes ``folder/README.md`` for the run in ``run``.
 
-    ``notes`` are sentences of Markdown for the head of the card.
+    ``what``: ``"adapter"``, ``"model"``, ``"merged"``, ``"gguf"`` or ``"gguf-adapter"``. ``notes`` are sentences of Markdown
+    for the head of the card, ``loading`` is its part on how the folder is loaded, where that is more than a line.
     """
-    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
     with replacing(folder / "README.md") as draft:
-        draft.write_text(card(config, read_events(run), what, notes, _begun_with(run)), "utf-8")
+        draft.write_text(card_of(run, what, notes, loading), "utf-8")
+
+
+def card_of(run: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> str:
+    """The card of the run in ``run``, as ``write_card`` writes it."""
+    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text("utf-8")))
+    return card(config, read_events(run), what, notes, _begun_with(run), _lineage(run), loading)
 
 
 def card(
-    config: TrainConfig, events: Iterable[Event], what: str, notes: Sequence[str] = (), begun_with: Fingerprints | None = None
+    config: TrainConfig,
+    events: Iterable[Event],
+    what: str,
+    notes: Sequence[str] = (),
+    begun_with: Fingerprints | None = None,
+    came_before: Lineage | None = None,
+    loading: str = "",
 ) -> str:
-    """The card's Markdown, from a run's configuration, its events and its fingerprints."""
+    """The card's Markdown, from a run's configuration, its events, its fingerprints and its lineage."""
     events = list(events)
     base, revision, licence = base_of(config, begun_with.commit if begun_with else None)
     title, library = _WHAT[what]
@@ -72,18 +92,23 @@ def card(
         front["license"] = licence.lower()
     if on_hub(config.dataset):
         front["datasets"] = [config.dataset]
-    front["tags"] = ["lora" if what == "adapter" else "merged" if what == "merged" else "full", config.method]
+    front["tags"] = [_TAGS[what], config.method]
     data: dict[str, Any] = {"dataset": shown_name(config.dataset), "eval_dataset": _named(config.eval_dataset)}
-    data |= {"columns": config.columns, **_fields(config, _OF_DATA)}
+    data |= {"shape of the rows": ROW_SHAPES.get(config.shape or ""), "columns": config.columns, **_fields(config, _OF_DATA)}
+    if config.chats:
+        data["thoughts in chats"] = "kept" if config.thoughts == "keep" else "left out"
     quantized = _fields(config, _OF_BASE) if config.method == "qlora" else {}
     tuned = _fields(config, _OF_LORA) if config.method != "full" else {}
+    if config.init_adapter is not None:
+        tuned["init_lora_weights"] = "those of the last adapter under What came before"
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
         f"# {title} of {_code(base)}",
         *notes,
-        f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
+        loading or f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
         "## Base model",
         _table({"model": base, "revision": revision or None, "licence": licence or None, **quantized}),
+        *_before(came_before or Lineage()),
         "## Data",
         _table({**data, **_rows(events)}),
         "## Fingerprints",
@@ -118,7 +143,7 @@ def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, s
     """
     name = shown_name(config.model)
     try:
-        source = open_model(config.model, commit if on_hub(config.model) else None)
+        source = open_model(config.model, (commit or config.model_revision) if on_hub(config.model) else None)
     except WorkbenchError:
         return name, "", ""
     path = source.path
@@ -159,6 +184,31 @@ def _begun_with(run: Path) -> Fingerprints | None:
         return None
 
 
+def _lineage(run: Path) -> Lineage:
+    try:
+        return lineage.read(run)
+    except RunError:
+        return Lineage()
+
+
+def _before(known: Lineage) -> list[str]:
+    """The adapters that the run was begun from, oldest first, and the steps that were added to it."""
+    if not known.before and not known.extended:
+        return []
+    rows = {}
+    for n, one in enumerate(known.before, 1):
+        told = [
+            counted(one.steps, "step") if one.steps is not None else "", one.method, f"on {one.dataset}" if one.dataset else "",
+            f"learning rate {one.learning_rate:g}" if one.learning_rate is not None else "",
+            f"held-out loss {one.held_out:.4f}" if one.held_out is not None else "", f"base {one.base}",
+            f"SHA-256 {one.sha256}",
+        ]  # fmt: skip
+        rows[f"{n}. adapter of {_code(one.name)}"] = "; ".join(filter(None, told))
+    for each in known.extended:
+        rows[f"this run, extended after {counted(each.after, 'step')}"] = f"to {each.to:,} steps"
+    return ["## What came before", _table(rows)]
+
+
 def _fingerprints(known: Fingerprints | None) -> str:
     """SHA-256 of each file; of a part with many files, one of them all."""
     if known is None:
@@ -178,13 +228,16 @@ def _fingerprints(known: Fingerprints | None) -> str:
 
 def _losses(events: Sequence[Event]) -> str:
     steps = [step for step in latest_steps(events) if step["loss"] is not None]
-    held_out = {event["n"]: event["loss"] for event in events if event["k"] == "eval"}
+    history = RunHistory()
+    history.feed(event for event in events if event["k"] == "eval")
+    held_out = history.evals
     lines: dict[str, str] = {}
     if steps:
         for step in (steps[0], steps[-1]):
             lines[f"training, step {step['n']}"] = f"{step['loss']:.4f}"
     for n, loss in sorted(held_out.items()):
-        lines[f"held out, after {counted(n, 'step')}"] = f"{loss:.4f}"
+        best = ", the lowest" if len(held_out) > 2 and history.best and n == history.best[0] else ""
+        lines[f"held out, after {counted(n, 'step')}{best}"] = "no number" if loss is None else f"{loss:.4f}"
     if not held_out:
         lines["held out"] = "not measured"
     return "Mean cross-entropy, in nats a token.\n\n" + _table(lines)

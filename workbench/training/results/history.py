@@ -127,6 +127,8 @@ class RunHistory(Shown):
         self.generated: dict[str, dict[str, str]] = {}
         self.log: list[tuple[str, str]] = []
         self.error: Event | None = None
+        self.fetched: Event | None = None
+        """The last on the model's way here: ``done`` and ``total`` bytes, and ``speed``, bytes a second."""
         self.dataset: dict[str, Event] = {}
         self.memory: dict[Lane, Series] = defaultdict(Series)
         self.device_total: int | None = None
@@ -162,6 +164,12 @@ class RunHistory(Shown):
             take = getattr(self, f"_on_{event['k']}", None)
             if take is not None:
                 take(event, at)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the lowest held-out loss of those after the first, and that loss; None where none was measured."""
+        measured = {n: loss for n, loss in self.evals.items() if n > 0 and loss is not None}
+        return min(measured.items(), key=lambda one: (one[1], one[0]), default=None)
 
     @property
     def device(self) -> str:
@@ -258,6 +266,9 @@ class RunHistory(Shown):
             self.phases.append(Phase(event["name"], at, None, min(len(going), 1), attempt))
         elif mine := [phase for phase in going if phase.name == event["name"]]:
             mine[-1].end = at
+
+    def _on_fetch(self, event: Event, at: float) -> None:
+        self.fetched = event
 
     def _on_sample(self, event: Event, at: float) -> None:
         for field in _MEMORY:

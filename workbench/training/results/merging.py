@@ -189,6 +189,16 @@ class Merge:
         """Whether the run held this tensor in 4 bits."""
         return info.name in self._four_bits
 
+    @property
+    def from_weights(self) -> bool:
+        """Whether its adapters began as a part of the base, which the base then lacked."""
+        return self.config.init_lora_weights in _FROM_WEIGHTS
+
+    def rank(self, info: TensorInfo) -> int:
+        """The rank of a weight's adapter."""
+        _, entry = self._adapter.find(f"base_model.model.{self.paths[info.name]}.lora_A.weight")
+        return int(entry.shape[0])
+
     def _placed(self) -> dict[str, str]:
         known = {info.name for info in self.tensors}
         found: dict[str, str] = {}
@@ -223,7 +233,7 @@ class Merge:
 
     def trained(self, info: TensorInfo, held: Array) -> Array:
         """The weight that the adapter makes of ``held``, in float32: what the run trained."""
-        if self.config.init_lora_weights not in _FROM_WEIGHTS:
+        if not self.from_weights:
             return self._merged(info, held)
         begun = self._begun(info, held.astype(self._held_in))  # the base without what such adapters begin with
         if self.in_four_bits(info):
@@ -232,10 +242,20 @@ class Merge:
 
     def onto_original(self, info: TensorInfo) -> Array:
         """The weight that peft makes of the original base, in float32."""
-        original = self.original(info)
-        if self.config.init_lora_weights in _FROM_WEIGHTS:
-            original = self._begun(info, original)
-        return self._merged(info, original)
+        return self.onto(info, self.original(info))
+
+    def onto(self, info: TensorInfo, weight: Array) -> Array:
+        """The weight that peft makes of another base's, in float32."""
+        return self._merged(info, self._begun(info, weight) if self.from_weights else weight)
+
+    def factors(self, info: TensorInfo) -> tuple[Array, Array]:
+        """(A (r, in), s · B (out, r)) in float32: the adapter's own product is their product, scaled as peft scales it."""
+        out, inner = info.shape
+        model = self._alone(info, np.zeros((out, inner), np.float32), begin=True, filled=True)
+        layer = model.base_model.model.get_submodule(self.paths[info.name])
+        (name,) = layer.lora_A
+        a, b = (_numpy(side[name].weight) for side in (layer.lora_A, layer.lora_B))
+        return a, np.asarray(b * layer.scaling[name], np.float32)
 
     def error(self, info: TensorInfo, rounded: np.dtype[Any]) -> MergeError:
         """What each way of merging adds to one adapted weight."""
@@ -252,10 +272,7 @@ class Merge:
 
     def _merged(self, info: TensorInfo, weight: Array) -> Array:
         """peft's merge of this weight's adapter into ``weight``, which stays as it is."""
-        from peft import set_peft_model_state_dict
-
-        model = self._alone(info, weight.copy(), begin=True)
-        set_peft_model_state_dict(model, self._state(self.paths[info.name]))
+        model = self._alone(info, weight.copy(), begin=True, filled=True)
         merged = model.merge_and_unload().get_submodule(self.paths[info.name]).weight
         return self._turned(info, _numpy(merged))
 
@@ -265,10 +282,10 @@ class Merge:
         layer = model.base_model.model.get_submodule(self.paths[info.name])
         return self._turned(info, _numpy(layer.get_base_layer().weight)).astype(weight.dtype, copy=False)
 
-    def _alone(self, info: TensorInfo, weight: Array, begin: bool | str) -> Any:
-        """peft's model of this one module; ``begin``: its ``init_lora_weights``."""
+    def _alone(self, info: TensorInfo, weight: Array, begin: bool | str, filled: bool = False) -> Any:
+        """peft's model of this one module; ``begin``: its ``init_lora_weights``; ``filled``: with what was trained."""
         import torch
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, set_peft_model_state_dict
         from transformers.pytorch_utils import Conv1D
 
         path = self.paths[info.name]
@@ -288,7 +305,10 @@ class Merge:
             parent.add_module(part, torch.nn.Module())
             parent = parent.get_submodule(part)
         parent.add_module(last, linear)
-        return PeftModel(root, config)
+        model = PeftModel(root, config)
+        if filled:
+            set_peft_model_state_dict(model, self._state(path))
+        return model
 
     def _is_conv(self, info: TensorInfo) -> bool:
         """Whether peft met a Conv1D, whose weight is (in, out): in 4 bits it is a linear layer like any other."""

@@ -27,6 +27,8 @@ class Outcome:
     """From its first event to its last, pauses left out."""
     held_out: tuple[float, float] | None
     """The loss before training and after the last step at which it was measured, in nats a token."""
+    best: tuple[int, float] | None
+    """The step with the lowest held-out loss, and that loss, where evaluations by steps told it from the last; else None."""
     held_out_rows: int | None
     peak: int | None
     """Bytes: of the GPU as the allocator had it, or of the process where there is none."""
@@ -46,11 +48,12 @@ def outcome(run: Run) -> Outcome:
     truth = paging.truth()
     on_gpu = history.device not in ("", "cpu")
     peak = max(history.peaks.values(), default=None) if on_gpu else _most_resident(run.dir)
-    evals = [history.evals[n] for n in sorted(history.evals)]
+    evals = [loss for _, loss in sorted(history.evals.items()) if loss is not None]
     return Outcome(
         steps=int(last["n"]) if (last := history.last_step) else 0,
         seconds=history.now,
         held_out=(evals[0], evals[-1]) if len(evals) > 1 else None,
+        best=history.best if len(evals) > 2 else None,
         held_out_rows=history.dataset.get("heldout", {}).get("kept"),
         peak=None if peak is None else int(peak),
         on_gpu=on_gpu,

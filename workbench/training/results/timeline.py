@@ -32,7 +32,7 @@ BEGIN, END, END_ALL = range(3)
 LATE = 0.5
 """Seconds that CUPTI's records may come after what was sampled meanwhile."""
 
-_STEP = ("loss", "lr", "grad_norm", "tokens", "seconds", "longest", "padded", "peak")
+_STEP = ("loss", "lr", "grad_norm", "tokens", "seconds", "longest", "padded", "peak", "scale", "skipped")
 _COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "steps": {"t": "f", "n": "i", **dict.fromkeys(_STEP, "f")},

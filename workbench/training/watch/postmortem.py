@@ -31,7 +31,13 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
     done = max((event["n"] for event in events if event["k"] == "step"), default=0)
     steps = counted(done, "step")
     state, kind, remedy = endings.STATE_OF_CODE.get(code, "failed"), "", ""
-    if state == "finished":
+    early = next((event for event in events if event["k"] == "early_stop"), None)
+    if state == "finished" and early is not None:
+        message = (
+            f"Finished early, after {steps}: the held-out loss did not fall in {counted(early['patience'], 'evaluation')}, "
+            "which was all the patience that early_stopping_patience gave it."
+        )
+    elif state == "finished":
         message = f"Finished after {steps}."
     elif state == "stopped":
         message = f"Stopped after {steps}; the adapter is saved." if done else "Stopped before the first step."
@@ -53,6 +59,8 @@ def status_of(folder: RunFolder, attempt: int, code: int, outside: Outside) -> d
         kind, message, remedy = mute.kind, mute.message, mute.remedy
     else:
         kind, message, remedy = "error", f"The worker ended with exit code {code}.", "Its last words are in log.txt."
+    if best := folder.best:
+        message += f" The checkpoint of the lowest held-out loss is {best.relative_to(folder.root)}."
     return {"state": state, "kind": kind, "message": message, "remedy": remedy, "exit_code": code}
 
 
@@ -87,7 +95,9 @@ def _shortage(folder: RunFolder, events: list[Event], where: Mapping[str, Any], 
     config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
     plan = Plan.of(config, "cpu")
     usable = outside.usable() - (libraries[0] or 0)
-    return shortage(open_model(config.model), plan, where, None, usable, config.gradient_accumulation_steps)
+    return shortage(
+        open_model(config.model, config.model_revision), plan, where, None, usable, config.gradient_accumulation_steps
+    )
 
 
 def _signal_name(code: int) -> str:

@@ -1,8 +1,9 @@
 """The process that watches over a run: ``python -m workbench.training.watch.supervisor RUN_DIR``. Imports no torch.
 
-Covers starting and reaping the worker, measuring its memory from outside, carrying out Stop and Pause with a bound on every
-wait, hashing whole files meanwhile, and writing the final status, so that how a run ended is known even when the notebook that
-launched it is gone; what that status says is ``postmortem``'s part. Does not train.
+Covers having the model fetched, starting and reaping the worker, measuring its memory from outside, carrying out Stop and
+Pause with a bound on every wait, hashing whole files and keeping the mirror meanwhile, having what was trained pushed, and
+writing the final status, so that how a run ended is known even when the notebook that launched it is gone; what that status
+says is ``postmortem``'s part. A token comes on standard input alone, for the process that needs it. Does not train.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench.memory.gpus import devices
+from workbench.text import amount
 from workbench.training import fingerprints
 from workbench.training.environment import for_worker, one_gpu
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus, take_lock
 from workbench.training.host import create_time
 from workbench.training.watch import postmortem
+from workbench.training.watch.hub_process import HubProcess, Pace
+from workbench.training.watch.mirror import Mirror, mirror_of
 from workbench.training.watch.outside import Outside
 from workbench.training.watch.ranks import Ranks
 
@@ -45,8 +49,11 @@ _LAST_TRIES, _LAST_PAUSE = 120, 0.5  # a minute
 class Supervisor:
     """One attempt at a run, from the worker's start to the final status."""
 
-    def __init__(self, folder: RunFolder, attempt: int) -> None:
+    def __init__(self, folder: RunFolder, attempt: int, token: str | None = None) -> None:
         self.folder, self.attempt = folder, attempt
+        self._token = token
+        self._config: dict[str, Any] = json.loads(folder.config.read_text("utf-8"))
+        self._mirror: Mirror | None = None
         self.events = EventWriter(folder.events("supervisor"), attempt)
         self.status = RunStatus(
             "starting", attempt=attempt, pid=os.getpid(), create_time=create_time(os.getpid()), began=time.time()
@@ -71,16 +78,93 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: setattr(self, "_terminated", True))
         self.set("starting")
+        if mirror_dir := self._config.get("mirror_dir"):
+            target = mirror_of(mirror_dir, self.folder.root)
+            self._mirror = Mirror(self.folder, target, lambda level, text: self.emit("log", level=level, text=text))
+        if self.folder.to_fetch.exists() and not self._fetched():
+            return
         try:
             worker = self.start()
         except OSError as error:
             self.end("failed", kind="error", message=f"The worker could not be started ({error}).")
             return
-        self.set("running", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
+        self.set("running", message="", worker_pid=worker.pid, worker_create_time=create_time(worker.pid))
         outside = Outside(worker.pid)
         with self._hashing():
             code = self._watch(worker, outside)
-        self.end(**postmortem.status_of(self.folder, self.attempt, code, outside))
+        found = postmortem.status_of(self.folder, self.attempt, code, outside)
+        if self._mirror is not None and not self.folder.gone:
+            self.set(self.status.state, message="Bringing the last to the mirror.")
+            if not self._mirror.flush(lambda: not self.folder.asked("stop") or found["state"] == "stopped"):
+                self.emit("log", level="warning", text="The mirror does not hold the run's end.")
+        if self._config.get("push_to_hub") and found["state"] == "finished":
+            found["message"] += self._pushed()
+        self.end(**found)
+
+    def close(self) -> None:
+        """Brings the last word to the mirror, after the run has ended."""
+        if self._mirror is not None:
+            self._mirror.flush()
+            self._mirror.close()
+
+    def _fetched(self) -> bool:
+        """Has the model fetched; False where the run ended meanwhile, which its status then says."""
+        self.emit("phase", name="fetch", edge="begin")
+        self.set("fetching", message="Fetching the model.")
+        pace = Pace()
+
+        def tell(process: HubProcess) -> None:
+            if speed := pace.seen(process.done):
+                self.emit("fetch", done=process.done, total=process.total, speed=speed)
+                of = f"{amount(process.done)} of {amount(process.total)}, {amount(speed)}/s"
+                self.set("fetching", message=f"Fetching the model: {of}.")
+
+        answer, done, total = self._on_hub("fetch", tell)
+        self.emit("fetch", done=done, total=total, speed=pace.mean(done))
+        if asked := next((what for what in ("stop", "pause") if self.folder.asked(what)), None):
+            state = {"stop": "stopped", "pause": "paused"}[asked]
+            kept = f" {amount(done)} of {amount(total)} are kept." if total else ""
+            message = f"{state.capitalize()} while the model was fetched.{kept}"
+            self.end(state, message=message, remedy="Resume fetches the rest.")
+        elif "folder" in answer:
+            self.emit("phase", name="fetch", edge="end")
+            return True
+        else:
+            failed = {"kind": "model", "message": "The process that fetches the model was killed.", "remedy": "Resume goes on."}
+            failed |= answer
+            self.emit("error", **failed, text=failed["message"])
+            self.end("failed", **failed)
+        return False
+
+    def _pushed(self) -> str:
+        """Has what was trained pushed; a sentence on what came of it."""
+        self.emit("phase", name="push", edge="begin")
+        self.set("running", message="Pushing to the Hub.")
+        answer, _, _ = self._on_hub("push", lambda process: None)
+        if "address" in answer:
+            self.emit("phase", name="push", edge="end")
+            return f" Pushed to {answer['address']}."
+        why = answer.get("message") or ("Stop was asked for." if self.folder.asked("stop") else "The process was killed.")
+        said = f"It was not pushed to the Hub: {why} {answer.get('remedy', '')}".strip()
+        self.emit("log", level="warning", text=said)
+        return f" {said} wb.push(run) tries again."
+
+    def _on_hub(self, task: str, tell: Callable[[HubProcess], None]) -> tuple[dict[str, Any], int, int]:
+        """Has a task done in its process until it ends or the run is asked to: its answer, and the bytes done and in all."""
+        try:
+            process = HubProcess(self.folder, task, self._token)
+        except OSError as error:
+            return {"kind": "error", "message": f"The process for the Hub could not be started ({error})."}, 0, 0
+        while process.poll() is None:
+            asked = self._terminated or self.folder.asked("stop") or (task == "fetch" and self.folder.asked("pause"))
+            if asked or self.folder.gone:
+                process.end()
+                if self._terminated and not self.folder.gone:
+                    with contextlib.suppress(OSError):
+                        self.folder.ask("stop", TERM_PATIENCE)
+            tell(process)
+            time.sleep(_TICK)
+        return process.answer, process.done, process.total
 
     @contextlib.contextmanager
     def _hashing(self) -> Iterator[None]:
@@ -102,7 +186,7 @@ class Supervisor:
 
     def start(self) -> Ranks:
         """Starts the worker, one for each rank, as children of this process. Raises OSError where it cannot."""
-        processes = json.loads(self.folder.config.read_text("utf-8")).get("nproc_per_node", 1)
+        processes = self._config.get("nproc_per_node", 1)
         gpus = devices()
         if (seen := one_gpu(os.environ, processes, gpus)) is not None:
             text = f"The run sees GPU {seen} alone: one process takes one GPU. nproc_per_node={gpus} trains on all of them."
@@ -193,7 +277,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def main(root: str) -> None:
+def main(root: str, token: str | None = None) -> None:
     """Supervises one attempt, unless another supervisor holds the run."""
     folder = RunFolder(Path(root))
     with (folder.root / ".lock").open("w") as lock:
@@ -202,8 +286,10 @@ def main(root: str) -> None:
         except BlockingIOError:
             sys.exit("Another supervisor is running this run.")
         before = folder.read_status()
-        Supervisor(folder, before.attempt + 1 if before else 1).run()
+        supervisor = Supervisor(folder, before.attempt + 1 if before else 1, token)
+        supervisor.run()
+    supervisor.close()  # the run is free to be resumed by now
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.stdin.readline().strip() or None)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.training.data import TokenRow
+from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker.head import IGNORED, Head, labelled
 
 

@@ -7,6 +7,7 @@ gradients are Trainer's and DDP's own business.
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -49,6 +50,16 @@ def summed(values: list[int], largest: int) -> tuple[list[int], int]:
     return [int(value) for value in sums], int(most[0])
 
 
+def from_first(value: float | None) -> float | None:
+    """What rank 0 has, on every rank, to the last bit. All ranks must call it."""
+    if not _together():
+        return value
+    held = _tensor([math.nan if value is None else value], torch.float64)
+    dist.broadcast(held, 0)
+    found = float(held[0])
+    return None if math.isnan(found) else found
+
+
 def wait() -> None:
     """Waits for the other ranks. All ranks must call it."""
     if _together():
@@ -59,6 +70,6 @@ def _together() -> bool:
     return world_size() > 1 and dist.is_initialized()
 
 
-def _tensor(values: list[int]) -> torch.Tensor:
+def _tensor(values: list[int] | list[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
     device = torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -5,14 +5,15 @@ Covers the events of held-out loss and of samples; how they are computed is in `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
+from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker import distributed, generation, trainer
 from workbench.training.worker.batches import Collator
 
@@ -23,9 +24,9 @@ class Material:
 
     tokenizer: Any
     collator: Collator
-    rows: tuple[TokenRow, ...]
+    rows: Sequence[TokenRow]
     """Those that are learnt from."""
-    held_out: tuple[TokenRow, ...]
+    held_out: Sequence[TokenRow]
     prompts: tuple[str, ...]
 
 
@@ -43,10 +44,10 @@ class Evaluator:
     board: Any | None
     """TensorBoard's writer."""
 
-    def evaluate(self, n: int) -> None:
-        """Records the held-out loss after step ``n``, unless Stop or Pause breaks it off."""
+    def evaluate(self, n: int) -> float | None:
+        """Records the held-out loss after step ``n``, on rank 0; None elsewhere, and where Stop or Pause breaks it off."""
         if not self.material.held_out or distributed.rank() != 0:
-            return
+            return None
         with self.phase("evaluate"), trainer.measuring(self.net, self.dtype):
             rows, size = self.material.held_out, self.config.per_device_train_batch_size
             loss = trainer.held_out_loss(self.net, rows, self.material.collator, size, self.asked)
@@ -54,6 +55,7 @@ class Evaluator:
                 self.writer.emit("eval", n=n, loss=loss)
                 if self.board:
                     self.board.add_scalar("eval/loss", loss, n)
+            return loss
 
     def sample(self, stage: str) -> None:
         """Records what the model makes of each prompt, ``"before"`` or ``"after"``, until Stop or Pause."""

@@ -56,7 +56,9 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, hidden) → (…, vocabulary) in float32, as the model gives them."""
-        logits = self.module.forward(hidden).float() * self.scale
+        logits = self.module.forward(hidden).float()
+        if self.scale != 1:
+            logits = logits * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
     def agrees(self, seen: list[torch.Tensor], logits: torch.Tensor) -> bool:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    load_peft_weights,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
 from workbench import compat
@@ -19,6 +25,7 @@ from workbench.quant.bnb import check_backend
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
+from workbench.training.worker.beginnings import begin_with_loftq
 from workbench.training.worker.distributed import local_rank
 from workbench.training.worker.health import rescale_mlps
 from workbench.training.worker.preparation import answer_in, prepare
@@ -100,10 +107,12 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
         compat.never_repack(linear)
 
 
-def attach_adapters(model: Any, config: TrainConfig) -> Any:
-    """The model as it is trained: with fresh fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
+def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) -> Any:
+    """The model as it is trained: with fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
 
-    With the usual beginning B is zero, so that it computes what the base computes.
+    With the usual beginning B is zero, so that it computes what the base computes. ``first``: the folder of an adapter whose
+    weights they begin with instead. LoftQ reads the base's files again. Raises ``ModelError`` where the weights are not all
+    that there are.
     """
     if config.method == "full":
         set_seed(config.seed)
@@ -129,13 +138,17 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=config.init_lora_weights,
+        init_lora_weights=True if config.init_lora_weights == "loftq" else config.init_lora_weights,
     )
     try:
         adapted = get_peft_model(model, lora)
     except ValueError as error:
         remedy = f"Name modules of a kind that peft adapts: {linear_names(model)}."
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
+    if config.init_adapter is not None and first is not None:
+        _begin_with(adapted, first)
+    if config.init_lora_weights == "loftq":
+        begin_with_loftq(adapted, Path(model.config._name_or_path))
     if config.rescale_mlp:
         rescale_mlps(adapted, config.rescale_mlp)
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit
@@ -143,6 +156,20 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         lora.base_model_name_or_path = config.model
         lora.revision = snapshot.name if snapshot.parent.name == "snapshots" else None
     return adapted
+
+
+def _begin_with(adapted: Any, folder: Path) -> None:
+    """Puts the weights of an adapter that was saved in the place of fresh ones."""
+    remedy = "Begin from an adapter of this very base, saved by peft."
+    try:
+        result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"the adapter does not fit the model ({error}).", where="init_adapter", remedy=remedy) from error
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    odd = [*result.unexpected_keys, *(name for name in result.missing_keys if name in trained)]
+    if odd:
+        what = f"the adapter and the model do not have the same matrices ({', '.join(odd[:3])})."
+        raise ModelError(what, where="init_adapter", remedy=remedy)
 
 
 def adapter_sizes(model: Any) -> list[int]:

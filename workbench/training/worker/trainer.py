@@ -21,12 +21,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from workbench.training.config import TrainConfig
-from workbench.training.data import TokenRow
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
 from workbench.training.loaded_checks import diverged, overflowed
 from workbench.training.results.card import write_card
-from workbench.training.worker import distributed
+from workbench.training.rows.tokens import TokenRow, lengths_of
+from workbench.training.worker import distributed, evaluations
 from workbench.training.worker.accounting import Account
 from workbench.training.worker.batches import Collator, summed_loss
 from workbench.training.worker.head import LossWithoutLogits
@@ -123,16 +123,38 @@ class TracedTrainer(Trainer):
         self._first = True
         self.batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's own; then the rate is that of the schedule as it is now: a shorter one may have ended at zero."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            schedule = self.lr_scheduler
+            rates = [
+                base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
+
     def restore(self, checkpoint: Path) -> None:
         """Puts the weights and the count of steps of a checkpoint in place, without a step: ``train`` takes one at least."""
+        self.take_weights(checkpoint)
+        self.state = _state_of(checkpoint)
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Puts the weights of a checkpoint in place of those that there are."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    @staticmethod
+    def was_done(checkpoint: Path, config: TrainConfig, since: int) -> bool:
+        """Whether no step is left after a checkpoint: all are taken, or patience, counted ``since`` a step, had run out."""
+        state = _state_of(checkpoint)
+        out = evaluations.out_of_patience(state, config.early_stopping_patience, since)
+        return out or state.global_step >= config.max_steps
 
     def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
         if not self._grouped:
             return super()._get_train_sampler(*given, **named)
-        lengths = [len(row.input_ids) for row in self.train_dataset.rows]
-        return ByLength(lengths, self._grouped, self.args.seed, lambda: self.state.epoch)
+        return ByLength(lengths_of(self.train_dataset.rows).tolist(), self._grouped, self.args.seed, lambda: self.state.epoch)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Counts on the device; the figures are waited for only when the step is reported."""
@@ -167,6 +189,10 @@ class TracedTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
 
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
 class Steering(TrainerCallback):
     """Reports each step and ends training when it is asked to, when the loss is lost, or when it is done."""
 
@@ -177,10 +203,12 @@ class Steering(TrainerCallback):
         writer: EventWriter,
         asked: Asked,
         where: dict[str, Any],
-        evaluate: Callable[[int], None],
+        evaluate: Callable[[int], float | None],
+        since: int,
     ) -> None:
+        """``since``: the step after which patience is counted."""
         self.config, self.folder, self.writer, self.asked, self.where = config, folder, writer, asked, where
-        self.evaluate = evaluate
+        self.evaluate, self.since = evaluate, since
         self.trainer: TracedTrainer
         self._began = time.monotonic()
 
@@ -233,10 +261,25 @@ class Steering(TrainerCallback):
             print(f"step {n} of {self.config.max_steps}: loss {loss:.4f}, {tokens} tokens", flush=True)
         if not math.isfinite(loss):
             raise diverged(self.trainer.model, self.config, n, loss, self.trainer.overflow())
+        norm = logs.get("grad_norm")
         if health.get("skipped"):
             self._skipped(n, health["scale"])
-        if self.config.eval_steps and n % self.config.eval_steps == 0 and n < self.config.max_steps:
-            self.evaluate(n)
+        elif norm is not None and not math.isfinite(norm):
+            text = f"Step {n}'s gradients have a norm that is no finite number, though its loss is: the next loss may be lost."
+            self.writer.emit("log", level="warning", text=text)
+        if self.config.eval_steps and (n % self.config.eval_steps == 0 or n >= self.config.max_steps):
+            self._evaluate(state, control)
+
+    def _evaluate(self, state: Any, control: Any) -> None:
+        """Measures; the best so far is saved, and patience that has run out ends training: on all ranks alike."""
+        loss = distributed.from_first(self.evaluate(state.global_step))
+        if loss is None:
+            return
+        if evaluations.record(state, loss) and self.config.keeps_best:
+            control.should_save = True
+        if evaluations.out_of_patience(state, self.config.early_stopping_patience, self.since):
+            control.should_training_stop = True
+            control.should_save = control.should_save or self.config.save_steps > 0  # to be gone on from
 
     def _skipped(self, n: int, scale: float) -> None:
         """Says that a step was left out; raises ``Overflowed`` once there were too many in a row."""

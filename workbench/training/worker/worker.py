@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -26,24 +25,24 @@ from workbench import compat
 from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
-from workbench.training import origins
+from workbench.training import lineage, origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
-from workbench.training.folder import RunFolder, steps_of
+from workbench.training.folder import RunFolder
 from workbench.training.host import host_counters
 from workbench.training.paging import Capability, HostFaults, before_torch, paged_state
 from workbench.training.results import measured
-from workbench.training.results.card import write_card
 from workbench.training.watch import endings
 from workbench.training.worker import telemetry
 from workbench.training.worker.cupti import open_cupti
+from workbench.training.worker.saving import Trained, use_cache
 
 if TYPE_CHECKING:
     import torch
 
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
-    from workbench.training.worker.evaluator import Evaluator, Material
+    from workbench.training.worker.evaluator import Evaluator
     from workbench.training.worker.head import LossWithoutLogits
     from workbench.training.worker.trainer import TracedTrainer
 
@@ -58,6 +57,7 @@ class Worker:
         self.folder, self.attempt, self.supervisor = folder, attempt, supervisor
         self.config = TrainConfig.from_dict(json.loads(folder.config.read_text("utf-8")))
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
+        self.since = lineage.read(folder.root).extended_after
         self.where: dict[str, Any] = {}
         self.account: Account | None = None
         self.device = "cpu"
@@ -166,34 +166,40 @@ class Worker:
     def _train(self, cuda: bool) -> int:
         """Everything from loading the model to the last measurement; returns the exit code."""
         from workbench.training import data
-        from workbench.training.worker import distributed, model, tensorboard
+        from workbench.training.worker import distributed, evaluations, material, model, tensorboard
         from workbench.training.worker.evaluator import Evaluator
 
         dtype = model.compute_dtype(self.config)
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
+        with self.phase("dataset"):
+            self.config, rows = material.prepare(self.config, source, self.writer.emit)
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
-        material = self._material(source, net, dtype)
+        material.check(rows, self.config, net, dtype, self.writer.emit, first=self.attempt == 1)
         checkpoints = self.folder.complete_checkpoints()
         board = tensorboard.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
-            config=self.config, net=net, dtype=dtype, material=material, phase=self.phase, asked=self.asked,
+            config=self.config, net=net, dtype=dtype, material=rows, phase=self.phase, asked=self.asked,
             writer=self.writer, board=board,
         )  # fmt: skip
         loop = self._loop(evaluator)
         self._learn(loop, evaluator, checkpoints)
         done = loop.state.global_step
-        if done >= self.config.max_steps:
-            evaluator.evaluate(done)
+        early = evaluations.out_of_patience(loop.state, self.config.early_stopping_patience, self.since)
+        if early or done >= self.config.max_steps:
+            if early and distributed.rank() == 0:
+                self.writer.emit("early_stop", n=done, patience=self.config.early_stopping_patience)
+            if not evaluations.of(loop.state, done):
+                evaluator.evaluate(done)
             evaluator.sample("after")
             if distributed.rank() == 0:
-                write_card(self.folder.root, self._kept, self._kept.name)  # again, now that the last loss is known
+                self._trained.describe()  # again, now that the last loss is known
         if board:
             board.close()
         if cuda and distributed.rank() == 0:
             with contextlib.suppress(OSError, WorkbenchError):  # for the next forecast: no part of this run
                 measured.learn(self.folder.root)
         asked = distributed.agreed(self.asked())  # the others wait here for rank 0
-        if done >= self.config.max_steps:
+        if early or done >= self.config.max_steps:
             return endings.FINISHED
         return endings.PAUSED if asked == "pause" else endings.STOPPED
 
@@ -228,7 +234,7 @@ class Worker:
 
         assert self.account is not None
         with self.phase("attach"):
-            net = model.attach_adapters(base, self.config)
+            net = model.attach_adapters(base, self.config, self.folder.first_adapter)
             self.account.moment("attach", net)
         paged = paged_state(self.config, cuda, model.adapter_sizes(net))
         self.capabilities["paged optimizer state"] = paged
@@ -236,45 +242,15 @@ class Worker:
         self.hello()
         return net
 
-    def _material(self, source: Path, net: Any, dtype: torch.dtype) -> Material:
-        """Rows and prompts, which ``net`` can take; how many steps epochs make is known then."""
-        import torch
-
-        from workbench.training import data
-        from workbench.training.loaded_checks import check_float16, check_ids, check_length
-        from workbench.training.worker import packing
-        from workbench.training.worker.batches import Collator
-        from workbench.training.worker.evaluator import Material
-
-        with self.phase("dataset"):
-            tokenizer = data.open_tokenizer(source)
-            rows = data.load(self.config, tokenizer)
-            learnt = packing.packed(rows.rows, self.config.max_length) if self.config.packing else rows.rows
-            config = self.config = self.config.for_rows(len(learnt))
-            padding = dataclasses.asdict(rows.padding(config))
-            self.writer.emit("dataset", split="train", steps=config.max_steps, padding=padding, **rows.counts())
-            held_out: tuple[data.TokenRow, ...] = ()
-            files = data.held_out_files(config) if config.max_eval_rows else None
-            if files:
-                found = data.load(config, tokenizer, files, config.max_eval_rows)
-                self.writer.emit("dataset", split="heldout", **found.counts())
-                held_out = found.rows
-            collator = Collator.of(tokenizer)
-            if dtype is torch.float16 and (said := check_float16(net, config)):
-                self.writer.emit("log", level="warning", text=said)
-            check_length(net, config, first=self.attempt == 1)
-            check_ids(net, tokenizer, [*rows.rows, *held_out], collator.pad, config.model)
-            return Material(
-                tokenizer=tokenizer, collator=collator, rows=learnt, held_out=held_out, prompts=data.sample_prompts(config)
-            )
-
     def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
         from workbench.training.worker import optimizers, packing, tensorboard, trainer
 
         assert self.account is not None
-        steering = trainer.Steering(self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate)
-        _use_cache(evaluator.net, False)
+        steering = trainer.Steering(
+            self.config, self.folder, self.writer, self.asked, self.where, evaluator.evaluate, self.since
+        )
+        use_cache(evaluator.net, False)
         if self.config.packing:
             with trainer.measuring(evaluator.net, evaluator.dtype):
                 packing.check_packing(evaluator.net, evaluator.material.rows)
@@ -324,7 +300,7 @@ class Worker:
             if not distributed.agreed(self.asked()):
                 with self.phase("train"):
                     last = checkpoints[-1] if checkpoints else None
-                    if last and steps_of(last) >= self.config.max_steps:  # it ended between its last step and its end
+                    if last and loop.was_done(last, self.config, self.since):  # it ended between its last step and its end
                         loop.restore(last)
                     else:
                         loop.train(resume_from_checkpoint=str(last) if last else None)
@@ -338,35 +314,20 @@ class Worker:
         from workbench.training.worker import distributed
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing interrupts the saving
-        kept = bool(checkpoints) or self._kept.exists()
+        kept = bool(checkpoints) or self._trained.path.exists()
         if distributed.rank() == 0 and (loop.state.global_step or not kept):
             with self.phase("save"):
-                self._save(evaluator.net, evaluator.material.tokenizer, loop.state)
-
-    def _save(self, net: Any, tokenizer: Any, state: Any) -> None:
-        """Puts the adapter, or the model, in place whole: a reader never sees half of it."""
-        fresh = self.folder.fresh
-        shutil.rmtree(fresh, ignore_errors=True)
-        _use_cache(net, True)  # what is saved is for use; training needs no cache
-        net.save_pretrained(str(fresh))
-        _use_cache(net, False)
-        tokenizer.save_pretrained(str(fresh))
-        dataclasses.replace(state, log_history=[]).save_to_json(str(fresh / "trainer_state.json"))  # after how many steps
-        write_card(self.folder.root, fresh, self._kept.name)
-        self.folder.keep(self._kept)
+                if best := self._trained.best:
+                    loop.take_weights(best)
+                self._trained.save(evaluator.net, evaluator.material.tokenizer, loop.state)
 
     @property
-    def _kept(self) -> Path:
-        return self.folder.model if self.config.method == "full" else self.folder.adapter
+    def _trained(self) -> Trained:
+        return Trained(self.folder, self.config)
 
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
         raise endings.OtherEnding
-
-
-def _use_cache(net: Any, use: bool) -> None:
-    for config in (net.config, net.config.get_text_config()):
-        config.use_cache = use
 
 
 def main(root: str, attempt: str, supervisor: str) -> None:

@@ -1,0 +1,236 @@
+"""A run on a model that is on the Hub and not on this machine: what launch refuses, and how the run fetches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from huggingface_hub import constants
+
+import workbench as wb
+from tests.helpers.hub_server import HubServer
+from tests.helpers.hubs import single, weights
+from tests.helpers.in_process import config_of
+from tests.helpers.live_runs import ended, of, report_of, until, until_gone
+from tests.helpers.preloaded import Forks
+from tests.helpers.tiny_model import write_tiny_model
+from workbench.errors import Gated
+from workbench.training import data, disk, fingerprints, model_files
+from workbench.training.folder import RunFolder
+
+REPO, COMMIT = "org/tiny", "a" * 40
+NOT_FETCHED = ("pytorch_model.bin", "consolidated.pth", "model-q4.gguf", "onnx/model.onnx", "modeling_tiny.py", "logo.png")
+Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(hub: HubServer, files: dict[str, bytes]) -> HubServer:
+    """A Hub with the tiny model, and beside it what a repository has besides."""
+    hub.add(REPO, {**files, "README.md": b"---\nlicense: mit\n---\n", **dict.fromkeys(NOT_FETCHED, b"x" * 5_000)})
+    return hub
+
+
+@pytest.fixture
+def config() -> wb.TrainConfig:
+    return config_of(Path(REPO), max_steps=2, max_eval_rows=0)
+
+
+def stalled(hub: HubServer) -> None:
+    """The next download of the tokenizer, which launch does not read, stands still in the middle."""
+    hub.fail(path="tokenizer.json", server="cdn", stall=True)
+
+
+def asked_for_tokenizer(hub: HubServer) -> bool:
+    return any(request.server == "cdn" and "tokenizer.json" in request.path for request in hub.requests)
+
+
+def snapshot() -> Path:
+    return Path(constants.HF_HUB_CACHE) / "models--org--tiny" / "snapshots" / COMMIT
+
+
+def test_a_run_fetches_what_training_needs_and_trains(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    with forks.ready():
+        run = wb.launch(config, tmp_path / "run")
+        assert run.config.model_revision == COMMIT, "the commit is pinned before anything is fetched"
+        ended(run, "finished", 120)
+    assert {path.name for path in snapshot().iterdir()} == {*files, "README.md"}
+    assert not [request.path for request in hub.requests if any(name in request.path for name in NOT_FETCHED)]
+    phases = [(event["name"], event["edge"]) for event in of(run, "phase")]
+    assert phases[:2] == [("fetch", "begin"), ("fetch", "end")]
+    *_, last = of(run, "fetch")
+    assert last["done"] == last["total"] == sum(map(len, files.values())) + len(b"---\nlicense: mit\n---\n")
+    assert last["speed"] > 0
+    known = fingerprints.read(run.dir)
+    assert known is not None
+    assert known.commit == COMMIT
+    assert {"base model", "tokenizer", "rows"} <= known.parts.keys()
+    assert not RunFolder(run.dir).to_fetch.exists()
+    assert run.adapter_dir is not None
+    card = (run.adapter_dir / "README.md").read_text("utf-8")
+    assert f'revision="{COMMIT}"' in card
+    assert 'license: "mit"' in card
+
+    # The next run finds it here, and asks for nothing.
+    hub.forget()
+    with forks.ready(phase="load", ask="stop"):
+        again = wb.launch(config, tmp_path / "again")
+        ended(again, "stopped")
+    assert of(again, "fetch") == []
+
+
+def test_a_run_that_is_stopped_while_it_fetches_says_how_far_it_is_and_goes_on(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, tmp_path: Path
+) -> None:
+    stalled(hub)
+    with forks.ready():
+        run = wb.launch(config, tmp_path / "run")
+        until(run, lambda _: asked_for_tokenizer(hub))
+        assert run.status.state == "fetching"
+        run.pause()
+        status = ended(run, "paused", 60)
+    assert "while the model was fetched" in status.message
+    assert status.remedy == "Resume fetches the rest."
+    with forks.ready():
+        ended(run.resume(), "finished", 120)
+    assert [event["attempt"] for event in of(run, "phase") if event["name"] == "fetch"] == [1, 2, 2]
+
+
+def test_a_supervisor_that_is_killed_takes_the_fetching_with_it_and_resume_goes_on(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, tmp_path: Path
+) -> None:
+    stalled(hub)
+    with forks.ready():
+        run = wb.launch(config, tmp_path / "run")
+        until(run, lambda _: asked_for_tokenizer(hub))
+        pid = run.status.pid
+        assert pid is not None
+        children = psutil.Process(pid).children()
+        assert [child.cmdline()[-1] for child in children] == ["fetch"]
+        os.kill(pid, signal.SIGKILL)
+        assert ended(run, "killed", 60).kind == "killed"
+        until_gone(run, children[0].pid)
+        ended(wb.attach(run.dir).resume(), "finished", 120)
+
+
+def test_what_only_whole_files_show_fails_the_run_before_it_trains(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    tokenizer = json.loads(files["tokenizer.json"])
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 9_999
+    hub.add(REPO, {**files, "tokenizer.json": json.dumps(tokenizer).encode()})
+    with forks.ready():
+        status = ended(wb.launch(config, tmp_path / "run"), "failed", 60)
+    assert status.kind == "config"
+    assert "tokens up to id 9,999" in status.message
+
+
+def test_a_download_that_fails_is_a_failed_run_that_can_be_resumed(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, tmp_path: Path
+) -> None:
+    hub.fail(path="tokenizer_config.json", status=403, times=1_000)
+    with forks.ready():
+        run = wb.launch(config, tmp_path / "run")
+        status = ended(run, "failed", 60)
+        assert (status.kind, "tokenizer_config.json" in status.message) == ("model", True), report_of(run)
+        hub.faults.clear()
+        ended(run.resume(), "finished", 120)
+
+
+# What launch refuses, with nothing fetched and no folder made.
+
+
+def refused(config: wb.TrainConfig, folder: Path, error: type[wb.WorkbenchError], **match: Any) -> wb.WorkbenchError:
+    with pytest.raises(error, **match) as caught:
+        wb.launch(config, folder)
+    assert not folder.exists()
+    assert not snapshot().exists()
+    return caught.value
+
+
+def test_a_gate_is_met_at_launch(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
+    hub.repos[REPO].gated = True
+    refused(config, tmp_path / "run", Gated, match="asks readers to log in and accept terms")
+
+
+def test_faults_that_headers_show_are_told_before_the_download(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
+    fields = {"target_modules": ("no_such_module",)}
+    refused(config_of(Path(REPO), **fields), tmp_path / "run", wb.ConfigError, match="no_such_module")
+
+
+def test_only_safetensors_are_trained(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
+    hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    refused(config, tmp_path / "run", wb.ModelError, match="It holds only pickles")
+
+
+def test_a_model_without_a_tokenizer_is_refused(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
+    hub.add(REPO, single(weights(1, 64)))
+    refused(config, tmp_path / "run", wb.ModelError, match="no tokenizer")
+
+
+def test_a_model_that_does_not_fit_the_disk_is_refused(
+    hub: HubServer, config: wb.TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Disk(10**9, 10**9, 100_000))
+    error = refused(
+        config, tmp_path / "run", wb.RunError, match=r"does not fit the disk.*model to fetch .* kB.*100.00 kB are free"
+    )
+    assert "HF_HOME" in error.remedy
+
+
+def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.repos[REPO].older["b" * 40] = files
+    named = config_of(Path(REPO), model_revision="v2")
+    refused(named, tmp_path / "run", wb.ModelError, match="no such revision")
+    with pytest.raises(wb.ModelError, match="local model has no revisions"):
+        wb.launch(wb.TrainConfig(model_revision="v1"), tmp_path / "run")
+    older = config_of(Path(REPO), max_steps=2, max_eval_rows=0, model_revision="b" * 40)
+    with forks.ready(phase="load", ask="stop"):
+        run = wb.launch(older, tmp_path / "run")
+        ended(run, "stopped", 60)
+    assert run.config.model_revision == "b" * 40
+    assert {path.name for path in snapshot().parent.iterdir()} == {"b" * 40}
+
+
+def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict[str, bytes]) -> None:
+    seen = data.preview(config_of(Path(REPO)), rows=1, scan=5)
+    assert seen.counts["kept"] == 5
+    assert not (snapshot() / "model.safetensors").exists()
+    assert (snapshot() / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+
+
+def test_the_files_that_training_needs(hub: HubServer) -> None:
+    names = [
+        "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model",
+        "chat_template.jinja", "additional_chat_templates/tool.jinja", "generation_config.json", "config.json",
+        "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json", "README.md",
+    ]  # fmt: skip
+    others = ["original/tokenizer.model", "optimizer.pt", "tf_model.h5", "flax_model.msgpack", ".gitattributes", *NOT_FETCHED]
+    patterns = (*model_files._FOR_TOKENIZER, *model_files._BESIDE)
+    assert model_files._matching([*names, *others], patterns) == sorted(names[1:])
+
+
+def test_forecasts_come_from_headers_alone(hub: HubServer, config: wb.TrainConfig) -> None:
+    assert wb.forecast(REPO, config).total > 0
+    budget = wb.disk_budget(config)
+    fetched = next(use for use in budget.uses if use.what == "model to fetch")
+    assert fetched.nbytes == sum(model_files.to_fetch(wb.open_model(REPO)).values())
+    assert not snapshot().exists()
+    assert shutil.disk_usage(fetched.where if Path(fetched.where).exists() else "/").free > 0

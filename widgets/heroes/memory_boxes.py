@@ -1,0 +1,71 @@
+"""``MemoryBoxes``: what full fine-tuning, LoRA and QLoRA keep in memory, as boxes in proportion to bytes, beside a GPU's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import workbench as wb
+from widgets.heroes.hero import Hero, among, hero_script
+
+MODELS = (
+    "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-4B", "meta-llama/Llama-3.2-1B-Instruct",
+)  # fmt: skip
+RANKS = (4, 8, 16, 32, 64, 128, 256)
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "LoRA": {"method": "lora"},
+    "QLoRA": {"method": "qlora"},
+    "QLoRA, fp32 head": {"method": "qlora", "upcast_to_fp32": True},
+}
+"""The last as peft's ``prepare_model_for_kbit_training`` has it: all that stays out of 4 bits goes to fp32."""
+BATCH: dict[str, Any] = {"per_device_train_batch_size": 1, "max_length": 512}
+PARTS = {
+    "4-bit weights": ("4-bit weights",),
+    "scales": ("absmax scales", "second-level scales", "codebooks"),
+    "16-bit weights": ("weights",),
+    "weights in fp32": ("weights upcast to fp32",),
+    "adapters": ("adapters",),
+    "gradients": ("gradients",),
+    "optimizer state": ("optimizer state", "optimizer state, paged"),
+    "activations": ("activations", "logits and loss"),
+}
+"""The boxes, by the forecast's categories; whatever else there is becomes ``the rest``."""
+REST = "the rest"
+
+
+class MemoryBoxes(Hero):
+    """A forecast as boxes: the model, the method, the rank and the GPU are the reader's.
+
+    Every figure is ``wb.forecast``'s for one row of 512 tokens, computed from published shapes; nothing was measured.
+
+    >>> widgets.MemoryBoxes(rank=64)
+    MemoryBoxes(model='meta-llama/Llama-3.1-8B-Instruct', method='QLoRA', rank=64, gpu='T4 16 GB')
+    """
+
+    _esm = hero_script("memory_boxes")
+
+    def __init__(self, model: str = MODELS[0], method: str = "QLoRA", rank: int = 16, gpu: str = "T4 16 GB") -> None:
+        among(rank, RANKS, "rank")
+        among(method, METHODS, "method")
+        among(gpu, wb.GPUS, "GPU")
+        data = {
+            "models": [self._forecasts(name) for name in dict.fromkeys((model, *MODELS))], "ranks": list(RANKS),
+            "gpus": [{"name": name, "usable": found.usable} for name, found in wb.GPUS.items()],
+            "parts": [*PARTS, REST], "methods": list(METHODS),
+        }  # fmt: skip
+        super().__init__(data, {"model": model, "method": method, "rank": rank, "gpu": gpu})
+
+    @staticmethod
+    def _forecasts(name: str) -> dict[str, Any]:
+        """Of one model, by method and rank: the bytes of each part, the total, and the verdict for each GPU."""
+        shapes = wb.PublishedShapes(name)
+        found = {}
+        for method, fields in METHODS.items():
+            for rank in RANKS if method != "full" else RANKS[:1]:
+                ledger = wb.forecast(shapes, wb.TrainConfig(**fields, **BATCH, lora_r=rank))
+                parts = [sum(ledger.at_peak.get(each, 0) for each in names) for names in PARTS.values()]
+                verdicts = [wb.fit(ledger, gpu).verdict for gpu in wb.GPUS]
+                found[f"{method} {rank}"] = {
+                    "parts": [*parts, ledger.total - sum(parts)], "total": ledger.total, "verdicts": verdicts,
+                }  # fmt: skip
+        return {"name": name, "found": found}

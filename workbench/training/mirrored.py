@@ -1,0 +1,109 @@
+"""Going on from a run's mirror, in another session or on another machine: ``resume_from``.
+
+Covers the check that there is a mirror for a new run, and copying one back. How a mirror is kept is ``watch.mirror``'s part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.atomic import new_folder
+from workbench.errors import RunError
+from workbench.progress import Cancelled, Progress, reporting
+from workbench.sources.base import Watch
+from workbench.training.config import TrainConfig
+from workbench.training.folder import ENDED, RunFolder, write_json
+from workbench.training.paths import path_of
+from workbench.training.runs import Run, attach
+from workbench.training.watch.mirror import MARK, mirror_of
+
+_STEP = 1 << 20
+
+
+def resume_from(
+    mirror: str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | None = None,
+    *,
+    folder: str | os.PathLike[str] = "runs",
+    changed_ok: bool = False,
+    progress: bool | Progress = False,
+    cancelled: Cancelled | None = None,
+) -> Run:
+    """Goes on with a run whose machine is gone, from its mirror, to the same bits as if it had never ended.
+
+    ``mirror`` is the run's own folder in ``mirror_dir``. It is copied to ``run_dir`` (default: by the same name in ``folder``)
+    and resumed there from its newest checkpoint; the mirror follows it again. Model and rows are looked for as ``launch`` does:
+    a model from the Hub is fetched, local files must be where they were. ``progress`` counts bytes (True: a bar); once
+    ``cancelled()`` says yes InterruptedError is raised and nothing is left. Raises ``RunError`` where there is no mirror, or
+    its run is finished or still going here, and what ``Run.resume`` raises; ``changed_ok`` as there.
+    """
+    found = attach(path_of(mirror, "mirror"))
+    if not (found.dir / MARK).exists():
+        remedy = "Name a run's folder inside its mirror_dir; a run's own folder is resumed: wb.attach(folder).resume()."
+        raise RunError("this is not the mirror of a run.", where=str(found.dir), remedy=remedy)
+    status = found.status
+    if status.state == "finished":
+        raise RunError(
+            "the run is finished.", where=str(found.dir), remedy="Its adapter is here: wb.attach(mirror).adapter_dir."
+        )
+    if status.state not in ENDED:
+        raise RunError("the run is still going, on this machine.", where=str(found.dir), remedy="Stop it, or attach to it.")
+    root = path_of(run_dir, "run_dir") if run_dir is not None else path_of(folder, "folder") / found.dir.name
+    if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
+        raise RunError("the folder is not empty.", where=str(root), remedy="Resume its run, or choose another run_dir.")
+    try:
+        _copy_back(found, root, progress, cancelled)
+    except InterruptedError:
+        raise
+    except OSError as error:
+        what = f"the mirror cannot be copied ({error.strerror or error})."
+        raise RunError(what, where=str(error.filename or root), remedy="Try again, or choose another run_dir.") from error
+    try:
+        return attach(root).resume(changed_ok=changed_ok)
+    except BaseException:
+        shutil.rmtree(root, ignore_errors=True)  # a copy, which the next try makes again
+        raise
+
+
+def _copy_back(found: Run, root: Path, progress: bool | Progress, cancelled: Cancelled | None) -> None:
+    config = replace(found.config, mirror_dir=str(found.dir.parent))
+    whole = {path for each in RunFolder(found.dir).complete_checkpoints() for path in each.rglob("*")}
+    kept = (found.dir / "adapter", found.dir / "model")
+    files = [path for path in sorted(found.dir.glob("*")) if path.is_file() and path.name != MARK and path.name[0] != "."]
+    files += [path for folder in kept for path in sorted(folder.rglob("*"))] + sorted(whole)
+    files = [path for path in files if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    with new_folder(root) as draft, reporting(progress, "Copying the mirror", "B", total=total) as told:
+        watch = Watch(total, told, cancelled)
+        for path in files:
+            to = draft / path.relative_to(found.dir)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as source, to.open("wb") as out:
+                while part := source.read(_STEP):
+                    watch.check()
+                    out.write(part)
+                    watch.moved(len(part))
+        write_json(draft / "config.json", config.to_dict())
+
+
+def check_mirror(config: TrainConfig, root: Path) -> None:
+    """Raises ``RunError`` where the mirror of a new run in ``root`` cannot be made, or its place is taken."""
+    if config.mirror_dir is None:
+        return
+    target = mirror_of(config.mirror_dir, root)
+    if target.resolve() == root.resolve():
+        raise RunError("mirror_dir is where the run itself is.", where=str(target.parent), remedy="Choose another folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        if not taken and not os.access(target.parent, os.W_OK):
+            raise PermissionError(13, "it may not be written to")
+    except OSError as error:
+        what = f"the mirror cannot be made ({error.strerror or error})."
+        raise RunError(what, where=str(target.parent), remedy="Mount it, or choose another mirror_dir.") from error
+    if taken:
+        remedy = "Go on from it with wb.resume_from(folder), choose another run_dir or mirror_dir, or remove it."
+        raise RunError("the mirror of another run is there already.", where=str(target), remedy=remedy)

@@ -1,0 +1,123 @@
+"""A dataset's first rows as the model will see them, before anything starts.
+
+Covers ``preview`` and what it says: the shape of the rows, the loss mask, what is left out, cut or split, and how long rows
+are. How rows become tokens is ``data``'s part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import DataError
+from workbench.given import described, is_whole
+from workbench.progress import Cancelled, Progress
+from workbench.show import Shown, View, sparkline
+from workbench.sources.base import Watch
+from workbench.text import percent
+from workbench.training import data, model_files
+from workbench.training.config import TrainConfig, as_config
+from workbench.training.lengths import Padding
+from workbench.training.rows.shapes import shape_of
+from workbench.training.rows.tokens import TokenRow
+
+_NONE = Padding(0.0, 0.0, 0.0)
+BARS = 24
+"""Bars of the histogram of lengths."""
+
+
+@dataclass(frozen=True, repr=False)
+class Preview(Shown):
+    """Rows as the model will see them. All of it is text of the dataset: a view must escape it."""
+
+    rows: tuple[tuple[tuple[str, bool], ...], ...]
+    """For each row its tokens as text, each with whether it bears a loss."""
+    counts: dict[str, int]
+    """Counts of the rows looked at (``Rows.counts``)."""
+    whole: bool
+    """Whether those are all rows of the dataset, or only its first."""
+    refusal: str = ""
+    """Why the chat template refuses the first chat that it refuses; "" where it takes all."""
+    padding: Padding = _NONE
+    """Shares of padding in batches of the rows looked at, estimated."""
+    shape: str = ""
+    """The shape of the rows, in words."""
+    recognised: bool = False
+    """Whether that was recognised by columns and first rows, rather than set."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each row looked at, before it is cut; of the longest at least so many."""
+    max_length: int = 0
+    """Tokens a row may have."""
+
+    @property
+    def cut(self) -> float:
+        """The share of the rows looked at that is longer than ``max_length``."""
+        return sum(length > self.max_length for length in self.lengths) / max(len(self.lengths), 1)
+
+    def histogram(self, bars: int = BARS) -> tuple[list[int], list[float]]:
+        """Rows by length: (bars,) counts and (bars + 1,) edges in tokens, from 0 to the longest or ``max_length``."""
+        last = max(max(self.lengths, default=0), self.max_length, 1)
+        counts, edges = np.histogram(self.lengths, bars, (0, last))
+        return counts.tolist(), edges.tolist()
+
+    def _show_(self) -> View:
+        lines = []
+        for i, tokens in enumerate(self.rows, 1):
+            learnt = [text for text, bears_a_loss in tokens if bears_a_loss]
+            given = "".join(text for text, bears_a_loss in tokens if not bears_a_loss)
+            lines.append(
+                {
+                    "row": f"{i}",
+                    "tokens": f"{len(tokens):,}",
+                    "learnt": f"{len(learnt):,}",
+                    "from": given,
+                    "to": "".join(learnt),
+                }
+            )
+        extent = "all rows of the dataset" if self.whole else "its first rows"
+        facts = {"shape": f"{self.shape}, {'recognised' if self.recognised else 'as set'}"} if self.shape else {}
+        facts |= {name.replace("_", " "): f"{value:,}" for name, value in self.counts.items()}
+        if self.lengths:
+            counts, edges = self.histogram()
+            facts["lengths"] = f"0 {sparkline(counts)} {edges[-1]:,.0f} tokens"
+            facts["cut"] = f"{percent(self.cut, 1)} of rows are longer than max_length, {self.max_length:,} tokens"
+        facts |= {f"padding, {how}": share for how, share in self.padding._line_().items()}
+        return View(f"Rows as the model will see them; counted over {extent}", facts, lines, self.refusal)
+
+
+def preview(
+    config: TrainConfig,
+    rows: int = 5,
+    scan: int = 2_000,
+    *,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> Preview:
+    """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
+
+    ``progress`` counts rows; InterruptedError once ``cancelled`` says yes.
+
+    >>> seen = wb.preview(wb.TrainConfig(), rows=1, scan=10)
+    >>> seen.counts["kept"], seen.whole, seen.shape, seen.rows[0][:3]
+    (10, False, 'prompt and completion', (('<s>', False), ('ab', False), ('as', False)))
+    """
+    watch = Watch(scan, progress, cancelled)
+    files = data.check(as_config(config, "preview"))
+    for name, value in (("rows", rows), ("scan", scan)):
+        if not is_whole(value, 0):
+            raise DataError(f"{described(value)} is no number of rows.", where=name, remedy="Give a whole number from 0 on.")
+    watch.check()
+    tokenizer = data.open_tokenizer(model_files.tokenizer_folder(config.model, config.model_revision, watch.check))
+    seen = data.load(config, tokenizer, files, scan, watch)
+    refusal = f"{seen.refusal.where}: {seen.refusal.what}" if seen.refusal else ""
+    return Preview(
+        rows=tuple(_shown(row, tokenizer) for row in seen.rows[:rows]), counts=seen.counts(), whole=seen.total < scan,
+        refusal=refusal, padding=seen.padding(config), shape=shape_of(config, files).title, recognised=config.shape is None,
+        lengths=tuple(seen.lengths), max_length=config.max_length,
+    )  # fmt: skip
+
+
+def _shown(row: TokenRow, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+    return tuple((tokenizer.decode([int(t)]), bool(bears)) for t, bears in zip(row.input_ids, row.loss, strict=True))

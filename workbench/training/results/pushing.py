@@ -1,0 +1,109 @@
+"""What a run trained, pushed to the Hub: the adapter or the model, its card, and the run's events.
+
+Covers the repository, which is made where there is none, and one commit. Endpoint, token and upload are huggingface_hub's. The
+run's configuration stays here, as do checkpoints and logs: they name paths of this machine. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.training.config import TrainConfig
+from workbench.training.results.card import card_of
+from workbench.training.runs import Run, attach
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+_NOT_PUSHED = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "complete", "README.md")
+"""What a checkpoint holds beside what was trained; the card is written anew."""
+_LOG_IN = "Log in ('hf auth login', or huggingface_hub.login() in a notebook), with a token that may write."
+
+
+def push(
+    run: Run | str | os.PathLike[str], hub_model_id: str | None = None, *, private: bool | None = None, token: str | None = None
+) -> str:
+    """Pushes a run's adapter (or model), its card, and its events under ``events/``; returns the repository's address.
+
+    ``hub_model_id`` (``name`` or ``owner/name``) and ``private`` are the configuration's unless given; ``private`` decides only
+    where the repository is made. ``token``: else the one that huggingface_hub knows. Of a run that goes on, it is the newest
+    checkpoint's. Raises ``RunError`` where nothing is trained yet or the account may not write there, and ``ModelError`` where
+    the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    from workbench.sources.faults import HTTP_ERROR
+
+    found = attach(run)
+    config, trained = found.config, found.adapter_dir or found.model_dir
+    if trained is None:
+        remedy = "Wait for a checkpoint, or choose a run that has trained."
+        raise RunError("nothing is trained yet that could be pushed.", where=str(found.dir), remedy=remedy)
+    name = hub_model_id or config.hub_model_id or found.dir.name
+    hidden = config.hub_private_repo if private is None else private
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(name, private=hidden, exist_ok=True).repo_id
+        operations = _files(found, config, trained)
+        api.create_commit(repo, operations, commit_message=f"Push run {found.dir.name} of QLoRA Workbench")
+    except FileNotFoundError as error:
+        what = f"{error.filename} is no longer there: the run has written a newer one."
+        raise RunError(what, where=str(found.dir), remedy="Push it again.") from error
+    except (OSError, ValueError, HTTP_ERROR) as error:
+        raise _refused(error, name) from error
+    return f"{api.endpoint}/{repo}"
+
+
+def _refused(error: Exception, name: str) -> WorkbenchError:
+    """What to raise where the Hub refuses to be written to."""
+    from workbench.sources.faults import as_model_error, host, status
+
+    if (code := status(error)) in (401, 403, 404):
+        what = f"{host()} does not let this account write there ({code})."
+        return RunError(what, where=name, remedy=f"{_LOG_IN} Or choose another hub_model_id.")
+    return as_model_error(error, name)
+
+
+def _files(run: Run, config: TrainConfig, trained: Path) -> list[CommitOperationAdd]:
+    from huggingface_hub import CommitOperationAdd
+
+    what = "model" if config.method == "full" else "adapter"
+    kept = [path for path in sorted(trained.iterdir()) if path.is_file() and path.name not in _NOT_PUSHED]
+    kept = [path for path in kept if not path.name.startswith("rng_state")]
+    found = [CommitOperationAdd("README.md", card_of(run.dir, what).encode())]
+    found += [CommitOperationAdd(path.name, path) for path in kept]
+    events = sorted(run.dir.glob("events-*.jsonl"))  # as bytes: a run that goes on writes more of them
+    return [*found, *(CommitOperationAdd(f"events/{path.name}", path.read_bytes()) for path in events)]
+
+
+def check_push(config: TrainConfig, token: str | None, run: str) -> None:
+    """Raises ``ConfigError`` or ``ModelError`` where a push at the end of the run so called cannot succeed.
+
+    No token, one that may not write, or a name that no repository can have.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    from workbench.sources.faults import HTTP_ERROR, as_model_error, status
+
+    if not config.push_to_hub:
+        return
+    if token is None:
+        raise ConfigError(["push_to_hub is set, and nobody is logged in to the Hub."], where="push_to_hub", remedy=_LOG_IN)
+    try:
+        validate_repo_id(config.hub_model_id or run)
+    except ValueError as error:
+        what = f"push_to_hub would make a repository by the run's name, and no repository can be called {run!r}."
+        raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.") from error
+    try:
+        told = HfApi().whoami(token)
+    except (OSError, ValueError, HTTP_ERROR) as error:
+        if status(error) == 401:
+            raise ConfigError(["the Hub does not accept the token."], where="push_to_hub", remedy=_LOG_IN) from error
+        raise as_model_error(error, "push_to_hub") from error
+    if ((told.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        what = f"push_to_hub is set, and the token of {told.get('name')} may only read."
+        raise ConfigError([what], where="push_to_hub", remedy=_LOG_IN)

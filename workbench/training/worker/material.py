@@ -1,0 +1,72 @@
+"""The rows and prompts of a run, made before the model is loaded, and held against it afterwards. Worker only.
+
+Covers the events of datasets and of their progress. How rows become tokens is ``training.data``'s part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.sources.base import Watch
+from workbench.training import data
+from workbench.training.config import TrainConfig
+from workbench.training.dataset_files import Files, row_count
+from workbench.training.loaded_checks import check_float16, check_ids, check_length
+from workbench.training.rows.tokens import TokenRow
+from workbench.training.worker.batches import Collator
+from workbench.training.worker.evaluator import Material
+from workbench.training.worker.packing import Packs
+
+Emit = Callable[..., object]
+_EVERY = 0.5
+"""Seconds between two reports of progress, at least."""
+
+
+def prepare(config: TrainConfig, source: Path, emit: Emit) -> tuple[TrainConfig, Material]:
+    """What is learnt and measured, and the configuration with its steps, which the rows of epochs decide."""
+    tokenizer = data.open_tokenizer(source)
+    files = data.training_files(config)
+    rows = data.load(config, tokenizer, files, watch=_reporting(files, emit), keep=source)
+    learnt = Packs(rows.rows, config.max_length) if config.packing else rows.rows
+    config = config.for_rows(len(learnt))
+    padding = dataclasses.asdict(rows.padding(config))
+    emit("dataset", split="train", steps=config.max_steps, padding=padding, **rows.counts())
+    held_out: Sequence[TokenRow] = ()
+    others = data.held_out_files(config) if config.max_eval_rows else None
+    if others:
+        found = data.load(config, tokenizer, others, config.max_eval_rows)
+        emit("dataset", split="heldout", **found.counts())
+        held_out = found.rows
+    prompts = data.sample_prompts(config)
+    return config, Material(
+        tokenizer=tokenizer, collator=Collator.of(tokenizer), rows=learnt, held_out=held_out, prompts=prompts
+    )
+
+
+def _reporting(files: Files, emit: Emit) -> Watch:
+    """Reports now and then how many rows are tokenized, of about how many (0: not known)."""
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= _EVERY:
+            said = now
+            emit("progress", what="rows tokenized", done=done, total=total)
+
+    return Watch(row_count(files) or 0, progress)
+
+
+def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, first: bool) -> None:
+    """Raises what only the loaded model tells of rows and configuration; ``first``: in the run's first attempt."""
+    if dtype is torch.float16 and (said := check_float16(net, config)):
+        emit("log", level="warning", text=said)
+    check_length(net, config, first=first)
+    rows = itertools.chain(material.rows, material.held_out)
+    check_ids(net, material.tokenizer, rows, material.collator.pad, config.model)
