@@ -169,12 +169,15 @@ def constants(path: Path) -> Iterator[tuple[str, str]]:
     """(what for, name) of the kinds of event and the phases that a file writes down."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call) and node.args:
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             partial = called == "partial" and isinstance(node.args[0], ast.Attribute)
             what = node.args[0].attr if partial and isinstance(node.args[0], ast.Attribute) else called
             value = node.args[1 if partial else 0] if len(node.args) > partial else None
             if what in ("emit", "phase", "_phase") and isinstance(value, ast.Constant):
                 yield ("kind" if what == "emit" else "phase"), str(value.value)
+                named = {k.arg: k.value for k in node.keywords}.get("name")
+                if value.value == "phase" and isinstance(named, ast.Constant):
+                    yield "phase", str(named.value)
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == "k" and isinstance(value, ast.Constant):
