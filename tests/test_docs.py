@@ -7,6 +7,7 @@ builds it, which CI does too.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -98,6 +99,17 @@ def test_the_pages_on_training_run_one_after_the_other_and_the_run_s_folder_is_a
     assert {event["k"] for event in run.events()} <= set(column("Events"))
 
 
+def test_python_that_is_not_run_calls_what_there_is_with_arguments_that_it_takes() -> None:
+    called = []
+    for block in (block for page in PAGES for block in blocks(page)):
+        for node in ast.walk(ast.parse(block.text if block.language == "python" and not block.runs else "")):
+            if isinstance(node, ast.Call) and re.fullmatch(r"wb\.\w+", ast.unparse(node.func)):
+                function = getattr(wb, ast.unparse(node.func)[3:])
+                inspect.signature(function).bind(*node.args, **{k.arg: k.value for k in node.keywords if k.arg})
+                called.append(function.__name__)
+    assert {"evaluate", "attach"} <= set(called)
+
+
 def test_a_block_that_is_not_run_says_why_and_others_are_of_a_kind_that_is_checked() -> None:
     for page in PAGES:
         for block in blocks(page):
@@ -157,12 +169,15 @@ def constants(path: Path) -> Iterator[tuple[str, str]]:
     """(what for, name) of the kinds of event and the phases that a file writes down."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call) and node.args:
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             partial = called == "partial" and isinstance(node.args[0], ast.Attribute)
             what = node.args[0].attr if partial and isinstance(node.args[0], ast.Attribute) else called
             value = node.args[1 if partial else 0] if len(node.args) > partial else None
             if what in ("emit", "phase", "_phase") and isinstance(value, ast.Constant):
                 yield ("kind" if what == "emit" else "phase"), str(value.value)
+                named = {k.arg: k.value for k in node.keywords}.get("name")
+                if value.value == "phase" and isinstance(named, ast.Constant):
+                    yield "phase", str(named.value)
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == "k" and isinstance(value, ast.Constant):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,6 +89,7 @@ def environment(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_pa
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not re.match(r"(_editable_impl_)?qlora_workbench|(__pycache__|workbench|widgets)$", path.name):
             shutil.copytree(path, there / path.name) if path.suffix == ".dist-info" else (there / path.name).symlink_to(path)
+    (home / "share").symlink_to(Path(sys.prefix) / "share")  # JupyterLab's own pages
     programs = home / "bin"
     if request.param == "pip":
         run(sys.executable, "-m", "pip", "--python", programs / "python", "install", "--no-index", built[0], cwd=home)
@@ -94,6 +97,29 @@ def environment(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_pa
         run(sys.executable, "-m", "uv", "pip", "install", "--offline", "--python", programs / "python", built[0], cwd=home)
     assert len(list(there.glob("qlora_workbench-*.dist-info"))) == 1
     return programs
+
+
+def opened(programs: Path, folder: Path, **variables: str) -> str:
+    """The page that `qlora-workbench` has a browser open; the browser hands it on through a pipe."""
+    pipe, browser = folder / "opened", folder / "browser"
+    os.mkfifo(pipe)
+    browser.write_text(f'#!/bin/sh\ncat "${{1#file://}}" > {shlex.quote(str(pipe))}\n')
+    browser.chmod(0o700)
+    home = {f"JUPYTER_{kind}_DIR": str(folder / f"jupyter-{kind.lower()}") for kind in ("CONFIG", "DATA", "RUNTIME")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables | home
+    end = os.open(pipe, os.O_RDWR)
+    command = [programs / "qlora-workbench", "--port=0", "--ip=127.0.0.1"]
+    log = folder / "lab.txt"
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(command, cwd=folder, env=environment | {"BROWSER": str(browser)}, stdout=said, stderr=said) as lab,
+    ):
+        try:
+            ready, _, _ = select.select([end], [], [], 120)
+            return os.read(end, 1 << 16).decode() if ready else log.read_text()
+        finally:
+            lab.kill()
+            os.close(end)
 
 
 @pytest.mark.slow
@@ -104,6 +130,7 @@ def test_the_wheel_does_the_main_job_and_brings_its_commands_and_notebooks(envir
     run(environment / "qlora-workbench", "--copy-only", cwd=tmp_path, **own)
     copied = {path.name for path in (tmp_path / "qlora-workbench").glob("*.ipynb")}
     assert copied == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert "/lab/tree/00_workbench.ipynb?token=" in opened(environment, tmp_path, **own)
     if environment.parent.name.startswith("pip"):  # the same files were installed by the other
         printed = run(environment / "python", "-c", SCRIPT, cwd=tmp_path, **own)
         assert "adapter_model.safetensors" in printed
