@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gzip
@@ -12,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from tests.training.test_templates import REWRITING
@@ -236,8 +239,8 @@ def test_tools_and_their_calls_reach_the_template(tmp_path: Path) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": '{"city": "Oslo"}'}}
     turns = [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "name": "f", "content": "7"}, ASSISTANT]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    for given in (tools, json.dumps(tools)):
-        config = TrainConfig(dataset=write(tmp_path / "rows.jsonl", [{"messages": turns, "tools": given}]))
+    for value in (tools, json.dumps(tools)):
+        config = TrainConfig(dataset=write(tmp_path / "rows.jsonl", [{"messages": turns, "tools": value}]))
         template = CHATML.replace("{{ m.content }}", "{{ m.content or '' }}")
         made = tokenizer(template)
         (row,) = data.load(config, made).rows
@@ -309,3 +312,31 @@ def test_the_first_rows_alone_are_learnt_where_that_is_asked(ending: str, tmp_pa
     made = cell_rows(config, tokenizer())
     assert made == run_rows(config, tokenizer())
     assert len(made) == 4
+
+
+WORDS = some.text(max_size=3) | some.sampled_from(["user", "assistant", "gpt", "function_call"])
+KEYS = some.sampled_from(["role", "content", "from", "value", "tool_calls", "thinking", "x"])
+JSON = some.recursive(
+    some.none() | some.booleans() | some.integers(-9, 9) | WORDS,
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("shape", ["messages", "sharegpt", "prompt-chats", "preference-chats"])
+@given(odd=some.tuples(JSON, JSON, JSON))
+def test_whatever_a_row_holds_it_is_learnt_counted_or_refused(
+    shape: str, odd: tuple[Any, Any, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    good, _, _ = SHAPES[shape]
+    row = dict(zip([*(name for name in good[0] if name != "system"), "prompt", "tools", "system"], [*odd, *odd], strict=False))
+    path = tmp_path_factory.getbasetemp() / f"{shape}.jsonl"
+    write(path, [good[0], row])
+    with contextlib.suppress(DataError):
+        rows = data.load(TrainConfig(dataset=str(path), row_shape=shape), _chatml())
+        assert (rows.total, len(rows.rows) + rows.empty + rows.refused + rows.without_loss) == (2, 2)
+
+
+@functools.cache
+def _chatml() -> Any:
+    return tokenizer()

@@ -19,8 +19,8 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, check_columns, locate, read_rows
 from workbench.training.row_kinds import COLUMNS
 from workbench.training.rows import store
-from workbench.training.rows.chats import Refused, Template
-from workbench.training.rows.forms import alpaca, chosen_chat, chosen_text
+from workbench.training.rows.chats import Refused, Template, as_chat
+from workbench.training.rows.forms import alpaca, chosen_chat, chosen_text, with_system
 from workbench.training.rows.shapes import Shape, shape_of
 from workbench.training.rows.tokens import Rows, Sink, Text, Texts, tokenize
 
@@ -117,7 +117,7 @@ def texts(config: TrainConfig, files: Files, tokenizer: Any, limit: int | None =
         where = f"{files.where}, row {n}"
         if shape.chats:
             try:
-                messages, first = chat_of(shape, row)
+                messages, first = chat_of(shape, row, where)
                 found = template.rows(messages, config.completion_only_loss, where, first, row.get("tools"))
             except Refused as refusal:
                 yield refusal
@@ -141,18 +141,17 @@ def parts_of(config: TrainConfig, shape: Shape, row: dict[str, Any]) -> list[str
     return [row[name] for name in shape.columns]
 
 
-def chat_of(shape: Shape, row: dict[str, Any]) -> tuple[Any, int]:
-    """The messages of a row that is a chat, and from which of them on it is learnt."""
+def chat_of(shape: Shape, row: dict[str, Any], where: str) -> tuple[Any, int]:
+    """The messages of a row that is a chat, and from which of them on it is learnt. ``DataError`` for what is none."""
+    first = row[shape.columns[0]] or []
     if shape.kind == "preference-chats":
-        chosen, rejected = row["chosen"] or [], row["rejected"] or []
-        return chosen_chat(row["prompt"], chosen, rejected) if isinstance(chosen, list) else (chosen, 0)
-    messages = row[shape.columns[0]]
+        asked = row["prompt"] or []
+        asked = asked if isinstance(asked, str) else as_chat(asked, where)
+        return chosen_chat(asked, as_chat(first, where), as_chat(row["rejected"] or [], where))
     if shape.kind == "prompt-chats":
-        both = isinstance(messages, list) and isinstance(row[shape.columns[1]], list)
-        return (messages + row[shape.columns[1]], len(messages)) if both else (messages, 0)
-    if isinstance(messages, list) and messages and isinstance(system := row.get("system"), str) and system:
-        return [{"role": "system", "content": system}, *messages], 0
-    return messages, 0
+        answer = row[shape.columns[1]] or []
+        return as_chat(first, where) + as_chat(answer, where), len(first)
+    return with_system(as_chat(first, where), row.get("system")), 0
 
 
 def _encodable(made: Texts, where: str) -> Texts:

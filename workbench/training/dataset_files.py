@@ -307,7 +307,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def first_rows(files: Files, count: int = 20) -> list[dict[str, Any]]:
+def first_rows(files: Files, count: int = 64) -> list[dict[str, Any]]:
     """The first rows with all their columns by name, nested values as lists and objects. ``DataError`` where there are none."""
     path = files.paths[0]
     with _reading(path):

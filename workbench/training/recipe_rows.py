@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 
 from workbench.training.config import TrainConfig
@@ -16,7 +17,7 @@ from workbench.training.dataset_files import Files
 from workbench.training.lengths import packs
 from workbench.training.row_files import ending, header, is_list
 from workbench.training.rows import turns
-from workbench.training.rows.forms import ROLES, alpaca, as_messages, chosen_chat, chosen_text, shared
+from workbench.training.rows.forms import ROLES, alpaca, as_messages, chosen_chat, chosen_text, shared, with_system
 from workbench.training.rows.shapes import Shape
 
 
@@ -48,8 +49,9 @@ def _made_of(files: Files, shape: Shape) -> str:
     return "".join(f"\n\n{source.strip()}\n" for source in sources)
 
 
-_FUNCTIONS = {
-    "alpaca": (alpaca,), "preference": (chosen_text, shared), "preference-chats": (chosen_chat, shared),
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "alpaca": (alpaca,), "messages": (with_system,), "sharegpt": (with_system,), "preference": (chosen_text, shared),
+    "preference-chats": (chosen_chat, shared),
 }  # fmt: skip
 
 
@@ -172,14 +174,13 @@ def _chats(config: TrainConfig, files: Files, shape: Shape) -> str:
     }
     match shape.kind:
         case "preference-chats":
-            lines = f"""chat, first = chosen_chat({said["prompt"]}, {said["chosen"]} or [], {said["rejected"]} or [])"""
+            lines = f"""chosen, rejected = as_messages({said["chosen"]} or []), as_messages({said["rejected"]} or [])
+    chat, first = chosen_chat({said["prompt"]}, chosen, rejected)"""
         case "prompt-chats":
             prompt, completion = (f"({said[name]} or [])" for name in shape.columns)
             lines = f"chat, first = {prompt} + {completion}, len({prompt})"
         case _:
-            lines = f"""chat, first = {said[shape.columns[0]]} or [], 0
-    if chat and isinstance(row.get("system"), str) and row["system"]:
-        chat = [{{"role": "system", "content": row["system"]}}, *chat]"""
+            lines = f"chat, first = with_system(as_messages({said[shape.columns[0]]} or []), row.get({as_source('system')})), 0"
     tools = said.get("tools", "None")
     how = f"first, {config.completion_only_loss}, {config.thoughts == 'keep'}, tools or None"
     return f"""

@@ -34,16 +34,8 @@ class Template:
         ``first``: the message from which on the assistant is learnt. Raises ``DataError`` for what is no chat; ``Refused`` if
         the template does not take it, or does not tell where an answer begins.
         """
-        if not messages:
+        if not (chat := as_chat(messages or [], where)):
             return []
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise _no_chat(where)
-        try:
-            chat = as_messages(messages)
-        except ValueError as error:
-            raise Refused(f"the chat is not understood: {error}.", where=where, remedy="Rename it, or leave it out.") from error
-        if not all(isinstance(message.get("role"), str) for message in chat):
-            raise _no_chat(where)
         if not self._tokenizer.chat_template:
             raise _without_template(where)
         for message in chat:
@@ -52,7 +44,8 @@ class Template:
             return self._turns.rows(chat, first, completion_only, self._thoughts, as_tools(tools))
         except Exception as error:  # whatever a template raises about a chat it does not take
             what = f"the model's chat template does not take this chat ({error})."
-            raise Refused(what, where=where, remedy="Check its roles and their order.") from error
+            remedy = 'Check its roles and their order; thoughts="drop" leaves thoughts out.'
+            raise Refused(what, where=where, remedy=remedy) from error
 
     def question(self, prompt: str, where: str) -> str:
         """The text of a chat that begins with the prompt, up to the opening of the reply. Raises ``DataError`` as ``rows``."""
@@ -70,6 +63,19 @@ class Template:
 
     def _write(self, chat: Any, opening: bool, tools: Any) -> str:
         return str(self._tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=opening))
+
+
+def as_chat(messages: Any, where: str) -> list[dict[str, Any]]:
+    """A list of messages, ShareGPT's turns as such. ``DataError`` for anything else, ``Refused`` for an unknown speaker."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise _no_chat(where)
+    try:
+        chat = as_messages(messages)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"the chat is not understood: {error}.", where=where, remedy="Rename it, or leave it out.") from error
+    if not all(isinstance(message.get("role"), str) for message in chat):
+        raise _no_chat(where)
+    return chat
 
 
 def as_tools(tools: Any) -> Any:

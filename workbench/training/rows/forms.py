@@ -54,9 +54,16 @@ def chosen_chat(prompt: Any, chosen: list[Any], rejected: list[Any]) -> tuple[li
     Where the answers have the question in them, the prompt is what both begin with.
     """
     question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else list(prompt or [])
-    if not question or (chosen and as_messages(chosen)[0]["role"] != "assistant"):
+    if not question or (chosen and chosen[0]["role"] != "assistant"):
         return chosen, shared(chosen, rejected)
     return question + chosen, len(question)
+
+
+def with_system(messages: list[Any], system: Any) -> list[Any]:
+    """Messages with what stands in a column for the system in front, where they do not begin with such a turn."""
+    if not messages or not isinstance(system, str) or not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def shared(one: Any, other: Any) -> int:
