@@ -122,8 +122,8 @@ function drawBar({ parts, replay }, run, limit) {
     fetch
       ? fetch.text
       : ended && !replay
-      ? `${done.toLocaleString("en")} steps in ${clockText(endOf(run))}`
-      : `step ${done.toLocaleString("en")}${of}`,
+        ? `${done.toLocaleString("en")} steps in ${clockText(endOf(run))}`
+        : `step ${done.toLocaleString("en")}${of}`,
   );
   const { total, value, what } = fetch
     ? { total: fetch.total, value: fetch.done, what: "Bytes of the model fetched" }

@@ -186,9 +186,11 @@ class RunSetup:
     def _say_base(self) -> None:
         config, shown = self._store.value.training, on_show(self._store.value)
         forecast = self.forecast.shown
+        if forecast is not None and forecast.config.model != config.model:
+            forecast = None
         set_note(self.disk, forecast.disk.summary if forecast is not None else "")
         self._say_runtime(config)
-        packed = forecast.packed if forecast is not None and forecast.config.model == config.model else None
+        packed = forecast.packed if forecast is not None else None
         self._say_advice()
         set_heading(self.base, "New run", _WHY, base_title(config, packed))
         other = config.method == "qlora" and packed is None and shown != base_of(config)

@@ -116,7 +116,7 @@ class Supervisor:
         pace = Pace()
 
         def tell(process: HubProcess) -> None:
-            if speed := pace.seen(process.done):
+            if (speed := pace.seen(process.done)) is not None:
                 self.emit("fetch", done=process.done, total=process.total, speed=speed)
                 of = f"{amount(process.done)} of {amount(process.total)}, {amount(speed)}/s"
                 self.set("fetching", message=f"Fetching the model: {of}.")
