@@ -83,6 +83,7 @@ def test_it_ends_with_the_best_where_that_is_asked_for(model: Path, tmp_path: Pa
     assert steps_of(run.adapter_dir) == 8
     assert adapter_bytes(run) == weights_after(model, tmp_path / "four", 4)
     assert "The weights are those after step 4," in (run.adapter_dir / "README.md").read_text("utf-8")
+    assert outcome(run).held_out == (3.0, 1.0)  # before, and of what it ends with
     assert str(tmp_path) not in (run.adapter_dir / "trainer_state.json").read_text("utf-8")
     shutil.rmtree(run.dir / "adapter")  # as where it was killed
     assert run.adapter_dir == run.best_dir

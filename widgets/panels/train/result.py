@@ -29,8 +29,14 @@ class RunResult:
     """``widget`` shows once the run on show has ended and left something: ``follow`` sets the run, ``update`` its status."""
 
     def __init__(
-        self, export: RunExport, beside: Any, failed: Callable[[Exception], None], executor: Executor | None = None
+        self,
+        export: RunExport,
+        beside: Any,
+        failed: Callable[[Exception], None],
+        train_on: Callable[[], None],
+        executor: Executor | None = None,
     ) -> None:
+        """``train_on`` is called where the reader wants another run to begin from this one's adapter."""
         self._run: Run | None = None
         self._read: str | None = None
         self._work = Work(executor, self._show, failed)
@@ -42,7 +48,12 @@ class RunResult:
         )
         self.export.on_click(lambda _: export.toggle())
         export.on_bases.found = self._more
-        card = column(self.loss, self.folder, self.facts, row(self.export, self.loading))
+        self.train_on = ipywidgets.Button(
+            description="Train on…",
+            tooltip="Set up another run that begins from this adapter; run.extend adds steps to this one",
+        )
+        self.train_on.on_click(lambda _: train_on())
+        card = column(self.loss, self.folder, self.facts, row(self.export, self.train_on, self.loading))
         self.widget = ipywidgets.Box([card, beside])
         self.widget.add_class("wb-result")
         self.widget.layout.display = "none"
@@ -82,7 +93,8 @@ class RunResult:
         self.folder.text = from_here(folder)
         self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))} {said(run)}</div>'
         self.loading.text = loading_code(run, folder)
-        self.export.layout.display = "" if run.adapter_dir is not None else "none"
+        for button in (self.export, self.train_on):
+            button.layout.display = "" if run.adapter_dir is not None else "none"
         self.widget.layout.display = ""
 
 

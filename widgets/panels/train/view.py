@@ -32,7 +32,7 @@ from widgets.state import State, Store
 from workbench.errors import ConfigError, RunError
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
-from workbench.training.folder import ENDED, GONE, RunStatus
+from workbench.training.folder import EARLY, ENDED, GONE, RunStatus
 from workbench.training.launching import launch
 from workbench.training.runs import Run, attach, live_runs
 
@@ -80,7 +80,9 @@ class TrainingCell(Panel):
         self.view.cockpit.on_action(guard(self.message)(self._steer))
         self.earlier = RunList(self.view.overlay, guard(self.message)(self._act), self._found, self.message.error, executor)
         self.export, self.try_it = RunExport(executor), TryIt(executor)
-        self.result = RunResult(self.export, self.try_it.widget, self.message.error, executor)
+        self.result = RunResult(
+            self.export, self.try_it.widget, self.message.error, guard(self.message)(self._train_on), executor
+        )
         for part in (self.view, self.setup, self.earlier, self.export, self.try_it, self.result):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
@@ -244,6 +246,13 @@ class TrainingCell(Panel):
         elif action == "new":
             self._show(run=False)
 
+    def _train_on(self) -> None:
+        """Set up another run as the one on show was, which begins from its adapter."""
+        if self.run is not None:
+            self._put(dataclasses.replace(self.run.config, init_adapter=str(self.run.dir), init_lora_weights=True))
+            self._show(run=False)
+            self.message.note(f"The next run begins from the adapter of {self.run.dir.name}.")
+
     def _follow(self, run: Run) -> None:
         for part in (self.export, self.try_it, self.result):
             part.follow(run)
@@ -260,8 +269,8 @@ class TrainingCell(Panel):
         if status.state in ("failed", "killed", GONE):
             where = "" if status.state == GONE or self.run is None else str(self.run.dir)
             self.message.error(RunError(status.message, where=where, remedy=status.remedy))
-        elif status.remedy:
-            self.message.note(f"{status.message} {status.remedy}")
+        elif status.remedy or status.kind == EARLY:
+            self.message.note(f"{status.message} {status.remedy}".strip())
         else:
             self.message.clear()
         self.earlier.renew(self.store.value.runs_folder)

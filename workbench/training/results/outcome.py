@@ -26,7 +26,8 @@ class Outcome:
     seconds: float
     """From its first event to its last, pauses left out."""
     held_out: tuple[float, float] | None
-    """The loss before training and after the last step at which it was measured, in nats a token."""
+    """The loss before training and that of what the run ends with: of the last step at which it was measured, or of the best
+    one where the run ends with that. In nats a token."""
     best: tuple[int, float] | None
     """The step with the lowest held-out loss, and that loss, where evaluations by steps told it from the last; else None."""
     held_out_rows: int | None
@@ -48,12 +49,13 @@ def outcome(run: Run) -> Outcome:
     truth = paging.truth()
     on_gpu = history.device not in ("", "cpu")
     peak = max(history.peaks.values(), default=None) if on_gpu else _most_resident(run.dir)
+    best = history.best
     evals = [loss for _, loss in sorted(history.evals.items()) if loss is not None]
     return Outcome(
         steps=int(last["n"]) if (last := history.last_step) else 0,
         seconds=history.now,
-        held_out=(evals[0], evals[-1]) if len(evals) > 1 else None,
-        best=history.best if len(evals) > 2 else None,
+        held_out=(evals[0], best[1] if best and run.config.load_best_model_at_end else evals[-1]) if len(evals) > 1 else None,
+        best=best if len(evals) > 2 else None,
         held_out_rows=history.dataset.get("heldout", {}).get("kept"),
         peak=None if peak is None else int(peak),
         on_gpu=on_gpu,
