@@ -47,6 +47,20 @@ def write_dataset(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), "utf-8")
 
 
+def write_held_out(folder: Path, glosses: int = 192, longest: int = 1_600) -> None:
+    """Rows of the documents that are never trained on: chapters up to whole verses within ``longest``, and some glosses.
+
+    A gloss that training has met at another word is left out.
+    """
+    trained, texts = documents()
+    met = {text.partition(". ")[2] for text in trained}
+    chapters = [text for text in texts if "\n" in text]
+    entries = [text for text in texts if "\n" not in text and text.partition(". ")[2] not in met]
+    short = [text if len(text) <= longest else text[:longest].rpartition("\n")[0] for text in chapters]
+    for name, rows in (("bible", short), ("wordnet", entries[:: max(1, len(entries) // glosses)])):
+        (folder / f"heldout-{name}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), "utf-8")
+
+
 def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A byte-level BPE, so that no text is out of vocabulary; every text begins with ``<s>``."""
     bpe = ByteLevelBPETokenizer()
@@ -160,6 +174,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     write_dataset(HERE / "data")
+    write_held_out(HERE / "data")
     train(args.work, args.steps, args.lr)
 
 

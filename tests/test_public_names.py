@@ -119,7 +119,7 @@ COPIED: dict[str, Callable[[Analysis], str]] = {
     "formats": lambda shown: code.formats(shown, "tensor", 4.5, None),
     "double_quant": lambda shown: code.double_quant(shown, rescaled(shown)),
     "memory": lambda shown: code.memory(shown, State()),
-    "cost": lambda _: code.cost("builtin", wb.TrainConfig(), SPEC, "costs", True),
+    "cost": lambda _: code.cost("builtin", wb.TrainConfig(), SPEC, "costs", "equal"),
     "methods": lambda _: code.methods(wb.TrainConfig(), ""),
     "repairs": lambda _: code.repairs("runs/1"),
     "try_out": lambda _: code.try_out(Path("runs/1"), "happiness, n.", Sampling(32, 0.7, 1), False),

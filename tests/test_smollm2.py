@@ -109,7 +109,7 @@ def test_the_predicted_order_of_mixes_is_the_measured_one() -> None:
         start = sens.job.nbytes(Assignment(sens.spec))
         saved = sum(row.saved_bytes for row in sens.rows)
         mixes = [wb.mix(sens, start + int(share * saved)) for share in (0.0, 0.3, 1.0)]
-        losses = [mix.measure() or 0.0 for mix in mixes]
-    predicted = [mix.predicted_loss for mix in mixes]
+        kls = [mix.measure() or 0.0 for mix in mixes]
+    predicted = [mix.predicted_kl for mix in mixes]
     assert predicted[0] > predicted[1] >= predicted[2]
-    assert losses[0] > losses[1] >= losses[2]
+    assert kls[0] > kls[1] >= kls[2]

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import enum
 import inspect
-import math
 import pickle
 import sys
 import types
@@ -26,7 +25,9 @@ import pytest
 
 import workbench as wb
 from tests.helpers.texts import missing
-from workbench.show import PAGE, SCREEN, ShownList, ShownMapping, ShownTuple, View, bar, sparkline
+from workbench.cost.assignments import Assignment
+from workbench.cost.row_costs import RowCosts
+from workbench.show import ShownList, ShownMapping, ShownTuple
 from workbench.surveys.scores import MeasuredTensors
 from workbench.text import amount, memory_size
 from workbench.training.answers.values import Sampling
@@ -35,8 +36,8 @@ from workbench.training.config import TrainConfig
 HOSTILE = "<script>alert('x')</script>\x1b[2J\u202e&amp;\"" + "层" * 5_000
 MANY = 300
 WORKINGS = {
-    "Assignment", "Category", "Entry", "EventReader", "Job", "Losses", "Measurements", "MemoryUse", "Packing", "Phase", "Role",
-    "Series", "Tally",
+    "Assignment", "Category", "Channel", "Entry", "EventReader", "Job", "Measurements", "MemoryUse", "Packing", "Phase", "Role",
+    "RowCosts", "Series", "Tally",
 }  # fmt: skip
 """What values are made of or with, and a reader is not shown: it may look as Python has it."""
 
@@ -179,11 +180,13 @@ def run_in(folder: Path) -> wb.Run:
 
 def sensitivity() -> wb.Sensitivity:
     found = wb.sensitivity("builtin")
+    for point in (Assignment(), Assignment(found.spec)):
+        found.measurements.rows[point.key] = RowCosts((7,) * MANY, (1e9,) * MANY, (-1e-9,) * MANY, (3,) * MANY)
     return unfolded(found, [dataclasses.replace(made(wb.ModuleCost), name=name) for name in found.job.weights])  # type: ignore[no-any-return]
 
 
 def mixed() -> wb.Mix:
-    return wb.Mix(sensitivity(), made(wb.CurvePoint), (made(wb.CurvePoint),) * MANY, None, None)
+    return wb.Mix(sensitivity(), made(wb.CurvePoint), (made(wb.CurvePoint),) * MANY, like=HOSTILE)
 
 
 def measured() -> Any:
@@ -259,6 +262,8 @@ def hostile(kind: type, tmp_path: Path) -> Any:
     if kind in (wb.Repairs, wb.Deployed):
         empty = object.__new__(kind)
         super(kind, empty).__init__(MANY, None)  # its own makes a process's folder, and opens a run
+        empty._models = {step: RowCosts((7,) * MANY, (1e9,) * MANY, (-1e-9,) * MANY, (3,) * MANY) for step in (None, 0)}
+        empty.adapters = {}
         return unfolded(empty, [made(wb.Repair if kind is wb.Repairs else wb.OnBase)] * MANY)
     return truth() if kind is wb.PagingTruth else made(kind)
 
@@ -381,20 +386,3 @@ def test_values_stay_equal_and_can_be_sent_to_another_process() -> None:
         wb.QuantSpec(),
     ):
         assert pickle.loads(pickle.dumps(value)) == value
-
-
-def test_lines_that_do_not_fit_are_counted() -> None:
-    view = View(
-        "Many", lines=[{"line": "x" * 60, "number": str(i)} for i in range(1_000)], total={"line": "in all"}, note="The end."
-    )
-    assert not missing(view.text, "more", "in all", "The end.")
-    shown = sum(line.startswith("xxx") for line in view.text.splitlines())
-    assert f"… and {1_000 - shown:,} more" in view.text
-    assert len(view.text.encode()) <= SCREEN
-    assert len(view.html.encode()) <= PAGE
-
-
-def test_numbers_as_bars() -> None:
-    assert (bar(1.0, 4), bar(0.5, 4), bar(0.0), bar(math.nan), bar(7.0, 2)) == ("████", "██", "", "", "██")
-    assert sparkline([0, 1, 2]) == "▁▅█"
-    assert (sparkline([]), sparkline([0, 0])) == ("", "▁▁")

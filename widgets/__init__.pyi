@@ -8,6 +8,8 @@ from .figures.cost import memory_curve_figure as memory_curve_figure
 from .figures.cost import output_errors_figure as output_errors_figure
 from .figures.cost import sensitivity_figure as sensitivity_figure
 from .figures.flow import flow_figure as flow_figure
+from .figures.kl_curve import kl_curve_figure as kl_curve_figure
+from .figures.kl_curve import why_four as why_four
 from .figures.memory import memory_methods_figure as memory_methods_figure
 from .figures.model import Places as Places
 from .figures.model import duel_figure as duel_figure

@@ -126,13 +126,13 @@ def memory(analysis: Analysis, state: State) -> str:
     )
 
 
-def cost(model: str, data: TrainConfig, spec: QuantSpec, folder: str, equal_bits: bool) -> str:
-    """Loss by format and module by module; with the panel's folder, what was measured already comes at once."""
+def cost(model: str, data: TrainConfig, spec: QuantSpec, folder: str, bits: str) -> str:
+    """Divergence by format and module by module; with the panel's folder, what was measured already comes at once."""
     rows = "" if data == TrainConfig() else f"data={config(data)}, "
-    equal = "equal_bits=True, " if equal_bits else ""
+    measure = {"curve": "wb.kl_curve(src, ", "equal": "wb.evaluate(src, equal_bits=True, "}.get(bits, "wb.evaluate(src, ")
     return _lines(
         ["import workbench as wb", "", f"src = wb.open_model({model!r})"],
-        [f"costs = wb.evaluate(src, {equal}{rows}folder={folder!r})"],
+        [f"costs = {measure}{rows}folder={folder!r})"],
         [f"sens = wb.sensitivity(src, {spec.as_code()}, {rows}folder={folder!r})"],
         ["print(costs.to_frame())", "sens.to_frame()"],
     )

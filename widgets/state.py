@@ -31,14 +31,19 @@ MAP_FIELDS = {"relative_rmse": "Relative RMSE", "sqnr_db": "SQNR (dB)", "kurtosi
 """What the model map may show: of a survey's row, and its name on screen."""
 
 COST_FIELDS = {
-    "increase_only": "Loss added by this alone", "decrease_all_but": "Loss saved by leaving this out",
-    "share": "Share of the loss added", "output_error": "Output error", "relative_rmse": "Relative RMSE",
+    "share": "Share of the KL", "kl_only": "KL with this alone", "kl_gain": "KL saved by leaving this out",
+    "output_error": "Output error", "relative_rmse": "Relative RMSE", "loss_share": "Share of the loss added",
     "saved_bytes": "Bytes saved in 4 bits",
 }  # fmt: skip
 """What the map of sensitivities may show: a field of ``ModuleCost`` and its name on screen."""
 
-COST_BITS = {"own": "each format's own", "equal": "the same for all"}
-"""The bits per weight at which formats' losses are compared."""
+COST_BITS = {"own": "each format's own", "equal": "the same for all", "curve": "2 to 8 (why four?)"}
+"""The bits per weight at which formats are compared."""
+
+COST_TEXTS = {
+    "": "as training has it", "builtin": "The Devil's Dictionary", "bible": "King James Bible", "wordnet": "WordNet's glosses",
+}  # fmt: skip
+"""The held-out rows that costs are measured on: training's, or a text of ``workbench.cost.jobs.TEXTS``."""
 
 SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
 """What formats are compared on."""
@@ -50,14 +55,14 @@ DISTRIBUTION_FIGURES = {"numbers": "Numbers", "normal": "How normal"}
 """What stands beside the distribution."""
 
 COST_PARTS = {
-    "losses": "Losses", "sensitivity": "Sensitivity", "mix": "Mix", "methods": "Methods", "repairs": "Repairs",
+    "losses": "Formats", "sensitivity": "Sensitivity", "mix": "Mix", "methods": "Methods", "repairs": "Repairs",
 }  # fmt: skip
 """The parts of the Cost tab."""
 
 _CHOICES: Mapping[str, Collection[str]] = {
     "error_field": ERROR_FIELDS, "tab": TABS, "map_field": MAP_FIELDS, "scope": SCOPES, "quantiles_of": QUANTILES_OF,
     "gpu": (*GPUS, THIS_MACHINE), "cost_field": COST_FIELDS, "cost_bits": COST_BITS, "mix_gpu": ("", *GPUS, THIS_MACHINE),
-    "distribution_figures": DISTRIBUTION_FIGURES, "cost_part": COST_PARTS,
+    "distribution_figures": DISTRIBUTION_FIGURES, "cost_part": COST_PARTS, "cost_text": COST_TEXTS,
 }  # fmt: skip
 _FORGETS: dict[str, dict[str, Any]] = {
     "model": {"layer": None, "block": None, "weight": None, "mix_megabytes": None, "cost_folder": ""},
@@ -114,10 +119,12 @@ class State:
     cost_part: str = "losses"
     """The part of the Cost tab in front: a key of ``COST_PARTS``."""
     cost_bits: str = "own"
-    """The bits per weight at which formats' losses are compared: a key of ``COST_BITS``."""
+    """The bits per weight at which formats are compared: a key of ``COST_BITS``."""
+    cost_text: str = ""
+    """The held-out rows that costs are measured on: a key of ``COST_TEXTS``."""
     cost_folder: str = ""
     """Where costs that were measured are kept; empty: a folder under ``costs``, by the model and the rows."""
-    cost_field: str = "increase_only"
+    cost_field: str = "share"
     """What the map of sensitivities shows: a key of ``COST_FIELDS``."""
     mix_megabytes: float | None = None
     """What all weights of a mix may take; None: halfway between all in 4 bits and all in 16."""

@@ -1,5 +1,6 @@
 """The public names, each once: `workbench/__init__.py` loads them from here when they are first used."""
 
+from .cost.curve import kl_curve as kl_curve
 from .cost.deployed import Deployed as Deployed
 from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
@@ -12,6 +13,7 @@ from .cost.mixing import CurvePoint as CurvePoint
 from .cost.mixing import Mix as Mix
 from .cost.mixing import mix as mix
 from .cost.repairs import Repair as Repair
+from .cost.repairs import RepairedModel as RepairedModel
 from .cost.repairs import Repairs as Repairs
 from .cost.repairs import repairs as repairs
 from .cost.sensitivities import ModuleCost as ModuleCost

@@ -133,3 +133,13 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [jsonable(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def nats(value: float) -> str:
+    """A KL divergence as text: four decimals, or three digits where it is small.
+
+    >>> from workbench.text import nats
+    >>> nats(0.39912), nats(0.0075), nats(0.0000812)
+    ('0.3991', '0.0075', '8.1e-05')
+    """
+    return number(value, ".4f" if abs(value) >= 5e-4 or not value else ".1e")

@@ -39,7 +39,7 @@ SETTLED: dict[str, str] = {
     "Error": "() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'",
     "Formats": _drawn("Relative RMSE against"),
     "Double quant": _drawn("How often each of the 256 codes"),
-    "Cost": "() => /9 evaluations/.test(document.querySelector('.wb-run')?.innerText)",
+    "Cost": "() => /9 passes/.test(document.querySelector('.wb-run')?.innerText)",
     "Memory": "() => document.querySelectorAll('.wb-rows-of-bars tr').length === 5",
     "Train": "() => document.querySelectorAll('.wb-way').length > 3",
 }

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 PLOTS = {"Model": 1, "Distribution": 1, "Error": 2, "Formats": 1, "Double quant": 3, "Memory": 0, "Cost": 1, "Train": 0}
 """Drawings in each tab."""
 
-BUTTONS = {"Cost": "Measure the losses", "Train": "Launch"}
+BUTTONS = {"Cost": "Measure the formats", "Train": "Launch"}
 """What is there in a tab that draws nothing before it is pressed."""
 
 SETTLED = """(count) => {

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 import workbench as wb
 from tests.helpers.cost_in_process import measuring
+from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.cli.main import cli
 
@@ -39,8 +40,11 @@ def run(*arguments: object, kept: Path | None = None) -> Result:
 def test_cost_prints_a_line_a_format_after_that_of_16_bits(model: Path, kept: Path) -> None:
     done = run("cost", model, "--formats", "nf4,mxfp4", "--double-quant", "both", kept=kept)
     assert done.exit_code == 0, done.output
-    head, *lines = done.stdout.splitlines()
+    table, _, ranks = done.stdout.partition("\n\n")
+    head, *lines = table.splitlines()
     assert head.split("  ")[0] == "specification"
+    assert "The Devil's Dictionary" in ranks
+    assert not missing(ranks, "   1  ", "MXFP4, blocks of 32", "NF4, blocks of 64, double quantized")
     names = ["16 bits", "NF4, blocks of 64", "NF4, blocks of 64, double quantized", "MXFP4, blocks of 32"]
     assert [line.split("  ")[0] for line in lines] == names
     assert len({len(line) for line in lines}) == 1
@@ -50,6 +54,8 @@ def test_cost_as_json_has_every_number(model: Path, kept: Path) -> None:
     done = run("cost", model, "--formats", "nf4", "--json", kept=kept)
     value = json.loads(done.stdout)
     assert [row["spec"] and row["spec"]["format"] for row in value["rows"]] == [None, "nf4"]
+    assert [row["rank"] for row in value["rows"]] == [None, 1]
+    assert value["rows"][1]["kl_interval"][0] < value["rows"][1]["kl"] < value["rows"][1]["kl_interval"][1]
     assert value["rows"][1]["increase"] == pytest.approx(value["rows"][1]["loss"] - value["rows"][0]["loss"])
 
 
@@ -70,7 +76,8 @@ def test_mix_prints_what_to_leave_out_and_what_that_gives(model: Path, kept: Pat
     assert done.exit_code == 0, done.output
     value = json.loads(run("mix", model, "--budget-mb", 0.2, "--json", kept=kept).stdout)
     assert value["nbytes"] <= 200_000
-    assert value["measured_loss"] is not None
+    assert value["measured_kl_interval"][0] <= value["measured_kl"] <= value["measured_kl_interval"][1]
+    assert (value["rows_chosen_by"], value["rows_reported"]) == (4, 4)
     names = done.stdout.partition("as llm_int8_skip_modules:\n")[2].split()
     assert names == value["llm_int8_skip_modules"] != []
     code = run("mix", model, "--budget-mb", 0.2, "--code", kept=kept).stdout
@@ -81,7 +88,7 @@ def test_mix_prints_what_to_leave_out_and_what_that_gives(model: Path, kept: Pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("mix", "builtin"), "--budget-mb or --gpu"),
+        (("mix", "builtin"), "--budget-mb or --gpu, or --like"),
         (("mix", "builtin", "--gpu", "T5"), "no GPU known"),
         (("cost", "builtin", "--formats", "nf5"), "no format 'nf5'"),
         (("sensitivity", "builtin", "--block-size", "3"), "no blocks of 3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -22,7 +23,6 @@ from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost.assignments import Assignment
 from workbench.cost.evaluation import EQUAL_BITS
 from workbench.cost.jobs import BATCH
-from workbench.cost.measurements import difference_interval, loss_interval
 from workbench.quant.formats import _formats
 
 ROWS = 12
@@ -146,6 +146,7 @@ def test_the_first_row_is_the_model_in_16_bits(evaluated: wb.Evaluation) -> None
     first = evaluated.rows[0]
     assert (first.spec, first.name, first.bits_per_weight) == (None, "16 bits", 16)
     assert (first.increase, first.increase_interval, first.relative_rmse) == (0, (0, 0), 0)
+    assert (first.kl, first.kl_interval, first.flips, first.flips_interval) == (0, (0, 0), 0, (0, 0))
     assert first.nbytes == 2 * sum(t.numel for t in wb.open_model("builtin").tensors())
 
 
@@ -161,13 +162,26 @@ def test_each_row_says_what_its_format_takes_and_errs(evaluated: wb.Evaluation) 
         assert row.relative_rmse == pytest.approx(pooled, rel=1e-5)
 
 
-def test_losses_are_means_over_the_same_batches(evaluated: wb.Evaluation) -> None:
+def test_figures_are_means_over_the_same_rows(evaluated: wb.Evaluation) -> None:
     for row in evaluated.rows:
-        assert len(row.batch_losses) == ROWS / BATCH
-        assert min(row.batch_losses) < row.loss < max(row.batch_losses)
+        tokens = sum(row.rows.tokens)
+        assert len(row.rows.tokens) == len(row.rows.losses) == len(row.rows.kls) == len(row.rows.flipped) == ROWS
+        assert (row.rows.tokens, row.loss) == (evaluated.rows[0].rows.tokens, pytest.approx(sum(row.rows.losses) / tokens))
+        assert (row.kl, row.flips) == pytest.approx((sum(row.rows.kls) / tokens, sum(row.rows.flipped) / tokens))
         assert row.perplexity == pytest.approx(math.exp(row.loss))
         assert row.interval[0] < row.loss < row.interval[1]
         assert row.increase == pytest.approx(row.loss - evaluated.rows[0].loss)
+    for row in evaluated.rows[1:]:
+        assert 0 < row.kl_interval[0] < row.kl < row.kl_interval[1]
+        assert 0 < row.flips_interval[0] < row.flips < row.flips_interval[1] < 1
+
+
+def test_the_loss_calls_a_format_better_that_diverges_more(evaluated: wb.Evaluation) -> None:
+    nf4, fp4 = (next(row for row in evaluated.rows if row.spec == spec) for spec in (NF4, FP4))
+    _, loss = fp4.rows.above(nf4.rows)
+    assert loss[0] < 0 < loss[1]
+    assert fp4.rows.further(nf4.rows)[0] > 0
+    assert evaluated.ranks[fp4.name] > evaluated.ranks[nf4.name]
 
 
 def test_differences_are_surer_than_losses(evaluated: wb.Evaluation) -> None:
@@ -175,10 +189,20 @@ def test_differences_are_surer_than_losses(evaluated: wb.Evaluation) -> None:
         assert np.diff(row.increase_interval)[0] < np.diff(row.interval)[0] / 3
 
 
+def test_more_bits_diverge_less() -> None:
+    specs = [f"int{bits}-sym" if bits < 8 else "int8" for bits in (2, 3, 4, 5, 6, 7, 8)]
+    ev = wb.evaluate("builtin", specs, max_rows=4).run()
+    kls = [row.kl for row in ev.rows[1:]]
+    assert all(more > 2 * less for more, less in itertools.pairwise(kls))
+    assert list(ev.ranks.values()) == [7, 6, 5, 4, 3, 2, 1]
+
+
 def test_the_table_has_a_line_a_row(evaluated: wb.Evaluation) -> None:
     frame = evaluated.to_frame()
     assert list(frame["name"]) == [row.name for row in evaluated.rows]
     assert list(frame["increase_high"]) == [row.increase_interval[1] for row in evaluated.rows]
+    assert list(frame["kl_low"]) == [row.kl_interval[0] for row in evaluated.rows]
+    assert list(frame["rank"].dropna()) == list(evaluated.ranks.values())
 
 
 def test_outputs_err_less_than_weights_where_errors_average_out(evaluated: wb.Evaluation) -> None:
@@ -194,10 +218,10 @@ def test_outputs_err_less_than_weights_where_errors_average_out(evaluated: wb.Ev
 # --- which configurations -----------------------------------------------------------------------------------------------------
 
 
-def test_at_equal_bits_each_format_has_its_largest_configuration(model: Path) -> None:
+def test_at_equal_bits_each_format_has_the_configuration_that_a_duel_chooses(model: Path) -> None:
     ev = wb.evaluate(model, ["mxfp4", "nf4", "fp4"], equal_bits=True)
-    assert {spec.format for spec in ev.specs} == {"mxfp4", "nf4", "fp4"}
-    assert max(spec.bits_per_weight for spec in ev.specs) == EQUAL_BITS
+    assert set(ev.specs) == {score.spec for score in wb.duel(model, EQUAL_BITS, ["mxfp4", "nf4", "fp4"]).contenders}
+    assert max(spec.bits_per_weight for spec in ev.specs) <= EQUAL_BITS
     small = wb.evaluate(model, ["nf4"], equal_bits=4.2)
     assert [spec.bits_per_weight <= 4.2 for spec in small.specs] == [True]
 
@@ -226,7 +250,7 @@ def test_leaving_the_loop_stops_and_going_on_measures_only_the_rest(model: Path,
     assert again.complete
     assert again.rows[0] == first
     told = (tmp_path / "kept" / "events-cost.jsonl").read_text()
-    points = [json.loads(line)["point"] for line in told.splitlines() if '"loss"' in line]
+    points = [json.loads(line)["point"] for line in told.splitlines() if '"sums"' in line]
     assert sorted(points) == sorted({Assignment().key, Assignment(NF4).key, Assignment(FP4).key})
 
 
@@ -313,31 +337,45 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(model: Path, t
     assert "smaller model" in refused.value.remedy
 
 
-# --- intervals ----------------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_interval_has_the_width_that_theory_gives_it() -> None:
-    sums, tokens = np.random.default_rng(1).normal(100, 10, 400), [50] * 400
-    low, high = loss_interval(sums, tokens)
-    theory = 2 * 1.96 * np.std(sums) / math.sqrt(400) / 50
-    assert high - low == pytest.approx(theory, rel=0.1)
-    assert low < sums.mean() / 50 < high
+def test_texts_are_named_and_measured_apart(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"max_rows": 4, "max_length": 32}
+    found = {name: wb.evaluate(model, "nf4", data=name, **how).run() for name in ("builtin", "bible", "wordnet")}
+    assert [ev.text for ev in found.values()] == [
+        "held-out rows of The Devil's Dictionary", "held-out rows of the King James Bible",
+        "held-out rows of WordNet's glosses",
+    ]  # fmt: skip
+    assert len({ev.rows[0].loss for ev in found.values()}) == 3
+    assert "King James Bible" in repr(found["bible"])
+    wb.evaluate(model, data="bible", folder=tmp_path / "kept")
+    with pytest.raises(wb.RunError, match="another dataset"):
+        wb.evaluate(model, data="wordnet", folder=tmp_path / "kept")
 
 
-def test_a_difference_that_is_the_same_in_every_batch_is_certain() -> None:
-    base = np.random.default_rng(2).normal(100, 10, 20)
-    assert difference_interval(base + 5, base, [10] * 20) == pytest.approx((0.5, 0.5))
+def test_measurements_of_an_earlier_form_are_made_anew(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"max_rows": 4, "max_length": 32, "folder": tmp_path / "kept"}
+    wb.evaluate(model, [NF4], **how)
+    file = tmp_path / "kept" / "events-cost.jsonl"
+    earlier = {"t": 1, "attempt": 1, "src": "cost"}
+    with file.open("a") as events:  # sums of batches, and no divergence
+        for fields in (
+            {"k": "data", "tokens": [9, 9], "digest": "0", "prefix": ""},
+            {"k": "loss", "point": Assignment().key, "sums": [1.0, 1.0]},
+        ):
+            events.write(json.dumps(earlier | fields) + "\n")
+    ev = wb.evaluate(model, [NF4], **how).run()
+    assert len(ev.rows[0].rows.tokens) == 4
+    assert ev.rows[0].loss > 1
+    assert ev.rows[1].kl > 0
 
 
-def test_without_a_second_batch_or_a_number_there_is_no_interval() -> None:
-    assert all(map(math.isnan, loss_interval([1.0], [2])))
-    assert all(map(math.isnan, loss_interval([1.0, math.nan], [2, 2])))
+# --- assignments --------------------------------------------------------------------------------------------------------------
 
 
 def test_points_are_known_by_what_they_are() -> None:
     assert Assignment(NF4, but=("a", "b")).key == Assignment(NF4, but=("b", "a")).key
     different = Assignment(), Assignment(NF4), Assignment(NF4, only=()), Assignment(NF4, but=("a",)), Assignment(FP4)
     assert len({assignment.key for assignment in different}) == 5
-    assert Assignment.from_dict(json.loads(json.dumps(Assignment(NF4, but=("a",), eight=("a",)).to_dict()))).assigned("ab") == {
-        "a": wb.QuantSpec("int8"), "b": NF4,
-    }  # fmt: skip
+    assert Assignment.from_dict(json.loads(json.dumps(Assignment(NF4, but=("a",)).to_dict()))).assigned("ab") == {"b": NF4}

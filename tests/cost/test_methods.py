@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from tests.helpers.cost_in_process import measuring
 from tests.helpers.in_process import config_of
 from tests.helpers.live_runs import files_of
 from tests.helpers.preloaded import Forks
@@ -52,7 +53,7 @@ def compared(
 ) -> wb.MethodComparison:
     """And gone on with."""
     comparison = wb.compare_methods(config, METHODS, folder, progress=lambda *at: told.append(at))
-    with forks.ready():
+    with forks.ready(), measuring():
         assert [result.method for result in comparison] == list(METHODS)
     return comparison
 
@@ -76,6 +77,23 @@ def test_an_interrupt_pauses_the_run_under_way_too(config: wb.TrainConfig, tmp_p
         comparison.run()
     assert wb.attach(tmp_path / "lora").wait(300).state == "paused"
     assert comparison.results == ()
+
+
+def test_what_4_bits_cost_before_training_is_what_evaluating_the_base_gives(
+    compared: wb.MethodComparison, config: wb.TrainConfig
+) -> None:
+    full, lora, qlora = compared
+    assert (full.kl_before, full.flips_before, lora.kl_before) == (0, 0, 0)
+    with measuring():
+        modules = [f"model.layers.{n}.mlp.down_proj" for n in (0, 1)]  # what the configuration leaves out
+        sens = wb.sensitivity(config.model, data=config, modules=modules).run()
+        mix = wb.mix(sens, 10**9)
+        mix.modules_left_out = tuple(modules)
+        mix.measure()
+    assert qlora.before is not None
+    assert qlora.before == sens.measurements.rows[mix.point.key]
+    assert qlora.kl_before == qlora.before.kl > 0
+    assert list(compared.to_frame()["kl_before"]) == [0, 0, qlora.kl_before]
 
 
 def test_every_method_sees_the_same_rows_in_the_same_order(compared: wb.MethodComparison) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.helpers import tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost.assignments import Assignment
+from workbench.cost.mixing import CHOSEN_ON, REPORTED_ON
+from workbench.cost.row_costs import RowCosts
 from workbench.cost.skip_names import names_for
 from workbench.memory.footprint import leaves_out
 from workbench.memory.forecast import fit
@@ -52,12 +55,11 @@ def test_the_predicted_order_of_mixes_is_the_measured_one(sens: wb.Sensitivity) 
     mixes = [wb.mix(sens, int(start + share * (end - start))) for share in (0.0, 0.06, 0.16, 0.4)]
     for mix in mixes:
         mix.measure()
-    assert all(a.predicted_loss > b.predicted_loss for a, b in itertools.pairwise(mixes))
-    losses = [mix.measured_loss or 0.0 for mix in mixes]
-    assert all(a > b for a, b in itertools.pairwise(losses))
-    gained = mixes[0].predicted_loss - mixes[-1].predicted_loss
-    for mix, loss in zip(mixes, losses, strict=True):
-        assert loss == pytest.approx(mix.predicted_loss, abs=0.1 * gained)
+    assert all(a.predicted_kl > b.predicted_kl for a, b in itertools.pairwise(mixes))
+    kls = [mix.measured_kl or 0.0 for mix in mixes]
+    assert all(a > b for a, b in itertools.pairwise(kls))
+    for mix, kl in zip(mixes, kls, strict=True):
+        assert kl == pytest.approx(mix.predicted_kl, abs=0.1 * kls[0])
 
 
 @pytest.mark.slow
@@ -73,16 +75,87 @@ def test_modules_by_their_costs_beat_modules_by_chance(sens: wb.Sensitivity) -> 
             left -= row.saved_bytes
     by_chance = Assignment(sens.spec, but=tuple(taken))
     list(sens.measurements.measured([by_chance], (), lambda done, total: None, lambda: False))
-    assert (chosen.measured_loss or 9.0) < sens.measurements.losses[by_chance.key].loss
+    assert chosen.measured is not None
+    assert sens.measurements.rows[by_chance.key].of(REPORTED_ON).further(chosen.measured)[0] > 0
 
 
 @pytest.mark.slow
 def test_the_shares_add_up_to_what_quantizing_everything_adds(sens: wb.Sensitivity) -> None:
-    assert sens.loss_4bit is not None
-    assert sens.loss_16bit is not None
-    total = sens.loss_4bit - sens.loss_16bit
-    largest = max(abs(row.share) for row in sens.rows)
-    assert sum(row.share for row in sens.rows) == pytest.approx(total, abs=largest)
+    assert sens.quantized is not None
+    assert sum(row.share for row in sens.rows) == pytest.approx(sens.quantized.kl, rel=0.1)
+
+
+def test_modules_are_chosen_by_some_rows_and_judged_on_the_others(tiny_sens: wb.Sensitivity) -> None:
+    mix = wb.mix(tiny_sens, all_4bit(tiny_sens) + 60_000)
+    found = tiny_sens.measurements.rows
+    assert (mix.rows, len(mix.in_4_bits.tokens)) == ((2, 2), 2)
+    whole = found[Assignment(tiny_sens.spec).key]
+    assert mix.in_4_bits.tokens == whole.tokens[1::2]
+    assert mix.in_4_bits.kl == pytest.approx(sum(whole.kls[1::2]) / sum(whole.tokens[1::2]))
+    mix.measure()
+    plain = found[mix.point.key]
+    assert mix.measured_kl == pytest.approx(sum(plain.kls[1::2]) / sum(plain.tokens[1::2]))
+    # Other figures of the rows that are reported change what is reported, and no choice.
+    for key, rows in list(found.items()):
+        kls = tuple(kl * (1 if row % 2 == 0 else 3) for row, kl in enumerate(rows.kls))
+        found[key] = RowCosts(rows.tokens, rows.losses, kls, rows.flipped)
+    again = wb.mix(tiny_sens, all_4bit(tiny_sens) + 60_000)
+    assert again.modules_left_out == mix.modules_left_out
+    assert again.predicted_kl == pytest.approx(3 * mix.predicted_kl)
+    for key, rows in list(found.items()):
+        kls = tuple(kl / (1 if row % 2 == 0 else 3) for row, kl in enumerate(rows.kls))
+        found[key] = RowCosts(rows.tokens, rows.losses, kls, rows.flipped)
+
+
+# --- as another checkpoint has it ---------------------------------------------------------------------------------------------
+
+
+def dynamic(folder: Path, base: Path, **quantization: Any) -> Path:
+    """A checkpoint whose configuration says how it was quantized."""
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    return folder
+
+
+def test_a_mix_as_another_checkpoint_has_it(tiny_sens: wb.Sensitivity, tmp_path: Path) -> None:
+    base = tiny_sens.job.source.path
+    assert base is not None
+    names = ["lm_head", "merger", "model.layers.1.mlp", "layers.0.self_attn.q_proj"]
+    folder = dynamic(tmp_path / "dynamic", base, quant_method="bitsandbytes", load_in_4bit=True, llm_int8_skip_modules=names)
+    mix = wb.mix(tiny_sens, like=folder)
+    expected = {f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up", "down")} | {"model.layers.0.self_attn.q_proj"}
+    assert set(mix.modules_left_out) == expected
+    assert mix.like == "dynamic"
+    mix.measure()
+    ours = wb.mix(tiny_sens, mix.nbytes)
+    assert ours.nbytes <= mix.nbytes
+    assert ours.predicted_kl < mix.predicted_kl
+    config = mix.to_config(wb.TrainConfig(model=str(base)))
+    assert {row.name for row in tiny_sens.rows if leaves_out(config.llm_int8_skip_modules, row.name)} == expected
+    other = dynamic(tmp_path / "other", base, quant_method="fp8", modules_to_not_convert=["model.layers.0"])
+    assert len(wb.mix(tiny_sens, like=str(other)).modules_left_out) == 7
+
+
+@pytest.mark.parametrize(
+    ("quantization", "told"),
+    [
+        ({}, "no list of modules"),
+        ({"llm_int8_skip_modules": "lm_head"}, "no list of modules"),
+        ({"llm_int8_skip_modules": ["lm_head"]}, "none that a QLoRA load"),
+        ({"llm_int8_skip_modules": ["(a+)+$", "model.layers.0"]}, "no plain name"),
+        ({"llm_int8_skip_modules": [7]}, "no plain name"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(
+    tiny_sens: wb.Sensitivity, tmp_path: Path, quantization: dict[str, Any], told: str
+) -> None:
+    assert tiny_sens.job.source.path is not None
+    folder = dynamic(tmp_path / "odd", tiny_sens.job.source.path, **quantization)
+    with pytest.raises(wb.ConfigError, match=told):
+        wb.mix(tiny_sens, like=folder)
 
 
 # --- the choice ---------------------------------------------------------------------------------------------------------------
@@ -92,11 +165,12 @@ def test_the_shares_add_up_to_what_quantizing_everything_adds(sens: wb.Sensitivi
 def test_the_curve_goes_from_all_in_4_bits_to_all_in_16(sens: wb.Sensitivity) -> None:
     mix = wb.mix(sens, sens.job.nbytes_16bit)
     assert (mix.all_4bit.nbytes, mix.all_4bit.modules) == (all_4bit(sens), ())
-    assert mix.all_4bit.predicted_loss == sens.loss_4bit
+    assert mix.all_4bit.predicted_kl == mix.in_4_bits.kl
     assert (mix.all_16bit.nbytes, len(mix.all_16bit.modules)) == (sens.job.nbytes_16bit, len(sens))
-    assert mix.all_16bit.predicted_loss == pytest.approx(sens.loss_16bit)
+    assert mix.all_16bit.predicted_kl == pytest.approx(0, abs=1e-9)
+    assert (mix.bits_per_weight(mix.all_16bit), round(mix.bits_per_weight(mix.all_4bit), 3)) == (16, 4.127)
     steps = [
-        (a.predicted_loss - b.predicted_loss) / (b.nbytes - a.nbytes) for a, b in itertools.pairwise(mix.curve)
+        (a.predicted_kl - b.predicted_kl) / (b.nbytes - a.nbytes) for a, b in itertools.pairwise(mix.curve)
     ]  # nats a byte, the most first
     assert steps == sorted(steps, reverse=True) or all(a >= b - 1e-15 for a, b in itertools.pairwise(steps))
     assert len(mix.to_frame()) == 1 + len(sens)
@@ -104,23 +178,12 @@ def test_the_curve_goes_from_all_in_4_bits_to_all_in_16(sens: wb.Sensitivity) ->
 
 @pytest.mark.slow
 def test_a_budget_is_kept_and_only_what_helps_is_left_out(sens: wb.Sensitivity) -> None:
-    gains = {row.name: row.share for row in sens.rows}
+    gains = sens.shares_on(CHOSEN_ON)
     for more in (0, 100_000, 700_000, 10**9):
         mix = wb.mix(sens, all_4bit(sens) + more)
         assert mix.nbytes <= all_4bit(sens) + more
         assert all(gains[name] > 0 for name in mix.modules_left_out)
     assert set(mix.modules_left_out) == {name for name, gain in gains.items() if gain > 0}
-
-
-def test_eight_bits_are_for_looking(tiny_sens: wb.Sensitivity) -> None:
-    mix = wb.mix(tiny_sens, all_4bit(tiny_sens) + 40_000, options=(16, 8))
-    assert mix.modules_8bit
-    assert not set(mix.modules_8bit) & set(mix.modules_left_out)
-    mix.measure()
-    assert mix.measured_loss == pytest.approx(mix.predicted_loss, abs=1e-3)
-    for ask in (mix.as_code, lambda: mix.to_config(wb.TrainConfig())):
-        with pytest.raises(wb.ConfigError, match="cannot mix 4 and 8 bits"):
-            ask()
 
 
 def test_for_a_gpu_the_budget_is_what_training_leaves(tiny_sens: wb.Sensitivity) -> None:
@@ -148,8 +211,10 @@ def test_what_makes_no_sense_is_refused(tiny_sens: wb.Sensitivity, tmp_path: Pat
         wb.mix(tiny_sens)
     with pytest.raises(wb.ConfigError, match="in 4 bits takes"):
         wb.mix(tiny_sens, 1000)
-    with pytest.raises(wb.ConfigError, match="options"):
-        wb.mix(tiny_sens, 10**9, options=(16, 2))
+    with pytest.raises(wb.ConfigError, match="takes a budget"):
+        wb.mix(tiny_sens, 10**9, like="builtin")
+    with pytest.raises(wb.DataError, match="no second held-out row"):
+        wb.mix(wb.sensitivity(tiny_sens.job.source, modules=["model.layers.0.mlp.up_proj"], max_rows=1).run(), 10**9)
     with pytest.raises(wb.RunError, match="not complete"):
         wb.mix(wb.sensitivity("builtin"), 10**9)
     everything = wb.mix(tiny_sens, 10**9)

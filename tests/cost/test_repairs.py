@@ -110,6 +110,46 @@ def test_the_errors_are_those_of_the_models_that_transformers_and_peft_load(
         assert rows[name].along == pytest.approx(along, abs=1e-4)
 
 
+def test_the_whole_models_stand_beside_their_modules(run: wb.Run, repaired: wb.Repairs) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    model = run.config.model
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["o_proj", "lm_head"],
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four)
+    rows = data.load(run.config, AutoTokenizer.from_pretrained(model), data.held_out_files(run.config), ROWS).rows
+
+    def predictions(net: Any) -> list[Any]:
+        with torch.no_grad():
+            found = []
+            for row in rows:
+                batch = Collator(0).batch([row])
+                logits = net(input_ids=batch["input_ids"]).logits[0, :-1]
+                found.append(logits[batch["labels"][0, 1:] != -100].double().log_softmax(-1))
+            return found
+
+    p = predictions(plain)
+    tokens = sum(map(len, p))
+    assert [found.step for found in repaired.models] == [0, 2, 4, 6]
+    in_4_bits, *_, last = repaired.models
+    for found in (in_4_bits, last):
+        if found is last:
+            base = PeftModel.from_pretrained(base, str(run.adapter_dir))
+        q = predictions(base)
+        kl = sum(float((a.exp() * (a - b)).sum()) for a, b in zip(p, q, strict=True)) / tokens
+        flips = sum(int((a.argmax(1) != b.argmax(1)).sum()) for a, b in zip(p, q, strict=True)) / tokens
+        assert found.kl == pytest.approx(kl, rel=1e-2)
+        assert found.flips == pytest.approx(flips, abs=1 / tokens)
+        assert found.kl_interval[0] <= found.kl <= found.kl_interval[1]
+    assert last.kl > in_4_bits.kl
+    assert f"{last.loss:.4f}" in repr(repaired)
+
+
 def test_every_checkpoint_is_measured_once_against_the_same_base(repaired: wb.Repairs) -> None:
     assert repaired.complete
     assert repaired.steps == (2, 4, 6)

@@ -73,6 +73,29 @@ class Reference:
         assert found is not None
         return found
 
+    def kl(self, modules: set[str]) -> float:
+        """In float64 on whole logits, a row at a time."""
+        import torch
+
+        def predictions() -> list[Any]:
+            with torch.inference_mode():
+                found = []
+                for row in self.rows:
+                    ids = torch.tensor(np.array([row.input_ids]))
+                    bears = torch.tensor(np.array(row.loss))[1:]
+                    found.append(self.net(input_ids=ids).logits[0, :-1][bears].double().log_softmax(-1))
+                return found
+
+        base, kept = predictions(), {}
+        for module in modules:
+            weight = self.net.get_submodule(module).weight
+            kept[module], weight.data = weight.data, torch.from_numpy(self.quantized(module))
+        ours = predictions()
+        for module, data in kept.items():
+            self.net.get_submodule(module).weight.data = data
+        total = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(base, ours, strict=True))
+        return total / sum(len(p) for p in base)
+
     def output_error(self, module: str) -> float:
         import torch
 
@@ -111,13 +134,41 @@ def test_the_losses_are_those_of_models_with_one_weight_changed_and_with_all_but
         assert row.loss_all_but == pytest.approx(reference.loss(everything - {name}), rel=2e-6)
 
 
+def test_the_divergence_is_that_of_the_whole_distributions(sens: wb.Sensitivity, reference: Reference, model: Path) -> None:
+    everything = set(modules_of(model))
+    assert sens.quantized is not None
+    assert sens.quantized.kl == pytest.approx(reference.kl(everything), rel=1e-3)
+    for name in (UP, K):
+        row = next(row for row in sens.rows if row.name == name)
+        assert row.kl_only == pytest.approx(reference.kl({name}), rel=1e-2)
+        assert row.kl_gain == pytest.approx(sens.quantized.kl - reference.kl(everything - {name}), rel=1e-2)
+        assert row.share == (row.kl_only + row.kl_gain) / 2
+        assert row.share_interval[0] < row.share < row.share_interval[1]
+
+
+def test_an_input_channel_that_stands_out_is_named(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = write_tiny_model(tmp_path)
+    net = AutoModelForCausalLM.from_pretrained(folder)
+    net.model.layers[1].post_attention_layernorm.weight.data[[7, 30]] = net.model.layers[
+        1
+    ].post_attention_layernorm.weight.new_tensor([20, 9])
+    net.save_pretrained(folder)
+    with measuring():
+        rows = wb.sensitivity(folder, modules=["model.layers.1.mlp.up_proj", "model.layers.0.mlp.up_proj"], **USUAL).run().rows
+    assert [channel.number for channel in rows[0].channels] == [7, 30]
+    assert [channel.times for channel in rows[0].channels] == pytest.approx([20, 9], rel=0.3)
+    assert rows[1].channels == ()
+
+
 def test_differences_are_to_the_two_ends(sens: wb.Sensitivity) -> None:
     assert sens.loss_16bit is not None
     assert sens.loss_4bit is not None
     for row in sens.rows:
         assert row.increase_only == row.loss_only - sens.loss_16bit
         assert row.decrease_all_but == sens.loss_4bit - row.loss_all_but
-        assert row.share == pytest.approx((row.increase_only + row.decrease_all_but) / 2)
+        assert row.loss_share == pytest.approx((row.increase_only + row.decrease_all_but) / 2)
 
 
 def test_every_module_has_a_row_in_the_order_of_the_checkpoint(sens: wb.Sensitivity, model: Path) -> None:
@@ -173,7 +224,7 @@ emit, losses = EventWriter.emit, []
 
 def emit_or_die(writer, k, /, **fields):
     Path(__file__).with_name("environment.json").write_text(json.dumps(dict(os.environ)))
-    losses.extend([k] if k == "loss" else [])
+    losses.extend([k] if k == "sums" else [])
     if len(losses) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     emit(writer, k, **fields)
@@ -197,9 +248,9 @@ def test_killed_and_gone_on_with_it_gives_the_same_numbers_and_no_secret_reaches
     assert "goes on from there" in told.value.remedy
     assert secret not in json.loads((hook / "environment.json").read_text("utf-8")).values()
     events = folder / "events-cost.jsonl"
-    assert events.read_text().count('"k":"loss"') == 2
+    assert events.read_text().count('"k":"sums"') == 2
     with events.open("a") as torn:
-        torn.write('{"k": "loss", "point": "0123')  # as a kill in the middle of a line leaves it
+        torn.write('{"k": "sums", "point": "0123')  # as a kill in the middle of a line leaves it
     with measuring():
         again = wb.sensitivity(model, folder=folder, **USUAL).run()
     assert again.rows == sens.rows

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.helpers.surveys import checkpoint, layers, weights
 from workbench.errors import ModelError, WorkbenchError
-from workbench.surveys.duel import largest
+from workbench.surveys.duel import entrants
 
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 USUAL = [name for name, form in wb.FORMATS.items() if form.usual]
@@ -63,24 +63,53 @@ def test_configurations_can_be_narrowed():
 # --- who takes part -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(4, 9))
-def test_each_format_takes_part_with_its_most_bits_up_to_the_target(bits):
-    candidates = wb.configurations()
-    chosen, left_out = largest(max(bits, 4.01), candidates)
-    for spec in chosen:
-        assert spec.bits_per_weight <= max(bits, 4.01)
-        others = [c.bits_per_weight for c in candidates if c.format == spec.format and c.bits_per_weight <= max(bits, 4.01)]
-        assert spec.bits_per_weight == max(others)
-    assert {spec.format for spec in chosen} | set(left_out) == set(USUAL)
-    assert [spec.format for spec in chosen] == [name for name in USUAL if name not in left_out]
+@given(st.floats(4.01, 9))
+def test_each_way_to_store_scales_enters_with_its_smallest_blocks_that_the_bits_allow(bits):
+    entering, left_out = entrants(bits)
+    assert all(spec.bits_per_weight <= bits for spec in entering)
+    kinds = [(spec.format, spec.scale_dtype, spec.double_quant) for spec in entering]
+    assert len(set(kinds)) == len(kinds)
+    for spec in wb.configurations():
+        if spec.bits_per_weight <= bits:
+            of_its_kind = entering[kinds.index((spec.format, spec.scale_dtype, spec.double_quant))]
+            assert of_its_kind.block_size <= spec.block_size
+    assert {spec.format for spec in entering} | set(left_out) == set(USUAL)
+    assert list(dict.fromkeys(spec.format for spec in entering)) == [name for name in USUAL if name not in left_out]
 
 
-def test_of_equal_sizes_the_format_s_own_scales_and_no_double_quantization_come_first():
-    at = {spec.format: spec for spec in largest(4.5, wb.configurations())[0]}
-    assert wb.QuantSpec("nf4", 32, "float16").bits_per_weight == at["nf4"].bits_per_weight == 4.5
-    assert at["nf4"] == wb.QuantSpec("nf4", 64)
-    halves = wb.configurations(["nf4"], scale_dtypes=("float16", "bfloat16"))
-    assert largest(4.5, halves)[0] == [wb.QuantSpec("nf4", 32, "float16")]
+@pytest.mark.parametrize("bits", [4.13, 4.5, 5.0])
+def test_the_contender_is_the_configuration_that_errs_least_of_all_that_the_format_has(everything, bits):
+    found = everything if bits == 4.5 else wb.duel("builtin", bits)
+    searched = wb.duel("builtin", bits, wb.configurations())
+    assert len(searched.measured.specs) > 3 * len(found.measured.specs)
+    assert [score.spec for score in found.contenders] == [score.spec for score in searched.contenders]
+    for score in searched.contenders:
+        mine = [s for s in wb.configurations([score.spec.format]) if s.bits_per_weight <= bits]
+        assert score.rmse == min(searched.measured.score(spec).rmse for spec in mine)
+
+
+def test_block_size_and_double_quantization_are_chosen_by_measured_error_not_by_bits():
+    at = {bits: {score.spec.format: score.spec for score in wb.duel("builtin", bits).contenders} for bits in (4.2, 4.5)}
+    assert at[4.5]["nf4"] == wb.QuantSpec("nf4", 32, "float16")
+    assert at[4.2]["nf4"] == wb.QuantSpec("nf4", 64, double_quant=True), "on fewer bits than blocks of 256 in float32"
+    exact = wb.quantize(weights((8, 64)), "nf4").dequantize()
+    assert wb.duel(exact, 4.5, ["nf4"]).contenders[0].spec == wb.QuantSpec("nf4"), "what these weights were made with"
+
+
+def test_specifications_that_are_given_are_all_tried_and_equal_errors_take_the_fewest_bits():
+    candidates = [wb.QuantSpec("nf4"), wb.QuantSpec("nf4", 128), wb.QuantSpec("nf4", 4096)]
+    assert wb.duel(weights((8, 4096)), 4.5, candidates).contenders[0].spec == candidates[0]
+    same = np.full((8, 4096), 0.5, np.float32)
+    assert wb.duel(same, 4.5, candidates).contenders[0].spec == candidates[2]
+    halves = wb.configurations(["nf4"], block_sizes=64, scale_dtypes=("bfloat16", "float16", "float32"), double_quant=False)
+    assert wb.duel(same, 4.5, halves).contenders[0].spec == wb.QuantSpec("nf4", 64, "float16"), "listed before bfloat16"
+
+
+def test_a_rotation_can_enter_as_a_choice():
+    x = np.random.default_rng(0).standard_normal((64, 512), np.float32)
+    x[::7, ::63] *= 30
+    both = wb.configurations("nf4", block_sizes=64, scale_dtypes=(None,), double_quant=False, rotate=(None, "hadamard"))
+    assert wb.duel(x, 4.5, both).contenders[0].spec == wb.QuantSpec("nf4", rotate="hadamard")
 
 
 def test_zero_points_and_scale_dtypes_count(everything):
@@ -109,7 +138,7 @@ def test_a_format_that_is_too_large_is_named_with_what_it_takes(everything):
 @pytest.mark.parametrize("name", ["nf4", "fp4", "af4", "int4-sym", "e2m1", "mxfp4", "nvfp4"])
 def test_every_format_wins_on_weights_that_are_made_of_its_own_levels(name):
     x = np.random.default_rng(0).standard_normal((64, 512), np.float32)
-    spec = next(s for s in largest(4.5, wb.configurations())[0] if s.format == name)
+    spec = next(s for s in entrants(4.5)[0] if s.format == name)
     found = wb.duel(wb.quantize(x, spec).dequantize(), 4.5)
     assert found.winners("rmse") == found.winners("sqnr_db") == (name,)
 

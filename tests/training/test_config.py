@@ -57,8 +57,10 @@ def test_warm_up_is_steps_or_a_share_of_them(warmup: float, steps: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"init_lora_weights": "pissa"}, 'needs unquantized weights, which method "qlora" does not hold. Two steps'),
-        ({"init_lora_weights": "loftq"}, "Two steps do it outside this run"),
+        ({"init_lora_weights": "pissa"}, 'needs unquantized weights, which method "qlora" does not hold'),
+        ({"init_lora_weights": "loftq"}, "make lora_alpha 16, as lora_r is."),
+        ({"init_lora_weights": "loftq", "lora_alpha": 16, "use_rslora": True}, "turn use_rslora off"),
+        ({"init_lora_weights": "loftq", "lora_alpha": 16, "use_dora": True}, "after use_dora has taken the magnitudes"),
         ({"init_lora_weights": "loftq", "method": "lora"}, "quantizes nothing"),
         ({"init_lora_weights": "olora", "block_size": 128}, "block_size is 128; use 64"),
         ({"init_lora_weights": 1}, "must be one of True, 'gaussian'"),
@@ -88,6 +90,7 @@ def test_what_excludes_what(fields: dict[str, object], told: str) -> None:
         {"init_lora_weights": "olora"},
         {"init_lora_weights": "gaussian", "block_size": 256, "quant_type": "fp4"},
         {"init_lora_weights": "pissa", "method": "lora"},
+        {"init_lora_weights": "loftq", "lora_alpha": 16, "block_size": 32, "quant_type": "fp4"},
         {"use_dora": True, "use_rslora": True, "llm_int8_skip_modules": ("down_proj",)},
         {"method": "full", "compute_dtype": "bfloat16", "optim": "paged_adamw_8bit"},
     ],

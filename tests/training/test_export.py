@@ -123,12 +123,13 @@ def of_peft(run: wb.Run, four_bit: bool) -> dict[str, Any]:
         ("llama", {}, True),
         pytest.param("llama", {"use_rslora": True, "double_quant": False}, True, marks=pytest.mark.slow),
         pytest.param("llama", {"init_lora_weights": "olora"}, True, marks=pytest.mark.slow),
+        pytest.param("llama", {"init_lora_weights": "loftq", "lora_alpha": 16}, True, marks=pytest.mark.slow),
         ("llama", {"method": "lora", "use_dora": True}, False),
         pytest.param("llama", {"method": "lora", "init_lora_weights": "pissa"}, False, marks=pytest.mark.slow),
         pytest.param("gpt2", {}, True, marks=pytest.mark.slow),
         ("gpt2", {"method": "lora", "use_dora": True, "target_modules": ("c_attn", "c_fc")}, False),
     ],
-    ids=["qlora", "rslora", "olora", "lora-dora", "lora-pissa", "conv1d", "conv1d-lora-dora"],
+    ids=["qlora", "rslora", "olora", "loftq", "lora-dora", "lora-pissa", "conv1d", "conv1d-lora-dora"],
 )
 def test_what_is_written_is_what_peft_merges_rounded_once(
     train: Train, plain: wb.Run, model: str, fields: dict[str, Any], four_bit: bool, tmp_path: Path

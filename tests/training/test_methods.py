@@ -91,8 +91,9 @@ def base(config: wb.TrainConfig, **how: Any) -> Any:
         {"method": "lora", "init_lora_weights": "pissa"},
         {"quant_type": "fp4", "use_dora": True, "gradient_accumulation_steps": 2},
         {"init_lora_weights": "olora", "gradient_checkpointing": False},
+        {"init_lora_weights": "loftq", "lora_alpha": 16, "double_quant": True},
     ],
-    ids=["lora-rslora", "lora-pissa", "qlora-fp4-dora", "qlora-olora"],
+    ids=["lora-rslora", "lora-pissa", "qlora-fp4-dora", "qlora-olora", "qlora-loftq"],
 )
 def test_an_adapter_learns_and_loads_in_plain_peft(train: Train, fields: dict[str, Any]) -> None:
     from peft import PeftModel
@@ -171,10 +172,11 @@ def test_other_block_sizes_and_modules_left_out(model: Path, train: Train) -> No
     "fields",
     [
         {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq", "lora_alpha": 16},
         {"method": "lora", "init_lora_weights": "pissa"},
         {"method": "full", "num_train_epochs": 0.02},
     ],
-    ids=["olora", "pissa", "full"],
+    ids=["olora", "loftq", "pissa", "full"],
 )
 def test_what_begins_from_the_weights_goes_on_from_a_checkpoint_to_the_same_weights(
     train: Train, fields: dict[str, Any]

@@ -107,9 +107,10 @@ def plainly(run: wb.Run, text: str, voice: Voice, *, special: bool = True, token
         {"method": "lora"},
         {"use_dora": True},
         {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq", "lora_alpha": 16},
         {"method": "lora", "init_lora_weights": "pissa"},
     ],
-    ids=["qlora", "lora", "dora", "olora", "pissa"],
+    ids=["qlora", "lora", "dora", "olora", "loftq", "pissa"],
 )
 def test_each_model_answers_as_plain_transformers_and_peft_do(train: Train, fields: dict[str, Any]) -> None:
     run = train(**fields)

@@ -1,8 +1,10 @@
 """The cost view on a tiny model: measured by pressing its buttons, found again by another view, linked with the others."""
 
 import contextlib
+import html
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.helpers.tiny_model import write_tiny_model
 from widgets import CostView, Workbench
 from widgets.figures import cost
 from widgets.state import COST_FIELDS, State
+from workbench.text import amount, nats
 
 STATE = {"tab": "Cost", "double_quant": True, "max_length": 64, "train": {"max_eval_rows": 12}}
 
@@ -57,8 +60,8 @@ def test_nothing_is_measured_before_a_button_is_pressed_and_the_view_says_what_a
     view = CostView(state=State(model=model, **STATE), executor=Immediate())
     assert list(tmp_path.iterdir()) == []
     for part, times in ((view.formats, 9), (view.modules, 30)):
-        said = part.stream.cost.value
-        assert not missing(said, f"{times} evaluations", "12 held-out rows", "Forecast")
+        said = html.unescape(part.stream.cost.value)
+        assert not missing(said, f"{times} passes", "12 held-out rows of The Devil's Dictionary", "Forecast")
         assert " MiB of memory" in said
         assert "costs/tiny-llama" in said
     assert "Once the sensitivities are measured" in view.mix.curve.summary
@@ -82,13 +85,14 @@ def test_each_format_has_a_bar_with_its_interval_beside_its_weight_error(measure
     rows = measured.formats.evaluation.rows
     assert len(rows) == 9
     added, errors = drawn(measured.formats.bars)
-    ordered = sorted(rows[1:], key=lambda row: row.relative_rmse)
+    ordered = sorted(rows[1:], key=lambda row: row.kl)
     figure = cost.format_costs_figure(rows)["data"]
-    np.testing.assert_array_equal(figure[0]["x"], [row.increase for row in ordered])
-    np.testing.assert_allclose(figure[0]["x"] - figure[0]["error_x"]["arrayminus"], [r.increase_interval[0] for r in ordered])
+    np.testing.assert_array_equal(figure[0]["x"], [row.kl for row in ordered])
+    np.testing.assert_allclose(figure[0]["x"] - figure[0]["error_x"]["arrayminus"], [r.kl_interval[0] for r in ordered])
     np.testing.assert_array_equal(figure[1]["x"], [row.relative_rmse for row in ordered])
     assert added["y"] == errors["y"]
-    assert f"{rows[0].loss:.4f}" in measured.formats.summary.value
+    assert not missing(measured.formats.summary.value, ordered[0].name.split(",")[0], nats(ordered[0].kl))
+    assert not missing(measured.formats.table.value, f"{rows[0].loss:.4f}", nats(rows[3].kl), "flips", "rank")
     assert measured.formats.stream.button.layout.display == "none"
 
 
@@ -158,7 +162,7 @@ def test_the_slider_goes_from_all_in_4_bits_to_all_in_16_and_the_curve_with_it(a
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]
     curve, four, sixteen, chosen = drawn(part.curve)[:4]
-    assert (four["name"], sixteen["name"]) == ("all in 4 bits, measured", "all in 16 bits, measured")
+    assert (four["name"], sixteen["name"]) == ("all in 4 bits, measured", "all in 16 bits")
     assert chosen["x"] != sixteen["x"] or counts[-1] == 14
     assert curve["line"]["shape"] == "hv"
 
@@ -173,14 +177,61 @@ def test_the_mix_for_a_gpu_takes_the_forecast_of_training(app):
     assert not part.memory.disabled
 
 
-def test_the_predicted_loss_stands_beside_the_measured_one(measured):
+def test_the_predicted_divergence_stands_beside_the_measured_one(measured):
     chosen = measured.mix.mix
-    base = measured.modules.sensitivity.loss_16bit
     assert chosen.modules_left_out
-    assert cost.nats(chosen.predicted_loss - base) in measured.mix.summary.value
-    assert f"measured to add {cost.nats(chosen.measured_loss - base)}" in measured.mix.summary.value
+    said = measured.mix.summary.value
+    assert not missing(said, f"predicted {nats(chosen.predicted_kl)}", f"measured {nats(chosen.measured_kl)}")
+    assert "Chosen by 6 rows, measured on 6 others." in said
     assert measured.mix.stream.button.layout.display == "none"
-    assert [trace["name"] for trace in drawn(measured.mix.curve)][-1] == "this mix, measured"
+    assert drawn(measured.mix.curve)[-1]["name"] == "this mix, measured"
+    assert cost.memory_curve_figure(chosen)["data"][-1]["y"] == pytest.approx([chosen.measured_kl])
+
+
+def test_a_checkpoint_s_own_list_stands_beside_the_mix(measured, app, model, tmp_path):
+    folder = tmp_path / "dynamic"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    skipped = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": skipped}))
+    part = app.cost.mix
+    part.like.value = str(folder)
+    assert len(part.beside.modules_left_out) == 3
+    assert f"As dynamic: {amount(part.beside.nbytes)}, predicted" in part.summary.value
+    assert drawn(part.curve)[-1]["name"] == "as dynamic, predicted"
+    part.like.value = model
+    assert "no list of modules" in app.cost.message.value
+    part.like.value = ""
+    assert part.beside is None
+
+
+def test_all_bits_lie_on_one_curve_with_the_mix(app):
+    view = app.cost
+    assert view.mix.mix is not None
+    view.formats.bits.value = "curve"
+    assert app.state["cost_bits"] == "curve"
+    assert "23 passes" in view.formats.stream.cost.value
+    with measuring():
+        view.formats.stream.button.click()
+    assert view.message.value == ""
+    rows = view.formats.evaluation.rows
+    names = [trace["name"] for trace in drawn(view.formats.bars)]
+    assert names == [
+        "symmetric integers", "integers with a zero point", "NF4, by block size", "NF4, double quantized, by block size",
+        "NF4 mixed with 16 bits, predicted",
+    ]  # fmt: skip
+    ladder = {row.spec.format: row.kl for row in rows[1:]}
+    assert f"from 3 to 2 ×{ladder['int2-sym'] / ladder['int3-sym']:.2g}" in view.formats.summary.value
+    assert "wb.kl_curve(" in view.copy.code
+
+
+def test_another_text_is_another_measurement(app):
+    app.cost.folder.value = ""
+    app.cost.text.value = "bible"
+    assert app.state["cost_text"] == "bible"
+    assert app.cost.formats.evaluation is None
+    assert "at most 12 held-out rows of the King James Bible" in app.cost.formats.stream.cost.value
+    assert "heldout-bible" in app.cost.copy.code
 
 
 def test_one_click_hands_the_mix_to_the_training_form(app):
@@ -221,7 +272,7 @@ def test_three_methods_are_trained_side_by_side_and_what_the_adapter_repairs_is_
     state = State(model=model, max_length=32, per_device_train_batch_size=2, optim="adamw_torch", train=train)
     view = CostView(state=state, executor=Immediate())
     assert "Trains three times for 2 steps" in view.methods.stream.cost.value
-    with forks.ready():
+    with forks.ready(), measuring():
         view.methods.stream.button.click()
     assert view.message.value == ""
     results = view.methods.comparison.results

@@ -1,7 +1,7 @@
-"""The figures of what quantization costs: loss beside weight error, output errors, sensitivities, the memory curve of a mix.
+"""The figures of what quantization costs: divergence beside weight error, output errors, sensitivities, a mix's memory curve.
 
 Plain functions from the values of ``workbench.cost`` to plotly figures, no widgets; ``costs_summary`` says in words what the
-first figure shows. Methods and repairs are in figures/methods.py.
+first figure shows. Methods and repairs are in figures/methods.py, KL against bits in figures/kl_curve.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
+from workbench.cost.row_costs import told_apart
+from workbench.cost.sensitivities import outliers_of
 from workbench.report.figures import error_bars
 from workbench.sources.kinds import order_of
 from workbench.surveys.places import Places
-from workbench.text import NONE, amount, bracketed, counted, listed, percent
+from workbench.text import NONE, amount, bracketed, counted, listed, percent, short
+from workbench.text import nats as kl_text
 
 if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
@@ -33,45 +36,48 @@ def nats(value: float) -> str:
 
 
 def quantized(costs: Iterable[Cost]) -> list[Cost]:
-    """The costs of 4-bit formats, the least weight error first."""
-    return sorted((cost for cost in costs if cost.spec is not None), key=lambda cost: cost.relative_rmse)
+    """The costs of formats, the least divergence first; what is no number comes last."""
+    measured = [cost for cost in costs if cost.spec is not None]
+    return sorted(measured, key=lambda cost: (not math.isfinite(cost.kl), cost.kl))
 
 
 def disagreements(costs: Iterable[Cost]) -> list[tuple[Cost, Cost]]:
-    """Pairs of which the first has less weight error and yet costs more loss, by more than both intervals."""
+    """Pairs of which the first has less weight error and yet diverges more, beyond the paired interval of the difference."""
     ordered = quantized(costs)
     return [
-        (better, worse)
+        (worse, better)
         for i, better in enumerate(ordered)
         for worse in ordered[i + 1 :]
-        if better.relative_rmse < worse.relative_rmse and better.increase_interval[0] > worse.increase_interval[1]
+        if worse.relative_rmse < better.relative_rmse and told_apart(worse.rows.further(better.rows))
     ]
 
 
 def format_costs_figure(costs: Iterable[Cost]) -> Figure:
-    """On the left what each format adds to the loss, with its 95 % interval; on the right the weights' own relative RMSE.
+    """On the left each format's KL divergence from 16 bits, with its 95 % interval; on the right the weights' relative RMSE.
 
-    The least weight error stands at the top: where the bars on the left do not grow downwards too, the two disagree. A format
-    that costs more than one further down, by more than both intervals, is hatched.
+    The least divergence stands at the top: where the bars on the right do not grow downwards too, the two disagree. A format
+    that diverges more than one that errs more on the weights, beyond the paired interval, is hatched.
     """
     ordered = quantized(costs)
     names = [_label(cost.name) for cost in ordered]
-    increases = np.array([cost.increase for cost in ordered], float)
-    low, high = (np.array([cost.increase_interval[i] for cost in ordered], float) for i in (0, 1))
-    hatched = {better.name for better, _ in disagreements(ordered)}
+    kls = np.array([cost.kl for cost in ordered], float)
+    low, high = (np.array([cost.kl_interval[i] for cost in ordered], float) for i in (0, 1))
+    hatched = {worse.name for worse, _ in disagreements(ordered)}
     hover = [
         f"{escaped(cost.name)}<br>{cost.bits_per_weight:.4g} bits per weight<br>"
-        f"loss {cost.loss:.4f}, {nats(cost.increase)}<br>"
+        f"KL {kl_text(cost.kl)}, 95 % interval {kl_text(cost.kl_interval[0])} to {kl_text(cost.kl_interval[1])}<br>"
+        f"most likely token flips: {percent(cost.flips)}<br>"
+        f"loss {cost.loss:.4f}, {nats(cost.increase)}, "
         f"95 % interval {nats(cost.increase_interval[0])} to {nats(cost.increase_interval[1])}<br>"
-        f"perplexity {cost.perplexity:.3f}<br>weights' relative RMSE {percent(cost.relative_rmse)}"
+        f"weights' relative RMSE {percent(cost.relative_rmse)}"
         for cost in ordered
     ]
     data = [
         {
-            "type": "bar", "orientation": "h", "y": names, "x": increases, "name": "added loss", "hovertext": hover,
+            "type": "bar", "orientation": "h", "y": names, "x": kls, "name": "KL divergence", "hovertext": hover,
             "hoverinfo": "text",
             "error_x": {
-                "type": "data", "symmetric": False, "array": high - increases, "arrayminus": increases - low, "thickness": 1.5,
+                "type": "data", "symmetric": False, "array": high - kls, "arrayminus": kls - low, "thickness": 1.5,
                 "width": 5, "color": REFERENCE,
             },
             "marker": {
@@ -89,7 +95,7 @@ def format_costs_figure(costs: Iterable[Cost]) -> Figure:
     y = {"autorange": "reversed", "type": "category", "categoryorder": "array", "categoryarray": names}
     layout = {
         "showlegend": False, "bargap": 0.35, "uirevision": f"costs {names}", "margin": {"l": 120, "r": 20, "t": 6, "b": 36},
-        "xaxis": {"title": {"text": "added loss, nats a token"}, "domain": [0, 0.56], "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "KL divergence from 16 bits, nats a token"}, "domain": [0, 0.56], "rangemode": "tozero"},
         "xaxis2": {
             "title": {"text": "weights' relative RMSE"}, "domain": [0.64, 1], "anchor": "y2", "tickformat": ".0%",
             "range": [0, 1.3 * widest],
@@ -120,8 +126,9 @@ def output_errors_figure(rows: Iterable[ModuleCost], selected: str = "") -> Figu
                 "type": "scatter", "mode": "lines+markers", "name": escaped(kind), "customdata": [row.name for row in of],
                 "x": np.array([row.layer for row in of], np.int32), "y": np.array([row.output_error for row in of], float),
                 "hovertext": [
-                    f"{escaped(row.name)}<br>output error {percent(row.output_error)}<br>"
-                    f"weights' relative RMSE {percent(row.relative_rmse)}"
+                    f"{escaped(row.name)}<br>adds {kl_text(row.share)} to the KL<br>"
+                    f"output error {percent(row.output_error)}<br>"
+                    f"weights' relative RMSE {percent(row.relative_rmse)}<br>outlier channels: {outliers_of(row.channels, 4)}"
                     for row in of
                 ],
                 "hoverinfo": "text", "line": {"width": 1.5},
@@ -173,78 +180,93 @@ def format_cost(value: float, field: str) -> str:
     """Such a value as text."""
     if field in ("output_error", "relative_rmse"):
         return percent(value)
-    return amount(value) if field == "saved_bytes" else nats(value)
+    return amount(value) if field == "saved_bytes" else nats(value) if field == "loss_share" else kl_text(value)
 
 
 def _all_of(row: ModuleCost) -> str:
     """What is known of a module, for hovering over it."""
-    return "; ".join(f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items())
+    known = [f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items()]
+    return "; ".join([*known, f"Outlier channels: {outliers_of(row.channels, 4)}"])
 
 
-def memory_curve_figure(mix: Mix) -> Figure:
-    """Added loss against the weights' megabytes: the predicted curve from all in 4 bits to all in 16, and the mix on it.
+def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:
+    """KL divergence from 16 bits against the weights' megabytes: the predicted curve from all in 4 bits to all in 16.
 
-    The loss in 16 bits, from which losses count, and that of all in 4 bits are measured; between them the curve is predicted.
+    On it stands the mix, and ``beside`` it another. The KL of all in 4 bits is measured; between the ends it is predicted.
     """
-    curve, base = mix.curve, mix.all_16bit.predicted_loss
-    four = mix.all_4bit.predicted_loss - base
+    curve, four = mix.curve, mix.in_4_bits
     hover = [
-        f"{amount(point.nbytes)}, {counted(len(point.modules), 'module')} in 16 bits<br>"
-        f"predicted {nats(point.predicted_loss - base)}"
+        f"{amount(point.nbytes)}, {counted(len(point.modules), 'module')} in 16 bits<br>predicted {kl_text(point.predicted_kl)}"
         for point in curve
     ]
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "predicted, module after module", "hovertext": hover,
             "hoverinfo": "text", "x": np.array([point.nbytes / 1e6 for point in curve]),
-            "y": np.array([point.predicted_loss - base for point in curve]),
+            "y": np.array([point.predicted_kl for point in curve]),
             "line": {"shape": "hv", "width": 2, "color": BLUE},
         },
-        _point("all in 4 bits, measured", mix.all_4bit.nbytes, four, "square", REFERENCE, "right"),
-        _point("all in 16 bits, measured", mix.all_16bit.nbytes, 0.0, "circle", REFERENCE, "left"),
-        _point("this mix, predicted", mix.nbytes, mix.predicted_loss - base, "diamond-open", CHOSEN, "right"),
+        _point("all in 4 bits, measured", mix.all_4bit.nbytes, four.kl, "square", REFERENCE, "right", four.kl_interval),
+        _point("all in 16 bits", mix.sensitivity.job.nbytes_16bit, 0.0, "circle", REFERENCE, "left"),
+        _point("this mix, predicted", mix.nbytes, mix.predicted_kl, "diamond-open", CHOSEN, "right"),
     ]  # fmt: skip
-    if mix.measured_loss is not None:
-        data.append(_point("this mix, measured", mix.nbytes, mix.measured_loss - base, "diamond", CHOSEN, "left"))
+    if mix.measured is not None:
+        data.append(
+            _point("this mix, measured", mix.nbytes, mix.measured.kl, "diamond", CHOSEN, "left", mix.measured.kl_interval)
+        )
+    if beside is not None:
+        name, known = f"as {escaped(short(beside.like))}", beside.measured
+        if known is None:
+            data.append(_point(f"{name}, predicted", beside.nbytes, beside.predicted_kl, "x-open", REFERENCE, "right"))
+        else:
+            data.append(_point(f"{name}, measured", beside.nbytes, known.kl, "x", REFERENCE, "right", known.kl_interval))
     layout = {
         "uirevision": "mix", "showlegend": False, "margin": {"l": 60, "r": 20, "t": 8, "b": 36},
         "xaxis": {"title": {"text": "MB of all weights"}},
-        "yaxis": {"title": {"text": "added loss, nats a token; line: predicted"}},
+        "yaxis": {"title": {"text": "KL, nats a token; line: predicted"}, "rangemode": "tozero"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
 
-def _point(name: str, nbytes: float, loss: float, symbol: str, colour: str, side: str) -> dict[str, Any]:
-    """A mark with its name on one side of it."""
+def _point(
+    name: str, nbytes: float, kl: float, symbol: str, colour: str, side: str, interval: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """A mark with its name on one side of it, and its interval where it is measured."""
+    bars = {}
+    if interval is not None:
+        ends = {"array": np.array([interval[1] - kl]), "arrayminus": np.array([kl - interval[0]])}
+        bars = {"error_y": {"type": "data", "symmetric": False, "thickness": 1.5, "width": 5, "color": colour, **ends}}
     return {
         "type": "scatter", "mode": "markers+text", "name": name, "text": [f"  {name}  "],
-        "textposition": f"middle {side}", "x": np.array([nbytes / 1e6]), "y": np.array([loss]),
+        "textposition": f"middle {side}", "x": np.array([nbytes / 1e6]), "y": np.array([kl]),
         "marker": {"symbol": symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
-        "hovertemplate": f"{name}<br>%{{x:.2f}} MB<br>%{{y:+.4f}} nats<extra></extra>",
+        "hovertemplate": f"{name}<br>%{{x:.2f}} MB<br>%{{y:.4f}} nats<extra></extra>", **bars,
     }  # fmt: skip
 
 
 def costs_summary(costs: Iterable[Cost]) -> str:
-    """What the bars show, in two sentences: the cheapest formats, and where loss and weight error disagree.
+    """What the bars show, in two sentences: the formats that diverge least, and where divergence and weight error disagree.
 
     >>> import widgets
     >>> widgets.costs_summary([])
     'No format has been measured yet.'
     """
-    ordered = sorted(quantized(costs), key=lambda cost: cost.increase)
+    ordered = quantized(costs)
     if not ordered:
         return "No format has been measured yet."
     least, pairs = ordered[0], disagreements(ordered)
-    beside = [bracketed(cost.name) for cost in ordered[1:] if cost.increase_interval[0] <= least.increase_interval[1]]
-    text = f"Least is added by {bracketed(least.name)}, {nats(least.increase)} nats a token"
-    text += f"; within the intervals of it: {listed(beside)}." if beside else "."
+    beside = [bracketed(cost.name) for cost in ordered[1:] if not told_apart(cost.rows.further(least.rows))]
+    text = (
+        f"{bracketed(least.name)} diverges least, by {kl_text(least.kl)} nats a token; it flips {percent(least.flips)} of them"
+    )
+    text += f". Not told apart from it: {listed(beside)}." if beside else "."
     if not pairs:
-        return f"{text} Nowhere do weight error and loss order two formats differently, beyond the intervals."
-    better, worse = max(pairs, key=lambda pair: pair[0].increase - pair[1].increase)
+        return f"{text} Nowhere do weight error and divergence order two formats differently, beyond the intervals."
+    worse, better = max(pairs, key=lambda pair: pair[0].kl - pair[1].kl)
     here = f"{counted(len(pairs), 'pair')}, most of all here" if len(pairs) > 1 else "1 pair"
     return (
-        f"{text} Weight error and loss disagree ({here}): "
-        f"{bracketed(better.name)} errs less on the weights than {bracketed(worse.name)} "
-        f"({percent(better.relative_rmse)} against {percent(worse.relative_rmse)}) "
-        f"and costs more ({nats(better.increase)} against {nats(worse.increase)})."
+        f"{text} Weight error and divergence disagree ({here}): "
+        f"{bracketed(worse.name)} errs less on the weights than {bracketed(better.name)} "
+        f"({percent(worse.relative_rmse)} against {percent(better.relative_rmse)}) "
+        f"and diverges more ({kl_text(worse.kl)} against {kl_text(better.kl)})."
     )

@@ -17,6 +17,7 @@ from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
+from workbench.cost.methods import kl_and_interval
 from workbench.memory.ledger import GROUPS
 from workbench.sources.kinds import order_of
 from workbench.surveys.places import Places
@@ -33,16 +34,17 @@ _COLOURS = {"full": SKY, "lora": VERMILION, "qlora": GREEN}  # on a light page a
 def methods_table(results: Iterable[MethodResult]) -> str:
     """A line a method: held-out loss, time, memory, what was trained and what is left on disk. All measured, one seed."""
     head = [
-        "method", "held-out loss before", "after", "a step (median)", "in all", "tensors in memory", "whole process, at most",
-        "trained", "left on disk", "",
+        "method", "KL from 16 bits before (95 %)", "flips", "held-out loss before", "after", "a step (median)", "in all",
+        "tensors in memory", "whole process, at most", "trained", "left on disk", "",
     ]  # fmt: skip
-    return table(head, [_line(result) for result in results], "Methods compared", numbers=range(1, 9))
+    return table(head, [_line(result) for result in results], "Methods compared", numbers=range(1, 11))
 
 
 def _line(result: MethodResult) -> tuple[str, ...]:
     before, after = (NONE if loss is None else f"{loss:.4f}" for loss in (result.loss_before, result.loss_after))
     return (
-        TITLES[result.method], before, after,
+        TITLES[result.method], kl_and_interval(result),
+        NONE if result.flips_before is None else percent(result.flips_before), before, after,
         NONE if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s", f"{result.seconds:.1f} s",
         known_memory_size(result.tensor_bytes), known_memory_size(result.peak_bytes),
         f"{result.trained:,} ({percent(result.share)})", known_amount(result.saved_bytes),

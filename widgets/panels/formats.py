@@ -32,9 +32,9 @@ _WHY = """\
 Every format at every block size it has: how far its weights are from the original (relative RMSE) against what it stores for \
 a weight. Marks on the grey step are on the front: nothing beats them at as many bits. Formats chosen above have their colours.
 
-The table is a duel at equal bits: formats differ in bits per weight, so each enters with the configuration that uses most of \
-the bits allowed: codes, scales, zero points and second-level scales counted, as a large tensor has them; the table says what \
-these weights take. Bars: relative RMSE."""
+The table is a duel at equal bits: formats differ in bits per weight, so each enters with the block size and scales that err \
+least within the bits allowed. Codes, scales, zero points and second-level scales are counted, as a large tensor has them; the \
+table says what these weights take. Bars: relative RMSE."""
 
 MOST = 1 << 20
 """Weights of a tensor that are compared whole; of a larger one a sample is compared, and the view says so."""

@@ -7,7 +7,7 @@ Covers their arguments and what they print, as text or, with ``--json``, as one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +24,26 @@ from workbench.cli.options import (
     specs_of,
     usage,
 )
-from workbench.text import NONE, amount, number, percent, printable, short
+from workbench.text import NONE, amount, nats, number, percent, printable, short
 
 if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
-    from workbench.cost.measurements import Interval
+    from workbench.cost.row_costs import Interval
     from workbench.cost.sensitivities import ModuleCost, Sensitivity
     from workbench.memory.gpus import Gpu
+
+
+_BETWEEN = len("+0.0000 to +0.0000")
 
 
 def _held_out(command: Callable[..., None]) -> Callable[..., None]:
     """The options on the rows that are measured, and where the measurements are kept."""
     for option in (
-        click.option("--data", metavar="DATA", help="A file, folder or OWNER/NAME with a column text.  [default: builtin]"),
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="bible, wordnet, or a file, folder or OWNER/NAME with a column text.  [default: builtin]",
+        ),
         click.option("--max-rows", type=click.IntRange(1), help="Held-out rows that are measured.  [default: 64]"),
         click.option("--max-length", type=click.IntRange(2), help="Tokens of a row.  [default: 512]"),
         click.option(
@@ -68,7 +75,7 @@ def _format(command: Callable[..., None]) -> Callable[..., None]:
     default="no",
     help="Quantize the scales of --formats.",
 )
-@click.option("--equal-bits", type=float, metavar="BITS", help="Each format's largest configuration of at most so many bits.")
+@click.option("--equal-bits", type=float, metavar="BITS", help="Each format's best configuration of at most so many bits.")
 @_held_out
 @revision_option
 @json_option
@@ -76,10 +83,11 @@ def cost(
     model: str, formats: list[str], double_quant: str, equal_bits: float | None, data: str | None, max_rows: int | None,
     max_length: int | None, folder: Path | None, revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure MODEL's held-out loss in 16 bits and in 4-bit formats.
+    """Measure how far 4-bit formats take MODEL from itself in 16 bits.
 
-    The weights are quantized and dequantized, and the loss is taken on the CPU or a GPU, in a process of its own. Lines come as
-    they are measured. Intervals are of 95 %, by bootstrap over held-out batches; those of increases are paired.
+    KL divergence of the next-token distributions on held-out rows, in nats a token; the share of tokens before which the most
+    likely one flips; and the loss. The weights are quantized and dequantized, on the CPU or a GPU, in a process of its own.
+    Lines come as they are measured; ranks follow at the end. Intervals are of 95 %, by bootstrap over held-out rows.
     """
     from workbench.cost.evaluation import USUAL, evaluate
 
@@ -91,31 +99,35 @@ def cost(
         progress=on_terminal(),
     )  # fmt: skip
     if as_json:
-        _print_json(model=source.name, rows=[_plain(row) for row in ev])
+        _print_json(model=source.name, text=ev.text, rows=[_plain(row) | {"rank": ev.ranks.get(row.name)} for row in ev])
         return
     _print_lines(
-        (
-            "specification",
-            "bits per weight",
-            "size",
-            "loss",
-            "perplexity",
-            "increase",
-            "95 % of it".rjust(len("+0.0000 to +0.0000")),
-            "relative RMSE",
-        ),
+        ("specification", "bits per weight", "size", "KL", "95 % of it".rjust(_BETWEEN), "flips", "loss", "increase",
+         "95 % of it".rjust(_BETWEEN), "relative RMSE"),
         (_cost_line(row) for row in ev),
         first=max(len(row) for row in (*(spec.title for spec in ev.specs), "specification")),
-    )
+    )  # fmt: skip
+    click.echo(f"\nOn {printable(ev.text)}. By KL, where an interval tells them apart:")
+    for rank, names in _places(ev.ranks).items():
+        click.echo(f"{rank:4}  {', '.join(names)}")
+
+
+def _places(ranks: Mapping[str, int]) -> dict[int, list[str]]:
+    """Rank → the formats that share it, in rising order."""
+    found: dict[int, list[str]] = {}
+    for name, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        found.setdefault(rank, []).append(name)
+    return found
 
 
 def _cost_line(row: Cost) -> tuple[str, ...]:
     if row.spec is None:
-        measured: tuple[str, ...] = (NONE, NONE, NONE)
+        kl: tuple[str, ...] = (NONE, NONE, NONE)
+        added: tuple[str, ...] = (NONE, NONE, NONE)
     else:
-        measured = (_nats(row.increase), _between(row.increase_interval), percent(row.relative_rmse))
-    size = amount(row.nbytes)
-    return row.name, f"{row.bits_per_weight:.4f}", size, _loss(row.loss), number(row.perplexity, ".2f"), *measured
+        kl = (nats(row.kl), _kl_between(row.kl_interval), percent(row.flips))
+        added = (_nats(row.increase), _between(row.increase_interval), percent(row.relative_rmse))
+    return row.name, f"{row.bits_per_weight:.4f}", amount(row.nbytes), *kl, _loss(row.loss), *added
 
 
 @click.command("sensitivity")
@@ -129,57 +141,72 @@ def sensitivity(
     model: str, form: str, block_size: int | None, double_quant: bool | None, data: str | None, max_rows: int | None,
     max_length: int | None, folder: Path | None, worst: int, revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure what each module of MODEL costs: quantized alone, and all but it.
+    """Measure what each module of MODEL costs in KL divergence from 16 bits: quantized alone, and all but it.
 
-    Two losses a module, so that it takes a while: with --folder it goes on where it was broken off.
+    Two passes over the held-out rows a module, so that it takes a while: with --folder it goes on where it was broken off.
     """
+    from workbench.cost.sensitivities import module_line
+
     sens = _sensitivity(model, form, block_size, double_quant, data, max_rows, max_length, folder, revision)
     if as_json:
         _print_json(
-            model=sens.job.source.name, spec=sens.spec.to_dict(), loss_16bit=sens.loss_16bit, loss_4bit=sens.loss_4bit,
-            rows=[_plain(row) | {"share": row.share, "saved_bytes": row.saved_bytes} for row in sens.rows],
+            model=sens.job.source.name, text=sens.text, spec=sens.spec.to_dict(), kl=sens.quantized and sens.quantized.kl,
+            loss_16bit=sens.loss_16bit, loss_4bit=sens.loss_4bit, rows=[module_line(row) for row in sens.rows],
         )  # fmt: skip
         return
     click.echo(f"{_about(sens)}; the {min(worst, len(sens))} costliest of {len(sens):,} modules")
     rows = sorted(sens.rows, key=lambda row: -row.share)[:worst]
     _print_lines(
-        ("module", "alone", "gained by leaving it out", "a MB", "output error", "relative RMSE", "saved"),
+        ("module", "KL alone", "gained by leaving it out", "95 % of their mean".rjust(_BETWEEN), "a MB", "output error",
+         "relative RMSE", "outlier channels".rjust(24), "saved"),
         map(_module_line, rows),
         first=max((len(short(row.name)) for row in rows), default=0),
-    )
+    )  # fmt: skip
 
 
 def _module_line(row: ModuleCost) -> tuple[str, ...]:
-    per_mb = _nats(row.share / (row.saved_bytes / 1e6))
-    errors = percent(row.output_error), percent(row.relative_rmse)
-    return short(row.name), _nats(row.increase_only), _nats(row.decrease_all_but), per_mb, *errors, amount(row.saved_bytes)
+    from workbench.cost.sensitivities import outliers_of
+
+    per_mb = nats(row.share / (row.saved_bytes / 1e6))
+    errors = percent(row.output_error), percent(row.relative_rmse), outliers_of(row.channels)
+    return (
+        short(row.name),
+        nats(row.kl_only),
+        nats(row.kl_gain),
+        _kl_between(row.share_interval),
+        per_mb,
+        *errors,
+        amount(row.saved_bytes),
+    )
 
 
 @click.command("mix")
 @model_argument
 @click.option("--budget-mb", type=float, metavar="MB", help="Megabytes (of a million bytes) that all weights may take.")
 @gpu_option("Or what the forecast of training leaves of this GPU, such as T4 or 'A100 40 GB'.")
-@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure the mix's loss too.")
+@click.option("--like", metavar="MODEL", help="Or the modules that this checkpoint's configuration leaves out of 4 bits.")
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure the mix too.")
 @click.option("--code", is_flag=True, help="Print only the Python that loads the model so, with its BitsAndBytesConfig.")
 @_format
 @_held_out
 @revision_option
 @json_option
 def mix(
-    model: str, budget_mb: float | None, gpu: Gpu | None, measure: bool, code: bool, form: str, block_size: int | None,
-    double_quant: bool | None, data: str | None, max_rows: int | None, max_length: int | None, folder: Path | None,
-    revision: str | None, as_json: bool,
+    model: str, budget_mb: float | None, gpu: Gpu | None, like: str | None, measure: bool, code: bool, form: str,
+    block_size: int | None, double_quant: bool | None, data: str | None, max_rows: int | None, max_length: int | None,
+    folder: Path | None, revision: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Choose which modules of MODEL to leave in 16 bits, by measured loss per megabyte.
+    """Choose which modules of MODEL to leave in 16 bits, by measured KL divergence per megabyte.
 
-    Measures the modules' sensitivities first, or takes them from --folder. Prints the names for llm_int8_skip_modules.
+    Measures the modules' sensitivities first, or takes them from --folder. Every second held-out row is chosen by, and figures
+    are of the others. Prints the names for llm_int8_skip_modules.
     """
     from workbench.cost.mixing import mix as mixed
 
-    if (budget_mb is None) == (gpu is None):
-        raise click.UsageError("Give --budget-mb or --gpu.")
+    if sum(value is not None for value in (budget_mb, gpu, like)) != 1:
+        raise click.UsageError("Give --budget-mb or --gpu, or --like.")
     sens = _sensitivity(model, form, block_size, double_quant, data, max_rows, max_length, folder, revision)
-    found = mixed(sens, None if budget_mb is None else int(budget_mb * 1e6), gpu=gpu)
+    found = mixed(sens, None if budget_mb is None else int(budget_mb * 1e6), gpu=gpu, like=like)
     if code:
         click.echo(found.as_code())
         return
@@ -188,23 +215,22 @@ def mix(
     names = sens.names_for(found.modules_left_out)
     if as_json:
         points = [dataclasses.asdict(point) for point in found.curve]
+        four, sixteen, chosen = found.in_4_bits, found.in_16_bits, found.measured
+        interval = None if chosen is None else chosen.kl_interval
+        flips = None if chosen is None else chosen.flips
         _print_json(
-            model=sens.job.source.name, spec=sens.spec.to_dict(), nbytes=found.nbytes, llm_int8_skip_modules=names,
-            modules_left_out=found.modules_left_out, predicted_loss=found.predicted_loss, measured_loss=found.measured_loss,
-            loss_16bit=sens.loss_16bit, loss_4bit=sens.loss_4bit, curve=points,
+            model=sens.job.source.name, text=sens.text, spec=sens.spec.to_dict(), nbytes=found.nbytes,
+            llm_int8_skip_modules=names, modules_left_out=found.modules_left_out, rows_chosen_by=found.rows[0],
+            rows_reported=found.rows[1], predicted_kl=found.predicted_kl, measured_kl=found.measured_kl,
+            measured_kl_interval=interval, measured_flips=flips, measured_loss=found.measured_loss, kl_4bit=four.kl,
+            loss_4bit=four.loss, loss_16bit=sixteen.loss, curve=points,
         )  # fmt: skip
         return
     click.echo(_about(sens))
-    low, high = found.all_4bit, found.all_16bit
-    three: list[tuple[str, int, float, float | None]]
-    three = [("all in 4 bits", low.nbytes, low.predicted_loss, low.predicted_loss)]
-    three.append(("this mix", found.nbytes, found.predicted_loss, found.measured_loss))
-    three.append(("all in 16 bits", high.nbytes, high.predicted_loss, high.predicted_loss))
-    _print_lines(
-        ("", "size", "loss predicted", "loss measured"),
-        ((name, amount(size), _loss(predicted), _loss(loss)) for name, size, predicted, loss in three),
-        first=len("all in 16 bits"),
-    )
+    lines = [{name: cell for name, cell in line.items() if name} for line in found.lines()]
+    head = ("", *list(lines[0])[1:])
+    _print_lines(head, (tuple(line.values()) for line in lines), first=len("all in 16 bits"))
+    click.echo(f"Chosen by {found.rows[0]} held-out rows; all figures are of {found.rows[1]} others.")
     click.echo(f"\nLeft in 16 bits ({len(found.modules_left_out)} of {len(sens)} modules), as llm_int8_skip_modules:")
     for name in names:
         click.echo(f"  {printable(name)}")
@@ -228,8 +254,10 @@ def _sensitivity(
 
 
 def _about(sens: Sensitivity) -> str:
-    losses = f"loss {sens.loss_16bit:.4f} in 16 bits, {sens.loss_4bit:.4f} quantized"
-    return f"{short(sens.job.source.name)} to {sens.spec.title}: {losses}"
+    whole = sens.quantized
+    measured = "" if whole is None else f"KL {nats(whole.kl)}, {percent(whole.flips)} of tokens flip, loss {_loss(whole.loss)}"
+    head = f"{short(sens.job.source.name)} to {sens.spec.title}: {measured} (16 bits: {_loss(sens.loss_16bit)})"
+    return f"{head}, on {short(sens.text)}"
 
 
 def _loss(value: float | None) -> str:
@@ -238,6 +266,10 @@ def _loss(value: float | None) -> str:
 
 def _nats(value: float) -> str:
     return number(value, "+.4f")
+
+
+def _kl_between(interval: Interval) -> str:
+    return f"{nats(interval[0])} to {nats(interval[1])}"
 
 
 def _between(interval: Interval) -> str:

@@ -38,7 +38,6 @@ from workbench.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from workbench.memory.gpus import Gpu
-    from workbench.quant.spec import QuantSpec
     from workbench.sources import Source
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # what a shell reports for a process that SIGINT or SIGPIPE ended
@@ -154,13 +153,14 @@ def _survey(
     from workbench.atomic import replacing_for_user
     from workbench.cli import text
     from workbench.report import write_report
+    from workbench.surveys.duel import entrants
     from workbench.surveys.survey import survey
 
     files = {option: path for option, path in (("--csv", csv), ("--parquet", parquet), ("--html", html)) if path is not None}
     _check_targets(files)
     with usage():
         specs = specs_of(formats, block_sizes, scale_dtype, double_quant)
-        _contenders(bits, [])
+        entrants(bits)
     source = opened(model, revision)
     surveyed = survey(source, specs, _names(source, patterns), progress=on_terminal()).run()
     for path, write in ((csv, surveyed.to_csv), (parquet, surveyed.to_parquet)):
@@ -196,15 +196,15 @@ def _duel(
 ) -> None:
     """Set the formats against each other at equal bits per weight on MODEL.
 
-    Each takes part in its largest configuration of at most --bits bits per weight, scales and zero points counted.
+    Each takes part in its configuration of least error and at most --bits bits per weight, scales and zero points counted.
     """
     from workbench.cli import text
-    from workbench.surveys.duel import duel
+    from workbench.surveys.duel import duel, entrants
 
     with usage():
-        candidates = _contenders(bits, formats)
+        entrants(bits, formats or None)
     source = opened(model, revision)
-    found = duel(source, bits, candidates, tensors=_names(source, patterns), progress=on_terminal())
+    found = duel(source, bits, formats or None, tensors=_names(source, patterns), progress=on_terminal())
     click.echo(text.duel_json(found, by) if as_json else text.duel_text(found, by))
 
 
@@ -306,14 +306,6 @@ def _formats(as_json: bool) -> None:
     from workbench.cli import text
 
     click.echo(text.formats_json() if as_json else text.formats_text())
-
-
-def _contenders(bits: float, formats: list[str]) -> tuple[QuantSpec, ...]:
-    from workbench.surveys.duel import configurations, largest
-
-    candidates = configurations(formats or None)
-    largest(bits, candidates)
-    return candidates
 
 
 def _names(source: Source, patterns: tuple[str, ...]) -> list[str] | None:

@@ -181,7 +181,8 @@ def _trade(duel: Duel, spec: QuantSpec) -> str:
     trade = duel.trades.get(spec.format)
     if trade is None:
         return "–"
-    return f"−{trade.bits_saved:.4f} bits, −{amount(trade.bytes_saved)}, {trade.error_added:+.3%} error"
+    of = trade.plain.spec.title.removeprefix(f"{spec.definition.title}, ")
+    return f"{of}: −{trade.bits_saved:.4f} bits, −{amount(trade.bytes_saved)}, {trade.error_added:+.3%} error"
 
 
 def duel_json(duel: Duel, by: str | None) -> str:

@@ -13,9 +13,6 @@ from typing import Any
 
 from workbench.quant.spec import QuantSpec
 
-EIGHT = QuantSpec("int8")
-"""The specification of a module that a mix holds in 8 bits."""
-
 
 @dataclass(frozen=True)
 class Assignment:
@@ -27,21 +24,13 @@ class Assignment:
     """The modules that are quantized; None: every one that a QLoRA load quantizes, but those in ``but``."""
     but: tuple[str, ...] = ()
     """Exceptions, which stay in 16 bits."""
-    eight: tuple[str, ...] = ()
-    """Modules of ``but`` that are in 8 bits instead."""
 
     def assigned(self, modules: Iterable[str]) -> dict[str, QuantSpec]:
         """Of a model's quantizable ``modules`` those that are quantized here, each with its specification."""
         if self.spec is None:
             return {}
-        left, only, eight = set(self.but), None if self.only is None else set(self.only), set(self.eight)
-        found = {}
-        for module in modules:
-            if module in eight:
-                found[module] = EIGHT
-            elif module not in left and (only is None or module in only):
-                found[module] = self.spec
-        return found
+        left, only = set(self.but), None if self.only is None else set(self.only)
+        return {module: self.spec for module in modules if module not in left and (only is None or module in only)}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; ``from_dict`` reads it back."""
@@ -49,7 +38,6 @@ class Assignment:
             "spec": self.spec and self.spec.to_dict(),
             "only": None if self.only is None else sorted(self.only),
             "but": sorted(self.but),
-            "eight": sorted(self.eight),
         }
 
     @classmethod
@@ -60,7 +48,6 @@ class Assignment:
             None if spec is None else QuantSpec(**spec),
             None if only is None else tuple(only),
             tuple(fields["but"]),
-            tuple(fields["eight"]),
         )
 
     @property

@@ -1,9 +1,10 @@
 """The measuring itself: weights replaced by what a format makes of them, and the losses and outputs that follow. Needs torch.
 
-Covers loading the model in 16 bits, replacing its linear layers' weights one at a time from the checkpoint, held-out losses
-batch by batch, and the outputs' errors in one forward pass. Memory: the model in 16 bits and, for the largest weight, some 16
-bytes a weight while it is quantized; besides, a batch's activations and logits. What is measured, and in which order, is
-decided elsewhere. On a CPU, or on a GPU where there is one [not yet run on a GPU].
+Covers loading the model in 16 bits, replacing its linear layers' weights one at a time from the checkpoint, losses and the
+divergence from 16 bits row by row, and in one forward pass the outputs' errors and the input channels that stand out. Memory:
+the model in 16 bits and, for the largest weight, some 16 bytes a weight while it is quantized; besides, a batch's activations
+and logits. What is kept of the model in 16 bits is ``divergence``'s. What is measured, and in which order, is decided
+elsewhere. On a CPU, or on a GPU where there is one [not yet run on a GPU].
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from workbench.cost.assignments import spec_key
+from workbench.cost.divergence import Reference, RowSums
 from workbench.cost.jobs import BATCH, Job
 from workbench.errors import DataError, ModelError
 from workbench.quant.quantize import quantize
@@ -34,9 +36,12 @@ from workbench.sources.tensor_info import TensorInfo
 from workbench.training import data
 from workbench.training.host import host_counters, mappings
 from workbench.training.worker.batches import Collator, summed_loss
+from workbench.training.worker.head import IGNORED
 
 CALIBRATION = 8
 """Rows that the outputs' errors are measured on."""
+STANDS_OUT, _MOST_CHANNELS = 5.0, 8
+"""From so many times the median channel's activations on a channel is named; at most so many in a module."""
 _AT_ONCE = 1 << 20
 _WARM, _NF4 = 64, QuantSpec("nf4")
 Emit = Callable[..., object]
@@ -46,7 +51,8 @@ Array = NDArray[Any]
 class Engine:
     """A model, its held-out batches, and what of it is quantized at the moment: nothing at first."""
 
-    def __init__(self, job: Job, emit: Emit) -> None:
+    def __init__(self, job: Job, emit: Emit, folder: Path | None = None) -> None:
+        """``folder``: where the states of the model in 16 bits lie while it works, if they are large."""
         self.job, self._emit = job, emit
         self._held: dict[str, QuantSpec] = {}
         self._emitted: set[tuple[str, str]] = set()
@@ -57,8 +63,12 @@ class Engine:
         rows = data.load(job.config, tokenizer, files, job.config.max_eval_rows).rows
         collator = Collator.of(tokenizer)
         # By length, so that little is padded: a third less to compute on the builtin rows.
-        ordered = sorted(rows, key=lambda row: len(row.input_ids))
-        self.batches = [collator.batch(ordered[at : at + BATCH]) for at in range(0, len(ordered), BATCH)]
+        self._order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids))
+        inside = [self._order[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        self.batches = [collator.batch([rows[row] for row in batch]) for batch in inside]
+        self.sums: dict[str, Any] = {}
+        """Of the last pass, by the names of ``RowSums``: sums of each row, in the order of the data."""
+        self._reference = Reference(self.batches, folder)
         self._calibration = collator.batch(rows[:CALIBRATION])
         self._class = _class_of(folder)
         self._dtype = _dtype(job)
@@ -70,8 +80,8 @@ class Engine:
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens that bear a loss, batch by batch."""
-        return [int((batch["labels"][:, 1:] != -100).sum()) for batch in self.batches]
+        """Tokens that bear a loss, row by row."""
+        return self._by_row([(batch["labels"][:, 1:] != IGNORED).sum(1).tolist() for batch in self.batches])
 
     @property
     def digest(self) -> str:
@@ -142,14 +152,31 @@ class Engine:
                     error, signal = error + float(np.sum((value[rows] - exact) ** 2)), signal + float(np.sum(exact**2))
             self._emit("weights", module=name, spec=key[1], error=error, signal=signal)
 
-    def losses(self) -> Iterator[float]:
-        """Nats of each batch, summed over its tokens."""
-        for batch in self.batches:
-            with torch.inference_mode():
-                yield summed_loss(self.model, batch)[0]
+    def passed(self, reference: bool) -> Iterator[int]:
+        """Passes the batches through the model as it is, counting them; then ``sums`` are those of this pass.
+
+        ``reference``: it is the one that the later ones are held against.
+        """
+        found: list[RowSums] = []
+        for sums in self._reference.take(self.model) if reference else self._reference.compare(self.model):
+            found.append(sums)
+            yield len(found)
+        self.sums = {
+            "losses": self._by_row([sums.loss.tolist() for sums in found]),
+            "kls": self._by_row([sums.kl.tolist() for sums in found]),
+            "flipped": self._by_row([sums.flips.tolist() for sums in found]),
+        }
+
+    def _by_row(self, of_batches: Sequence[Sequence[Any]]) -> list[Any]:
+        """Values of the rows in their batches → in the order of the data."""
+        values = [value for batch in of_batches for value in batch]
+        return [value for _, value in sorted(zip(self._order, values, strict=True), key=lambda pair: pair[0])]
 
     def outputs(self, specs: Sequence[QuantSpec]) -> None:
-        """Emits ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, x being its input in the 16-bit model, in one forward pass."""
+        """Emits ‖(W − Ŵ)x‖² and ‖Wx‖² of every module, and the channels of x that stand out, in one forward pass.
+
+        x is the module's input in the 16-bit model.
+        """
         self.assign({})
         mask = self._calibration["attention_mask"].bool()
         hooks = []
@@ -163,6 +190,7 @@ class Engine:
                 stored = self._stored(info)
                 exact = np.asarray(stored, np.float32)
                 signal = _norm(x, exact)
+                self._emit("channels", module=name, channels=_standing_out(x))
                 for spec in specs:
                     rounded = quantize(stored, spec).dequantize(_NUMPY[self._dtype]).astype(np.float32)
                     error = _norm(x, rounded - exact)
@@ -210,6 +238,14 @@ def _norm(x: torch.Tensor, weight: Array) -> float:
     """‖x · Wᵀ‖², summed in float64."""
     y = times(x, torch.from_numpy(weight).to(x.device))
     return float((y.double() ** 2).sum())
+
+
+def _standing_out(x: torch.Tensor) -> list[tuple[int, float]]:
+    """(tokens, in) → the channels whose root mean square is far above the median channel's, and by how many times."""
+    size = x.double().square().mean(0).sqrt()
+    times = size / size.median().clamp_min(torch.finfo(torch.float32).tiny)
+    most, where = times.topk(min(_MOST_CHANNELS, len(times)))
+    return [(int(i), float(n)) for n, i in zip(most, where, strict=True) if STANDS_OUT <= n < torch.inf]
 
 
 def _pieces(rows: int, width: int) -> Iterator[slice]:

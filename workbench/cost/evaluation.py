@@ -1,8 +1,13 @@
-"""The model's held-out loss in 16 bits and in each format: ``evaluate``, and ``Evaluation``, its rows and tables.
+"""How far each format takes the model from itself in 16 bits: ``evaluate``, and ``Evaluation``, its rows and tables.
 
-Covers which configurations are measured, at their own and at equal bits per weight, and what each row says. What is measured is
-the model with every weight that a QLoRA load quantizes put through the format and back (*fake-quantized*), held in 16 bits as
-the layers of a 4-bit model see it, and multiplied in float32. How it is measured: ``measurements`` and ``engine``.
+Covers which configurations are measured, at their own and at equal bits per weight, what each row says, and their ranks. What
+is measured is the model with every weight that a QLoRA load quantizes put through the format and back (*fake-quantized*), held
+in 16 bits as the layers of a 4-bit model see it, and multiplied in float32. How it is measured: ``measurements`` and
+``engine``.
+
+*KL divergence* from the model in 16 bits leads: it compares whole distributions of the next token, and so tells formats apart
+on few rows (``divergence`` has its formula). The loss looks at one token of each distribution. Some tokens become likelier by
+chance, so that on few rows its differences are mostly noise, and may even be below zero.
 """
 
 from __future__ import annotations
@@ -15,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
-from workbench.cost.measurements import Interval, Losses, Measurements, MemoryUse, Ratio
+from workbench.cost.measurements import Measurements, MemoryUse, Ratio
+from workbench.cost.row_costs import Interval, RowCosts, ranks
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_number
 from workbench.progress import Progress, reporting
@@ -23,9 +29,9 @@ from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
-from workbench.surveys.duel import configurations, largest
+from workbench.surveys.duel import duel
 from workbench.surveys.resumable import Unfolding
-from workbench.text import NONE, amount, number, percent
+from workbench.text import NONE, amount, nats, number, percent
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -43,7 +49,7 @@ IN_16_BITS = "16 bits"
 
 @dataclass(frozen=True, repr=False)
 class Cost(Record):
-    """The model in one format, measured on held-out rows. Losses are nats a token, over the tokens that bear a loss."""
+    """The model in one format, measured on held-out rows: means a token, over the tokens that bear a loss."""
 
     spec: QuantSpec | None
     """None: the model in 16 bits."""
@@ -53,28 +59,38 @@ class Cost(Record):
     """Stored bits of the quantized weights, scales and zero points counted; 16 for the model in 16 bits."""
     nbytes: int
     """Bytes of all the model's weights: the quantized ones, and the rest in 16 bits."""
+    kl: float
+    """KL divergence of its next-token distributions from those of the model in 16 bits, in nats."""
+    kl_interval: Interval
+    """The 95 % interval of ``kl`` by bootstrap over held-out rows; NaN with a single row."""
+    flips: float
+    """The share of tokens before which it holds another token for the most likely than the model in 16 bits does."""
+    flips_interval: Interval
     loss: float
+    """Cross-entropy in nats."""
     perplexity: float
     """exp(loss)."""
     interval: Interval
-    """The loss's 95 % interval by bootstrap over held-out batches; NaN with a single batch."""
-    batch_losses: tuple[float, ...]
-    """The loss of each held-out batch; the same batches in every row."""
+    """That of ``loss``."""
     increase: float
     """loss − the loss in 16 bits."""
     increase_interval: Interval
-    """Its 95 % interval, paired: both models on the same batches. Far narrower than ``interval``."""
+    """Its 95 % interval, paired: both models on the same rows. Far narrower than ``interval``."""
     relative_rmse: float
     """The error of the weights themselves, ‖W − Ŵ‖ / ‖W‖ over all quantized weights; 0 in 16 bits."""
+    rows: RowCosts
+    """What all means are taken from: the sums of each held-out row."""
 
     def _line_(self) -> Line:
-        low, high = self.increase_interval
-        added = (
-            (NONE, NONE) if self.spec is None else (f"{self.increase:+.4f}", f"{number(low, '+.4f')} … {number(high, '+.4f')}")
+        low, high = self.kl_interval
+        measured = (
+            (NONE, NONE, NONE, NONE)
+            if self.spec is None
+            else (nats(self.kl), f"{nats(low)} … {nats(high)}", percent(self.flips), f"{self.increase:+.4f}")
         )
         return {
-            "model": self.name, "bits": f"{self.bits_per_weight:.4f}", "size": amount(self.nbytes),
-            "loss": number(self.loss, ".4f"), "added": added[0], "95 % interval": added[1],
+            "model": self.name, "bits": f"{self.bits_per_weight:.4f}", "size": amount(self.nbytes), "KL": measured[0],
+            "95 % interval": measured[1], "flips": measured[2], "loss": number(self.loss, ".4f"), "added": measured[3],
             "relative RMSE": percent(self.relative_rmse),
         }  # fmt: skip
 
@@ -92,13 +108,15 @@ def evaluate(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """What each format does to the model's held-out loss: an iterable of ``Cost`` as they finish, the model in 16 bits first.
+    """What each format does to the model's predictions: an iterable of ``Cost`` as they finish, the model in 16 bits first.
 
     ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
     specifications, or names of formats as they usually are. ``equal_bits``: True, or bits per weight: in place of each
-    specification its format's largest configuration of at most 4.5 (or so many) bits, as in ``duel``.
+    specification its format's configuration of at most 4.5 (or so many) bits whose weights err least, as in ``duel``, which
+    reads the model's weights once first.
 
-    ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for those that it names; or a file, a folder or
+    ``data``: None for the builtin dataset's held-out rows; ``"bible"`` or ``"wordnet"`` for text of the embedded model's own
+    training that was held out (``jobs.TEXTS``); a ``TrainConfig`` for the rows that it names; or a file, a folder or
     ``owner/name`` on the Hub with a column ``text``. ``max_length`` tokens of a row and ``max_rows`` rows are used, by default
     as many as ``TrainConfig`` has it (512 and 64).
 
@@ -119,7 +137,8 @@ def evaluate(
         raise FormatError(what, where="equal_bits", remedy=remedy)
     if equal_bits:
         bits = EQUAL_BITS if equal_bits is True else equal_bits
-        wanted = tuple(largest(bits, configurations(dict.fromkeys(spec.format for spec in wanted)))[0])
+        fought = duel(job.source, bits, dict.fromkeys(spec.format for spec in wanted), progress=progress, cancelled=cancelled)
+        wanted = tuple(score.spec for score in fought.contenders)
     return Evaluation(job, wanted, output_error, folder, progress, cancelled)
 
 
@@ -142,6 +161,22 @@ class Evaluation(Shown, Unfolding[Cost]):
         return self._job.source.name
 
     @property
+    def text(self) -> str:
+        """What was measured on, in words."""
+        return self._job.text
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of each finished format, by ``Cost.name``: its rank by KL divergence from 1, the least first.
+
+        Where two ranks differ, these rows tell the formats apart: the paired 95 % interval of the difference is above zero.
+        Formats in a chain of which each is not told apart from the next share a rank.
+        """
+        costs = [cost for cost in self.rows if cost.spec is not None]
+        found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
+        return {cost.name: rank for cost, rank in zip(costs, found, strict=True)}
+
+    @property
     def phase(self) -> str:
         """What the measuring process is doing: ``import``, ``load``, ``measure``; empty where there is none."""
         return self._measurements.phase
@@ -152,29 +187,33 @@ class Evaluation(Shown, Unfolding[Cost]):
         return self._measurements.memory
 
     def to_frame(self) -> pd.DataFrame:
-        """A line for each finished row; runs the evaluation first where nothing is finished."""
+        """A line for each finished row, with its rank; runs the evaluation first where nothing is finished."""
         import pandas as pd
 
         self._begin_once()
-        return pd.DataFrame([_line(row) for row in self.rows])
+        known = self.ranks
+        return pd.DataFrame([_line(row, known.get(row.name)) for row in self.rows]).astype({"rank": "Int64"})
 
     def output_errors(self) -> pd.DataFrame:
         """A line for each module and format: ‖(W − Ŵ)x‖ / ‖Wx‖ on real activations, beside ‖W − Ŵ‖ / ‖W‖ of the weight.
 
         The activations x are those that reach the module in the 16-bit model, over the first 8 held-out rows, in one forward
-        pass. Without ``output_error`` the table is empty.
+        pass. ``outlier_channels`` numbers the input channels whose activations stand out (``Channel``). Without
+        ``output_error`` the table is empty.
         """
         import pandas as pd
 
         if self._outputs:
             self._begin_once()
-        columns = ("module", "layer", "kind", "spec", "output_error", "relative_rmse")
+        columns = ("module", "layer", "kind", "spec", "output_error", "relative_rmse", "outlier_channels")
+        found = self._measurements
         lines = [
-            (module, layer_of(module), kind_of(module), spec.title, self._measurements.outputs[key].value, self._own(key))
+            (module, layer_of(module), kind_of(module), spec.title, found.outputs[key].value, self._own(key),
+             tuple(channel.number for channel in found.channels.get(module, ())))
             for spec in self._outputs
             for module in self._job.weights
-            if (key := (module, spec_key(spec))) in self._measurements.outputs
-        ]
+            if (key := (module, spec_key(spec))) in found.outputs
+        ]  # fmt: skip
         return pd.DataFrame(lines, columns=list(columns)).astype({"layer": "Int64"})
 
     def _own(self, key: tuple[str, str]) -> float:
@@ -189,8 +228,8 @@ class Evaluation(Shown, Unfolding[Cost]):
                     yield self._cost(assignment)
 
     def _cost(self, assignment: Assignment) -> Cost:
-        losses = self._measurements.losses
-        found, base = losses[assignment.key], losses[Assignment().key]
+        rows = self._measurements.rows
+        found, base = rows[assignment.key], rows[Assignment().key]
         increase, interval = found.above(base)
         assigned = self._job.assigned(assignment)
         bits, ratio = 16.0, Ratio(0.0, 0.0)
@@ -201,16 +240,22 @@ class Evaluation(Shown, Unfolding[Cost]):
             ratio = Ratio(sum(r.error for r in own), sum(r.signal for r in own))
         name = IN_16_BITS if assignment.spec is None else assignment.spec.title
         return Cost(
-            assignment.spec, name, bits, self._job.nbytes(assignment), found.loss, perplexity(found), found.interval,
-            found.batches, increase, interval, ratio.value,
+            assignment.spec, name, bits, self._job.nbytes(assignment), found.kl, found.kl_interval, found.flips,
+            found.flips_interval, found.loss, perplexity(found), found.loss_interval, increase, interval, ratio.value, found,
         )  # fmt: skip
 
     def _show_(self) -> View:
-        note = "Measured; losses are nats a token, intervals paired over the same held-out batches."
-        return View(f"Evaluation of {self.model}: {self._so_far('rows')}", lines=self.rows, note=note)
+        note = (
+            f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. "
+            "Formats of different ranks are told apart by the paired interval of the difference."
+        )
+        known = self.ranks
+        order = sorted(self.rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))
+        lines = [{"rank": str(known.get(row.name, "")), **row._line_()} for row in order]
+        return View(f"Evaluation of {self.model}: {self._so_far('rows')}", lines=lines, note=note)
 
 
-def perplexity(losses: Losses) -> float:
+def perplexity(losses: RowCosts) -> float:
     """exp(loss), infinite where that is too large for a float."""
     try:
         return math.exp(losses.loss)
@@ -218,10 +263,12 @@ def perplexity(losses: Losses) -> float:
         return math.inf
 
 
-def _line(row: Cost) -> dict[str, object]:
+def _line(row: Cost, rank: int | None) -> dict[str, object]:
     return {
         "name": row.name, "format": row.spec.format if row.spec else "", "bits_per_weight": row.bits_per_weight,
-        "nbytes": row.nbytes, "loss": row.loss, "loss_low": row.interval[0], "loss_high": row.interval[1],
-        "perplexity": row.perplexity, "increase": row.increase, "increase_low": row.increase_interval[0],
-        "increase_high": row.increase_interval[1], "relative_rmse": row.relative_rmse,
+        "nbytes": row.nbytes, "rank": rank, "kl": row.kl, "kl_low": row.kl_interval[0], "kl_high": row.kl_interval[1],
+        "flips": row.flips, "flips_low": row.flips_interval[0], "flips_high": row.flips_interval[1], "loss": row.loss,
+        "loss_low": row.interval[0], "loss_high": row.interval[1], "perplexity": row.perplexity, "increase": row.increase,
+        "increase_low": row.increase_interval[0], "increase_high": row.increase_interval[1],
+        "relative_rmse": row.relative_rmse,
     }  # fmt: skip

@@ -29,16 +29,24 @@ from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.finite import not_finite
 from workbench.sources.tensor_info import Role
-from workbench.text import memory_size
+from workbench.text import memory_size, short
 from workbench.training import data as rows_of
 from workbench.training.config import TrainConfig
-from workbench.training.dataset_files import on_hub
+from workbench.training.dataset_files import BUILTIN, on_hub
 from workbench.training.model_checks import causal_fault
 from workbench.training.paths import absolute
 from workbench.training.settings import settings_of
 
 BATCH = 4
-"""Rows in a forward pass, and in a batch of the bootstrap."""
+"""Rows in a forward pass."""
+TEXTS = {
+    "builtin": "The Devil's Dictionary", "bible": "the King James Bible", "wordnet": "WordNet's glosses",
+}  # fmt: skip
+"""Held-out text that comes with the workbench, and its name.
+
+The embedded model was trained on most chapters of the Bible and most glosses, and on no row of these files; of The Devil's
+Dictionary it has seen nothing. Texts are measured apart: a number is of one of them, or of rows of your own.
+"""
 OF_DATA = tuple(name for name, declared in settings_of(TrainConfig).items() if declared.of_rows)
 """The fields of a ``TrainConfig`` that say which rows are measured."""
 _LOOKED_AT = 4_096
@@ -88,6 +96,13 @@ class Job:
         return {"fingerprint": _fingerprint(self.source), "batch": BATCH} | {name: fields[name] for name in OF_DATA}
 
     @property
+    def text(self) -> str:
+        """What is measured on, in words: a name of ``TEXTS``, or the dataset's."""
+        name = self.config.eval_dataset or self.config.dataset
+        ours = {str(text_file(key)): title for key, title in TEXTS.items() if key != "builtin"} | {"builtin": TEXTS["builtin"]}
+        return f"held-out rows of {ours.get(name, short(name))}"
+
+    @property
     def memory_needed(self) -> int:
         """Bytes that the measuring process takes, forecast: the model in 16 bits, a layer's quantization, its libraries."""
         return self.nbytes_16bit + 16 * self.largest + _LIBRARIES
@@ -108,9 +123,9 @@ def job_of(
 ) -> Job:
     """The job, with everything checked that can be known now; a dataset on the Hub is fetched.
 
-    ``data``: None for the builtin dataset's held-out rows; a ``TrainConfig`` for the held-out rows that it names; or a file, a
-    folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``. ModelError, DataError or
-    ConfigError where something is missing.
+    ``data``: None for the builtin dataset's held-out rows, or a name of ``TEXTS``; a ``TrainConfig`` for the held-out rows that
+    it names; or a file, a folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``.
+    ModelError, DataError or ConfigError where something is missing.
     """
     source = open_model(src)
     folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
@@ -121,11 +136,8 @@ def job_of(
         packed = next((t.reason for t in source.tensors() if t.role is Role.PACKED), "")
         what = f"Its weights are {packed}: there are none in 16 bits to compare with." if packed else "It has no linear layer."
         raise ModelError(what, where=source.name, remedy="Open a checkpoint in 16 or 32 bits.")
-    if data is None:
-        data = "builtin"
     if not isinstance(data, TrainConfig):
-        name = os.fspath(data) if isinstance(data, os.PathLike) else data
-        data = TrainConfig() if name == "builtin" else TrainConfig(dataset=name, eval_dataset=name)
+        data = rows_named(data)
     given = {"max_length": max_length, "max_eval_rows": max_rows}
     config = dataclasses.replace(data, model=str(folder), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     if rows_of.held_out_files(config) is None or config.max_eval_rows == 0:
@@ -133,6 +145,21 @@ def job_of(
         raise DataError("the configuration has no held-out rows.", where="data", remedy=remedy)
     files = rows_of.check(config)
     return Job(source, dataclasses.replace(absolute(config), dataset_revision=files.revision))
+
+
+def rows_named(data: str | os.PathLike[str] | None) -> TrainConfig:
+    """The configuration whose held-out rows are those of a text, file, folder or dataset on the Hub; None: the builtin ones."""
+    name = os.fspath(data) if isinstance(data, os.PathLike) else "builtin" if data is None else data
+    if name == "builtin":
+        return TrainConfig()
+    if name in TEXTS:
+        name = str(text_file(name))
+    return TrainConfig(dataset=name, eval_dataset=name)
+
+
+def text_file(name: str) -> Path:
+    """The file of a text that comes with the workbench."""
+    return BUILTIN / "data" / f"heldout-{name}.jsonl"
 
 
 def _fingerprint(source: Source) -> str:

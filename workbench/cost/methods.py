@@ -15,12 +15,14 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.cost.before import before_training
+from workbench.cost.row_costs import RowCosts
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
 from workbench.progress import Cancelled, Progress, reporting
 from workbench.show import Line, Record, Shown, View
 from workbench.surveys.resumable import Unfolding
-from workbench.text import NONE, known_amount, known_memory_size, percent
+from workbench.text import NONE, known_amount, known_memory_size, nats, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.folder import ENDED, RunFolder
@@ -77,6 +79,22 @@ class MethodResult(Record):
     """The model's own parameters, without adapters."""
     saved_bytes: int | None
     """Bytes of the weights that the run left: of its adapter, or of the whole model. None where it left none."""
+    before: RowCosts | None = None
+    """The base as a QLoRA run holds it against the model in 16 bits, row by row before training; None where not measured."""
+
+    @property
+    def kl_before(self) -> float | None:
+        """KL divergence of the base from the model in 16 bits on held-out rows before training, in nats a token.
+
+        0 with ``"full"`` and ``"lora"``, whose base is that model; None where it was not measured. After training it would say
+        how far the task has moved the model, and not what a method costs: for that there is the loss.
+        """
+        return 0.0 if self.method != "qlora" else None if self.before is None else self.before.kl
+
+    @property
+    def flips_before(self) -> float | None:
+        """The share of tokens before which that base holds another token for the most likely."""
+        return 0.0 if self.method != "qlora" else None if self.before is None else self.before.flips
 
     @property
     def loss_before(self) -> float | None:
@@ -111,25 +129,34 @@ class MethodResult(Record):
         before, after = (NONE if loss is None else f"{loss:.4f}" for loss in (self.loss_before, self.loss_after))
         step = NONE if self.seconds_per_step is None else f"{self.seconds_per_step:.3g} s"
         return {
-            "method": self.method, "held out before": before, "after": after, "a step": step, "in all": f"{self.seconds:.1f} s",
-            "tensors": known_memory_size(self.tensor_bytes), "trained": f"{self.trained:,} ({percent(self.share)})",
-            "saved": known_amount(self.saved_bytes),
+            "method": self.method, "KL before": kl_and_interval(self), "held out before": before, "after": after,
+            "a step": step, "in all": f"{self.seconds:.1f} s", "tensors": known_memory_size(self.tensor_bytes),
+            "trained": f"{self.trained:,} ({percent(self.share)})", "saved": known_amount(self.saved_bytes),
             "state": self.state if self.state == "finished" else f"{self.state}: {self.message}",
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The line of ``MethodComparison.to_frame``."""
         names = (
-            "method", "state", "loss_before", "loss_after", "seconds_per_step", "seconds", "tensor_bytes", "peak_bytes",
-            "trained", "share", "saved_bytes",
+            "method", "state", "kl_before", "flips_before", "loss_before", "loss_after", "seconds_per_step", "seconds",
+            "tensor_bytes", "peak_bytes", "trained", "share", "saved_bytes",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
-def result_of(run: Run, config: TrainConfig) -> MethodResult:
-    """The run's result so far."""
+def kl_and_interval(result: MethodResult) -> str:
+    """The KL before training as text, with its interval where it is measured; a dash where it is not known."""
+    if result.before is None:
+        return NONE if result.kl_before is None else nats(result.kl_before)
+    low, high = result.before.kl_interval
+    return f"{nats(result.before.kl)} ({nats(low)} … {nats(high)})"
+
+
+def result_of(run: Run, config: TrainConfig, before: RowCosts | None = None) -> MethodResult:
+    """The run's result so far. ``before``: its base on held-out rows before training."""
     status, events = run.status, run.events()
-    return _result(config, run.dir, (status.state, status.message, status.remedy), events, receipt(run), _saved(run))
+    ended = status.state, status.message, status.remedy
+    return dataclasses.replace(_result(config, run.dir, ended, events, receipt(run), _saved(run)), before=before)
 
 
 def refused(config: TrainConfig, run_dir: Path, message: str, remedy: str) -> MethodResult:
@@ -236,8 +263,9 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
         raise KeyError(method)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a method: method, state, loss_before, loss_after (nats a token, held out), seconds_per_step, seconds,
-        tensor_bytes, peak_bytes, trained, share, saved_bytes; missing where not known.
+        """One line a method: method, state, kl_before and flips_before (of its base, from 16 bits), loss_before, loss_after
+        (nats a token, held out), seconds_per_step, seconds, tensor_bytes, peak_bytes, trained, share, saved_bytes; missing where not
+        known.
         """
         import pandas as pd
 
@@ -253,7 +281,9 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
 
     def _show_(self) -> View:
         return View(
-            f"Methods compared: {self._so_far('methods')}", lines=self.rows, note="Measured; held-out losses are nats a token."
+            f"Methods compared: {self._so_far('methods')}",
+            lines=self.rows,
+            note="Measured; KL before training is that of the base from 16 bits; it and held-out losses are nats a token.",
         )
 
     def _done(self) -> tuple[MethodResult, ...]:
@@ -277,7 +307,10 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
             return refused(config, self.folder / method, str(error), error.remedy)
         self.run_under_way = run
         try:
-            return result_of(run, config) if self._followed(run, progress) else None
+            if not self._followed(run, progress):
+                return None
+            before = before_training(config, self.folder / "before", self._stopped) if method == "qlora" else None
+            return result_of(run, config, before)
         except BaseException:
             with contextlib.suppress(RunError):
                 run.pause()

@@ -1,9 +1,9 @@
 """How far a run's adapters make up for 4 bits, measured on real activations: ``python -m workbench.cost.repairing FOLDER PID``.
 
-Covers the forward pass of the unquantized model over held-out rows, and at each adapted module the outputs' errors with and
-without the adapter of each checkpoint. Memory: the model in the compute dtype, and of one module at a time a few float32 copies
-of its weight and its outputs. What the figures mean is in ``repairs``, which gathers them. On a CPU, or on a GPU where there is
-one [not yet run on a GPU].
+Covers passing held-out rows through the unquantized model, and through it with the weights that the run held, without an
+adapter and with that of each checkpoint; and in one pass more, at each adapted module, the outputs' errors. Memory: the model
+in the compute dtype, and of one module at a time a few float32 copies of its weight and its outputs. What the figures mean is
+in ``repairs``, which gathers them. On a CPU, or on a GPU where there is one [not yet run on a GPU].
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workbench.cost.divergence import Reference
 from workbench.cost.process import Reporter, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
+from workbench.sources.rule import TRANSPOSED
 from workbench.training import data
 from workbench.training.results.merging import Merge
 from workbench.training.runs import Run, attach
@@ -30,6 +33,7 @@ from workbench.training.worker.batches import Collator
 from workbench.training.worker.model import compute_dtype, load_base
 from workbench.training.worker.trainer import measuring
 
+Measured = Callable[[], AbstractContextManager[object]]
 _TOKENS = 4_096
 """Tokens in one forward pass at most, padding counted."""
 
@@ -49,9 +53,17 @@ def measure(reporter: Reporter) -> None:
     config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, lambda: None)
+    models = _Models(merges, model, Reference(batches, reporter.root), lambda: measuring(model, dtype))
+    passes = 1 + len(request["models"]) if request["models"] else 0
+    seen = (request["measured"] + (0 if passes else 2 + len(merges))) * len(batches)
+    total, mask = seen + (passes + len(infos)) * len(batches), None
+    for step in [None, *request["models"]] if passes else []:
+        for _ in models.passed(step):
+            seen += 1
+            reporter.progress(seen, total)
+        reporter.emit("model", step=step, **models.sums)
+    models.restore()
     products = {path: np.zeros((2 + len(merges), 2)) for path in infos}
-    before = request["measured"] * len(batches)
-    seen, total, mask = before, before + len(infos) * len(batches), None
 
     def at_module(path: str, x: Any) -> None:
         nonlocal seen
@@ -67,6 +79,8 @@ def measure(reporter: Reporter) -> None:
 
     for path in infos:
         model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, at=path: at_module(at, inputs[0]))
+    if not infos:
+        return
     inner = model.base_model_prefix  # without the head, which only logits need
     net = getattr(model, inner) if all(path.startswith(f"{inner}.") for path in infos) else model
     with measuring(model, dtype):
@@ -74,6 +88,54 @@ def measure(reporter: Reporter) -> None:
             attended = batch["attention_mask"].to(model.device)
             mask = attended.bool()  # (rows, length): padding does not count as input
             net(input_ids=batch["input_ids"].to(model.device), attention_mask=attended)
+
+
+class _Models:
+    """The unquantized model, given the weights of the run's: in 4 bits without an adapter, and with that of a checkpoint."""
+
+    def __init__(self, merges: Mapping[int, Merge], model: Any, reference: Reference, measured: Measured) -> None:
+        self._merges, self._model, self._reference, self._measured = merges, model, reference, measured
+        self._first = next(iter(merges.values()))
+        parameters, prefix = dict(model.named_parameters()), f"{model.base_model_prefix}."
+        changed = [t for t in self._first.tensors if self._first.in_four_bits(t) or t.name in self._first.paths]
+        # A checkpoint of the bare model has names without the first part, which transformers adds on loading.
+        self._weights = [(t, parameters[t.name if t.name in parameters else f"{prefix}{t.name}"]) for t in changed]
+
+        self.sums: dict[str, Any] = {}
+        """Of the last pass: each row's tokens, and the sums by the names of ``RowCosts``."""
+
+    def passed(self, step: int | None) -> Iterator[None]:
+        """Passes the rows through it, batch by batch; then ``sums`` are those of this pass.
+
+        ``step``: None for the unquantized model, which must come first; 0 for 4 bits alone; else a checkpoint's.
+        """
+        if step is not None:
+            merge = self._merges.get(step)
+            self._write(lambda t: self._first.held(t) if merge is None else _with(merge, t))
+        with self._measured():
+            found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
+            for sums in self._reference.take(self._model) if step is None else self._reference.compare(self._model):
+                for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
+                    values += added.tolist()
+                yield
+        self.sums = found
+
+    def restore(self) -> None:
+        """Makes it the unquantized model again."""
+        self._write(self._first.original)
+
+    def _write(self, value: Callable[[TensorInfo], NDArray[Any]]) -> None:
+        with torch.no_grad():
+            for info, parameter in self._weights:
+                weight = value(info)
+                turned = weight.T if info.layout == TRANSPOSED else weight
+                parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(turned, np.float32)))
+
+
+def _with(merge: Merge, info: TensorInfo) -> NDArray[Any]:
+    """The weight with the adapter, if it has one."""
+    held = merge.held(info)
+    return merge.trained(info, held) if info.name in merge.paths else held
 
 
 def held_out_batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:

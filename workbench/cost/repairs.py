@@ -13,6 +13,10 @@ x are the inputs that the module gets in the *unquantized* model on held-out row
 checkpoint, so that the figures differ by the module's weights alone, and no error of earlier layers is mixed into them. The
 run's own inputs differ a little, and change as it trains.
 
+*The whole model.* Beside the modules stands the model itself: KL divergence of its next-token distributions from those of the
+unquantized base, the tokens that flip, and the loss, in 4 bits without an adapter (step 0) and with each (``Repairs.models``).
+On rows of the task the KL grows with training, as the model moves to where the task wants it, while the loss falls.
+
 An adapter is trained on a task, and not to make up for quantization. It moves the outputs where the task wants them, which the
 original W does not do either, so ``taken_back`` may be, and often is, negative: that says how far training has moved the module
 in terms of 4 bits' error, and is no fault of the run. ``along`` looks at the error's own direction alone: 1 where the adapter
@@ -31,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
+from workbench.cost.row_costs import Interval, RowCosts
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.memory.footprint import Plan
@@ -38,7 +43,7 @@ from workbench.progress import Progress, reporting
 from workbench.show import Line, Record, Shown, View
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.surveys.resumable import Unfolding
-from workbench.text import percent
+from workbench.text import counted, nats, number, percent
 from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.results.merging import Merge
@@ -79,6 +84,33 @@ class Repair(Record):
             "module": self.name, "step": f"{self.step}", "error in 4 bits": percent(self.error_base),
             "with the adapter": percent(self.error_adapted), "taken back": percent(self.taken_back),
             "along": percent(self.along),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class RepairedModel(Record):
+    """The run's model with the adapter of one checkpoint, on held-out rows. Measured; means a token."""
+
+    step: int
+    """Optimizer steps that the adapter was trained for; 0: the base in 4 bits, without one."""
+    kl: float
+    """KL divergence of its next-token distributions from those of the unquantized base, in nats."""
+    kl_interval: Interval
+    """The 95 % interval of ``kl`` by bootstrap over held-out rows; NaN with a single row."""
+    flips: float
+    """The share of tokens before which it holds another token for the most likely than the unquantized base does."""
+    loss: float
+    """Cross-entropy in nats."""
+    increase: float
+    """loss − that of the unquantized base."""
+    increase_interval: Interval
+    """Its 95 % interval, paired: both models on the same rows."""
+
+    def _line_(self) -> Line:
+        low, high = self.kl_interval
+        return {
+            "step": f"{self.step}", "KL": nats(self.kl), "95 % interval": f"{nats(low)} … {nats(high)}",
+            "flips": percent(self.flips), "loss": number(self.loss, ".4f"), "added": number(self.increase, "+.4f"),
         }  # fmt: skip
 
 
@@ -150,6 +182,7 @@ class Repairs(Shown, Unfolding[Repair]):
         self._folder = Folder(folder, identity, {})
         self._needed = sum(t.numel for t in merge.tensors) * Plan.of(run.config, "cpu").compute_bytes
         self._found: dict[tuple[str, int], Repair] = {}
+        self._models: dict[int | None, RowCosts] = {}
         self._at = (0, len(self.modules))
         self._reader = EventReader(self._folder.root)
         self._poll()
@@ -158,6 +191,18 @@ class Repairs(Shown, Unfolding[Repair]):
     def steps(self) -> tuple[int, ...]:
         """The checkpoints, by their steps."""
         return tuple(self.adapters)
+
+    @property
+    def models(self) -> tuple[RepairedModel, ...]:
+        """The whole model in 4 bits without an adapter, and with that of each checkpoint: as far as they are measured."""
+        base = self._models.get(None)
+        if base is None:
+            return ()
+        found = []
+        for step in (0, *self.adapters):
+            if (rows := self._models.get(step)) is not None:
+                found.append(RepairedModel(step, rows.kl, rows.kl_interval, rows.flips, rows.loss, *rows.above(base)))
+        return tuple(found)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a module and checkpoint: step, name, layer, kind, error_base, error_adapted, along, taken_back."""
@@ -171,13 +216,29 @@ class Repairs(Shown, Unfolding[Repair]):
 
     def _show_(self) -> View:
         title = f"What adapters take back of 4 bits' output error: {self._so_far('rows')}"
-        return View(title, lines=self.rows, note="Measured; errors are relative to the module's output.")
+        return View(
+            title, lines=self.rows, note=f"{self.summary} Measured; errors are relative to the module's output.".strip()
+        )
+
+    @property
+    def summary(self) -> str:
+        """The whole model, in a sentence: its KL from the unquantized base without and with the adapter, and the loss."""
+        if len(models := self.models) < 2:
+            return ""
+        four, last = models[0], models[-1]
+        return (
+            f"KL from the unquantized base: {nats(four.kl)} nats a token in 4 bits ({percent(four.flips)} of tokens flip), "
+            f"{nats(last.kl)} with the adapter after {counted(last.step, 'step')} ({percent(last.flips)}), which moves the "
+            f"model to its task: the loss goes from {four.loss:.4f} to {last.loss:.4f}."
+        )
 
     def _start(self) -> Generator[Repair, None, None]:
         wanted = [(module, step) for module in self.modules for step in self.adapters]
         process = Measuring(self._folder.root, "workbench.cost.repairing", self._request, self._poll, self._needed)
         with reporting(self._progress, "Repairs", "module", total=len(self.modules)) as report:
             try:
+                if not process.until(lambda: not self._models_left(), self._stopped, lambda: report(*self._at)):
+                    return
                 for key in wanted[len(self._rows) :]:
                     if not process.until(lambda at=key: at in self._found, self._stopped, lambda: report(*self._at)):  # type: ignore[misc]
                         return
@@ -188,13 +249,21 @@ class Repairs(Shown, Unfolding[Repair]):
     def _request(self) -> dict[str, object]:
         done = {module for module in self.modules if all((module, step) in self._found for step in self.adapters)}
         left = [module for module in self.modules if module not in done]
-        return {**self._asked_for, "modules": left, "measured": len(done)}
+        return {**self._asked_for, "modules": left, "measured": len(done), "models": self._models_left()}
+
+    def _models_left(self) -> list[int]:
+        """The steps whose whole models are not measured yet."""
+        return [step for step in (0, *self.adapters) if step not in self._models or None not in self._models]
 
     def _poll(self) -> WorkbenchError | None:
         events = self._reader.poll()
         for event in events:
             if event["k"] == "progress":
                 self._at = event["done"], event["total"]
+            elif event["k"] == "model":
+                losses, kls = (tuple(math.nan if s is None else float(s) for s in event[n]) for n in ("losses", "kls"))
+                flipped = tuple(int(count) for count in event["flipped"])
+                self._models[event["step"]] = RowCosts(tuple(event["tokens"]), losses, kls, flipped)
             elif event["k"] == "repair":
                 name, step = event["name"], event["step"]
                 values = (event[field] for field in ("error_base", "error_adapted", "along"))

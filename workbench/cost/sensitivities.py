@@ -1,8 +1,8 @@
-"""Which modules matter: the loss with one module quantized, and with all but that one. ``sensitivity`` and ``Sensitivity``.
+"""Which modules matter: the divergence from 16 bits with one module quantized, and with all but that one. ``sensitivity``.
 
-Covers every module that a QLoRA load quantizes, one row each, and what a row says. The first of its two losses shows what
-a module costs by itself, the second what leaving it out of 4 bits gains; they differ where errors of several modules add to or
-make up for one another. What to do with them is ``mixing``'s part.
+Covers every module that a QLoRA load quantizes, one row each, and what a row says. Each is measured twice: alone, which shows
+what it costs by itself, and with all others, which shows what leaving it out of 4 bits gains. They differ where errors of
+several modules add to or make up for one another. What to do with them is ``mixing``'s part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from workbench.cost.assignments import Assignment, spec_key
 from workbench.cost.jobs import Job, job_of
-from workbench.cost.measurements import Measurements, MemoryUse
+from workbench.cost.measurements import Channel, Measurements, MemoryUse
+from workbench.cost.row_costs import Interval, RowCosts, interval
 from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
 from workbench.given import nearest, several
@@ -25,7 +26,7 @@ from workbench.show import Line, Record, Shown, View, bar
 from workbench.sources import Source
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.surveys.resumable import Unfolding
-from workbench.text import amount, number, percent
+from workbench.text import NONE, amount, nats, percent
 from workbench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ NF4 = QuantSpec("nf4", double_quant=True)
 
 @dataclass(frozen=True, repr=False)
 class ModuleCost(Record):
-    """What quantizing one module does, measured on held-out rows. Losses are nats a token."""
+    """What quantizing one module does, measured on held-out rows. KL divergences and losses are nats a token."""
 
     name: str
     """The module: its weight's name in the checkpoint without ``.weight``."""
@@ -45,6 +46,14 @@ class ModuleCost(Record):
     """The number of its layer, None outside the layers."""
     kind: str
     """``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` … or the module's own name."""
+    kl_only: float
+    """KL divergence from the model in 16 bits with this module alone quantized."""
+    kl_gain: float
+    """By how much the KL with every module quantized falls where this one stays in 16 bits."""
+    share_interval: Interval
+    """The 95 % interval of ``share``, paired, by bootstrap over held-out rows."""
+    flips_only: float
+    """The share of tokens before which the most likely token changes with this module alone quantized."""
     loss_only: float
     """With this module alone quantized."""
     loss_all_but: float
@@ -57,6 +66,8 @@ class ModuleCost(Record):
     """‖(W − Ŵ)x‖ / ‖Wx‖, x being the activations that reach it in the 16-bit model over 8 held-out rows."""
     relative_rmse: float
     """‖W − Ŵ‖ / ‖W‖ of its weight."""
+    channels: tuple[Channel, ...]
+    """The input channels in which x stands out, at most 8, the most first: from 5 times the median channel on."""
     nbytes_4bit: int
     """Bytes of its weight as it is quantized, scales counted."""
     nbytes_16bit: int
@@ -69,19 +80,32 @@ class ModuleCost(Record):
 
     @property
     def share(self) -> float:
-        """What it adds to the loss, in the mean over all orders in which modules could be quantized one after the other.
+        """What it adds to the KL, in the mean over all orders in which modules could be quantized one after the other.
 
-        (``increase_only`` + ``decrease_all_but``) / 2: its Shapley value where modules interact in pairs at most, since the
-        first is what it adds before all others and the second after them. Over all modules these then sum to what quantizing
-        everything adds.
+        (``kl_only`` + ``kl_gain``) / 2: its Shapley value where modules interact in pairs at most, since the first is what it
+        adds before all others and the second after them. So it is to the second order, in which the KL grows with the errors.
+        Over all modules these then sum to the KL with everything quantized.
         """
+        return (self.kl_only + self.kl_gain) / 2
+
+    @property
+    def loss_share(self) -> float:
+        """The same of the loss: on few rows mostly chance."""
         return (self.increase_only + self.decrease_all_but) / 2
 
     def _line_(self) -> Line:
+        low, high = self.share_interval
         return {
-            "module": self.name, "adds to the loss": number(self.share, "+.5f"), "output error": percent(self.output_error),
-            "relative RMSE": percent(self.relative_rmse), "saved": amount(self.saved_bytes),
+            "module": self.name, "adds to the KL": nats(self.share), "95 % interval": f"{nats(low)} … {nats(high)}",
+            "output error": percent(self.output_error), "relative RMSE": percent(self.relative_rmse),
+            "outlier channels": outliers_of(self.channels), "saved": amount(self.saved_bytes),
         }  # fmt: skip
+
+
+def outliers_of(channels: Sequence[Channel], most: int = 2) -> str:
+    """The first of the channels as text, each with its size in multiples of the median's."""
+    shown = [f"{channel.number} ({channel.times:.0f} ×)" for channel in channels[:most]]
+    return ", ".join([*shown, *([f"{len(channels) - most} more"] if len(channels) > most else [])]) or NONE
 
 
 def sensitivity(
@@ -99,7 +123,7 @@ def sensitivity(
     """What each module costs when it is quantized to ``spec``: an iterable of ``ModuleCost`` as they finish.
 
     ``modules``: names, in the order in which they are to come; None for all, in the checkpoint's. The numbers are the same in
-    every order. A module takes two losses over the held-out rows, so that a model of many layers takes a while: with a
+    every order. A module takes two passes over the held-out rows, so that a model of many layers takes a while: with a
     ``folder`` a sensitivity that was interrupted, by ``cancel``, by a kill or by a lost machine, continues where it was.
     Modules come layer by layer, since that is the order in which their weights are exchanged.
 
@@ -132,14 +156,47 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
         self._progress = progress
 
     @property
+    def text(self) -> str:
+        """What was measured on, in words."""
+        return self.job.text
+
+    @property
+    def in_16_bits(self) -> RowCosts | None:
+        """The model in 16 bits, row by row; None before it is measured."""
+        return self.measurements.rows.get(Assignment().key)
+
+    @property
+    def quantized(self) -> RowCosts | None:
+        """The model with every module quantized, row by row: its KL divergence above all; None before it is measured."""
+        return self.measurements.rows.get(Assignment(self.spec).key)
+
+    @property
     def loss_16bit(self) -> float | None:
         """The model's loss in 16 bits; None before it is measured."""
-        return self._loss(Assignment())
+        return None if (found := self.in_16_bits) is None else found.loss
 
     @property
     def loss_4bit(self) -> float | None:
         """The loss with every module quantized; None before it is measured."""
-        return self._loss(Assignment(self.spec))
+        return None if (found := self.quantized) is None else found.loss
+
+    def shares_on(self, rows: slice) -> dict[str, float]:
+        """``ModuleCost.share`` of every finished module, of some of the held-out rows."""
+        return {row.name: sum(sums[rows]) / sum(tokens[rows]) for row in self.rows for sums, tokens in [self._share(row.name)]}
+
+    def gains_on(self, rows: slice) -> dict[str, float]:
+        """``ModuleCost.kl_gain`` of every finished module, of some of the held-out rows."""
+        whole = self._known(Assignment(self.spec)).of(rows).kl
+        return {row.name: whole - self._known(self._of(row.name)[1]).of(rows).kl for row in self.rows}
+
+    def _known(self, assignment: Assignment) -> RowCosts:
+        return self.measurements.rows[assignment.key]
+
+    def _share(self, module: str) -> tuple[list[float], tuple[int, ...]]:
+        """Of each held-out row what the module adds to its KL, and its tokens."""
+        whole, (only, but) = self._known(Assignment(self.spec)), map(self._known, self._of(module))
+        sums = [(a + b - c) / 2 for a, b, c in zip(only.kls, whole.kls, but.kls, strict=True)]
+        return sums, whole.tokens
 
     @property
     def phase(self) -> str:
@@ -160,12 +217,8 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
         import pandas as pd
 
         self._begin_once()
-        lines = [asdict(row) | {"share": row.share, "saved_bytes": row.saved_bytes} for row in self.rows]
+        lines = [module_line(row) for row in self.rows]
         return pd.DataFrame(lines).astype({"layer": "Int64"})
-
-    def _loss(self, assignment: Assignment) -> float | None:
-        found = self.measurements.losses.get(assignment.key)
-        return None if found is None else found.loss
 
     def _start(self) -> Generator[ModuleCost, None, None]:
         order = [Assignment(), Assignment(self.spec), *self._assignments()]
@@ -174,7 +227,7 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
         with reporting(self._progress, "Sensitivity", "batch") as report:
             for assignment in self.measurements.measured(order, (self.spec,), report, self._stopped):
                 for name in (*(assignment.only or ()), *assignment.but):
-                    if name in left and all(p.key in self.measurements.losses for p in self._of(name)):
+                    if name in left and all(p.key in self.measurements.rows for p in self._of(name)):
                         ready.add(name)
                 while (at := len(self._rows)) < len(self.modules) and self.modules[at] in ready:
                     yield self._row(self.modules[at])
@@ -194,12 +247,12 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
 
     def _row(self, module: str) -> ModuleCost:
         found, info = self.measurements, self.job.weights[module]
-        base, whole = found.losses[Assignment().key], found.losses[Assignment(self.spec).key]
-        only, but = (found.losses[assignment.key] for assignment in self._of(module))
+        base, whole, only, but = map(self._known, (Assignment(), Assignment(self.spec), *self._of(module)))
         key = module, spec_key(self.spec)
         return ModuleCost(
-            module, layer_of(module), kind_of(module), only.loss, but.loss, only.loss - base.loss, whole.loss - but.loss,
-            found.outputs[key].value, found.weights[key].value, self.spec.nbytes(info.numel), 2 * info.numel,
+            module, layer_of(module), kind_of(module), only.kl, whole.kl - but.kl, interval(*self._share(module)), only.flips,
+            only.loss, but.loss, only.loss - base.loss, whole.loss - but.loss, found.outputs[key].value,
+            found.weights[key].value, found.channels[module], self.spec.nbytes(info.numel), 2 * info.numel,
         )  # fmt: skip
 
     def _show_(self) -> View:
@@ -208,5 +261,13 @@ class Sensitivity(Shown, Unfolding[ModuleCost]):
         return View(
             f"Sensitivity of {self.job.source.name} to {self.spec.title}: {self._so_far('modules')}, the costliest first",
             lines=[{**row._line_(), "": bar(row.share / most)} for row in worst],
-            note="Measured; losses are nats a token on held-out rows.",
+            note=f"Measured on {self.text}: KL divergence from 16 bits in nats a token; intervals over rows.",
         )
+
+
+def module_line(row: ModuleCost) -> dict[str, object]:
+    """A module's fields and what follows from them, for a table."""
+    fields = asdict(row) | {"channels": tuple(channel.number for channel in row.channels)}
+    low, high = fields.pop("share_interval")
+    more = {"share": row.share, "share_low": low, "share_high": high, "loss_share": row.loss_share}
+    return fields | more | {"saved_bytes": row.saved_bytes}

@@ -182,6 +182,9 @@ def _check(stats: ErrorStats) -> None:
     if not is_a(stats, ErrorStats):
         remedy = "Give those of wb.measure(array, spec)."
         raise FormatError(f"{described(stats)} is no statistics of an array.", where="stats", remedy=remedy)
+    if stats.spec.rotate:
+        what = f"Under {stats.spec.title} a block holds rotated weights, none of which is one of the array's."
+        raise FormatError(what, where="stats", remedy="Give the statistics of a specification without rotate.")
 
 
 def _scales(piece: NDArray[Any], stats: ErrorStats, block: int, overview: Overview) -> Scales:

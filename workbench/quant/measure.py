@@ -1,17 +1,17 @@
 """What quantization does to one tensor: errors as a whole and block by block, and how full each bin is.
 
-Covers ``measure`` for one or several formats in one pass, ``Tally`` for a tensor that comes in chunks, ``histogram``, and
-pooling block values to the resolution of a screen. Does not cover whole models (``surveys/survey.py``).
+Covers ``measure`` for one or several formats in one pass, ``Tally`` for a tensor that comes in chunks, and pooling block values
+to the resolution of a screen. Does not cover the pass itself (``quant/passes.py``), nor whole models (``surveys/survey.py``).
 
 Errors are e = x − level · scale with the product in float32, as bitsandbytes' kernels form it before rounding to the compute
-dtype. Blocks that hold a NaN or an infinity have no error; they are counted, and left out of every average.
+dtype. Blocks that hold a NaN or an infinity have no error; they are counted, and left out of every average. Under a rotation
+they are the errors of the rotated weights, whose root mean square is that of the weights rotated back.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
@@ -23,8 +23,10 @@ from workbench.given import is_number, is_several
 from workbench.kernels.sampling import evenly_spaced
 from workbench.progress import Cancelled
 from workbench.quant.formats import Format
+from workbench.quant.passes import Pass, absmax_of, one_pass
 from workbench.quant.quantize import as_weights
-from workbench.quant.scales import LOOK, Overview, find_scales, is_plain, last_rank, multiplies, needs_overview, zero_ranks
+from workbench.quant.rotation import stretch_of
+from workbench.quant.scales import LOOK, Overview, needs_overview
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import Line, Shown, ShownList, View, bar
 from workbench.text import count, number, percent, whole_or_sampled
@@ -157,10 +159,10 @@ def measure(
     """Measures what quantizing ``array`` under ``spec`` costs; several specifications give a list.
 
     A format's name stands for the format as it usually is: ``measure(x, "nf4")``, ``measure(x, ["nf4", "int4"])``.
-    Specifications with the same block size share one pass over the weights. ``sample`` in (0, 1) measures evenly spaced
-    stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the sampled blocks
-    alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once it says yes the
-    call raises InterruptedError.
+    Specifications with the same block size and rotation share one pass over the weights. ``sample`` in (0, 1) measures
+    evenly spaced stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the
+    sampled blocks alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once
+    it says yes the call raises InterruptedError.
 
     >>> stats = wb.measure(np.linspace(-1, 1, 64, dtype=np.float32), "nf4")
     >>> round(stats.relative_rmse, 3), stats.block_rmse.shape
@@ -170,14 +172,15 @@ def measure(
     weights = as_weights(array)
     shape = weights.shape
     flat = weights.reshape(-1)
+    p = stretch_of(shape) if any(s.rotate for s in specs) else 0
     sampled = None
     if sample is not None:
         if not is_number(sample) or not 0 < sample <= 1:
             raise FormatError(f"A sample of {sample!r} is not possible.", remedy="Give a share above 0 and up to 1.")
-        flat, _, sampled = evenly_spaced(flat, 4096, round(1 / sample))
+        flat, _, sampled = evenly_spaced(flat, max(4096, p), round(1 / sample))
 
-    def one_size(_: int, specs: list[QuantSpec]) -> list[ErrorStats]:
-        done = _measure(flat, specs, None, cancelled)
+    def one_size(specs: list[QuantSpec]) -> list[ErrorStats]:
+        done = one_pass(flat, specs, p if specs[0].rotate else 0, None, cancelled)
         return [
             ErrorStats(**fields, **done.blocks(f), shape=shape, sampled=sampled)
             for f, fields in enumerate(done.fields(specs, flat.size))
@@ -188,12 +191,20 @@ def measure(
     return ShownList(results, title) if is_several(spec) else results[0]
 
 
-def _in_order(specs: list[QuantSpec], one_size: Callable[[int, list[QuantSpec]], list[_T]]) -> list[_T]:
-    """The results of ``one_size`` for the specifications of each block size, in the order of ``specs``."""
+_Shared = tuple[int, str | None]
+
+
+def _shared(spec: QuantSpec) -> _Shared:
+    """What specifications must have in common to share a pass over the weights: block size and rotation."""
+    return spec.block_size, spec.rotate
+
+
+def _in_order(specs: list[QuantSpec], together: Callable[[list[QuantSpec]], list[_T]]) -> list[_T]:
+    """The results of ``together`` for the specifications that share a pass, in the order of ``specs``."""
     found: dict[int, _T] = {}
-    for block_size in dict.fromkeys(s.block_size for s in specs):
-        at = [i for i, s in enumerate(specs) if s.block_size == block_size]
-        found |= dict(zip(at, one_size(block_size, [specs[i] for i in at]), strict=True))
+    for shared in dict.fromkeys(map(_shared, specs)):
+        at = [i for i, s in enumerate(specs) if _shared(s) == shared]
+        found |= dict(zip(at, together([specs[i] for i in at]), strict=True))
     return [found[i] for i in range(len(specs))]
 
 
@@ -206,10 +217,12 @@ class Tally:
 
     STEP = LOOK
 
-    def __init__(self, specs: Sequence[QuantSpec]) -> None:
+    def __init__(self, specs: Sequence[QuantSpec], shape: tuple[int, ...] | None = None) -> None:
+        """``shape``: the tensor's, which a rotation must know; FormatError where it cannot be rotated."""
         self._specs = list(specs)
-        self._passes: dict[int, list[_Pass]] = {size: [] for size in dict.fromkeys(s.block_size for s in specs)}
-        self._overviews = {s.block_size: Overview() for s in specs if needs_overview(s)}
+        self._passes: dict[_Shared, list[Pass]] = {shared: [] for shared in map(_shared, specs)}
+        self._overviews = {_shared(s): Overview() for s in specs if needs_overview(s)}
+        self._p = stretch_of(shape) if shape is not None and any(s.rotate for s in specs) else 0
         for s in specs:
             if s.double_quant and (self.STEP // s.block_size) % s.nested_block_size:
                 raise FormatError(
@@ -225,21 +238,22 @@ class Tally:
 
     def look(self, chunk: NDArray[Any]) -> None:
         """Takes in a chunk's scales."""
-        for block_size, overview in self._overviews.items():
-            overview.add(_absmax(chunk, block_size, None), block_size)
+        for (block_size, rotate), overview in self._overviews.items():
+            overview.add(absmax_of(chunk, block_size, self._p if rotate else 0, None), block_size)
 
     def feed(self, chunk: NDArray[Any]) -> None:
         """Measures a chunk."""
         self._fed += chunk.size
-        for block_size, passes in self._passes.items():
-            specs = [s for s in self._specs if s.block_size == block_size]
-            passes.append(_measure(chunk, specs, self._overviews.get(block_size), None).without_blocks())
+        for shared, passes in self._passes.items():
+            specs = [s for s in self._specs if _shared(s) == shared]
+            found = one_pass(chunk, specs, self._p if shared[1] else 0, self._overviews.get(shared), None)
+            passes.append(found.without_blocks())
 
     def totals(self) -> list[Totals]:
         """The totals of all that was fed, in the order of the specifications."""
         return _in_order(
             self._specs,
-            lambda size, specs: [Totals(**fields) for fields in _Pass.join(self._passes[size]).fields(specs, self._fed)],
+            lambda specs: [Totals(**f) for f in Pass.join(self._passes[_shared(specs[0])]).fields(specs, self._fed)],
         )
 
 
@@ -272,129 +286,3 @@ def pool_blocks(
     cells = tallest.reshape(out_rows, out_columns, wide).max(axis=2)
     cells[np.isneginf(cells)] = np.nan
     return cells, (tall, wide)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """The sums of F formats of one block size over a stretch of weights; the arrays of its blocks are empty where not kept."""
-
-    absmax: NDArray[np.float32]
-    scales: NDArray[np.float32]
-    zeros: NDArray[np.float32]
-    rmse: NDArray[np.float32]
-    mae: NDArray[np.float32]
-    largest: NDArray[np.float32]
-    totals: NDArray[np.float64]
-    """float64 (spans, F, 5): weights, Σx², Σe², Σ|e|, max|e|."""
-    occupancy: NDArray[np.int64]
-    """int64 (F, 256), by rank."""
-    nans: int
-    infinities: int
-    bad_blocks: NDArray[np.int64]
-    """int64 (F,)."""
-
-    def without_blocks(self) -> _Pass:
-        nothing = np.empty((0, 0), np.float32)
-        return replace(self, absmax=nothing, scales=nothing, zeros=nothing, rmse=nothing, mae=nothing, largest=nothing)
-
-    @staticmethod
-    def join(passes: list[_Pass]) -> _Pass:
-        return replace(
-            passes[0],
-            totals=np.concatenate([p.totals for p in passes]),
-            occupancy=np.sum([p.occupancy for p in passes], axis=0),
-            nans=sum(p.nans for p in passes),
-            infinities=sum(p.infinities for p in passes),
-            bad_blocks=np.sum([p.bad_blocks for p in passes], axis=0),
-        )
-
-    def fields(self, specs: list[QuantSpec], numel: int) -> list[dict[str, Any]]:
-        """The fields of ``Totals``, a specification at a time."""
-        weights, power, noise, sums = self.totals[:, :, :4].sum(axis=0).T  # each (F,), in the spans' order
-        with np.errstate(invalid="ignore"):  # a tensor without a finite block has no mean: NaN
-            rms, rmse, mae = np.sqrt(power / weights), np.sqrt(noise / weights), sums / weights
-        return [
-            {
-                "spec": spec, "numel": numel, "occupancy": self.occupancy[f, : spec.definition.levels.size],
-                "rmse": float(rmse[f]), "mae": float(mae[f]), "rms": float(rms[f]),
-                "max": float(self.totals[:, f, 4].max()) if weights[f] else math.nan,
-                "nans": self.nans, "infinities": self.infinities, "bad_blocks": int(self.bad_blocks[f]),
-            }
-            for f, spec in enumerate(specs)
-        ]  # fmt: skip
-
-    def blocks(self, f: int) -> dict[str, Any]:
-        """The block arrays of the f-th specification, as ``ErrorStats`` calls them."""
-        return {
-            "block_absmax": self.absmax, "block_rmse": self.rmse[f], "block_mae": self.mae[f], "block_max": self.largest[f],
-            "block_scale": self.scales[f] if self.scales.size else self.absmax,
-            "block_zero": self.zeros[f] if self.zeros.size else np.broadcast_to(np.float32(0), self.absmax.shape),
-        }  # fmt: skip
-
-
-def _measure(flat: NDArray[Any], specs: list[QuantSpec], overview: Overview | None, cancelled: Cancelled | None) -> _Pass:
-    """The statistics of ``specs``, which have one block size.
-
-    One pass over the weights for formats with float32 absmax scales; others need one or two more, which find their scales.
-    ``overview`` is that of the whole tensor where ``flat`` is a chunk of it.
-    """
-    from workbench.kernels import blocks as block_kernels
-    from workbench.kernels import pool, rounding
-    from workbench.kernels.bits import as_bits
-
-    block_size, formats = specs[0].block_size, len(specs)
-    forms = [s.definition for s in specs]
-    bits = as_bits(flat)
-    blocks, tail = -(-bits.size // block_size), bits.size % block_size
-    absmax, squares = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
-    divisors = scales = zeros = np.empty((formats, 0), np.float32)
-    if not all(map(is_plain, specs)):
-        known = _absmax(flat, block_size, cancelled)
-        if overview is None:
-            overview = Overview.of(known, block_size)
-        found = [find_scales(s, bits, known, overview, cancelled) for s in specs]
-        divisors, scales = np.stack([f.divisors for f in found]), np.stack([f.values for f in found])
-        zeros = np.stack([zero_ranks(s, f, blocks) for s, f in zip(specs, found, strict=True)])
-    grids = np.stack([form.grid for form in forms])
-    steps, lasts = np.array([form.even_steps for form in forms], np.float32), np.array([last_rank(form) for form in forms])
-    divides = np.array([not multiplies(s) for s in specs])
-    rmse, mae, largest = (np.empty((formats, blocks), np.float32) for _ in range(3))
-    spans = -(-bits.size // pool.SPAN)
-    occupancy, totals = np.zeros((spans, formats, 256), np.int64), np.zeros((spans, formats, 5))
-
-    def work(span: slice) -> None:
-        part, i = slice(span.start // block_size, -(-span.stop // block_size)), span.start // pool.SPAN
-        last = tail if span.stop == bits.size else 0
-        rounding.measure_span(
-            bits[span], block_size, last, grids, steps, lasts, divides, divisors[:, part], scales[:, part], zeros[:, part],
-            absmax[part], squares[part], rmse[:, part], mae[:, part], largest[:, part], occupancy[i],
-        )  # fmt: skip
-        block_kernels.finish_span(
-            block_size, last, absmax[part], squares[part], rmse[:, part], mae[:, part], largest[:, part], totals[i]
-        )
-
-    pool.run(work, bits.size, cancelled)
-    nans, infinities = (0, 0) if np.isfinite(absmax).all() else block_kernels.nonfinite_span(bits)
-    bad = np.isnan(rmse).sum(axis=1)
-    affine = any(form.zero_point_bits for form in forms)
-    return _Pass(
-        absmax, scales, zeros if affine else zeros[:, :0], rmse, mae, largest, totals, occupancy.sum(axis=0),
-        nans, infinities, bad,
-    )  # fmt: skip
-
-
-def _absmax(flat: NDArray[Any], block_size: int, cancelled: Cancelled | None) -> NDArray[np.float32]:
-    """float32 (blocks,): the absmax of each block."""
-    from workbench.kernels import blocks as block_kernels
-    from workbench.kernels import pool
-    from workbench.kernels.bits import as_bits
-
-    bits = as_bits(flat)
-    absmax = np.empty(-(-bits.size // block_size), np.float32)
-
-    def look(span: slice) -> None:
-        own = slice(span.start // block_size, -(-span.stop // block_size))
-        block_kernels.block_absmax(bits[span], block_size, absmax[own])
-
-    pool.run(look, bits.size, cancelled)
-    return absmax

@@ -144,7 +144,11 @@ def outliers(
     if not wanted or not all(0 < k < math.inf for k in wanted):
         raise FormatError(f"Outliers beyond {sigmas!r} standard deviations are not possible.", remedy="Give numbers above 0.")
     weights = as_weights(array)
-    stats = measure(weights, QuantSpec() if spec is None else as_spec(spec), cancelled=cancelled)
+    under = QuantSpec() if spec is None else as_spec(spec)
+    if under.rotate:
+        what = f"Under {under.title} an outlier has no block of its own: the rotation spreads it over many."
+        raise FormatError(what, where="spec", remedy="Give a specification without rotate.")
+    stats = measure(weights, under, cancelled=cancelled)
     return outliers_of(weights, stats, moments(weights), wanted, cancelled)
 
 

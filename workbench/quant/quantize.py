@@ -20,6 +20,7 @@ from workbench.errors import FormatError
 from workbench.given import described
 from workbench.quant.double_quant import NestedScales, dynamic_levels
 from workbench.quant.formats import FORMATS
+from workbench.quant.rotation import restored, rotated, stretch_of
 from workbench.quant.scales import Overview, find_scales, last_rank, multiplies, with_tail_floored, zero_ranks
 from workbench.quant.spec import QuantSpec, SpecLike, as_spec
 from workbench.show import Shown, View
@@ -38,7 +39,7 @@ class Quantized(Shown):
     dtype: np.dtype[Any]
     """The dtype of the array that was quantized."""
     codes: NDArray[np.uint8]
-    """uint8 (numel,): the stored code of each weight, as the format numbers them."""
+    """uint8 (numel,): the stored code of each weight, as the format numbers them; under a rotation of each rotated weight."""
     absmax: NDArray[np.float32]
     """float32 (blocks,): the largest magnitude of each block; a partial last block's is at least 1e-38, as in bitsandbytes."""
     scales: NDArray[np.float32]
@@ -77,13 +78,15 @@ class Quantized(Shown):
     def dequantize(self, dtype: Any = np.float32) -> NDArray[Any]:
         """The weights that a matrix product sees: level · scale in float32, then rounded to ``dtype``, in the array's shape.
 
-        With zero points, (level − zero point) · scale.
+        With zero points, (level − zero point) · scale. What was rotated is rotated back before it is rounded.
         """
         values = self.spec.definition.level_of_code[self.codes]
         with np.errstate(over="ignore", invalid="ignore"):
             if self.zero_points is not None:
                 values -= np.repeat(self.zero_points.astype(np.float32), self.spec.block_size)[: values.size]
             values *= np.repeat(self.scales, self.spec.block_size)[: values.size]
+        if self.spec.rotate:
+            values = restored(values, stretch_of(self.shape))
         return values.astype(dtype, copy=False).reshape(self.shape)
 
     def _show_(self) -> View:
@@ -108,9 +111,9 @@ class Quantized(Shown):
         import torch
         from bitsandbytes.functional import QuantState, get_4bit_type
 
-        if not self.spec.definition.trainable or self.spec.scale_dtype != "float32":
+        if not self.spec.trainable:
             held = " and ".join(name for name, form in FORMATS.items() if form.trainable)
-            remedy = f"Quantize to one of {held} with float32 scales."
+            remedy = f"Quantize to one of {held} with float32 scales, not rotated."
             raise FormatError(f"bitsandbytes does not hold weights in {self.spec.title}.", remedy=remedy)
         state2 = offset = None
         absmax = torch.from_numpy(self.absmax.copy())
@@ -187,6 +190,8 @@ def quantize(
     spec, weights = as_spec(spec), as_weights(array)
     form, block_size = spec.definition, spec.block_size
     bits = as_bits(weights)
+    if spec.rotate:
+        bits = as_bits(rotated(bits, stretch_of(weights.shape), cancelled))
     blocks = -(-bits.size // block_size)
     ranks, absmax = np.empty(bits.size, np.uint8), np.empty(blocks, np.float32)
 

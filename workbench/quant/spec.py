@@ -15,6 +15,7 @@ import numpy as np
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_whole, several, unknown_fields
 from workbench.quant.formats import ABSMAX, SCALE_BITS, TWO_LEVEL, Format, find_format
+from workbench.quant.rotation import HADAMARD
 from workbench.show import Line, Record, in_words
 
 _ALSO: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,8 @@ class QuantSpec(Record):
     """Whether the scales are quantized again, to 8 bits (bitsandbytes' ``compress_statistics``)."""
     nested_block_size: int = 256
     """Consecutive scales that share a second-level scale; bitsandbytes has 256."""
+    rotate: str | None = None
+    """``"hadamard"``: the input side is rotated by a randomised Hadamard matrix before, and back after. None: it is not."""
 
     def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Refuses names that are no fields, with the nearest that are."""
@@ -76,6 +79,8 @@ class QuantSpec(Record):
         if not is_whole(size := self.nested_block_size, 1):
             raise FormatError(f"A nested block size of {size!r} is not possible.", remedy="Give a whole number from 1 on.")
         object.__setattr__(self, "nested_block_size", int(size))
+        if self.rotate is not None and not (is_a(self.rotate, str) and self.rotate == HADAMARD):
+            raise FormatError(f"There is no rotation {self.rotate!r}.", where="rotate", remedy=f"Give {HADAMARD!r} or None.")
 
     @property
     def definition(self) -> Format:
@@ -92,7 +97,13 @@ class QuantSpec(Record):
             f"{form.title}, blocks of {self.block_size}"
             + ("" if own else f", {self.scale_dtype} scales")
             + (f", double quantized{nested}" if self.double_quant else "")
+            + (", Hadamard rotated" if self.rotate else "")
         )
+
+    @property
+    def trainable(self) -> bool:
+        """Whether bitsandbytes can hold a base model so."""
+        return self.definition.trainable and self.scale_dtype == "float32" and self.rotate is None
 
     def as_code(self) -> str:
         """The specification as Python: what differs from the defaults."""
@@ -103,6 +114,8 @@ class QuantSpec(Record):
             arguments.append("double_quant=True")
             if self.nested_block_size != 256:
                 arguments.append(f"nested_block_size={self.nested_block_size}")
+        if self.rotate:
+            arguments.append(f"rotate={self.rotate!r}")
         return f"wb.QuantSpec({', '.join(arguments)})"
 
     @property
@@ -141,13 +154,17 @@ class QuantSpec(Record):
         return sum(self.storage(numel).values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; ``QuantSpec(**d)`` reads them back."""
-        return asdict(self)
+        """The fields as JSON values; ``QuantSpec(**d)`` reads them back. A rotation stands there only where there is one, so
+        that measurements kept under the fields of before are found again.
+        """
+        fields = asdict(self)
+        return fields if self.rotate else {name: value for name, value in fields.items() if name != "rotate"}
 
     def _line_(self) -> Line:
         return {
             "format": self.definition.title, "blocks of": in_words(self.block_size), "scales": in_words(self.scale_dtype),
-            "double quantized": in_words(self.double_quant), "bits per weight": f"{self.bits_per_weight:.4f}",
+            "double quantized": in_words(self.double_quant), "rotated": self.rotate or "no",
+            "bits per weight": f"{self.bits_per_weight:.4f}",
         }  # fmt: skip
 
 
@@ -155,7 +172,7 @@ SpecLike = QuantSpec | Format | str
 """What stands for a specification, as ``as_spec`` takes it."""
 _TITLE = re.compile(
     r"(?P<format>.+?),? \(?blocks of (?P<size>\d+)(, (?P<dtype>\w+) scales)?"
-    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?\)?",
+    r"(?P<double>, double quantized( in blocks of (?P<nested>\d+))?)?(?P<rotated>, Hadamard rotated)?\)?",
     re.IGNORECASE,
 )
 """A specification's title, also with all but the format in brackets, as it stands in the middle of a sentence."""
@@ -171,7 +188,8 @@ def as_spec(given: SpecLike, where: str = "spec") -> QuantSpec:
         return given
     if isinstance(given, str) and (title := _TITLE.fullmatch(given.strip())):
         dtype, nested = title["dtype"], int(title["nested"] or 256)
-        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), bool(title["double"]), nested)
+        double, rotate = bool(title["double"]), HADAMARD if title["rotated"] else None
+        return QuantSpec(title["format"], int(title["size"]), dtype and dtype.lower(), double, nested, rotate)
     if is_a(given, str, Format):
         return QuantSpec(find_format(given).name)
     remedy = "Give a QuantSpec, or the name of a format such as 'nf4'."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -98,7 +98,7 @@ def gather(surveyed: Survey, bits: float, executor: Executor | None, progress: b
 
 def _tails(source: Source, measured: MeasuredTensors) -> list[tuple[Row, Outliers]]:
     heaviest = sorted((row for row in measured.rows if row.kurtosis == row.kurtosis), key=lambda row: -row.kurtosis)[:HEAVIEST]
-    spec = measured.specs[0]
+    spec = replace(measured.specs[0], rotate=None)  # whose blocks hold the outliers themselves
     return [(row, outliers(weights(source, row.tensor.name, row.tensor.layout), spec, SIGMAS)) for row in heaviest]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.memory.forecast import MemoryLedger
 from workbench.memory.ledger import GROUPS
@@ -20,6 +20,9 @@ from workbench.surveys.places import Places
 from workbench.surveys.rows import Row, pooled
 from workbench.surveys.scores import Duel, winners
 from workbench.text import NONE, memory_unit, percent, short
+
+if TYPE_CHECKING:
+    from workbench.cost.evaluation import Cost
 
 Figure = dict[str, Any]
 
@@ -172,6 +175,31 @@ def duel_bars(duel: Duel) -> Figure:
     layout = {
         "height": 90 + 30 * len(duel.contenders), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
         "xaxis": {"title": {"text": "relative RMSE over all tensors, %"}, "rangemode": "tozero"},
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
+    }  # fmt: skip
+    return {"data": [bars], "layout": layout}
+
+
+def kl_bars(costs: Sequence[Cost]) -> Figure | None:
+    """Each format's KL divergence from 16 bits with its 95 % interval, in the given order; None without formats."""
+    if not costs:
+        return None
+    names = [text(cost.name) for cost in costs]
+    kls = [cost.kl if math.isfinite(cost.kl) else None for cost in costs]
+    low, high = ([cost.kl_interval[end] for cost in costs] for end in (0, 1))
+    known = [math.isfinite(a) and math.isfinite(b) for a, b in zip(low, high, strict=True)]
+    bars = {
+        "type": "bar", "orientation": "h", "y": names, "x": kls, "hovertemplate": "%{y}: %{x:.4f} nats<extra></extra>",
+        "marker": {"color": [format_colour(cost.spec.format) for cost in costs if cost.spec is not None]},
+        "error_x": {
+            "type": "data", "symmetric": False, "thickness": 1.5, "width": 5,
+            "array": [b - cost.kl if there else 0 for cost, b, there in zip(costs, high, known, strict=True)],
+            "arrayminus": [cost.kl - a if there else 0 for cost, a, there in zip(costs, low, known, strict=True)],
+        },
+    }  # fmt: skip
+    layout = {
+        "height": 90 + 30 * len(costs), "bargap": 0.35, "showlegend": False, "margin": {"t": 16, "r": 72},
+        "xaxis": {"title": {"text": "KL divergence from 16 bits, nats a token"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "fixedrange": True, "showgrid": False},
     }  # fmt: skip
     return {"data": [bars], "layout": layout}

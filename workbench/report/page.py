@@ -15,10 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from workbench.cost.evaluation import Evaluation
 from workbench.errors import WorkbenchError
 from workbench.quant.formats import FORMATS
 from workbench.report import sections
 from workbench.report.contents import Contents
+from workbench.report.costs import costs
 from workbench.report.sections import Section
 from workbench.report.text import escaped
 from workbench.text import amount, bracketed, count, counted, jsonable, listed, memory_size, percent
@@ -26,9 +28,10 @@ from workbench.text import amount, bracketed, count, counted, jsonable, listed, 
 _HERE = Path(__file__).parent
 
 
-def page(c: Contents) -> str:
-    """The whole page as HTML."""
-    parts = [
+def page(c: Contents, evaluation: Evaluation | None = None) -> str:
+    """The whole page as HTML; what an evaluation has measured stands first."""
+    parts = [] if evaluation is None else [costs(evaluation)]
+    parts += [
         build(c)
         for build in (
             sections.errors, sections.duel, sections.double_quantization, sections.memory, sections.tails, sections.method,

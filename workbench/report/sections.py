@@ -117,8 +117,8 @@ def duel(c: Contents) -> Section:
     d = c.duel
     section = Section("duel", f"Formats at {d.bits:g} bits per weight")
     section.say(
-        f"Each format in its largest configuration of at most {d.bits:g} bits per weight, everything that is stored counted: "
-        "codes, scales, zero points. " + " ".join(_verdicts(c))
+        f"Each format in the configuration of at most {d.bits:g} bits per weight that errs least over all tensors, everything "
+        "that is stored counted: codes, scales, zero points. " + " ".join(_verdicts(c))
     )
     wins = {by: d.wins(by) for by in ("tensor", "layer")}
     section.plot("duel-bars", figures.duel_bars(d), "Relative RMSE over all tensors, the least first.")
@@ -176,11 +176,11 @@ def double_quantization(c: Contents) -> Section:
     section.plot(
         "double-quantization-moves",
         figures.double_quant_moves(c.duel),
-        "Bits against error: from each contender without double quantization (circle) to the same with it (diamond).",
+        "Bits against error: from float32 scales without double quantization (circle) to the same with it (diamond).",
     )
     if c.duel.trades:
         section.html += table(
-            "Double quantization of the contenders",
+            "Double quantization, format by format",
             (
                 "configuration", "bits without", "bits with", "saved on this model", "relative RMSE without",
                 "relative RMSE with", "error added",

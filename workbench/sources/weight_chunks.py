@@ -32,6 +32,11 @@ def packings_of(source: Source) -> dict[str, Packing]:
     return find_packings({name: entry for name, (_, entry) in source.entries().items()}, source.config)
 
 
+def as_seen(info: TensorInfo) -> tuple[int, ...]:
+    """The shape of a weight as ``weight_chunks`` gives it: its last dimension is the input side of a linear layer."""
+    return info.shape[::-1] if info.layout == TRANSPOSED and len(info.shape) == 2 else info.shape
+
+
 def weight_chunks(
     source: Source,
     info: TensorInfo,

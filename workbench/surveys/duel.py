@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,13 @@ from workbench.given import described, is_number, several
 from workbench.quant.formats import FORMATS, Format, find_format, usual_formats
 from workbench.quant.measure import measure
 from workbench.quant.quantize import as_weights
+from workbench.quant.rotation import HADAMARD
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import ShownTuple
 from workbench.sources.base import Source
 from workbench.sources.tensor_info import TensorInfo
 from workbench.surveys.rows import Row
-from workbench.surveys.scores import Duel, MeasuredTensors, Pareto, Trade, front_of, too_few
+from workbench.surveys.scores import Duel, MeasuredTensors, Pareto, Score, Trade, front_of, too_few
 from workbench.text import counted
 
 if TYPE_CHECKING:
@@ -39,12 +42,13 @@ def configurations(
     block_sizes: int | Collection[int] | None = None,
     scale_dtypes: str | Collection[str | None] | None = None,
     double_quant: bool | Collection[bool] = (False, True),
+    rotate: str | Collection[str | None] | None = None,
 ) -> tuple[QuantSpec, ...]:
     """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
 
     Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. Of formats
     it stands for the usual ones, of 4 bits and ``int8``: integers of other widths are named, or all of ``FORMATS`` given. What
-    a format does not have is left out; FormatError if nothing remains.
+    a format does not have is left out; FormatError if nothing remains. ``rotate``: None, ``"hadamard"``, or both of them.
 
     >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
     ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
@@ -57,18 +61,20 @@ def configurations(
         dtypes = [form.scale_dtype, *(d for d in form.scale_dtypes if d != form.scale_dtype)]
         for block_size in form.block_sizes:
             if block_sizes is None or block_size in several(block_sizes):
-                doubles = several(double_quant)
-                specs = (_possible(form.name, block_size, d, double) for d in dtypes if d in wanted for double in doubles)
+                kinds = product((d for d in dtypes if d in wanted), several(double_quant), several(rotate))
+                specs = (_possible(form.name, block_size, dtype, double, turn) for dtype, double, turn in kinds)
                 found += [spec for spec in specs if spec is not None]
     if not found:
         raise FormatError("No format has such a configuration.", remedy="Ask for fewer things at once.")
     return ShownTuple(found, counted(len(found), "configuration"))
 
 
-def _possible(name: str, block_size: int, dtype: str, double: bool) -> QuantSpec | None:
-    """The specification; None where ``QuantSpec`` refuses it."""
+def _possible(name: str, block_size: int, dtype: str, double: bool, rotate: str | None) -> QuantSpec | None:
+    """The specification; None where ``QuantSpec`` refuses double quantization."""
+    if rotate not in (None, HADAMARD):
+        return QuantSpec(rotate=rotate)  # raises
     try:
-        return QuantSpec(name, block_size, dtype, double)
+        return QuantSpec(name, block_size, dtype, double, rotate=rotate)
     except FormatError:
         return None
 
@@ -84,34 +90,36 @@ def duel(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Duel:
-    """Formats at equal bits: each in its largest configuration of at most ``bits`` bits per weight.
+    """Formats at equal bits: each in the configuration of at most ``bits`` bits per weight that errs least, as measured.
 
     ``model`` is a source, or what ``open_model`` takes: every tensor that QLoRA quantizes is then streamed (``tensors``,
     ``executor`` and ``progress`` as in ``survey``). Or it is an array, of which ``sample`` may be measured in place of the
-    whole, as in ``measure``. ``candidates`` are the configurations to choose from, ``configurations()`` unless given; the name
-    of a format stands for all that it has. Once ``cancelled`` says yes the call raises InterruptedError, within a second; a
-    model then has no progress bar.
+    whole, as in ``measure``. ``candidates`` are the configurations to choose from; the name of a format stands for all that it
+    has, and unless given all usual formats enter. Once ``cancelled`` says yes the call raises InterruptedError, within a
+    second; a model then has no progress bar.
 
-    The largest is the one with the most bits per weight of a large tensor. Of several with exactly as many, the first of:
-    scales in the format's own dtype, no double quantization, the smaller block, float16 before bfloat16. Formats with nothing
-    so small are named in ``left_out``; FormatError where that is all of them. The largest need not err least: smaller blocks
-    with double quantized scales often do better on fewer bits, which ``pareto`` over the same candidates shows.
+    Block size, the scales' dtype and double quantization are chosen for each format by its RMSE over everything measured. Of a
+    format that is named, each way to store scales is tried with the smallest blocks that the bits allow, since larger ones
+    store less of the same kind; specifications that are given are all tried. Of equal errors the fewest bits are taken, then
+    scales in the format's own dtype. Formats with nothing so small are named in ``left_out``; FormatError where that is all of
+    them.
 
     >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
     >>> found.winners(), found.contenders[0].spec.title
-    (('iq4_nl',), 'NF4, blocks of 64')
+    (('iq4_nl',), 'NF4, blocks of 32, float16 scales')
     """
     if not is_number(bits):
         raise FormatError(f"{described(bits)} is no number of bits per weight.", where="bits", remedy="Give one such as 4.5.")
-    chosen, left_out = largest(bits, configurations() if candidates is None else _contenders(candidates))
-    twins = {spec: twin for spec in chosen if (twin := _twin(spec)) is not None}
-    specs = tuple(dict.fromkeys([*chosen, *twins.values()]))
+    entering, left_out = entrants(bits, candidates)
+    twins = {spec: twin for spec in entering if (twin := _twin(spec)) is not None}
+    specs = tuple(dict.fromkeys([*entering, *twins.values()]))
     found = _measured(model, specs, tensors, sample, executor, progress, cancelled)
-    trades = {}
-    for spec, twin in twins.items():
-        plain, double = (twin, spec) if spec.double_quant else (spec, twin)
-        trades[spec.format] = Trade(found.score(plain), found.score(double))
-    return Duel(bits, tuple(map(found.score, chosen)), MappingProxyType(left_out), MappingProxyType(trades), found)
+    chosen, trades = _best(found, entering), {}
+    for spec in [*(score.spec for score in chosen), *sorted(entering, key=lambda spec: spec.double_quant)]:
+        if spec in twins and spec.format not in trades:
+            plain, double = (twins[spec], spec) if spec.double_quant else (spec, twins[spec])
+            trades[spec.format] = Trade(found.score(plain), found.score(double))
+    return Duel(bits, chosen, MappingProxyType(left_out), MappingProxyType(trades), found)
 
 
 def pareto(
@@ -137,40 +145,53 @@ def pareto(
     return front_of(_measured(model, tuple(dict.fromkeys(points)), tensors, sample, executor, progress, cancelled))
 
 
-def _contenders(candidates: SpecLike | Iterable[SpecLike]) -> list[QuantSpec]:
-    """The configurations that are meant: those given, and all of each format that is named."""
-    found: list[QuantSpec] = []
-    for one in several(candidates):
-        found += [one] if isinstance(one, QuantSpec) else configurations([one])
-    return found
+def entrants(
+    bits: float, candidates: SpecLike | Iterable[SpecLike] | None = None
+) -> tuple[tuple[QuantSpec, ...], dict[str, float]]:
+    """What ``duel`` measures of its ``candidates``, in the order of FORMATS, and the fewest bits of formats left out.
 
-
-def largest(bits: float, candidates: Iterable[QuantSpec]) -> tuple[list[QuantSpec], dict[str, float]]:
-    """Each format's largest configuration of at most ``bits``, in the order of FORMATS, and the fewest bits of the others."""
-    by_format: dict[str, list[QuantSpec]] = {}
-    for spec in candidates:
-        by_format.setdefault(spec.format, []).append(spec)
-    chosen, left_out = [], {}
-    for name in sorted(by_format, key=list(FORMATS).index):
-        specs = by_format[name]
+    FormatError where no candidate has so few bits.
+    """
+    found: dict[QuantSpec, None] = {}
+    fewest: dict[str, float] = {}
+    for one in several(usual_formats() if candidates is None else candidates):
+        named = not isinstance(one, QuantSpec)
+        specs = configurations([one]) if named else (one,)
+        least = min(spec.bits_per_weight for spec in specs)
+        fewest[specs[0].format] = min(least, fewest.get(specs[0].format, least))
         within = [spec for spec in specs if spec.bits_per_weight <= bits]
-        if within:
-            chosen.append(max(within, key=_rank))  # the first of equals: float16 is listed before bfloat16
-        else:
-            left_out[name] = min(spec.bits_per_weight for spec in specs)
-    if not chosen:
-        raise too_few(bits, {find_format(name).title: fewest for name, fewest in left_out.items()})
-    return chosen, left_out
+        smallest: dict[QuantSpec, QuantSpec] = {}
+        for spec in within:  # each way to store scales with its smallest blocks, which come first
+            smallest.setdefault(replace(spec, block_size=max(spec.definition.block_sizes)) if named else spec, spec)
+        found |= dict.fromkeys(smallest.values())
+    if not found:
+        raise too_few(bits, {find_format(name).title: least for name, least in fewest.items()})
+    order = list(FORMATS)
+    entering = sorted(found, key=lambda spec: order.index(spec.format))
+    taken = {spec.format for spec in entering}
+    return tuple(entering), {name: fewest[name] for name in sorted(fewest, key=order.index) if name not in taken}
 
 
-def _rank(spec: QuantSpec) -> tuple[float, bool, bool, int]:
-    return spec.bits_per_weight, spec.scale_dtype == spec.definition.scale_dtype, not spec.double_quant, -spec.block_size
+def _best(measured: MeasuredTensors, entering: Iterable[QuantSpec]) -> tuple[Score, ...]:
+    """Each format's configuration of least error, in the order in which the formats enter."""
+    best: dict[str, Score] = {}
+    for score in map(measured.score, entering):
+        before = best.get(score.spec.format)
+        if before is None or _merit(score) < _merit(before):
+            best[score.spec.format] = score
+    return tuple(best.values())
+
+
+def _merit(score: Score) -> tuple[bool, float, float, bool, bool]:
+    """The less, the better; of two alike the first that enters is taken."""
+    spec = score.spec
+    return *score.order, spec.bits_per_weight, spec.scale_dtype != spec.definition.scale_dtype, spec.double_quant
 
 
 def _twin(spec: QuantSpec) -> QuantSpec | None:
     """The specification with double quantization where it has none, and without where it has; None if that is not possible."""
     assert spec.scale_dtype is not None  # QuantSpec fills it in
-    return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant)
+    return _possible(spec.format, spec.block_size, spec.scale_dtype, not spec.double_quant, spec.rotate)
 
 
 def _measured(

@@ -206,7 +206,7 @@ class MeasuredTensors(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Duel(Shown):
-    """Formats at equal bits: each in its largest configuration not above ``bits``."""
+    """Formats at equal bits: each in its configuration of least error not above ``bits``."""
 
     bits: float
     """The target, bits per weight."""
@@ -215,7 +215,8 @@ class Duel(Shown):
     left_out: Mapping[str, float]
     """The formats that have no configuration so small, and the fewest bits per weight that each takes."""
     trades: Mapping[str, Trade]
-    """By format: the contender without and with double quantization, where the format has both."""
+    """By format what double quantization saves and costs: of the contender, or where its scales cannot be quantized again, of
+    the configuration with float32 scales that it was chosen over."""
     measured: MeasuredTensors
     """The tensors behind the numbers."""
 
@@ -255,7 +256,7 @@ class Duel(Shown):
                 lines.append(({by: fought.label} if by else {}) | score.to_dict() | {"won": score.spec.format in best})
                 if by is None and (trade := self.trades.get(score.spec.format)):
                     lines[-1] |= {"dq_bits_saved": trade.bits_saved, "dq_bytes_saved": trade.bytes_saved}
-                    lines[-1] |= {"dq_error_added": trade.error_added}
+                    lines[-1] |= {"dq_error_added": trade.error_added, "dq_of": trade.plain.spec.title}
         return pd.DataFrame(lines)
 
     def _show_(self) -> View:

@@ -25,7 +25,7 @@ from workbench.quant.spec import QuantSpec
 from workbench.sources.base import Source
 from workbench.sources.kinds import kind_of, layer_of
 from workbench.sources.tensor_info import TensorInfo
-from workbench.sources.weight_chunks import packings_of, weight_chunks
+from workbench.sources.weight_chunks import as_seen, packings_of, weight_chunks
 from workbench.surveys.rows import Row
 
 BUFFER = 8 << 20
@@ -56,7 +56,7 @@ class _Chunk:
     look: bool = False
     feed: bool = False
     info: TensorInfo | None = None
-    """At the end: the weight that was read, which is not the stored tensor where that held it packed."""
+    """The weight that is read, which is not the stored tensor where that holds it packed; None at an end with an error."""
     error: Exception | None = None
     """Why the tensor ended before it was read."""
 
@@ -88,7 +88,7 @@ def failed(info: TensorInfo, error: BaseException, *seconds: float) -> Row:
 def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, seen: Seen) -> Row:
     from workbench.kernels.moments import Moments, moments
 
-    tally, of_weights = Tally(specs), Moments()
+    tally, of_weights = None, Moments()
     reading = computing = 0.0
     weight, error = info, None
     for chunk in ahead.chunks():
@@ -97,6 +97,7 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
         if error is None and chunk.array is not None:
             began = time.perf_counter()
             try:
+                tally = tally or Tally(specs, as_seen(weight))
                 weights = as_weights(chunk.array)
                 if chunk.look:
                     tally.look(weights)
@@ -107,8 +108,8 @@ def _measure(info: TensorInfo, specs: Sequence[QuantSpec], ahead: _ReadAhead, se
                 error = fault
             computing += time.perf_counter() - began
         seen(info, chunk.share)
-    if error is not None:
-        return failed(info, error, reading, computing)
+    if error is not None or tally is None:
+        return failed(info, error or ModelError("It has no weights.", where=info.name), reading, computing)
     totals = tuple(tally.totals())
     return Row(weight, layer_of(info.name), kind_of(info.name), totals, of_weights.kurtosis, None, reading, computing)
 
@@ -178,7 +179,7 @@ class _ReadAhead:
             for array in chunks():
                 done += array.size
                 seconds = time.perf_counter() - self._began
-                self._ready.put(_Chunk(seconds, done / everything, array, self._buffer, look, feed))
+                self._ready.put(_Chunk(seconds, done / everything, array, self._buffer, look, feed, weight))
                 self._began = time.perf_counter()
         if done != everything:
             what = f"It has {done // len(passes):,} weights where {weight.numel:,} were listed."

@@ -82,15 +82,35 @@ def _method_faults(config: Any) -> list[str]:
         ]  # fmt: skip
         if unused and config.method in METHODS and config.method not in methods:
             faults.append(f'{", ".join(unused)}: method "{config.method}" {lacks}.')
-    if config.method == "qlora" and begin in ("pissa", "loftq"):
+    if config.method == "qlora" and begin == "pissa":
         faults.append(
-            f'init_lora_weights "{begin}" needs unquantized weights, which method "qlora" does not hold. {_TWO_STEPS}'
+            'init_lora_weights "pissa" needs unquantized weights, which method "qlora" does not hold, and leaves a base that '
+            f"no checkpoint has. {_TWO_STEPS}"
         )
+    if config.method == "qlora" and begin == "loftq":
+        faults += _loftq_faults(config)
     if config.method == "lora" and begin == "loftq":
         faults.append('init_lora_weights "loftq" makes up for quantization, and method "lora" quantizes nothing.')
     if config.method == "qlora" and begin == "olora" and config.block_size != 64:
         faults.append(
             f'init_lora_weights "olora" has peft quantize the base again, in blocks of 64 whatever it was: block_size is '
             f"{config.block_size}; use 64."
+        )
+    return faults
+
+
+def _loftq_faults(config: Any) -> list[str]:
+    """LoftQ's product is what 4 bits have lost: it makes up for that only where it is added as it is."""
+    faults = []
+    if config.use_rslora or config.lora_alpha != config.lora_r:
+        scale = "√rank" if config.use_rslora else "rank"
+        rest = " and turn use_rslora off" if config.use_rslora else ""
+        faults.append(
+            f'init_lora_weights "loftq" begins with what 4 bits have lost, which has to be added once, and lora_alpha '
+            f"{config.lora_alpha} scales it by alpha / {scale}: make lora_alpha {config.lora_r}, as lora_r is{rest}."
+        )
+    if config.use_dora:
+        faults.append(
+            'init_lora_weights "loftq" changes the directions after use_dora has taken the magnitudes: turn one of them off.'
         )
     return faults

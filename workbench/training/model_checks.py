@@ -185,7 +185,8 @@ def _kept_faults(config: TrainConfig, source: Source) -> list[str]:
     if own is None:
         return []
     asked = {"quant_type": own.format, "block_size": own.block_size, "double_quant": own.double_quant}
-    return [
+    none_left = 'init_lora_weights is "loftq", and this checkpoint is in 4 bits itself: what they have lost is not in it.'
+    return ([none_left] if config.init_lora_weights == "loftq" else []) + [
         f"{name} is {getattr(config, name)!r}; this checkpoint's weights are packed with {value!r}, and are kept so."
         for name, value in asked.items()
         if getattr(config, name) != value

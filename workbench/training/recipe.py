@@ -69,9 +69,9 @@ def _imports(config: TrainConfig, files: Files) -> str:
     lines.append("from datasets import load_dataset")
     if config.method != "full":
         from_transformers.append("set_seed")
-        lines.append(
-            "from peft import LoraConfig, get_peft_model" + ", prepare_model_for_kbit_training" * config.upcast_to_fp32
-        )
+        loftq = ", replace_lora_weights_loftq" * (config.init_lora_weights == "loftq")
+        prepare = ", prepare_model_for_kbit_training" * config.upcast_to_fp32
+        lines.append(f"from peft import LoraConfig, get_peft_model{prepare}{loftq}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
@@ -148,6 +148,9 @@ def _model(config: TrainConfig) -> str:
             lines.append(_NARROWED)
     if config.method != "full":
         lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+    if config.init_lora_weights == "loftq":
+        path = "" if on_hub(config.model) else ", MODEL"
+        lines.append(f"replace_lora_weights_loftq(model{path})  # peft computes this on a GPU, and has no way to on a CPU")
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
     lines.append("model.config.use_cache = False")
@@ -199,7 +202,10 @@ def _lora(config: TrainConfig) -> dict[str, Any]:
         "task_type": "CAUSAL_LM", "r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }  # fmt: skip
-    return usual | {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    changed = {name: value for name, default in OF_ADAPTERS.items() if (value := getattr(config, name)) != default}
+    if changed.get("init_lora_weights") == "loftq":  # which follows in a call of its own
+        del changed["init_lora_weights"]
+    return usual | changed
 
 
 def _training(config: TrainConfig) -> str:

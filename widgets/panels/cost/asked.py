@@ -1,4 +1,4 @@
-"""What the cost view asks ``wb.evaluate`` and ``wb.sensitivity``: a model, its held-out rows, a folder to keep answers in.
+"""What the cost view asks of ``wb.evaluate`` and ``wb.sensitivity``: a model, its held-out rows, a folder to keep answers in.
 
 Covers the question as a value that can be compared, and where its answers are kept. Measures nothing itself.
 """
@@ -15,14 +15,15 @@ from typing import Any
 
 from widgets.panels.train.words import duration
 from widgets.state import State
+from workbench.cost.curve import kl_curve
 from workbench.cost.evaluation import Evaluation, evaluate
-from workbench.cost.jobs import OF_DATA, effort
+from workbench.cost.jobs import OF_DATA, Job, effort, rows_named
 from workbench.cost.sensitivities import Sensitivity, sensitivity
 from workbench.errors import WorkbenchError
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.surveys.places import Places
-from workbench.text import counted, memory_size
+from workbench.text import memory_size
 from workbench.training.config import TrainConfig
 
 
@@ -43,13 +44,18 @@ class Asked:
     def of(cls, source: Source, state: State) -> Asked:
         """What the state asks of the open model."""
         training = state.training
-        data = TrainConfig(**{name: getattr(training, name) for name in OF_DATA})
+        if state.cost_text:
+            data = rows_named(state.cost_text)
+            data = dataclasses.replace(data, max_eval_rows=training.max_eval_rows, max_length=training.max_length)
+        else:
+            data = TrainConfig(**{name: getattr(training, name) for name in OF_DATA})
         spec = QuantSpec(training.quant_type, training.block_size, double_quant=training.double_quant)
         return cls(source, state.model, data, spec, Path(state.cost_folder or f"costs/{_name(state.model, data)}"))
 
-    def evaluation(self, equal_bits: bool, **how: Any) -> Evaluation:
-        """The usual formats, with ``progress`` and ``cancelled`` as ``wb.evaluate`` has them."""
-        return evaluate(self.source, data=self.data, equal_bits=equal_bits, folder=self.folder, **how)
+    def evaluation(self, bits: str, **how: Any) -> Evaluation:
+        """The formats for a key of ``COST_BITS``, with ``progress`` and ``cancelled`` as ``wb.evaluate`` has them."""
+        how |= {"data": self.data, "folder": self.folder}
+        return kl_curve(self.source, **how) if bits == "curve" else evaluate(self.source, equal_bits=bits == "equal", **how)
 
     def sensitivity(self, **how: Any) -> Sensitivity:
         """Module by module."""
@@ -62,7 +68,7 @@ class Asked:
         except WorkbenchError as error:
             return f"This cannot be measured: {error}"
         return (
-            f"{counted(losses, 'evaluation')} on {self.on}, in a process of its own. Forecast: about "
+            f"{losses:,} passes over {self.on}, in a process of its own. Forecast: about "
             f"{duration(forecast.seconds)} and {memory_size(forecast.nbytes)} of memory. It can be cancelled and gone on with: "
             f"what is measured is kept in {self.folder}."
         )
@@ -85,9 +91,8 @@ class Asked:
     @property
     def on(self) -> str:
         """The rows, as text for the reader."""
-        rows = counted(self.data.max_eval_rows, "held-out row")
-        name = self.data.eval_dataset or self.data.dataset
-        return f"at most {rows} of {name}, each of at most {self.data.max_length:,} tokens"
+        text = Job(self.source, self.data).text
+        return f"at most {self.data.max_eval_rows:,} {text}, each of at most {self.data.max_length:,} tokens"
 
 
 def _name(model: str, data: TrainConfig) -> str:

@@ -30,10 +30,10 @@ from workbench.training.config import TrainConfig
 
 _WHY = """\
 Three runs on the same rows in the same order, as the Train tab has them set, one after another. One seed is one draw: \
-differences no larger than those between seeds say nothing."""
+differences no larger than those between seeds say nothing. KL before: how far the base is from 16 bits before training."""
 _WHY_REPAIRS = """\
-How much of ‖(W − Ŵ)x‖ a run's adapter takes back. It learns its task, and not to make up for 4 bits, so it may as well add \
-to it."""
+How much of ‖(W − Ŵ)x‖ a run's adapter takes back, and how far the whole model is from the unquantized base. An adapter learns \
+its task, and not to make up for 4 bits, so it may as well add to both."""
 
 
 class MethodsPart:
@@ -170,5 +170,5 @@ class RepairsPart:
         curves, described = methods.repairs_curves(found.rows)
         self.map.show(figure, said)
         self.curves.show(curves, described)
-        set_note(self.summary, f"Measured at {counted(len(found.steps), 'checkpoint')}. {said}")
+        set_note(self.summary, f"{found.summary} Measured at {counted(len(found.steps), 'checkpoint')}. {said}".strip())
         self._offer()

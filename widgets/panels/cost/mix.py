@@ -26,11 +26,11 @@ from workbench.cost.sensitivities import Sensitivity
 from workbench.errors import ConfigError
 from workbench.memory.gpus import known
 from workbench.progress import Cancelled, Progress
-from workbench.text import amount, counted, listed
+from workbench.text import amount, counted, listed, nats, percent
 
 _WHY = """\
-Modules are left in 16 bits by the loss taken back per byte. They are chosen by the rows on which the mix is measured: on \
-others expect less, and nothing where the curve lies below the loss in 16 bits."""
+Modules are left in 16 bits by the KL divergence taken back per byte. They are chosen by every second held-out row; what is \
+shown is of the others. Like: a checkpoint whose configuration lists the modules it leaves out of 4 bits."""
 
 
 class MixPart:
@@ -47,6 +47,9 @@ class MixPart:
         self.gpu = ipywidgets.Dropdown(
             description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
         )
+        self.like = ipywidgets.Text(description="Beside it, like", placeholder="folder or owner/name", continuous_update=False)
+        self.like.observe(guarded(lambda _: self.draw()), "value")
+        self.beside: Mix | None = None
         for control, field in ((self.memory, "mix_megabytes"), (self.gpu, "mix_gpu")):
             self._quiet.on_change(control, guarded(lambda value, field=field: session.store.update(**{field: value})))
         self.curve = Plot(height=264)
@@ -57,7 +60,7 @@ class MixPart:
         )
         self.hand.on_click(guarded(lambda _: self._hand_over()))
         self.summary, self.modules, self.copy = note(), note(), CopyCode()
-        self._controls, self._after = bar(self.memory, self.gpu), column(self.modules, row(self.hand, self.copy))
+        self._controls, self._after = bar(self.memory, self.gpu, self.like), column(self.modules, row(self.hand, self.copy))
         self.widget = column(
             heading("A mix of 4 and 16 bits", _WHY), self._controls, self.stream.widget, self.summary, self.curve, self._after
         )
@@ -67,7 +70,7 @@ class MixPart:
         found, state, before = self._sensitivity(), self._session.store.value, self.mix
         ready = found is not None and found.complete
         self._controls.layout.display = self._after.layout.display = "" if ready else "none"
-        self.mix = None
+        self.mix = self.beside = None
         if found is None or not ready:
             set_note(self.summary, "")
             self.curve.wait("Once the sensitivities are measured, memory that is left can be spent where it helps most.")
@@ -79,22 +82,34 @@ class MixPart:
         chosen = mix(found, **budget)
         if before is None or before.point != chosen.point:
             self.stream.work.cancel()
-        with contextlib.suppress(InterruptedError):  # what was measured before is read; nothing is measured by this
-            chosen.measure(cancelled=lambda: True)
+        self.beside = mix(found, like=name) if (name := self.like.value.strip()) else None
+        for one in (chosen, *([self.beside] if self.beside else [])):
+            with contextlib.suppress(InterruptedError):  # what was measured before is read; nothing is measured by this
+                one.measure(cancelled=lambda: True)
         self._show(chosen)
 
     def _show(self, chosen: Mix) -> None:
-        self.mix, base = chosen, chosen.all_16bit.predicted_loss
+        self.mix, four = chosen, chosen.in_4_bits
         left, of = chosen.modules_left_out, len(chosen.sensitivity.modules)
         summary = (
-            f"{counted(len(left), 'module')} of {of} in 16 bits: all weights take {amount(chosen.nbytes)}. Predicted to add "
-            f"{figures.nats(chosen.predicted_loss - base)} nats a token to the {base:.4f} in 16 bits"
+            f"{counted(len(left), 'module')} of {of} in 16 bits: all weights take {amount(chosen.nbytes)}. KL from 16 bits: "
+            f"predicted {nats(chosen.predicted_kl)} nats a token"
         )
-        if chosen.measured_loss is not None:
-            summary += f", measured to add {figures.nats(chosen.measured_loss - base)}"
-        summary += f". All in 4 bits adds {figures.nats(chosen.all_4bit.predicted_loss - base)}, measured."
+        if (found := chosen.measured) is not None:
+            low, high = map(nats, found.kl_interval)
+            added = figures.nats(found.loss - chosen.in_16_bits.loss)
+            summary += f", measured {nats(found.kl)} ({low} to {high}); {percent(found.flips)} flip, loss {added}"
+        by, on = chosen.rows
+        summary += (
+            f". All in 4 bits: {nats(four.kl)}, {percent(four.flips)} flip. Chosen by {by} rows, measured on {on} others."
+        )
+        if self.beside is not None:
+            kl = self.beside.predicted_kl if self.beside.measured_kl is None else self.beside.measured_kl
+            known = "predicted" if self.beside.measured_kl is None else "measured"
+            summary += f" As {self.beside.like}: {amount(self.beside.nbytes)}, {known} {nats(kl)}."
         set_note(self.summary, summary)
-        self.curve.show(figures.memory_curve_figure(chosen), f"Added loss against what all weights take. {summary}")
+        said = f"KL divergence against what all weights take. {summary}"
+        self.curve.show(figures.memory_curve_figure(chosen, self.beside), said)
         set_note(self.modules, f"Left in 16 bits: {listed(left)}." if left else "No module is left in 16 bits.")
         try:
             self.copy.code = chosen.as_code()
@@ -119,15 +134,18 @@ class MixPart:
             self.memory.disabled = bool(self.gpu.value)
 
     def _offer(self) -> None:
-        done = self.mix is None or self.mix.measured_loss is not None
-        self.stream.offer("" if done else "Measure this mix", "One evaluation, of this mix on the same rows.")
+        left = [one for one in (self.mix, self.beside) if one is not None and one.measured is None]
+        label = "" if not left else "Measure this mix" if self.beside is None else "Measure both mixes"
+        self.stream.offer(label, "A pass of the model in 16 bits, and one of each mix, over the same rows.")
 
     def _begin(self) -> None:
         if (chosen := self.mix) is not None:
+            both = [chosen, *([self.beside] if self.beside else [])]
 
             def measure(progress: Progress, cancelled: Cancelled) -> list[Mix]:
-                chosen.measure(progress=progress, cancelled=cancelled)
-                return [chosen]
+                for one in both:
+                    one.measure(progress=progress, cancelled=cancelled)
+                return both
 
             self.stream.follow("Measuring the mix", "batches", measure)
 

@@ -1,4 +1,4 @@
-"""A part of the cost view: which modules the loss is sensitive to, and the error of their outputs beside that of their weights.
+"""A part of the cost view: which modules matter for the divergence, and their outputs' errors beside those of their weights.
 
 Covers the button, the map that fills in, the list for use without a pointer, the lines over the layers. The measuring is
 ``wb.sensitivity``'s.
@@ -24,11 +24,12 @@ from workbench.cost.sensitivities import ModuleCost, Sensitivity
 
 _LISTED = 200
 _WHY = """\
-For each module two losses: with it alone in 4 bits, and with all but it. Click a cell, or choose from the list, and every \
-view shows that tensor."""
+KL divergence from 16 bits, for each module measured twice: with it alone in 4 bits, and with all but it; its share is their \
+mean. Click a cell, or choose from the list, and every view shows that tensor."""
 _WHY_ERRORS = """\
 ‖(W − Ŵ)x‖ / ‖Wx‖ on the model's own activations over held-out rows, a line a kind. The band: the relative RMSE of the same \
-weights, from the least kind to the most. Click a point, and every view shows its tensor."""
+weights, from the least kind to the most. Outlier channels: inputs of at least 5 times the median channel's size. Click a \
+point, and every view shows its tensor."""
 
 
 class ModulesPart:
@@ -94,8 +95,17 @@ class ModulesPart:
         return (
             f"{self.asked.source.name} under {self.asked.spec.title}: {COST_FIELDS[field].lower()} of {len(rows)} of "
             f"{len(self.asked.modules)} modules, layers by kinds; the most has {most.name} with "
-            f"{figures.format_cost(figures.cost_of(most, field), field)}."
+            f"{figures.format_cost(figures.cost_of(most, field), field)}.{self._outliers(rows)}"
         )
+
+    def _outliers(self, rows: Sequence[ModuleCost]) -> str:
+        """The input channel that stands out most."""
+        known = [(row.channels[0], row.name) for row in rows if row.channels]
+        if not known:
+            return ""
+        channel, name = max(known, key=lambda pair: pair[0].times)
+        many = f"{len(known)} have outlier channels; " if len(known) > 1 else ""
+        return f" {many}the largest is channel {channel.number} of {name}'s input, {channel.times:.0f} times the median."
 
     def _begin(self) -> None:
         if (asked := self.asked) is not None:

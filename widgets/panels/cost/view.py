@@ -18,7 +18,7 @@ from widgets.background.work import Work
 from widgets.controls.binding import Quiet, bind
 from widgets.controls.segments import Faces, Segments
 from widgets.controls.streamed import Streamed, one_at_a_time
-from widgets.controls.style import bar, close_tree, column, heading
+from widgets.controls.style import bar, choice, close_tree, column, heading
 from widgets.drawing.plot import Plot
 from widgets.panels.base import View
 from widgets.panels.cost.asked import Asked
@@ -27,18 +27,28 @@ from widgets.panels.cost.methods import MethodsPart, RepairsPart
 from widgets.panels.cost.mix import MixPart
 from widgets.panels.cost.modules import ModulesPart
 from widgets.session import Analysis
-from widgets.state import COST_PARTS
+from widgets.state import COST_PARTS, COST_TEXTS
 from workbench.cost.evaluation import Evaluation
+from workbench.cost.mixing import Mix
 from workbench.cost.sensitivities import Sensitivity
 
-_FIELDS = {"cost_bits", "cost_field", "cost_folder", "mix_megabytes", "mix_gpu", "layer", "train", "max_length", "tensor"} | {
-    "cost_part"
-}
+_FIELDS = {
+    "cost_bits",
+    "cost_text",
+    "cost_field",
+    "cost_folder",
+    "mix_megabytes",
+    "mix_gpu",
+    "layer",
+    "train",
+    "max_length",
+    "tensor",
+} | {"cost_part"}
 
 
 _WHY = """\
-What do the errors of weights do to the model? Losses are measured on held-out rows, in nats a token, on this machine, by a \
-process of its own. Nothing starts by itself."""
+What do the errors of weights do to the model? KL divergence from 16 bits, flipped tokens and loss are measured on held-out \
+rows, on this machine, by a process of its own. Nothing starts by itself."""
 
 
 class Part(Protocol):
@@ -53,13 +63,13 @@ P = TypeVar("P", bound=Part)
 
 
 class CostView(View):
-    """Loss by format, sensitivity by module, a mix for the memory there is, three methods, and what an adapter repairs."""
+    """Divergence by format, sensitivity by module, a mix for the memory there is, three methods, an adapter's repairs."""
 
     of_one_tensor = False
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         self._asked: Asked | None = None
-        self._equal, self._quiet = False, Quiet()
+        self._bits, self._quiet = "own", Quiet()
         self._before: tuple[Evaluation | None, Sensitivity | None] = (None, None)
         """What was measured before, for parts that are built later."""
         self.parts: tuple[Part, ...] = ()
@@ -70,7 +80,7 @@ class CostView(View):
         guarded, session = guard(self.message), self.session
         self.look = Work(session.executor, guarded(self._found), self.message.error)
         self.when_closed(self.look.close)
-        self.rows = ipywidgets.BoundedIntText(description="Held-out rows, at most", min=1, max=100_000)
+        self.rows = ipywidgets.BoundedIntText(description="Rows, at most", min=1, max=100_000)
         self._quiet.on_change(self.rows, guarded(self._rows_changed))
         self.folder = ipywidgets.Text(description="kept in", continuous_update=False)
         self._quiet.on_change(self.folder, guarded(lambda folder: self.update(cost_folder=folder.strip())))
@@ -86,15 +96,17 @@ class CostView(View):
                 "repairs": lambda: self.repairs.widget,
             }
         )
-        line = bar(heading("What quantization costs the model", _WHY), self.rows, self.folder)
+        self.text = choice("Text", COST_TEXTS)
+        bind(self.text, session.store, "cost_text", self.message)
+        line = bar(heading("What quantization costs the model", _WHY), self.text, self.rows, self.folder)
         return [line, self.part, self.under_way, self.faces]
 
     @functools.cached_property
     def formats(self) -> FormatsPart:
-        """Loss by format."""
-        part = self._add(FormatsPart(self.session, self.message))
+        """Divergence by format."""
+        part = self._add(FormatsPart(self.session, self.message, self._chosen_mix))
         if self._asked is not None:
-            part.draw(self._asked, self._equal, self._before[0])
+            part.draw(self._asked, self._bits, self._before[0])
         return part
 
     @functools.cached_property
@@ -143,14 +155,14 @@ class CostView(View):
     def code(self, analysis: Analysis) -> str:
         """Losses and sensitivities; the mix, the methods and the repairs have lines of their own."""
         asked = Asked.of(analysis.source, self.session.store.value)
-        return code.cost(asked.model, asked.data, asked.spec, str(asked.folder), self._equal)
+        return code.cost(asked.model, asked.data, asked.spec, str(asked.folder), self._bits)
 
     def draw(self, analysis: Analysis) -> None:
         """What is known of this model on these rows; of another one, what was measured before."""
         state, built = self.session.store.value, vars(self)
-        asked, equal = Asked.of(analysis.source, state), state.cost_bits == "equal"
-        new, other_bits = asked != self._asked, equal != self._equal
-        self._asked, self._equal = asked, equal
+        asked, bits = Asked.of(analysis.source, state), state.cost_bits
+        new, other_bits = asked != self._asked, bits != self._bits
+        self._asked, self._bits = asked, bits
         with self._quiet:
             self.rows.value, self.folder.value = asked.data.max_eval_rows, str(asked.folder)
         if new:
@@ -158,9 +170,9 @@ class CostView(View):
         if new or other_bits:
             self._before = (None, None if new else self._before[1])
             if "formats" in built:
-                self.formats.draw(asked, equal, None)
+                self.formats.draw(asked, bits, None)
             if asked.kept:
-                self.look.submit("Reading what was measured before", "", lambda progress, cancelled: _known(asked, equal))
+                self.look.submit("Reading what was measured before", "", lambda progress, cancelled: _known(asked, bits))
         if "modules" in built and new:
             self.modules.draw(asked, None)
         elif "modules" in built:
@@ -171,18 +183,22 @@ class CostView(View):
                 built[name].draw(analysis)
         self.faces.show(state.cost_part)
 
+    def _chosen_mix(self) -> Mix | None:
+        """The mix, where its part has been opened and its sensitivities are complete."""
+        return self.mix.mix if "mix" in vars(self) else None
+
     def _draw_mix(self) -> None:
         if "mix" in vars(self):
             self.mix.draw()
 
-    def _found(self, known: tuple[Asked, bool, Evaluation, Sensitivity]) -> None:
+    def _found(self, known: tuple[Asked, str, Evaluation, Sensitivity]) -> None:
         """What was measured before, for a part that measures nothing meanwhile."""
-        asked, equal, evaluation, sensitivity = known
+        asked, bits, evaluation, sensitivity = known
         if asked != self._asked:
             return
-        built, self._before = vars(self), (evaluation if equal == self._equal else None, sensitivity)
-        if "formats" in built and equal == self._equal and not self.formats.stream.busy:
-            self.formats.draw(asked, equal, evaluation)
+        built, self._before = vars(self), (evaluation if bits == self._bits else None, sensitivity)
+        if "formats" in built and bits == self._bits and not self.formats.stream.busy:
+            self.formats.draw(asked, bits, evaluation)
         if "modules" in built and not self.modules.stream.busy:
             self.modules.draw(asked, sensitivity)
 
@@ -191,7 +207,7 @@ class CostView(View):
         self.update(**state.changes_to(dataclasses.replace(state.training, max_eval_rows=rows)))
 
 
-def _known(asked: Asked, equal: bool) -> tuple[Asked, bool, Evaluation, Sensitivity]:
+def _known(asked: Asked, bits: str) -> tuple[Asked, str, Evaluation, Sensitivity]:
     """What the folder holds. Cancelled from the start, both read what was measured before and start no process."""
     how = {"cancelled": lambda: True}
-    return asked, equal, asked.evaluation(equal, **how).run(), asked.sensitivity(**how).run()
+    return asked, bits, asked.evaluation(bits, **how).run(), asked.sensitivity(**how).run()

@@ -44,7 +44,7 @@ def of_transformers() -> str:
 
 
 def of_model(chats: bool) -> str:
-    """For a merged model as GGUF; ``chats``: whether it brings a chat template. Without one llama-cli, which chats, is no use."""
+    """For a merged model as GGUF; ``chats``: whether it brings a chat template, without which llama-cli is no use."""
     return _section(
         _part("llama.cpp", READ, _alone(chats) + "\n" + _SERVER.format(model="model.gguf", more=""), "sh"),
         _part(_PYTHON, RUN, _XLLAMACPP.format(model="model.gguf", names="", adapter=""), "python"),

@@ -19,6 +19,7 @@ from workbench.quant.bnb import check_backend
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.loaded_checks import check_complete, check_targets, linear_names
+from workbench.training.worker.beginnings import begin_with_loftq
 from workbench.training.worker.distributed import local_rank
 from workbench.training.worker.health import rescale_mlps
 from workbench.training.worker.preparation import answer_in, prepare
@@ -103,7 +104,7 @@ def _check_quantized(model: Any, config: TrainConfig) -> None:
 def attach_adapters(model: Any, config: TrainConfig) -> Any:
     """The model as it is trained: with fresh fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
 
-    With the usual beginning B is zero, so that it computes what the base computes.
+    With the usual beginning B is zero, so that it computes what the base computes. LoftQ reads the base's files again.
     """
     if config.method == "full":
         set_seed(config.seed)
@@ -129,13 +130,15 @@ def attach_adapters(model: Any, config: TrainConfig) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=config.init_lora_weights,
+        init_lora_weights=True if config.init_lora_weights == "loftq" else config.init_lora_weights,
     )
     try:
         adapted = get_peft_model(model, lora)
     except ValueError as error:
         remedy = f"Name modules of a kind that peft adapts: {linear_names(model)}."
         raise ConfigError([f"target_modules does not fit this model: {error}"], where="TrainConfig", remedy=remedy) from error
+    if config.init_lora_weights == "loftq":
+        begin_with_loftq(adapted, Path(model.config._name_or_path))
     if config.rescale_mlp:
         rescale_mlps(adapted, config.rescale_mlp)
     if on_hub(config.model):  # named so that the adapter finds its base on any machine, at the same commit

@@ -1,0 +1,121 @@
+"""LoftQ's adapters begin with what 4 bits have lost: as peft's own call makes them, and on checkpoints that it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+
+import workbench as wb
+from tests.helpers import tiny
+from tests.helpers.tiny_model import write_tiny_model
+
+LOFTQ: dict[str, Any] = {"init_lora_weights": "loftq", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def begun(model: Path, **fields: Any) -> Any:
+    """The model as the worker begins to train it."""
+    from workbench.training.worker.model import attach_adapters, load_base
+
+    config = wb.TrainConfig(model=str(model), **fields)
+    return attach_adapters(load_base(config, model, torch.float32, lambda: None), config)
+
+
+def adapted(net: Any) -> dict[str, Any]:
+    return {name.removeprefix("base_model.model."): m for name, m in net.named_modules() if hasattr(m, "lora_A")}
+
+
+def lost(model: Path, name: str, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the original weight, what 4 bits have lost of it)."""
+    original = torch.from_numpy(wb.open_model(model).read(f"{name}.weight").astype("float32"))
+    weight = module.get_base_layer().weight
+    return original, original - dequantize_4bit(weight.data, weight.quant_state).float()
+
+
+@pytest.fixture
+def peft_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft moves each weight to a GPU for its singular values: here they stay."""
+    move = torch.Tensor.to
+
+    def stay(self: torch.Tensor, *args: Any, device: Any = None, **how: Any) -> torch.Tensor:
+        return (
+            move(self, *args, **how) if device == "cuda" else move(self, *args, **({"device": device} if device else {}), **how)
+        )
+
+    monkeypatch.setattr(torch.Tensor, "to", stay)
+    monkeypatch.setattr("peft.utils.loftq_utils.clear_device_cache", lambda: None)
+
+
+@pytest.mark.parametrize("fields", [{}, {"quant_type": "fp4", "double_quant": True, "lora_r": 4, "lora_alpha": 4}], ids=str)
+def test_the_adapters_are_those_of_peft_s_own_call(model: Path, peft_on_a_cpu: None, fields: dict[str, Any]) -> None:
+    from peft import replace_lora_weights_loftq
+
+    ours, theirs = begun(model, **{**LOFTQ, **fields}), begun(model, **{**LOFTQ, **fields, "init_lora_weights": True})
+    replace_lora_weights_loftq(theirs, str(model))
+    assert len(adapted(ours)) == len(adapted(theirs)) > 3
+    for mine, its in zip(adapted(ours).values(), adapted(theirs).values(), strict=True):
+        for a, b in ((mine.lora_A, its.lora_A), (mine.lora_B, its.lora_B)):
+            torch.testing.assert_close(a["default"].weight, b["default"].weight, rtol=1e-4, atol=1e-6)
+
+
+def test_what_an_adapter_begins_with_is_the_best_of_its_rank_and_added_once(model: Path) -> None:
+    net = begun(model, **LOFTQ)
+    for name, module in adapted(net).items():
+        _, gone = lost(model, name, module)
+        left = gone - module.get_delta_weight("default").detach()
+        values = torch.linalg.svdvals(gone)
+        assert float(left.norm()) == pytest.approx(float(values[8:].norm()), rel=1e-4), "Eckart and Young"
+        assert float(left.norm()) < 0.9 * float(gone.norm())
+        assert all(
+            p.requires_grad and p.dtype is torch.float32 for p in (module.lora_A.default.weight, module.lora_B.default.weight)
+        )
+
+
+def test_the_output_is_nearer_to_the_16_bit_model_s_before_the_first_step(model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ids = torch.randint(0, whole.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = whole(ids).logits
+        usual, loftq = (
+            (begun(model, **{**LOFTQ, "init_lora_weights": how}).eval()(ids).logits - expected).norm()
+            for how in (True, "loftq")
+        )
+    assert float(loftq) < 0.95 * float(usual)
+
+
+def test_weights_that_lie_transposed_are_turned(tmp_path: Path) -> None:
+    """GPT-2's Conv1D, which peft's call meets with a matrix of another shape."""
+    gpt2 = tiny.save(tmp_path / "gpt2", "gpt2", {**tiny.ARCHITECTURES["gpt2"][1], "vocab_size": 512})
+    net = begun(gpt2, **LOFTQ, target_modules=("c_attn", "c_fc"))
+    for name, module in adapted(net).items():
+        stored = wb.open_model(gpt2)
+        known = {info.name for info in stored.tensors()}
+        key = f"{name}.weight" if f"{name}.weight" in known else f"{name.partition('.')[2]}.weight"
+        weight = module.get_base_layer().weight
+        gone = torch.from_numpy(stored.read(key).astype("float32")).T - dequantize_4bit(weight.data, weight.quant_state).float()
+        left = gone - (module.lora_B.default.weight @ module.lora_A.default.weight).detach()
+        assert float(left.norm()) == pytest.approx(float(torch.linalg.svdvals(gone)[8:].norm()), rel=1e-4)
+
+
+def test_a_rank_above_the_matrix_s_own_leaves_nothing(model: Path) -> None:
+    net = begun(model, **{**LOFTQ, "lora_r": 96, "lora_alpha": 96}, target_modules=("k_proj",))
+    for name, module in adapted(net).items():
+        _, gone = lost(model, name, module)
+        assert float((gone - module.get_delta_weight("default").detach()).norm()) < 1e-4 * float(gone.norm())
+
+
+def test_the_copied_cell_makes_peft_s_call(model: Path) -> None:
+    code = wb.as_code(wb.TrainConfig(model=str(model), **LOFTQ))
+    assert "from peft import LoraConfig, get_peft_model, replace_lora_weights_loftq" in code
+    assert "replace_lora_weights_loftq(model, MODEL)" in code
+    assert "init_lora_weights" not in code

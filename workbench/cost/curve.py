@@ -1,0 +1,46 @@
+"""KL divergence against bits per weight, from 2 bits to 8: ``kl_curve``, the configurations that it measures by default.
+
+One picture answers why four bits: integers from 8 bits down, each bit fewer costing several times as much, and around 4 bits
+what NormalFloat, the size of blocks and double quantization change. The measuring is ``evaluation``'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from workbench.cost.evaluation import Evaluation, evaluate
+from workbench.progress import Progress
+from workbench.quant.spec import QuantSpec, SpecLike
+from workbench.sources import Source
+from workbench.training.config import TrainConfig
+
+_SYMMETRIC = ("int2-sym", "int3-sym", "int4-sym", "int5-sym", "int6-sym", "int7-sym", "int8")
+_ASYMMETRIC = ("int2-asym", "int3-asym", "int4-asym", "int5-asym", "int6-asym", "int7-asym", "int8-asym")
+CURVE = (
+    *(QuantSpec(name, 64) for name in _SYMMETRIC),
+    *(QuantSpec(name, 64) for name in _ASYMMETRIC),
+    *(QuantSpec("nf4", size) for size in (32, 64, 256, 4096)),
+    *(QuantSpec("nf4", size, double_quant=True) for size in (32, 64, 256, 4096)),
+)
+"""Symmetric and asymmetric integers of 2 to 8 bits in blocks of 64, and NF4 in blocks of 32 to 4096, also double quantized."""
+
+
+def kl_curve(
+    src: Source | str | os.PathLike[str],
+    specs: SpecLike | Sequence[SpecLike] = CURVE,
+    *,
+    data: TrainConfig | str | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = False,
+    cancelled: Callable[[], bool] | None = None,
+) -> Evaluation:
+    """An evaluation of ``CURVE``, or of other specifications: KL divergence from 16 bits against bits per weight.
+
+    Its rows have both (``Cost.bits_per_weight``, ``Cost.kl``), and its table too. A mix's curve lies beside them: the points of
+    ``Mix.curve`` with ``Mix.bits_per_weight``. Arguments and errors are those of ``evaluate``, whose folder may be the same.
+    """
+    how = {"data": data, "max_length": max_length, "max_rows": max_rows}
+    return evaluate(src, specs, folder=folder, progress=progress, cancelled=cancelled, **how)  # type: ignore[arg-type]
