@@ -259,16 +259,12 @@ def hostile(kind: type, tmp_path: Path) -> Any:
     if kind is wb.MethodComparison:
         compared = wb.compare_methods(wb.TrainConfig(), folder=tmp_path)
         return unfolded(compared, [made(wb.MethodResult)] * MANY)
-    if kind is wb.Deployed:
-        deployed = object.__new__(wb.Deployed)
-        super(wb.Deployed, deployed).__init__(MANY, None)  # as below
-        return unfolded(deployed, [made(wb.OnBase)] * MANY)
-    if kind is wb.Repairs:
-        empty = object.__new__(wb.Repairs)
-        super(wb.Repairs, empty).__init__(MANY, None)  # its own makes a process's folder, and opens a run
+    if kind in (wb.Repairs, wb.Deployed):
+        empty = object.__new__(kind)
+        super(kind, empty).__init__(MANY, None)  # its own makes a process's folder, and opens a run
         empty._models = {step: RowCosts((7,) * MANY, (1e9,) * MANY, (-1e-9,) * MANY, (3,) * MANY) for step in (None, 0)}
         empty.adapters = {}
-        return unfolded(empty, [made(wb.Repair)] * MANY)
+        return unfolded(empty, [made(wb.Repair if kind is wb.Repairs else wb.OnBase)] * MANY)
     return truth() if kind is wb.PagingTruth else made(kind)
 
 

@@ -143,7 +143,7 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.get_by_role("button", name="Show what merging changes").click()
     lab.page.wait_for_selector(".wb-note:has-text('Measured. ‖merged')", timeout=120_000)
     assert "merged, and quantized to 4 bits again" in drawing(lab, "‖merged − trained‖")["names"]
-    folder = lab.page.get_by_label("Folder of the merged model", exact=True)
+    folder = lab.page.get_by_label("Folder to write", exact=True)
     assert folder.input_value().endswith("-merged")
     fill(folder, ".")
     write.click()

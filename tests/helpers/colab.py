@@ -29,7 +29,7 @@ PACKAGES = frozenset({
 })  # fmt: skip
 WATCHING = frozenset({"tests.helpers.live_runs", "tests.helpers.preloaded"})
 """The helpers that tests of live processes use."""
-TOOLS = ("hatchling", "hypothesis", "nbval", "pytest", "pytest-xdist", "PyYAML", "tensorboard")
+TOOLS = ("gguf", "hatchling", "hypothesis", "nbval", "pytest", "pytest-xdist", "PyYAML", "tensorboard", "xllamacpp")
 """What the tests need besides, in the versions of constraints.txt."""
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cost.process import Folder, Measuring, failure_in
-from workbench.cost.row_costs import difference_interval, interval
+from workbench.cost.row_costs import RowCosts
 from workbench.errors import RunError, WorkbenchError
 from workbench.given import is_whole
 from workbench.progress import Progress, reporting
 from workbench.show import Shown, View
 from workbench.surveys.resumable import Unfolding
 from workbench.text import number
-from workbench.training.events import EventReader
+from workbench.training.events import Event, EventReader
 from workbench.training.paths import path_of
 from workbench.training.results.gguf_files import Read, library
 from workbench.training.results.merging import Merge
@@ -100,8 +100,7 @@ class Deployed(Shown, Unfolding[OnBase]):
     """The rows as they come, a base each, and a table of them."""
 
     _run_dir = Path()
-    _trained: tuple[tuple[int, ...], tuple[float, ...]] | None = None
-    """Of each row, once measured: its tokens that bear a loss, and the trained model's loss summed over them."""
+    _trained: RowCosts | None = None
 
     def __init__(
         self, run: Run, merge: Merge, titles: dict[str, str], max_rows: int, folder: str | Path | None,
@@ -123,7 +122,7 @@ class Deployed(Shown, Unfolding[OnBase]):
     @property
     def trained_loss(self) -> float:
         """The loss of the model as it was trained, on the same rows; NaN before it is measured."""
-        return math.nan if self._trained is None else sum(self._trained[1]) / sum(self._trained[0])
+        return math.nan if self._trained is None else self._trained.loss
 
     def to_frame(self) -> pd.DataFrame:
         """A line a base, with the fields of ``OnBase``; intervals in two columns each."""
@@ -176,24 +175,21 @@ class Deployed(Shown, Unfolding[OnBase]):
             if event["k"] == "progress":
                 self._at = event["done"], event["total"]
             elif event["k"] == "trained":
-                self._trained = tuple(event["tokens"]), _numbers(event["loss"])
-            elif event["k"] == "base" and self._trained is not None:
-                base = event["base"]
-                self._found[event["key"]] = self._row(base, *(_numbers(event[name]) for name in ("kl", "flips", "loss")))
+                self._trained = _costs(event)
+            elif event["k"] == "base":
+                self._found[event["key"]] = self._row(event["base"], _costs(event))
         return failure_in(events)
 
-    def _row(self, base: str, kl: tuple[float, ...], flips: tuple[float, ...], loss: tuple[float, ...]) -> OnBase:
-        """From sums over each row's tokens."""
+    def _row(self, base: str, found: RowCosts) -> OnBase:
         assert self._trained is not None
-        tokens, trained = self._trained
-        total = sum(tokens)
+        change, interval = found.above(self._trained)
         return OnBase(
-            base, self._titles.get(base, base), total,
-            sum(kl) / total, interval(kl, tokens),
-            sum(flips) / total, interval(flips, tokens),
-            sum(loss) / total, (sum(loss) - sum(trained)) / total, difference_interval(loss, trained, tokens),
+            base, self._titles.get(base, base), sum(found.tokens), found.kl, found.kl_interval, found.flips,
+            found.flips_interval, found.loss, change, interval,
         )  # fmt: skip
 
 
-def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(math.nan if value is None else float(value) for value in values)
+def _costs(event: Event) -> RowCosts:
+    """The sums of each row, as the process reports them; null is no number."""
+    kls, losses = (tuple(math.nan if value is None else float(value) for value in event[name]) for name in ("kls", "losses"))
+    return RowCosts(tuple(event["tokens"]), losses, kls, tuple(event["flipped"]))

@@ -62,22 +62,21 @@ def measure(reporter: Reporter) -> None:
     reference = Reference(batches, reporter.root)
     for _ in deploying.put_trained():
         passed()
-    sums = _together(reference.take(deploying.model), passed)
-    reporter.emit("trained", tokens=sums.tokens.tolist(), loss=sums.loss.tolist())
+    reporter.emit("trained", **_together(reference.take(deploying.model), passed))
     for key, base in request["bases"].items():
         for _ in deploying.put(base):
             passed()
-        sums = _together(reference.compare(deploying.on(base)), passed)
-        reporter.emit("base", key=key, base=base, kl=sums.kl.tolist(), flips=sums.flips.tolist(), loss=sums.loss.tolist())
+        reporter.emit("base", key=key, base=base, **_together(reference.compare(deploying.on(base)), passed))
 
 
-def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> RowSums:
-    """The sums of all rows, one batch after another."""
-    found = []
+def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> dict[str, list[float]]:
+    """The sums of all rows, one batch after another, by the names of ``RowCosts``."""
+    found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
     for sums in batches:
-        found.append(sums)
+        for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
+            values += added.tolist()
         passed()
-    return RowSums(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return found
 
 
 class _Deploying:

@@ -182,5 +182,4 @@ def written(done: Exported) -> str:
         said += f"No adapted weight differs from what was trained by more than {percent(max(done.errors.values()))}. "
     if done.format == "transformers":
         return f"{said}AutoModelForCausalLM.from_pretrained({str(done.folder)!r}) loads it."
-    line = "llama-cli -m base.gguf --lora adapter.gguf" if done.format == "gguf-adapter" else "llama-cli -m model.gguf"
-    return f"{said}{line} runs it (from its documentation, not run); README.md there has more."
+    return f"{said}README.md there has the lines that run it, in llama.cpp{' and Ollama' if done.format == 'gguf' else ''}."

@@ -27,7 +27,9 @@ params.lora_adapters = [CommonAdapterLoraInfo("adapter.gguf", 1.0)]"""
 
 
 _PYTHON = "llama.cpp from Python (pip install xllamacpp)"
-_CLI = "llama-cli -m {model} --temp 0 -n 64 -p '…'{more}\nllama-server -m {model}{more}"
+_CHAT = "llama-cli -m {model}{more} --temp 0 -n 64 -p '…'"
+_TEXT = "llama-completion -m {model}{more} -no-cnv --temp 0 -n 64 -p '…'"
+_SERVER = "llama-server -m {model}{more}"
 _OLLAMA = "ollama create NAME -f Modelfile\nollama run NAME '…'"
 
 
@@ -42,9 +44,9 @@ def of_transformers() -> str:
 
 
 def of_model(chats: bool) -> str:
-    """For a merged model as GGUF; ``chats``: whether it brings a chat template."""
+    """For a merged model as GGUF; ``chats``: whether it brings a chat template, without which llama-cli is no use."""
     return _section(
-        _part("llama.cpp", READ, _CLI.format(model="model.gguf", more="" if chats else " -no-cnv"), "sh"),
+        _part("llama.cpp", READ, _alone(chats) + "\n" + _SERVER.format(model="model.gguf", more=""), "sh"),
         _part(_PYTHON, RUN, _XLLAMACPP.format(model="model.gguf", names="", adapter=""), "python"),
         _part("Ollama", READ, _OLLAMA, "sh"),
         '**transformers, vLLM**: export again with `format="transformers"`.',
@@ -56,11 +58,20 @@ def of_adapter() -> str:
     python = _XLLAMACPP.format(model="base.gguf", names="CommonAdapterLoraInfo, ", adapter=_WITH_ADAPTER)
     return _section(
         "`base.gguf` stands for a GGUF of the base model.",
-        _part("llama.cpp", READ, _CLI.format(model="base.gguf", more=" --lora adapter.gguf"), "sh"),
+        _part("llama.cpp", READ, "\n".join(_on_base(line) for line in (_CHAT, _TEXT, _SERVER)), "sh"),
+        "`llama-cli` chats, by the base's chat template; `llama-completion -no-cnv` continues a text.",
         _part(_PYTHON, RUN, python, "python"),
         f'**Ollama** refuses adapters from 0.34.1 on ({READ}): export the merged model with `format="gguf"`.',
         "**peft, vLLM** load the run's own adapter folder, not this file.",
     )
+
+
+def _alone(chats: bool) -> str:
+    return (_CHAT if chats else _TEXT).format(model="model.gguf", more="")
+
+
+def _on_base(line: str) -> str:
+    return line.format(model="base.gguf", more=" --lora adapter.gguf")
 
 
 def modelfile(chats: bool) -> str:
