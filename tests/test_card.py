@@ -58,3 +58,11 @@ def test_the_shipped_weights_look_trained() -> None:
     linears = [card.kurtosis(source.read(t.name)) for t in source.tensors() if t.quantizable]
     assert np.median(linears) > 3.1
     assert max(linears) > 4
+
+
+def test_the_held_out_rows_are_as_many_as_the_card_says() -> None:
+    text = " ".join(CARD.read_text("utf-8").split())
+    for name, said in (("heldout-bible", "27 chapters"), ("heldout-wordnet", "210 entries"), ("heldout", "137 entries")):
+        rows = (card.HERE / "data" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        assert f"`{name}.jsonl` ({len(rows)} {said.split()[1]}" in text
+        assert said.split()[0] == str(len(rows))

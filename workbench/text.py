@@ -142,4 +142,4 @@ def nats(value: float) -> str:
     >>> nats(0.39912), nats(0.0075), nats(0.0000812)
     ('0.3991', '0.0075', '8.1e-05')
     """
-    return number(value, ".4f" if abs(value) >= 5e-4 or not value else ".1e")
+    return number(value, ".4f" if abs(value) >= 9.5e-4 or not value else ".1e")

@@ -66,8 +66,8 @@ def kl_curve_figure(costs: Iterable[Cost], mix: Mix | None = None) -> Figure:
         )  # fmt: skip
     layout = {
         "uirevision": "kl curve", "showlegend": True, "hovermode": "closest", "margin": {"l": 60, "r": 12, "t": 8, "b": 36},
-        "xaxis": {"title": {"text": "stored bits per weight"}, "range": [1.8, 9.4], "dtick": 1},
-        "yaxis": {"title": {"text": "KL from 16 bits, nats a token"}, "type": "log", "dtick": 1},
+        "xaxis": {"title": {"text": "stored bits per weight"}, "range": [1.9, 9], "dtick": 1},
+        "yaxis": {"title": {"text": "KL from 16 bits, nats a token"}, "type": "log", "dtick": 1, "tickformat": "~g"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
