@@ -193,3 +193,19 @@ def test_what_cannot_be_repaired_is_refused(run: wb.Run, model: Path, tmp_path: 
         wb.repairs(lora)
     with pytest.raises(wb.RunError, match="max_rows is 0"):
         wb.repairs(run.dir, max_rows=0)
+
+
+@pytest.mark.parametrize("begin", ["loftq", "pissa"])
+def test_an_adapter_that_begins_from_the_weights_takes_back_some_of_the_error_before_its_first_step(
+    model: Path, begin: str, tmp_path: Path
+) -> None:
+    config = in_process.config_of(model, max_steps=1, max_eval_rows=0, init_lora_weights=begin, lora_r=16, lora_alpha=16)
+    run = in_process.train(config, tmp_path)
+    with measuring():
+        found = wb.repairs(run, max_rows=ROWS).run()
+    assert found.steps == (0, 1)
+    before = [row for row in found if row.step == 0]
+    assert len(before) == len(found.modules)
+    assert all(row.taken_back > 0.05 for row in before)
+    if begin == "loftq":  # a part of the error itself: what is left of it stands at right angles to what is taken
+        assert all(row.along == pytest.approx(1 - (1 - row.taken_back) ** 2, abs=0.1) for row in before)

@@ -143,10 +143,14 @@ def test_a_trained_adapter_is_merged_into_the_base_that_it_was_trained_on(model:
     assert all(row.dequantized < 0.01 for row in wb.merge_errors(run).rows)
 
 
-def test_the_card_loads_pissa_s_base_in_16_bits_from_which_peft_can_take_it(model: Path) -> None:
-    shown = {how: card(wb.TrainConfig(model=str(model), init_lora_weights=how), [], "adapter") for how in ("pissa", True)}
-    assert "BitsAndBytesConfig" not in shown["pissa"]
-    assert "BitsAndBytesConfig" in shown[True]
+def test_the_card_says_which_base_an_adapter_belongs_on(model: Path) -> None:
+    fields = {"model": str(model), "lora_alpha": 16}
+    shown = {how: card(wb.TrainConfig(**fields, init_lora_weights=how), [], "adapter") for how in ("pissa", "loftq", True)}
+    assert "BitsAndBytesConfig" not in shown["pissa"], "peft takes PiSSA's part out of 16-bit weights alone"
+    assert "which peft cannot do in 4 bits" in shown["pissa"]
+    assert "BitsAndBytesConfig" in shown["loftq"]
+    assert "no adapter for a base in 16 bits" in shown["loftq"]
+    assert 'model = PeftModel.from_pretrained(base, "this folder")\n```' in shown[True]
 
 
 def test_weights_that_lie_transposed_are_turned(tmp_path: Path) -> None:

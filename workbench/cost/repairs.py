@@ -6,8 +6,9 @@ For an adapted module with the original weight W, the 4-bit weight Ŵ that the r
     taken_back    = 1 − error_adapted / error_base
     along         = ⟨s·BAx, (W − Ŵ)x⟩ / ‖(W − Ŵ)x‖²
 
-with norms and the inner product over all tokens and outputs. What an adapter of another kind makes of Ŵ (DoRA, OLoRA) takes
-the place of Ŵ + s·BA.
+with norms and the inner product over all tokens and outputs. What an adapter of another kind makes of Ŵ (DoRA, OLoRA, PiSSA)
+takes the place of Ŵ + s·BA. An adapter that begins with a product that is not zero is measured before its first step too: LoftQ
+begins with what takes back most of W − Ŵ itself.
 
 x are the inputs that the module gets in the *unquantized* model on held-out rows: W's own inputs, the same for every
 checkpoint, so that the figures differ by the module's weights alone, and no error of earlier layers is mixed into them. The
@@ -155,10 +156,13 @@ def repairs(
 
 
 def adapters_of(run: Run) -> dict[int, Path]:
-    """Steps → the folder of the adapter after so many, oldest first; the final one in the place of a checkpoint of its step."""
+    """Steps → the folder of the adapter after so many, oldest first; the final one in the place of a checkpoint of its step.
+
+    0 is among them where the adapter begins with a product that is not zero (LoftQ, PiSSA, OLoRA).
+    """
     folder = RunFolder(run.dir)
-    places = [*folder.complete_checkpoints(), folder.adapter]
-    found = {steps_of(place): place for place in places if (place / "adapter_config.json").exists()}
+    places = {folder.beginning: 0.0} | {place: steps_of(place) for place in (*folder.complete_checkpoints(), folder.adapter)}
+    found = {steps: place for place, steps in places.items() if (place / "adapter_config.json").exists()}
     return {int(steps): place for steps, place in sorted(found.items()) if steps != float("inf")}
 
 

@@ -149,6 +149,11 @@ class RunFolder:
         return self.root / "adapter"
 
     @property
+    def beginning(self) -> Path:
+        """The adapter before its first step, where it begins with a product that is not zero."""
+        return self.root / "beginning"
+
+    @property
     def model(self) -> Path:
         """The trained model, as transformers saves it, of a run that trains every weight."""
         return self.root / "model"

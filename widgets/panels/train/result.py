@@ -18,7 +18,7 @@ from widgets.controls.copy_button import CopyButton
 from widgets.controls.style import column, row
 from widgets.panels.train.export import RunExport
 from widgets.panels.train.on_bases import said
-from widgets.panels.train.words import from_here
+from widgets.panels.train.words import from_here, loading_code
 from workbench.text import amount, counted, memory_size
 from workbench.training.folder import ENDED, RunStatus
 from workbench.training.results.outcome import Outcome, outcome
@@ -132,11 +132,3 @@ def facts(run: Run, folder: Path, came_to: Outcome) -> str:
     if came_to.evicted:
         said.append(f"{counted(came_to.evicting_steps, 'step')} evicted {memory_size(came_to.evicted)}.")
     return " ".join(said)
-
-
-def loading_code(run: Run, folder: Path) -> str:
-    """The lines that load what was trained."""
-    library, loader = "transformers", "AutoModelForCausalLM"
-    if run.adapter_dir is not None:
-        library, loader = "peft", "AutoPeftModelForCausalLM"
-    return f"from {library} import {loader}\n\nmodel = {loader}.from_pretrained({str(folder)!r})\n"

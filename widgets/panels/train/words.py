@@ -146,18 +146,32 @@ def results(run: Run, status: RunStatus, history: RunHistory) -> str:
             f"({f'{after - before:+.3f}'.replace('-', '−')} nats a token).</p>"
         )
     if status.state in ENDED:
-        parts += [_loading(*trained) for trained in (
-            ("LoRA adapter", run.adapter_dir, "peft", "AutoPeftModelForCausalLM"),
-            ("Trained model", run.model_dir, "transformers", "AutoModelForCausalLM"),
+        parts += [_loading(run, *trained) for trained in (
+            ("LoRA adapter", run.adapter_dir, "peft"),
+            ("Trained model", run.model_dir, "transformers"),
         )]  # fmt: skip
     said = "".join(parts)
     return f'<div class="wb-results">{said}</div>' if said else ""
 
 
-def _loading(title: str, folder: Path | None, library: str, loader: str) -> str:
+def loading_code(run: Run, folder: Path) -> str:
+    """The lines that load what was trained."""
+    library, loader = "transformers", "AutoModelForCausalLM"
+    if run.adapter_dir is not None:
+        library, loader = "peft", "AutoPeftModelForCausalLM"
+    more, how = "", ""
+    if run.config.method == "qlora" and run.config.init_lora_weights == "loftq":  # its adapter makes up for these 4 bits
+        more = "from transformers import BitsAndBytesConfig\n"
+        double = ", bnb_4bit_use_double_quant=True" if run.config.double_quant else ""
+        config = f'load_in_4bit=True, bnb_4bit_quant_type="{run.config.quant_type}"{double}'
+        how = f", quantization_config=BitsAndBytesConfig({config})"
+    return f"from {library} import {loader}\n{more}\nmodel = {loader}.from_pretrained({str(folder)!r}{how})\n"
+
+
+def _loading(run: Run, title: str, folder: Path | None, library: str) -> str:
     if folder is None:
         return ""
-    code = f"from {library} import {loader}\nmodel = {loader}.from_pretrained({str(folder)!r})"
+    code = loading_code(run, folder).strip().replace("\n\n", "\n")
     return (
         f'<h3 class="wb-heading">{title}</h3><p><code class="wb-path">{html.escape(str(folder))}</code></p>'
         f'<p class="wb-note">It loads in plain {library}:</p><pre class="wb-code">{html.escape(code)}</pre>'

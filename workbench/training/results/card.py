@@ -51,6 +51,10 @@ from transformers import {names}
 
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "this folder")"""
+_ON_BASE: dict[bool | str, str] = {
+    "loftq": "  # makes up for what these 4 bits have lost: no adapter for a base in 16 bits",
+    "pissa": "  # takes what the adapter begins with out of the base, which peft cannot do in 4 bits",
+}
 _USE_MODEL = """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("this folder")"""
@@ -135,7 +139,9 @@ def _use(config: TrainConfig, base: str, revision: str) -> str:
         double = ", bnb_4bit_use_double_quant=True" if config.double_quant else ""
         how = f'load_in_4bit=True, bnb_4bit_quant_type="{config.quant_type}"{double}'
         named = f"\n    {named},\n    quantization_config=BitsAndBytesConfig({how}),\n"
-    return _USE_ADAPTER.format(names=names, base=named)
+    return _USE_ADAPTER.format(names=names, base=named) + _ON_BASE.get(config.init_lora_weights, "") * (
+        config.method == "qlora"
+    )
 
 
 def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, str]:

@@ -230,12 +230,14 @@ class Worker:
 
     def _adapted(self, base: Any, cuda: bool) -> Any:
         """The model as it is trained; what of its optimizer's state will be paged is known then, and recorded."""
-        from workbench.training.worker import model
+        from workbench.training.worker import distributed, model
 
         assert self.account is not None
         with self.phase("attach"):
             net = model.attach_adapters(base, self.config, self.folder.first_adapter)
             self.account.moment("attach", net)
+            if self.attempt == 1 and distributed.rank() == 0 and self.config.init_lora_weights in model.NOT_ZERO:
+                net.save_pretrained(str(self.folder.beginning))
         paged = paged_state(self.config, cuda, model.adapter_sizes(net))
         self.capabilities["paged optimizer state"] = paged
         self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
