@@ -264,8 +264,8 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
 
     def to_frame(self) -> pd.DataFrame:
         """One line a method: method, state, kl_before and flips_before (of its base, from 16 bits), loss_before, loss_after
-        (nats a token, held out), seconds_per_step, seconds, tensor_bytes, peak_bytes, trained, share, saved_bytes; missing where
-        not known.
+        (nats a token, held out), seconds_per_step, seconds, tensor_bytes, peak_bytes, trained, share, saved_bytes; missing
+        where not known.
         """
         import pandas as pd
 
