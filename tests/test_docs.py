@@ -173,8 +173,8 @@ def constants(path: Path) -> Iterator[tuple[str, str]]:
             partial = called == "partial" and isinstance(node.args[0], ast.Attribute)
             what = node.args[0].attr if partial and isinstance(node.args[0], ast.Attribute) else called
             value = node.args[1 if partial else 0] if len(node.args) > partial else None
-            if what in ("emit", "phase", "_phase") and isinstance(value, ast.Constant):
-                yield ("kind" if what == "emit" else "phase"), str(value.value)
+            if what.lstrip("_") in ("emit", "phase") and isinstance(value, ast.Constant):
+                yield ("kind" if what.endswith("emit") else "phase"), str(value.value)
                 named = {k.arg: k.value for k in node.keywords}.get("name")
                 if value.value == "phase" and isinstance(named, ast.Constant):
                     yield "phase", str(named.value)

@@ -24,9 +24,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name differs by more than _ and -
 NOT_ON_COLAB = {"bitsandbytes"}
-ASKED_FOR = (
-    "gguf",
-)  # extras that code imports where they are asked for, with an error that names them where they are not there
+ASKED_FOR = ["gguf"]  # extras that code imports when they are first needed, with an error that names them
 # Import names that are not the distribution's own name, and packages that come with one that is required.
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
 BROUGHT_BY = {
@@ -95,8 +93,8 @@ def test_with_colabs_versions_those_tests_run_that_meet_them() -> None:
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:
     constraints = pinned("constraints.txt")
-    beside = PROJECT["optional-dependencies"].keys() - {"trackio"}  # which wants an older pillow than is pinned
-    for name, requirement in required(*beside).items():
+    (own,) = (each for each in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if each.name == PROJECT["name"])
+    for name, requirement in required("dev", *own.extras).items():
         assert constraints[name] in requirement.specifier
     assert constraints["torch"] == Version("2.13.0")  # without a local label, so that CPU and CUDA wheels both fit
 

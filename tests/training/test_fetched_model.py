@@ -22,7 +22,7 @@ from tests.helpers.live_runs import ended, of, report_of, until, until_gone
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.errors import Gated, Unreachable
-from workbench.training import data, disk, fingerprints, model_files
+from workbench.training import disk, fingerprints, model_files
 from workbench.training.folder import RunFolder
 from workbench.training.hub_tasks import patiently
 
@@ -228,7 +228,7 @@ def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
 
 
 def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict[str, bytes]) -> None:
-    seen = data.preview(config_of(Path(REPO)), rows=1, scan=5)
+    seen = wb.preview(config_of(Path(REPO)), rows=1, scan=5)
     assert seen.counts["kept"] == 5
     assert not (snapshot() / "model.safetensors").exists()
     assert (snapshot() / "tokenizer.json").read_bytes() == files["tokenizer.json"]

@@ -164,7 +164,7 @@ def test_a_dataset_that_is_gone_is_told_by_the_run_and_by_resume(forks: Forks, c
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(ROWS.read_bytes())
     columns = {"prompt_column": "prompt", "completion_column": "completion"}
-    with forks.ready(phase="load", remove=str(rows)):
+    with forks.ready(phase="import", remove=str(rows)):
         run = wb.launch(replace(config, max_steps=2, dataset=str(rows), **columns), tmp_path / "run")
     status = ended(run, "failed")
     assert (status.kind, "rows.jsonl.gone" in status.remedy) == ("data", True)
