@@ -158,4 +158,4 @@ def check_disk(budget: DiskBudget, where: str) -> None:
 
 def _there(path: Path) -> Path:
     """The folder, or the nearest above it that is there."""
-    return next(each for each in (path, *path.parents) if each.is_dir())
+    return next(each for each in (path, *path.parents) if os.path.isdir(each))  # False of a name that no file system takes
