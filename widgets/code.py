@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.cost.jobs import text_of
 from workbench.quant.spec import QuantSpec
 from workbench.sources.rule import AS_STORED
 from workbench.training.answers.values import Sampling
@@ -128,7 +129,10 @@ def memory(analysis: Analysis, state: State) -> str:
 
 def cost(model: str, data: TrainConfig, spec: QuantSpec, folder: str, bits: str) -> str:
     """Divergence by format and module by module; with the panel's folder, what was measured already comes at once."""
-    rows = "" if data == TrainConfig() else f"data={config(data)}, "
+    if (text := text_of(data)) is not None:
+        rows = f"data={text!r}, max_rows={data.max_eval_rows}, max_length={data.max_length}, "
+    else:
+        rows = "" if data == TrainConfig() else f"data={config(data)}, "
     measure = {"curve": "wb.kl_curve(src, ", "equal": "wb.evaluate(src, equal_bits=True, "}.get(bits, "wb.evaluate(src, ")
     return _lines(
         ["import workbench as wb", "", f"src = wb.open_model({model!r})"],

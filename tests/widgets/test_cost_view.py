@@ -231,7 +231,7 @@ def test_another_text_is_another_measurement(app):
     assert app.state["cost_text"] == "bible"
     assert app.cost.formats.evaluation is None
     assert "at most 12 held-out rows of the King James Bible" in app.cost.formats.stream.cost.value
-    assert "heldout-bible" in app.cost.copy.code
+    assert app.cost.copy.code.count("data='bible', max_rows=12, max_length=64, ") == 2
 
 
 def test_one_click_hands_the_mix_to_the_training_form(app):

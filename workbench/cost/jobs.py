@@ -99,8 +99,7 @@ class Job:
     def text(self) -> str:
         """What is measured on, in words: a name of ``TEXTS``, or the dataset's."""
         name = self.config.eval_dataset or self.config.dataset
-        ours = {str(text_file(key)): title for key, title in TEXTS.items() if key != "builtin"} | {"builtin": TEXTS["builtin"]}
-        return f"held-out rows of {ours.get(name, short(name))}"
+        return f"held-out rows of {TEXTS.get(text_of(self.config) or name, short(name))}"
 
     @property
     def memory_needed(self) -> int:
@@ -155,6 +154,12 @@ def rows_named(data: str | os.PathLike[str] | None) -> TrainConfig:
     if name in TEXTS:
         name = str(text_file(name))
     return TrainConfig(dataset=name, eval_dataset=name)
+
+
+def text_of(data: TrainConfig) -> str | None:
+    """The name of the text with a file of its own that a configuration's held-out rows are; None where they are others."""
+    named = data.eval_dataset or data.dataset
+    return next((name for name in TEXTS if named == str(text_file(name))), None)
 
 
 def text_file(name: str) -> Path:
