@@ -63,7 +63,7 @@ def snapshot() -> Path:
 
 
 def test_a_run_fetches_what_training_needs_and_trains(
-    hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
+    hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path, capsys: Any
 ) -> None:
     with forks.ready():
         run = wb.launch(config, tmp_path / "run")
@@ -76,6 +76,9 @@ def test_a_run_fetches_what_training_needs_and_trains(
     *_, last = of(run, "fetch")
     assert last["done"] == last["total"] == sum(map(len, files.values())) + len(b"---\nlicense: mit\n---\n")
     assert last["speed"] > 0
+    run.watch()
+    size = wb.amount(last["total"])
+    assert f"model: {size} of {size}\nstep 1: loss" in capsys.readouterr().out
     known = fingerprints.read(run.dir)
     assert known is not None
     assert known.commit == COMMIT

@@ -280,6 +280,19 @@ def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror(forks: Forks, config
     assert (again.config.mirror_dir, len(complete(wb.attach(mirror)))) == (str(tmp_path / "drive"), 1)
 
 
+def test_a_run_whose_drive_goes_away_trains_on(forks: Forks, config: wb.TrainConfig, tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    with forks.ready():
+        run = wb.launch(config, tmp_path / "runs" / "run")
+        until(run, lambda _: RunFolder(drive / "run").complete_checkpoints() != [])
+        drive.rename(tmp_path / "away")
+        first_event(run, lambda e: e["k"] == "log" and e["level"] == "warning" and "mirror" in e["text"])
+        first_event(run, is_step(max(event["n"] for event in of(run, "step")) + 1))
+        run.stop()
+        assert "adapter is saved" in ended(run, "stopped", 60).message
+    assert not drive.exists()
+
+
 @pytest.mark.slow
 def test_killed_deleted_and_resumed_in_a_fresh_process_it_ends_with_the_same_weights(
     config: wb.TrainConfig, tmp_path: Path

@@ -13,8 +13,10 @@ from tests.helpers import in_process
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.hub_uploads import OWNER
 from tests.helpers.live_runs import ended, files_of, of, until
+from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
-from workbench.training.folder import RunFolder
+from workbench.training.folder import RunFolder, write_json
+from workbench.training.spawning import spawn
 from workbench.training.watch.hub_process import HubProcess
 
 
@@ -77,6 +79,18 @@ def test_a_push_that_is_refused_says_why(hub: HubServer, run: wb.Run) -> None:
     hub.fail(path="/commit/", status=403)
     with pytest.raises(wb.RunError, match="does not let this account write there"):
         wb.push(run, token=TOKEN)
+
+
+def test_a_run_whose_push_fails_is_finished_all_the_same(hub: HubServer, forks: Forks, run: wb.Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_json(folder.config, run.config.to_dict())
+    with forks.ready():
+        spawn(folder, 1, ())  # without the token that launch asks for
+        again = wb.attach(folder.root)
+        status = ended(again, "finished", 60)
+    assert status.message.startswith("Finished after 2 steps. It was not pushed to the Hub: tuned: ")
+    assert status.message.endswith("wb.push(run) tries again.")
+    assert [event["level"] for event in of(again, "log") if "not pushed" in event["text"]] == ["warning"]
 
 
 def test_a_run_that_has_trained_nothing_has_nothing_to_push(tmp_path: Path) -> None:

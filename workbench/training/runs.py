@@ -19,6 +19,7 @@ from pathlib import Path
 from workbench.errors import RunError, WorkbenchError
 from workbench.show import Line, Shown, ShownList, View
 from workbench.sources import open_model
+from workbench.text import amount
 from workbench.training import data, extending, model_files, origins
 from workbench.training.config import TrainConfig
 from workbench.training.events import Event, EventReader
@@ -187,9 +188,9 @@ class Run(Shown):
         """Follows the run to its end from within a cell, and returns its status.
 
         Views of this handle move meanwhile even where the kernel shows nothing while a cell is busy (Colab's); where there is
-        none, each step is printed. An interrupt ends the watching and not the run.
+        none, each step is printed, and each tenth of a model that is fetched. An interrupt ends the watching and not the run.
         """
-        reader = self.reader()
+        reader, tenths = self.reader(), 0
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 status = self.status
@@ -198,6 +199,9 @@ class Run(Shown):
                 for event in reader.poll() if not self.views and status.state != GONE else ():
                     if event["k"] == "step":
                         print(f"step {event['n']}: loss {event['loss']}", flush=True)
+                    elif event["k"] == "fetch" and (reached := 10 * event["done"] // max(event["total"], 1)) > tenths:
+                        tenths = reached
+                        print(f"model: {amount(event['done'])} of {amount(event['total'])}", flush=True)
                 if status.state in ENDED:
                     break
                 time.sleep(interval)
