@@ -83,7 +83,7 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     assert dropout.is_visible(), "a fold with a fault stays open"
     assert dropout.get_attribute("aria-invalid") == "true"
     lab.page.get_by_role("button", name="Launch", exact=True).click()
-    lab.page.wait_for_selector(".wb-error[role=alert]:has-text('max_steps is 0')")
+    lab.page.wait_for_selector(".wb-error[role=alert]:has-text('Steps is 0')")
     lab.shot("training-error", ".wb-panel")
     fill(dropout, "0")
     fill(field, "8")

@@ -33,6 +33,7 @@ if tokenizer.pad_token is None:
 
 {_chats(config, files, shape) if shape.chats else _passages(config, shape)}
 
+
 {_rows(config, files, shape)}
 rows = [made for row in rows for made in encode(row) if any(label != -100 for label in made["labels"])]
 {packed}"""
@@ -43,7 +44,8 @@ def _made_of(files: Files, shape: Shape) -> str:
     sources = [inspect.getsource(function) for function in _FUNCTIONS.get(shape.kind, ())]
     if shape.chats:
         _, mark, plain = inspect.getsource(turns).partition("Chat = ")
-        sources += [f"ROLES = {as_source(ROLES)}\n", inspect.getsource(as_messages), mark + plain, _WRITE]
+        roles = "".join(f"    {as_source(role)}: {as_source(names)},\n" for role, names in ROLES.items())
+        sources += [f"ROLES = {{\n{roles}}}\n", inspect.getsource(as_messages), mark + plain, _WRITE]
     if shape.chats and files.loader in ("parquet", "arrow"):
         sources.append(_WITHOUT_NULLS)
     return "".join(f"\n\n{source.strip()}\n" for source in sources)
