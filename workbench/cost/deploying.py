@@ -69,7 +69,7 @@ def measure(reporter: Reporter) -> None:
         reporter.emit("base", key=key, base=base, **_together(reference.compare(deploying.on(base)), passed))
 
 
-def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> dict[str, list[float]]:
+def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> dict[str, Any]:
     """The sums of all rows, one batch after another, by the names of ``RowCosts``."""
     found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
     for sums in batches:
