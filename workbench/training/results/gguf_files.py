@@ -21,7 +21,11 @@ from workbench.errors import ModelError, RunError
 from workbench.training.paths import path_of
 
 Array = NDArray[Any]
-ALIGNMENT = 32
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""GGUF type of a key's value → bytes; texts and lists have no fixed number."""
+_STRING, _ARRAY = 8, 9
+_LONGEST = 1 << 24
+"""Values in a list at most: vocabularies and their merges have less than a million."""
 
 
 def library() -> Any:
@@ -105,6 +109,40 @@ class Writer:
         self._writer.close()
 
 
+def _check(data: Array) -> None:
+    """Walks a file's keys, so that no count of its own sends its reader past its end, or round and round there.
+
+    ValueError or struct.error where one does. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+    """
+    whole = data.data
+    magic, version, _, keys = struct.unpack_from("<4sIQQ", whole)
+    if magic != b"GGUF" or version not in (2, 3):
+        raise ValueError("it does not begin as one of version 2 or 3")
+    at = 24
+
+    def string(at: int) -> int:
+        return at + 8 + int(struct.unpack_from("<Q", whole, at)[0])
+
+    for _ in range(keys):
+        at = string(at)
+        (kind,) = struct.unpack_from("<I", whole, at)
+        at += 4
+        if kind == _ARRAY:
+            kind, count = struct.unpack_from("<IQ", whole, at)
+            at += 12
+            if count > _LONGEST or kind == _ARRAY:
+                raise ValueError("a list in it is too long, or holds lists")
+        else:
+            count = 1
+        if kind == _STRING:
+            for _ in range(count):
+                at = string(at)
+        else:
+            at += count * _BYTES[kind]
+        if at > len(whole):
+            raise ValueError("it is cut off")
+
+
 class Read:
     """A GGUF file that is there already: keys and tensors. ``ModelError`` where it cannot be read."""
 
@@ -112,9 +150,7 @@ class Read:
         self.path = path_of(path, "a GGUF file")
         gguf = library()
         try:
-            with self.path.open("rb") as file:
-                if file.read(4) != b"GGUF":
-                    raise ValueError("it does not begin as one")
+            _check(np.memmap(self.path, np.uint8, "r"))
             self._reader = gguf.GGUFReader(self.path)
             self.architecture = str(self._reader.fields["general.architecture"].contents())
             self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
