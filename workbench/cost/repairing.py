@@ -46,7 +46,7 @@ def measure(reporter: Reporter) -> None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
     batches = _batches(run, merge.source.path, request["max_rows"])
     # As a LoRA run on the same model would hold it.
-    config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
+    config = dataclasses.replace(merge.config, method="lora", init_lora_weights=True, llm_int8_skip_modules=())
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, lambda: None)
     products = {path: np.zeros((2 + len(merges), 2)) for path in infos}
