@@ -203,3 +203,10 @@ def test_all_faults_are_told_before_anything_is_trained(config: wb.TrainConfig, 
 def test_it_takes_a_config_alone() -> None:
     with pytest.raises(wb.RunError, match="takes a TrainConfig"):
         wb.compare_methods({"max_steps": 2})  # type: ignore[arg-type]
+
+
+def test_loftq_is_left_out_where_there_are_no_4_bits_to_make_up_for(tmp_path: Path) -> None:
+    found = wb.compare_methods(wb.TrainConfig(init_lora_weights="loftq", lora_alpha=16), folder=tmp_path)
+    assert {method: config.init_lora_weights for method, config in found.configs.items()} == {
+        "full": True, "lora": True, "qlora": "loftq",
+    }  # fmt: skip

@@ -229,6 +229,9 @@ def test_what_an_adapter_can_be_trained_on_is_not_refused(packed: dict[str, Path
 def test_a_4_bit_checkpoint_keeps_its_own_format_and_is_trained_in_no_other(packed: dict[str, Path]) -> None:
     assert faults_of(packed["nf4"], double_quant=False) == []
     assert [fault.split()[0] for fault in faults_of(packed["fp4"], block_size=128)] == ["quant_type", "block_size"]
+    for begin in ("loftq", "pissa"):
+        (told,) = faults_of(packed["nf4"], double_quant=False, init_lora_weights=begin, lora_alpha=16)
+        assert "there is no weight to begin from" in told
 
 
 def test_patterns_that_leave_nothing_or_everything_out_of_4_bits_are_told(model: Path) -> None:

@@ -377,6 +377,8 @@ def _configs(config: TrainConfig, methods: Sequence[str], each: Mapping[str, Map
             fields |= OF_ADAPTERS
         if method != "qlora":
             fields["llm_int8_skip_modules"] = ()
+            if config.init_lora_weights == "loftq":  # which makes up for 4 bits
+                fields["init_lora_weights"] = True
         try:
             found[method] = TrainConfig.from_dict({**config.to_dict(), **fields, **each.get(method, {}), "method": method})
         except ConfigError as error:

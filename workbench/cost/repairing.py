@@ -50,7 +50,7 @@ def measure(reporter: Reporter) -> None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
     batches = held_out_batches(run, merge.source.path, request["max_rows"])
     # As a LoRA run on the same model would hold it.
-    config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
+    config = dataclasses.replace(merge.config, method="lora", init_lora_weights=True, llm_int8_skip_modules=())
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, lambda: None)
     models = _Models(merges, model, Reference(batches, reporter.root), lambda: measuring(model, dtype))
