@@ -34,7 +34,7 @@ def _here() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sens() -> wb.Sensitivity:
     """Of the embedded model, every module of it."""
-    return wb.sensitivity("builtin", **ROWS).run()
+    return wb.sensitivity("builtin", max_rows=8, max_length=48).run()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_predicted_order_of_mixes_is_the_measured_one(sens: wb.Sensitivity) 
     kls = [mix.measured_kl or 0.0 for mix in mixes]
     assert all(a > b for a, b in itertools.pairwise(kls))
     for mix, kl in zip(mixes, kls, strict=True):
-        assert kl == pytest.approx(mix.predicted_kl, abs=0.1 * kls[0])
+        assert kl == pytest.approx(mix.predicted_kl, abs=0.2 * kls[0])  # four rows to choose by, and four others
 
 
 @pytest.mark.slow
