@@ -1,6 +1,7 @@
 """The numbers that the notebooks show and their sentences name: the notebooks' own cells are run, and what came of it is held.
 
-Cells run as they stand, one after the other, up to the one that launches a run. What those show is nbval's part.
+Cells run as they stand, one after the other, up to the one that launches a run, without the app. nbval runs all of them; of the
+runs, what was committed is held.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,15 +28,15 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 def ran(name: str) -> dict[str, Any]:
     """What the cells of a notebook leave behind, and as ``said`` what they print."""
     names: dict[str, Any] = {}
-    printed = io.StringIO()
+    said = io.StringIO()
     for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if "wb.launch(" in source:
             break
-        if cell["cell_type"] == "code":
-            with contextlib.redirect_stdout(printed):
+        if cell["cell_type"] == "code" and "Workbench(" not in source:
+            with contextlib.redirect_stdout(said):
                 exec(compile(source, f"{name}: {cell['id']}", "exec"), names)
-    return names | {"said": printed.getvalue()}
+    return names | {"said": said.getvalue()}
 
 
 def text(name: str) -> str:
@@ -78,6 +80,7 @@ def test_quantization() -> None:
     assert np.median(stats[64].block_rmse) < 1.1 * found["before"].rmse
 
 
+@pytest.mark.slow
 def test_normal_float() -> None:
     found = ran("02_normal_float")
     assert found["said"].count("yours 9.") == 2, "undragged, the levels are NF4's"
@@ -210,6 +213,7 @@ def test_lora_and_qlora() -> None:
     assert found["saved"] == 6 * llama.tensors()[0].numel
 
 
+@pytest.mark.slow
 def test_paged_optimizers_up_to_the_run() -> None:
     found = ran("06_paged_optimizers")
     llama, moments, widths = (found[name] for name in ("llama", "moments", "widths"))
@@ -233,6 +237,7 @@ def test_paged_optimizers_up_to_the_run() -> None:
     assert widths(found["builtin"]).count(704) == 18
 
 
+@pytest.mark.slow
 def test_paging_under_pressure() -> None:
     """The cells of notebook 06 after its run, which need none of it."""
     names: dict[str, Any] = dict(ran("06_paged_optimizers"))
@@ -257,3 +262,47 @@ def test_paging_under_pressure() -> None:
     assert on_t4.bus_seconds == pytest.approx(names["priced"]["PCIe 3.0 x16"]["s a step"])
     assert 0.12 < on_t4.bus_seconds / least < 0.13, "an eighth"
     assert names["everything"].bus_seconds > least
+
+
+def printed(name: str) -> str:
+    """What a notebook's cells printed when it was committed."""
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+
+
+@pytest.mark.slow
+def test_workbench_up_to_the_run() -> None:
+    found = ran("00_workbench")
+    weights, src, ledger = (found[name] for name in ("weights", "src", "ledger"))
+    nf4, int4 = found["errors"]["nf4"], found["errors"]["int4"]
+    assert nf4.occupancy.sum() == int4.occupancy.sum() == weights.size
+    assert nf4.block_rmse.size == weights.size // 64
+    assert 0.05 < nf4.relative_rmse < int4.relative_rmse < 0.15
+    assert int4.entropy_bits < nf4.entropy_bits < 4
+    assert found["plain"].nbytes * 8 / weights.size == 4.5
+    assert 4.127 <= found["double"].nbytes * 8 / weights.size < 4.15, "an offset comes on top"
+    assert ledger.total == ledger.to_frame()["at the peak"].sum()
+    assert ledger["4-bit weights"] == sum(t.numel for t in src.tensors() if t.quantizable) // 2
+    assert found["costs"]["KL"].is_monotonic_increasing
+    found["dial"].close()
+
+
+def test_the_run_that_was_committed_learnt_something() -> None:
+    said = printed("00_workbench")
+    assert "finished – " in said
+    losses = re.search(r"held-out loss: ([\d.]+) before, ([\d.]+) after", said)
+    assert losses
+    assert float(losses[2]) < float(losses[1])
+    assert "page events from: host faults" in said
+    moved = re.search(r"by up to ([\d.]+) in the logits", said)
+    assert moved
+    assert float(moved[1]) > 0.01, "the adapter changes what the model says"
+
+
+def test_the_paged_run_that_was_committed_says_what_it_did_not_see() -> None:
+    said = printed("06_paged_optimizers")
+    assert "Finished after 6 steps." in said
+    assert re.search(r"eligible to page +13\.92 MiB", said)
+    assert re.search(r"allocated as managed +0 B", said)
+    assert re.search(r"evicted +– ", said), "unmeasured is not zero"

@@ -273,6 +273,7 @@ def all_of_them(weights: Any) -> dict[str, Hero]:
     return {type(hero).__name__: hero for hero in made}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "theme"), [(960, LIGHT), (960, DARK), (380, DARK)])
 def test_each_fits_its_place_and_has_a_name(alone: Alone, weights: Any, width: int, theme: str) -> None:
     for name, hero in all_of_them(weights).items():

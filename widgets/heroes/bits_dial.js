@@ -39,7 +39,7 @@ export default heroOf((hero) => {
     if (problem) said.replaceChildren(element("em", {}, problem));
     else if (text === undefined) said.replaceChildren(element("em", {}, phase === "loading" ? "Loading the model …" : "Generating …"));
     else if (whole === undefined) said.replaceChildren(element("b", {}, prompt), text);
-    else said.replaceChildren(element("b", {}, prompt), text.slice(0, at), element("mark", {}, text.slice(at)));
+    else said.replaceChildren(element("b", {}, prompt), text.slice(0, at), ...(at < text.length ? [element("mark", {}, text.slice(at))] : []));
 
     const known = all.filter((n) => costs[n] && n !== all[0]);
     const x = (i) => 44 + (i / (all.length - 1)) * (second - 60);
