@@ -65,11 +65,12 @@ class Kept:
     def open(self) -> Mirror:
         return Mirror(self.folder, self.there.root, lambda level, text: self.said.append((level, text)))
 
-    def save(self, step: int, text: str = "weights") -> None:
-        """A checkpoint, as the worker writes one."""
+    def save(self, step: int, text: str = "weights", best: int | None = None) -> None:
+        """A checkpoint, as the worker writes one; ``best``: the step that is the best so far."""
         path = self.folder.checkpoint(step)
         path.mkdir(parents=True)
         (path / "adapter_model.safetensors").write_text(f"{text} {step}", "utf-8")
+        write_json(path / "trainer_state.json", {"global_step": step, "best_global_step": best})
         self.folder.mark_complete(step, keep=1)
 
     def train(self, text: str) -> None:
@@ -82,6 +83,25 @@ class Kept:
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
     return Kept(tmp_path)
+
+
+def test_the_best_checkpoint_and_what_the_run_began_from_are_brought_over_too(kept: Kept) -> None:
+    (kept.folder.first_adapter).mkdir()
+    (kept.folder.first_adapter / "adapter_config.json").write_text("first", "utf-8")
+    write_json(kept.folder.root / "lineage.json", {"before": []})
+    for step in (5, 10, 15):
+        kept.save(step, best=5)
+    mirror = kept.open()
+    assert mirror.flush()
+    kept.save(20, best=5)
+    assert mirror.flush()
+    mirror.close()
+    assert [path.name for path in kept.there.complete_checkpoints()] == ["checkpoint-5", "checkpoint-20"]
+    assert kept.there.best == kept.there.checkpoint(5)
+    ours, theirs = files_of(kept.folder.root), files_of(kept.there.root)
+    assert theirs.pop(MARK)
+    assert theirs == ours
+    assert kept.said == []
 
 
 def test_what_is_new_is_brought_over_and_nothing_else_stays(kept: Kept) -> None:

@@ -164,6 +164,11 @@ class RunFolder:
         return self.root / "first_adapter"
 
     @property
+    def weights(self) -> tuple[Path, ...]:
+        """All folders of weights beside the checkpoints, there or not."""
+        return self.adapter, self.model, self.first_adapter, self.beginning
+
+    @property
     def control(self) -> Path:
         """The only place a reader writes: ``stop``, ``pause``."""
         return self.root / "control"

@@ -72,7 +72,7 @@ def _copy_back(found: Run, root: Path, progress: bool | Progress, cancelled: Can
     config = replace(found.config, mirror_dir=str(found.dir.parent))
     attempt = max((event.get("attempt", 1) for event in found.events()), default=1)  # the status may be older than they are
     whole = {path for each in RunFolder(found.dir).complete_checkpoints() for path in each.rglob("*")}
-    kept = (found.dir / "adapter", found.dir / "model")
+    kept = RunFolder(found.dir).weights
     files = [path for path in sorted(found.dir.glob("*")) if path.is_file() and path.name != MARK and path.name[0] != "."]
     files += [path for folder in kept for path in sorted(folder.rglob("*"))] + sorted(whole)
     files = [path for path in files if path.is_file()]

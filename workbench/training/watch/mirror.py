@@ -1,7 +1,8 @@
 """The mirror of a run: a folder elsewhere, as on a mounted Drive, that follows it while it goes on. Supervisor only; no torch.
 
-Covers newest checkpoint, adapter (or model), events, configuration, fingerprints and status, brought over by a thread of its
-own: a disk that is slow, full or gone delays nothing but the mirror, is told in a warning, and is tried again. Each part is
+Covers the newest and the best checkpoint, adapter (or model), what the run began from, events, configuration, fingerprints and
+status, brought over by a thread of its own: a disk that is slow, full or gone delays nothing but the mirror, is told in a
+warning, and is tried again. Each part is
 there as it was or as it is, never half: files are replaced, a checkpoint counts once it is marked complete, events are appended
 in whole lines. Going on from a mirror is ``mirrored``'s part.
 """
@@ -27,7 +28,7 @@ STUCK = 30.0
 """Seconds without a byte moved after which the end of the run no longer waits for the mirror."""
 MARK = "mirror.json"
 """There in a mirror; it names the attempt that writes it, so that another session which goes on from it is not overwritten."""
-_REPLACED = ("config.json", "fingerprints.json", "held.json")
+_REPLACED = ("config.json", "fingerprints.json", "held.json", "lineage.json")
 _STEP = 1 << 20
 State = tuple[tuple[str, int, int], ...]
 
@@ -92,8 +93,8 @@ class Mirror:
             for name in _REPLACED:
                 self._replace(name)
             self._append()
-            self._checkpoint()
-            for kept in (self.folder.adapter, self.folder.model):
+            self._checkpoints()
+            for kept in self.folder.weights:
                 self._kept(kept)
             self._replace("status.json")  # last: a mirror that says finished has all of it
         except FileNotFoundError as error:  # of the run: a newer one took its place, and the next look takes that
@@ -153,18 +154,21 @@ class Mirror:
                     out.write(new)
                 self._moved += len(new)
 
-    def _checkpoint(self) -> None:
-        """The newest complete checkpoint, and then no older one."""
-        newest = self.folder.complete_checkpoints()[-1:]
-        if not newest or newest[0].name in {path.name for path in self.there.complete_checkpoints()}:
-            return
-        step = int(steps_of(newest[0]))
+    def _checkpoints(self) -> None:
+        """The best complete checkpoint and the newest, and then no other one."""
+        wanted = dict.fromkeys((self.folder.best, *self.folder.complete_checkpoints()[-1:]))
+        there = {path.name for path in self.there.complete_checkpoints()}
+        for checkpoint in (path for path in wanted if path is not None and path.name not in there):
+            self._checkpoint(checkpoint)
+
+    def _checkpoint(self, checkpoint: Path) -> None:
+        step = int(steps_of(checkpoint))
         aim = self.there.checkpoint(step)
         shutil.rmtree(aim, ignore_errors=True)
-        with self._held(newest[0]) as held:
+        with self._held(checkpoint) as held:
             for file in (path for path in sorted(held.rglob("*")) if path.is_file() and path.name != "complete"):
                 self._copy(file, aim / file.relative_to(held))
-            if held == newest[0] and not (held / "complete").exists():
+            if held == checkpoint and not (held / "complete").exists():
                 return  # the run removed it meanwhile
         self.there.mark_complete(step, keep=1)
 
