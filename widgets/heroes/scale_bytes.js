@@ -59,7 +59,7 @@ export default heroOf((hero) => {
         ...sizes.map((n) => svg("circle", { class: twofold ? "wb-dot-two" : "wb-dot-one", cx: point(n, twofold)[0], cy: point(n, twofold)[1], r: 3 })),
       ]),
       svg("text", { class: "wb-strong", x: point(sizes[1], false)[0] + 8, y: point(sizes[1], false)[1] - 8 }, "32-bit scales"),
-      svg("text", { class: "wb-strong", x: point(sizes[0], true)[0] + 4, y: point(sizes[0], true)[1] + 18 }, "quantized too"),
+      svg("text", { class: "wb-strong", x: point(sizes[0], true)[0] + 8, y: point(sizes[0], true)[1] + 4 }, "quantized too"),
     );
     const [cx, cy] = point(size, double);
     reshape(here, { cx, cy });
