@@ -98,8 +98,10 @@ def test_normal_float() -> None:
     assert f"from {100 * share.min():.1f} to {100 * share.max():.1f} %" in text("02_normal_float")
 
     error = found["error"]
-    assert error["nf4"] < error["af4"] < error["int4"] < error["int4-sym"] < error["mxfp4"] < error["fp4"]
-    assert error["iq4_nl"] < error["int4-asym"] < error["nf4"]
+    order = ("iq4_nl", "nf4", "af4", "int4-asym", "int4", "int4-sym", "e2m1", "fp4", "mxfp4")
+    assert [name for name in sorted(error, key=error.__getitem__) if name in order] == list(order)
+    specs = {score.spec.format: score.spec for score in found["duel"].contenders}
+    assert (specs["nf4"].block_size, specs["int4-asym"].block_size) == (32, 64)
     at = {(s.spec.format, s.spec.block_size): s for s in found["scores"]}
     percent = {key: f"{100 * score.relative_rmse:.2f}" for key, score in at.items()}
     told = f"{percent['nf4', 32]} against {percent['int4-asym', 64]} %. At 4.6 bits INT4 with a zero point wins, with "
