@@ -26,7 +26,7 @@ from workbench.quant.spec import QuantSpec
 from workbench.sources import Source
 from workbench.surveys.duel import duel, pareto
 from workbench.surveys.scores import Duel, Pareto
-from workbench.text import amount, number, percent
+from workbench.text import amount, percent
 
 _WHY = """\
 Every format at every block size it has: how far its weights are from the original (relative RMSE) against what it stores for \
@@ -182,12 +182,11 @@ class FormatsView(View):
         colours = dict(zip(chosen, FORMAT_COLOURS, strict=False))
         least, most = fought.winners(), max((s.relative_rmse for s in fought.contenders), default=1.0) or 1.0
         self.table.value = table(
-            ["configuration", "blocks", "bits a weight", "relative RMSE", "SQNR"],
+            ["configuration", "blocks", "bits a weight", "relative RMSE"],
             [
                 (
                     Cell(_configuration(s.spec, s.spec.format in least), colours.get(s.spec.format, "")), s.spec.block_size,
                     f"{s.bits:.4f}", Cell(percent(s.relative_rmse, 3), share=s.relative_rmse / most),
-                    f"{number(s.sqnr_db, '.2f')} dB",
                 )
                 for s in fought.contenders
             ],
