@@ -86,7 +86,7 @@ class RunSetup:
         self.both = ipywidgets.Button()
         self.both.on_click(guard(message)(lambda _: self._apply({"nproc_per_node": len(names())})))
         self._here = row(self.runtime, self.both)
-        self.widget = column(self._here, beside, self.disk, self.form.more, self.advice, self.preview.widget)
+        self.widget = column(self._here, beside, self.form.more, self.disk, self.advice, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
         self.run_folder.observe(lambda _: self._elsewhere(), "value")
         self._say_base()
