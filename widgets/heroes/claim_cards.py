@@ -93,4 +93,4 @@ def _right(card: Mapping[str, Any], guess: Any) -> bool:
     found = card["found"]
     if card["question"] is None:
         return bool(guess == found["verdict"])
-    return abs(guess - found["value"]) <= WITHIN * abs(found["value"])
+    return bool(abs(guess - found["value"]) <= WITHIN * abs(found["value"]))
