@@ -11,12 +11,14 @@ from .figures.flow import flow_figure as flow_figure
 from .figures.kl_curve import kl_curve_figure as kl_curve_figure
 from .figures.kl_curve import why_four as why_four
 from .figures.memory import memory_methods_figure as memory_methods_figure
+from .figures.methods import methods_curves as methods_curves
 from .figures.model import Places as Places
 from .figures.model import duel_figure as duel_figure
 from .figures.pager import simulation_figure as simulation_figure
 from .figures.run import paging_figure as paging_figure
 from .heroes.bits_dial import BitsDial as BitsDial
 from .heroes.block_scales import BlockScales as BlockScales
+from .heroes.claim_cards import ClaimCards as ClaimCards
 from .heroes.levels_editor import LevelsEditor as LevelsEditor
 from .heroes.memory_boxes import MemoryBoxes as MemoryBoxes
 from .heroes.outlier_channel import OutlierChannel as OutlierChannel
