@@ -118,7 +118,12 @@ class Plot(Drawing):
         super().__init__(tree | {"waiting": waiting}, summary, height, library=PlotlyLibrary.shared())
 
     def show(self, figure: Any, summary: str | None = None) -> None:
-        """Replace the figure, sending only what differs from the present one; clears an error."""
+        """Replace the figure, sending only what differs from the present one; clears an error.
+
+        Args:
+            figure: A figure, as the class takes it.
+            summary: The summary; None: the present one stays.
+        """
         tree = encode_figure(figure)
         tree["layout"].pop("height", None)
         with self._lock:
