@@ -200,7 +200,7 @@ class State:
 
         Args:
             name: The format's name.
-            double_quant: Double quantized or not, as far as the format's definition allows it.
+            double_quant: Double quantized, where the format's definition allows it.
         """
         form = find_format(name)
         size = self.block_size if self.block_size in form.block_sizes or self.block_size not in BLOCK_SIZES else 0

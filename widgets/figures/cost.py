@@ -175,8 +175,8 @@ def sensitivity_figure(
         places: Where each module stands.
         rows: The modules' costs.
         field: The field of ``COST_FIELDS`` that colours them.
-        selected: The name of the chosen module.
-        layer: The chosen layer.
+        selected: The chosen module's name; its cell is marked.
+        layer: The listed layer, which is marked too.
     """
     shown = [Shown(row.name, cost_of(row, field), cost_of(row, field), _all_of(row)) for row in rows]
     ticks = ".0%" if field in ("output_error", "relative_rmse") else "~s" if field == "saved_bytes" else "~g"

@@ -108,7 +108,7 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
 
 
 def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
-    """The diagram of a fine-tune's data and memory.
+    """The diagram of a forecast, as a flow of data.
 
     Args:
         src: The model.

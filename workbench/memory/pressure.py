@@ -57,7 +57,7 @@ def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure |
 
     Args:
         src: A source, or what ``open_model`` takes.
-        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
+        cfg: The fine-tune, as a ``TrainConfig``.
 
     Returns:
         The simulation, or None where no state ever leaves.

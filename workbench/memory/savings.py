@@ -138,7 +138,7 @@ _LISTED = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-3.1-8B-Instru
 
 @functools.cache
 def savings_of_published(block_size: int = 64, nested_block_size: int = 256) -> Mapping[str, DoubleQuantSavings]:
-    """What double quantization saves on well-known models, computed from published shapes.
+    """What double quantization saves on the models whose shapes are listed, computed from them.
 
     Args:
         block_size: As in ``QuantSpec``.

@@ -223,12 +223,18 @@ class Tally:
 
     Every chunk but the last has a multiple of ``Tally.STEP`` weights, float32, float16 or bfloat16. Where ``looks_first``,
     every chunk must have been shown to ``look`` before the first is fed. The result equals ``measure``'s for the whole.
+
+    Args:
+        specs: What it is measured under.
+        shape: The tensor's shape, which a rotation must know.
+
+    Raises:
+        FormatError: Where the tensor cannot be rotated.
     """
 
     STEP = LOOK
 
     def __init__(self, specs: Sequence[QuantSpec], shape: tuple[int, ...] | None = None) -> None:
-        """``shape``: the tensor's, which a rotation must know; FormatError where it cannot be rotated."""
         self._specs = list(specs)
         self._passes: dict[_Shared, list[Pass]] = {shared: [] for shared in map(_shared, specs)}
         self._overviews = {_shared(s): Overview() for s in specs if needs_overview(s)}
