@@ -1,14 +1,20 @@
-"""The examples in the docstrings of what is public: each is run as it is written, with the embedded model or small arrays.
+"""The docstrings of what is public: their sections are those of the signature, and their examples are run as they are written.
 
-An example that would start a run, write a file or need a browser is marked ``+SKIP``.
+Args names each parameter once, in order; Raises names errors that a reader can catch. Examples use the embedded model or small
+arrays; one that would start a run, write a file or need a browser is marked ``+SKIP``.
 """
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import doctest
 import importlib
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +38,58 @@ def examples() -> Iterator[doctest.DocTest]:
                 for test in FINDER.find(value, f"{package.__name__}.{name}", module, vars(module) | GLOBS):
                     if test.examples:
                         yield test
+
+
+def documented() -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Each public function, method and constructor, with its name and the docstring that tells of its parameters."""
+    for package in (wb, widgets):
+        for name in homes(package.__name__):
+            value = getattr(package, name)
+            if not inspect.isclass(value):
+                if callable(value):
+                    yield name, value, inspect.getdoc(value) or ""
+                continue
+            # A dataclass tells of its fields one by one, and not in its docstring.
+            if "__init__" in vars(value) and not dataclasses.is_dataclass(value):
+                yield name, value.__init__, inspect.getdoc(value) or ""
+            for member in dir(value):
+                method = None if member.startswith("_") else inspect.getattr_static(value, member)
+                method = getattr(method, "__func__", method)  # of a static or class method
+                if inspect.isfunction(method) and method.__module__.startswith(("workbench.", "widgets.")):
+                    yield f"{name}.{member}", method, inspect.getdoc(method) or ""
+
+
+def section(doc: str, title: str) -> list[str]:
+    """The names in one of a docstring's sections, in order, with stars taken off."""
+    head = re.search(rf"^{title}:\n((?:    .*\n?|\n)+)", doc, re.MULTILINE)
+    return re.findall(r"^    \*{0,2}([^ :][^:\n]*)", head[1], re.MULTILINE) if head else []
+
+
+def parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a caller gives, by name."""
+    return {name: found for name, found in inspect.signature(call).parameters.items() if name not in ("self", "cls")}
+
+
+DOCUMENTED = {name: (call, doc) for name, call, doc in documented()}
+PUBLIC_ERRORS = {
+    name for name, value in vars(builtins).items() if inspect.isclass(value) and issubclass(value, BaseException)
+} | {name for name in homes("workbench") if name.endswith("Error") and issubclass(getattr(wb, name), wb.WorkbenchError)}
+MADE_HERE = {"Deployed", "Evaluation", "MethodComparison", "Mix", "Repairs", "Run", "Sensitivity", "Survey"}
+"""Classes that a function makes: what it takes is told there."""
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_args_names_each_parameter_once_and_in_order(name: str) -> None:
+    call, doc = DOCUMENTED[name]
+    given, taken = section(doc, "Args"), parameters(call)
+    needed = [each for each, kind in taken.items() if kind.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
+    if given or (len(needed) >= 2 and name not in MADE_HERE):
+        assert given == [each for each in taken if each in needed or each in given]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, doc) in DOCUMENTED.items() if section(doc, "Raises")])
+def test_raises_names_errors_that_a_reader_can_catch(name: str) -> None:
+    assert set(section(DOCUMENTED[name][1], "Raises")) <= PUBLIC_ERRORS
 
 
 @pytest.fixture

@@ -24,10 +24,15 @@ _ENTRIES = {entry.attribute: entry for entry in VIEWS}
 
 
 class Workbench(Panel):
-    """The whole app. ``model`` is what ``wb.open_model`` takes; ``state`` opens a view that ``app.state`` described.
+    """The whole app.
 
     Its views are attributes: ``app.model``, ``app.map``, ``app.distribution``, ``app.error``, ``app.formats``,
     ``app.double_quant``, ``app.memory``, ``app.cost`` and ``app.train``.
+
+    Args:
+        model: What ``wb.open_model`` takes.
+        state: Opens a view that ``app.state`` described.
+        executor: For tests; without it the work has a thread of its own.
     """
 
     def __init__(

@@ -196,7 +196,12 @@ class State:
         return tuple(self.spec(name, self.double_quant) for name in self.formats)
 
     def spec(self, name: str, double_quant: bool = False) -> QuantSpec:
-        """A format at the state's block size, double quantized or not: as far as the format's definition allows either."""
+        """A format at the state's block size, as far as the format's definition allows it.
+
+        Args:
+            name: The format's name.
+            double_quant: Double quantized, where the format's definition allows it.
+        """
         form = find_format(name)
         size = self.block_size if self.block_size in form.block_sizes or self.block_size not in BLOCK_SIZES else 0
         if not (double_quant and form.double_quantizable):

@@ -12,8 +12,12 @@ from typing import Any
 class WorkbenchError(Exception):
     """Bad input or a failed operation, put so that the reader can act on it.
 
-    ``what`` was wrong, ``where`` (a file, a field, a tensor), and ``remedy``: what to do. All three are plain text; a view
-    must escape them before they become HTML.
+    All three arguments are plain text; a view must escape them before they become HTML.
+
+    Args:
+        what: What was wrong.
+        where: A file, a field, a tensor.
+        remedy: What to do.
 
     >>> str(wb.WorkbenchError('There is no such file.', where='a.json', remedy='Name another.'))
     'a.json: There is no such file. Name another.'
@@ -37,7 +41,14 @@ class FormatError(WorkbenchError):
 
 
 class DataError(WorkbenchError):
-    """A dataset that cannot be read or lacks what was asked of it; ``field``: that of a ``TrainConfig`` to change, if any."""
+    """A dataset that cannot be read or lacks what was asked of it.
+
+    Args:
+        what: As in ``WorkbenchError``.
+        where: As in ``WorkbenchError``.
+        remedy: As in ``WorkbenchError``.
+        field: That of a ``TrainConfig`` to change, if any.
+    """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", field: str = "") -> None:
         self.field = field
@@ -49,7 +60,13 @@ class RunError(WorkbenchError):
 
 
 class ConfigError(WorkbenchError):
-    """One or more wrong fields, all of them at once; ``faults`` holds them one by one."""
+    """One or more wrong fields, all of them at once.
+
+    Args:
+        faults: What was wrong, one by one; the error keeps them as ``faults``.
+        where: As in ``WorkbenchError``.
+        remedy: As in ``WorkbenchError``.
+    """
 
     def __init__(self, faults: Sequence[str], *, where: str = "", remedy: str = "") -> None:
         self.faults = tuple(faults)

@@ -96,16 +96,18 @@ class PlotlyLibrary(anywidget.AnyWidget):
 class Plot(Drawing):
     """A plotly figure on the page.
 
-    ``figure`` is a plotly ``Figure`` or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays; a
-    ``height`` of None is the figure's own, else 320. Methods may be called from any thread.
+    Methods may be called from any thread. A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision``
+    changes.
 
-    Where there is no figure the sentence ``waiting`` stands in its place: what it waits for, or why there is none.
+    Traces over one x axis can be read off in a table below the figure: those whose ``meta`` is a list of column names and whose
+    ``customdata`` has a text for each point, its cells parted by tabs. The table shows each such trace at the x under the
+    pointer, or of the point that the keys have come to; nothing of it asks the kernel.
 
-    A figure keeps the reader's zoom through ``show`` unless its ``layout.uirevision`` changes.
-
-    Traces over one x axis can be read off in a table below the figure: those whose ``meta`` is a list of column names and
-    whose ``customdata`` has a text for each point, its cells parted by tabs. The table shows each such trace at the x under
-    the pointer, or of the point that the keys have come to; nothing of it asks the kernel.
+    Args:
+        figure: A plotly ``Figure``, or a mapping with ``data`` and ``layout``, whose arrays may be numpy arrays.
+        summary: What the figure says, in words.
+        height: Pixels; None is the figure's own, else 320.
+        waiting: Where there is no figure, the sentence in its place: what it waits for, or why there is none.
     """
 
     _esm = script("drawing/element.js", "drawing/drawing.js", "drawing/plotly_once.js", "drawing/plot.js")
@@ -118,7 +120,12 @@ class Plot(Drawing):
         super().__init__(tree | {"waiting": waiting}, summary, height, library=PlotlyLibrary.shared())
 
     def show(self, figure: Any, summary: str | None = None) -> None:
-        """Replace the figure, sending only what differs from the present one; clears an error."""
+        """Replace the figure, sending only what differs from the present one; clears an error.
+
+        Args:
+            figure: A figure, as the class takes it.
+            summary: The summary; None: the present one stays.
+        """
         tree = encode_figure(figure)
         tree["layout"].pop("height", None)
         with self._lock:

@@ -114,7 +114,11 @@ def _label(name: str) -> str:
 def output_errors_figure(rows: Iterable[ModuleCost], selected: str = "") -> Figure:
     """‖(W − Ŵ)x‖ / ‖Wx‖ over the layers, a line a kind, above a band: the weights' own relative RMSE, from least to most.
 
-    Each point carries its module as ``customdata``; the chosen tensor's is ringed. Modules outside the layers are left out.
+    Each point carries its module as ``customdata``. Modules outside the layers are left out.
+
+    Args:
+        rows: The modules' costs.
+        selected: The chosen tensor's name; it is ringed.
     """
     known = [row for row in rows if row.layer is not None]
     kinds = sorted({row.kind for row in known}, key=order_of)
@@ -165,7 +169,15 @@ def _band(rows: Sequence[ModuleCost]) -> list[dict[str, Any]]:
 def sensitivity_figure(
     places: Places, rows: Iterable[ModuleCost], field: str, selected: str = "", layer: int | None = None
 ) -> Figure:
-    """Layers × kinds, coloured by a field of ``COST_FIELDS``; ``selected`` is a module's name."""
+    """Layers × kinds, coloured by what each module costs.
+
+    Args:
+        places: Where each module stands.
+        rows: The modules' costs.
+        field: The field of ``COST_FIELDS`` that colours them.
+        selected: The chosen module's name; its cell is marked.
+        layer: The listed layer, which is marked too.
+    """
     shown = [Shown(row.name, cost_of(row, field), cost_of(row, field), _all_of(row)) for row in rows]
     ticks = ".0%" if field in ("output_error", "relative_rmse") else "~s" if field == "saved_bytes" else "~g"
     return cell_map(places, shown, COST_FIELDS[field], ticks, selected=selected, layer=layer)
@@ -192,7 +204,11 @@ def _all_of(row: ModuleCost) -> str:
 def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:
     """KL divergence from 16 bits against the weights' megabytes: the predicted curve from all in 4 bits to all in 16.
 
-    On it stands the mix, and ``beside`` it another. The KL of all in 4 bits is measured; between the ends it is predicted.
+    The KL of all in 4 bits is measured; between the ends it is predicted.
+
+    Args:
+        mix: The mix that stands on the curve.
+        beside: Another mix to stand beside it.
     """
     curve, four = mix.curve, mix.in_4_bits
     hover = [

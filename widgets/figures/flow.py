@@ -108,7 +108,14 @@ def boxes_of(src: Source, ledger: MemoryLedger) -> list[Box]:
 
 
 def flow_figure(src: Source, ledger: MemoryLedger) -> Described:
-    """The diagram of ``ledger``, a forecast for ``src``, and a sentence that lists its boxes.
+    """The diagram of a forecast, as a flow of data.
+
+    Args:
+        src: The model.
+        ledger: A forecast for it.
+
+    Returns:
+        The figure, and a sentence that lists its boxes.
 
     >>> import widgets
     >>> src = wb.open_model("builtin")

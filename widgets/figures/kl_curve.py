@@ -26,7 +26,9 @@ _INTEGER = re.compile(r"int(\d)(-asym|-sym)?")
 def kl_curve_figure(costs: Iterable[Cost], mix: Mix | None = None) -> Figure:
     """KL, on a logarithmic axis, against stored bits per weight; a line a family of formats, 95 % intervals as thin lines.
 
-    ``mix`` adds the predicted curve of 4 bits mixed with 16, which is of the rows that the mix reports.
+    Args:
+        costs: The rows, as ``kl_curve`` gives them.
+        mix: Adds the predicted curve of 4 bits mixed with 16, which is of the rows that the mix reports.
     """
     families: dict[str, list[Cost]] = {}
     for cost in costs:

@@ -138,9 +138,13 @@ def ways_in_words(ways: Sequence[Change]) -> str:
 
 
 def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
-    """Stacked bars of forecast memory, one a ledger (the last is the chosen configuration), and the GPU's memory as a line.
+    """Stacked bars of forecast memory, one a ledger, and the GPU's memory as a line.
 
     A GPU with more than four times the largest ledger is named at the axis instead, so that the bars stay readable.
+
+    Args:
+        ledgers: The forecasts; the last is the chosen configuration.
+        gpu: The GPU.
 
     >>> import widgets
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()

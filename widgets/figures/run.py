@@ -67,6 +67,13 @@ def _line(x: Any, y: Any, hover: str) -> Figure:
 def paging_figure(history: RunHistory, key: str = "") -> Described:
     """Paging events over time, named by their source.
 
+    Args:
+        history: The run's history.
+        key: The layout's ``uirevision``: the reader's zoom is kept while it stays the same.
+
+    Returns:
+        The figure, and a sentence with the totals.
+
     >>> import widgets
     >>> figure, summary = widgets.paging_figure(wb.RunHistory())
     >>> summary

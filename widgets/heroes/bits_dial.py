@@ -26,6 +26,10 @@ class BitsDial(Hero):
     nats a token, measured on held-out rows of the example dataset. The model runs on the CPU in a process of its own, which
     ends with ``close``, with the kernel, or after ten minutes without a prompt.
 
+    Args:
+        prompt: The text that the model continues.
+        bits: Where the dial stands at first.
+
     >>> dial = widgets.BitsDial("to run, v.", bits=2)  # doctest: +SKIP
     """
 

@@ -18,10 +18,16 @@ FARTHEST = 100.0
 
 
 class BlockScales(Hero):
-    """256 weights, what each becomes in a 4-bit ``format``, one of them an outlier to drag, and a slider for the block size.
+    """256 weights, what each becomes in a 4-bit format, one of them an outlier to drag, and a slider for the block size.
 
-    A dot is a weight as it is stored, a ring what it was. The outlier is negative, so that INT4 keeps it exactly; ``outlier``
-    is its distance from zero in standard deviations of the others. The mouse drags it, as do the arrow keys.
+    A dot is a weight as it is stored, a ring what it was. The outlier is negative, so that INT4 keeps it exactly. The mouse
+    drags it, as do the arrow keys.
+
+    Args:
+        weights: 256 weights.
+        format: The 4-bit format.
+        outlier: The outlier's distance from zero at first, in standard deviations of the others.
+        size: Weights of a block, at first.
 
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> widgets.BlockScales(weights[0])

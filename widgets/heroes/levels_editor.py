@@ -14,11 +14,16 @@ PRESETS = ("nf4", "int4")
 
 
 class LevelsEditor(Hero):
-    """The levels of a 4-bit format, each a handle over the histogram of ``weights`` / absmax of their block.
+    """The levels of a 4-bit format, each a handle over the histogram of weights / absmax of their block.
 
-    Error hangs below the axis where it arises, and stands above as ``wb.measure`` has it, on all of ``weights`` in blocks of
-    ``block_size``. The mouse drags a level; Tab goes from level to level and the arrow keys move it. Lloyd's algorithm puts
-    each level at the mean of its weights, weighted by their block's absmax², until nothing moves.
+    Error hangs below the axis where it arises, and stands above as ``wb.measure`` has it, on all of the weights. The mouse
+    drags a level; Tab goes from level to level and the arrow keys move it. Lloyd's algorithm puts each level at the mean of its
+    weights, weighted by their block's absmax², until nothing moves.
+
+    Args:
+        weights: The weights.
+        block_size: Weights of a block.
+        levels: 16 levels, ascending, in units of absmax; NF4's unless given.
 
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> editor = widgets.LevelsEditor(weights)

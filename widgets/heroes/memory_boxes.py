@@ -38,6 +38,12 @@ class MemoryBoxes(Hero):
 
     Every figure is ``wb.forecast``'s for one row of 512 tokens, computed from published shapes; nothing was measured.
 
+    Args:
+        model: The model's id on the Hub, at first.
+        method: The method, at first.
+        rank: LoRA's rank, at first.
+        gpu: The GPU's name, at first.
+
     >>> widgets.MemoryBoxes(rank=64)
     MemoryBoxes(model='meta-llama/Llama-3.1-8B-Instruct', method='QLoRA', rank=64, gpu='T4 16 GB')
     """

@@ -17,8 +17,12 @@ TIMES = (1, 2, 4, 8, 16)
 class OutlierChannel(Hero):
     """The error of each block of a matrix, and of each row in units of that row's own size, for block sizes to drag.
 
-    ``row`` is the row of largest root mean square unless given; its weights can be made 2 to 16 times as large. Every number
-    is NF4's on the whole matrix (rows, columns).
+    Every number is NF4's on the whole matrix.
+
+    Args:
+        weights: The matrix, (rows, columns).
+        row: The row whose weights can be made 2 to 16 times as large; that of largest root mean square unless given.
+        size: Weights of a block, at first.
 
     >>> view = widgets.OutlierChannel(wb.open_model("builtin").read("model.layers.2.self_attn.k_proj.weight"))
     >>> view.row, view

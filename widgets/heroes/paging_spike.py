@@ -25,6 +25,10 @@ class PagingSpike(Hero):
     Simulated with ``wb.simulate_paging`` for each length, as if every batch were of it, and never measured: Llama 3.1 8B at
     rank 64, one row a batch, on a GPU of 10 GiB.
 
+    Args:
+        tokens: Tokens of the longest batch, at first.
+        paged: Whether the optimizer is paged, at first.
+
     >>> widgets.PagingSpike(tokens=4096)
     PagingSpike(tokens=4096, paged=False)
     """

@@ -16,8 +16,13 @@ PUBLISHED = "huggyllama/llama-7b"
 class ScaleBytes(Hero):
     """The bits of NF4's codes and of their scales in proportion, and the error, for block sizes to drag.
 
-    One button quantizes the scales to 8 bits, as double quantization does. Error is that of ``weights``; bytes are those of
-    Llama 7B, computed from its published shapes.
+    One button quantizes the scales to 8 bits, as double quantization does. Bytes are those of Llama 7B, computed from its
+    published shapes.
+
+    Args:
+        weights: The weights whose error it is.
+        size: Weights of a block, at first.
+        double: Whether the scales are quantized to 8 bits, at first.
 
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> widgets.ScaleBytes(weights, size=128)

@@ -20,9 +20,15 @@ from workbench.sources import Source
 class View(Panel):
     """A panel that draws each ``Analysis`` of its session.
 
-    Alone (``DistributionView("builtin")``) it has a session and a header of its own; given a ``session`` it shares that one
-    and has no header. ``copy.code`` holds the lines behind what it shows, for the header to copy. A view that is not
-    ``active`` draws when it becomes so.
+    ``copy.code`` holds the lines behind what it shows, for the header to copy. A view that is not ``active`` draws when it
+    becomes so.
+
+    Args:
+        title: The panel's title.
+        model: What ``wb.open_model`` takes. Alone (``DistributionView("builtin")``) it has a session and a header of its own.
+        session: The session to share; the view then has no header.
+        state: The state that a session of its own begins with.
+        executor: For tests; without it the work has a thread of its own.
     """
 
     of_one_tensor = True

@@ -32,7 +32,13 @@ _WHY = (
 
 
 class ModelMapView(View):
-    """Layers by kinds, coloured by error, SQNR, kurtosis or bytes; a click chooses the tensor in every view."""
+    """Layers by kinds, coloured by error, SQNR, kurtosis or bytes; a click chooses the tensor in every view.
+
+    Args:
+        model: What ``wb.open_model`` takes.
+        executor: For tests; without it the work has a thread of its own.
+        **options: What else ``View`` takes.
+    """
 
     def __init__(self, model: Any = None, *, executor: Executor | None = None, **options: Any) -> None:
         super().__init__("Map of the model", model, executor=executor, **options)

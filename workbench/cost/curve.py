@@ -37,10 +37,26 @@ def kl_curve(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """An evaluation of ``CURVE``, or of other specifications: KL divergence from 16 bits against bits per weight.
+    """KL divergence from 16 bits against bits per weight: an evaluation of ``CURVE``, or of other specifications.
 
     Its rows have both (``Cost.bits_per_weight``, ``Cost.kl``), and its table too. A mix's curve lies beside them: the points of
-    ``Mix.curve`` with ``Mix.bits_per_weight``. Arguments and errors are those of ``evaluate``, whose folder may be the same.
+    ``Mix.curve`` with ``Mix.bits_per_weight``.
+
+    Args:
+        src: The model, as in ``evaluate``.
+        specs: Specifications, or names of formats as they usually are.
+        data: The rows, as in ``evaluate``.
+        max_length: Tokens of a row that are used, as in ``evaluate``.
+        max_rows: Rows that are used, as in ``evaluate``.
+        folder: Where what was measured is kept; it may be that of ``evaluate``.
+        progress: True for a bar, or a function of the batches done and their total.
+        cancelled: Once it says yes, the evaluation is cancelled, within a second.
+
+    Returns:
+        An iterable of ``Cost``, as ``evaluate`` returns it.
+
+    Raises:
+        WorkbenchError: What ``evaluate`` raises, at once and while iterating.
     """
     how = {"data": data, "max_length": max_length, "max_rows": max_rows}
     return evaluate(src, specs, folder=folder, progress=progress, cancelled=cancelled, **how)  # type: ignore[arg-type]

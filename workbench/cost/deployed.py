@@ -51,20 +51,28 @@ def deployed(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Deployed:
-    """What a run's adapter loses on other bases than the one that it was trained on: an iterable of ``OnBase``.
+    """What a run's adapter loses on other bases than the one that it was trained on.
 
-    ``run``: a run or its folder. ``bases``: ``"original"``, the checkpoint's own weights; ``"nf4"``, in bitsandbytes' NF4, in
-    the run's own blocks where it has them; ``"q8_0"`` and ``"q4_0"``, GGUF's types, in Q4_0 with embeddings and head in Q8_0;
-    or the path of a GGUF of the base, whose weights are dequantized, of any type: Q4_K_M is measured in this way.
+    The work is done by a process of its own, which holds the model in 16 bits and multiplies in float32 [not yet run on a GPU].
 
-    ``max_rows``: held-out rows (of a run without any: the first that it learnt from) that are measured on. The work is done by
-    a process of its own, which holds the model in 16 bits and multiplies in float32 [not yet run on a GPU]. ``folder`` keeps
-    what was measured, so that nothing is measured twice; None: one in the run's folder. ``progress``: True for a bar, or a
-    function of the passes done and their total. Once ``cancelled()`` says yes, it is cancelled, within a second.
+    Args:
+        run: A run or its folder.
+        bases: ``"original"``, the checkpoint's own weights; ``"nf4"``, in bitsandbytes' NF4, in the run's own blocks where it
+            has them; ``"q8_0"`` and ``"q4_0"``, GGUF's types, in Q4_0 with embeddings and head in Q8_0; or the path of a GGUF
+            of the base, whose weights are dequantized, of any type: Q4_K_M is measured in this way.
+        max_rows: Held-out rows that are measured on; of a run without any, the first that it learnt from.
+        folder: Where what was measured is kept, so that nothing is measured twice; None: one in the run's folder.
+        changed_ok: Go on where the base is no longer what the run was begun with.
+        progress: True for a bar, or a function of the passes done and their total.
+        cancelled: Once it says yes, the work is cancelled, within a second.
 
-    Raises ``RunError`` where there is no adapter, no such base, or no package ``gguf`` for one that needs it; ``ModelError``
-    for a GGUF that is not of the run's base; as ``Changed`` if the base is no longer what the run was begun with, unless
-    ``changed_ok``; and while iterating where the process fails.
+    Returns:
+        An iterable of ``OnBase``, a base each.
+
+    Raises:
+        RunError: Where there is no adapter, no such base, or no package ``gguf`` for one that needs it; as ``Changed`` for what
+            ``changed_ok`` allows; and while iterating where the process fails.
+        ModelError: For a GGUF that is not of the run's base.
     """
     run = attach(run)
     if not is_whole(max_rows, 1):

@@ -108,27 +108,34 @@ def evaluate(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """What each format does to the model's predictions: an iterable of ``Cost`` as they finish, the model in 16 bits first.
+    """What each format does to the model's predictions, measured on held-out rows.
 
-    ``src`` is a source or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer. ``specs``:
-    specifications, or names of formats as they usually are. ``equal_bits``: True, or bits per weight: in place of each
-    specification its format's configuration of at most 4.5 (or so many) bits whose weights err least, as in ``duel``, which
-    reads the model's weights once first.
+    The work is done by a process of its own, which holds the model in 16 bits and a layer more.
 
-    ``data``: None for the builtin dataset's held-out rows; ``"bible"`` or ``"wordnet"`` for text of the embedded model's own
-    training that was held out (``jobs.TEXTS``); a ``TrainConfig`` for the rows that it names; or a file, a folder or
-    ``owner/name`` on the Hub with a column ``text``. ``max_length`` tokens of a row and ``max_rows`` rows are used, by default
-    as many as ``TrainConfig`` has it (512 and 64).
+    Args:
+        src: A source, or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer.
+        specs: Specifications, or names of formats as they usually are.
+        data: None for the builtin dataset's held-out rows; ``"bible"`` or ``"wordnet"`` for text of the embedded model's own
+            training that was held out (``jobs.TEXTS``); a ``TrainConfig`` for the rows that it names; or a file, a folder or
+            ``owner/name`` on the Hub with a column ``text``.
+        max_length: Tokens of a row that are used; by default as many as ``TrainConfig`` has it (512).
+        max_rows: Rows that are used; by default as many as ``TrainConfig`` has it (64).
+        equal_bits: True, or bits per weight. In place of each specification its format's configuration of at most 4.5 (or so
+            many) bits whose weights err least, as in ``duel``, which reads the model's weights once first.
+        output_error: Measure the layers' outputs first (``output_errors``).
+        folder: Where what was measured is kept: with the same folder, model and rows nothing is measured twice, and an
+            interrupted evaluation continues. Without a folder the measurements go with the result.
+        progress: True for a bar, or a function of the batches done and their total.
+        cancelled: Once it says yes, the evaluation is cancelled, within a second.
 
-    The work is done by a process of its own, which holds the model in 16 bits and a layer more. ``folder`` keeps what was
-    measured: with the same folder, model and rows nothing is measured twice, and an interrupted evaluation continues. Without
-    a folder the measurements go with the result. ``output_error`` measures the layers' outputs first (``output_errors``).
+    Returns:
+        An iterable of ``Cost`` as they finish, the model in 16 bits first.
 
-    ``progress``: True for a bar, or a function of the batches done and their total. Once ``cancelled()`` says yes, the
-    evaluation is cancelled, within a second.
-
-    Raises ModelError, DataError, FormatError or ConfigError for what cannot be measured, at once; and while iterating RunError
-    or ModelError where the process fails, or the model does not fit into memory.
+    Raises:
+        WorkbenchError: At once, for what cannot be measured, as ``ModelError``, ``DataError``, ``FormatError`` or
+            ``ConfigError``.
+        RunError: While iterating, where the process fails.
+        ModelError: While iterating, where the process fails or the model does not fit into memory.
     """
     job = job_of(src, data, max_length, max_rows)
     wanted = tuple(dict.fromkeys(as_specs(specs)))

@@ -208,17 +208,25 @@ def compare_methods(
     progress: bool | Progress = False,
     cancelled: Cancelled | None = None,
 ) -> MethodComparison:
-    """Trains ``config`` with each of ``methods``, one after another, and compares what they come to.
+    """Trains a configuration with each of several methods, one after another, and compares what they come to.
 
-    ``folder`` gets a run's folder for each method; where it holds them already, those that have finished are read and not run
-    again, and the others go on from their last checkpoints. None: a new one under ``runs/``. ``each``: fields that differ by
-    method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have (``use_dora``,
-    ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them. ``progress``: True for a bar, or a function
-    of the steps done, over all methods, and their total; once ``cancelled()`` says yes the comparison is cancelled.
-    Nothing is trained before the comparison is iterated, run, or asked for a table.
+    Args:
+        config: The fine-tune.
+        methods: The methods that it is trained with.
+        folder: Gets a run's folder for each method. Where it holds them already, those that have finished are read and not run
+            again, and the others go on from their last checkpoints. None: a new one under ``runs/``.
+        each: Fields that differ by method, as ``{"full": {"learning_rate": 2e-4}}``; what only adapters or only 4 bits have
+            (``use_dora``, ``llm_int8_skip_modules`` …) is left out by itself where a method lacks them.
+        progress: True for a bar, or a function of the steps done, over all methods, and their total.
+        cancelled: Once it says yes, the comparison is cancelled.
 
-    Raises ``ConfigError`` with every fault of every method, ``ModelError`` or ``DataError`` as ``launch`` does, and
-    ``RunError`` where ``folder`` holds a run of another configuration.
+    Returns:
+        The results as they finish. Nothing is trained before it is iterated, run, or asked for a table.
+
+    Raises:
+        ConfigError: With every fault of every method.
+        RunError: Where ``folder`` holds a run of another configuration.
+        WorkbenchError: As ``ModelError`` or ``DataError``, as ``launch`` does.
     """
     configs = _configs(as_config(config, "compare_methods"), methods, each or {})
     data.check(config)

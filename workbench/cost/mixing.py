@@ -150,9 +150,18 @@ class Mix(Shown):
         return Assignment(self.sensitivity.spec, but=self.modules_left_out)
 
     def measure(self, *, progress: bool | Progress = False, cancelled: Callable[[], bool] | None = None) -> float | None:
-        """Measures the mix on the sensitivity's held-out rows, in a process of its own; returns ``measured_kl``.
+        """Measures the mix on the sensitivity's held-out rows, in a process of its own.
 
-        InterruptedError once ``cancelled()`` says yes. Raises what ``evaluate`` raises while it runs.
+        Args:
+            progress: True for a bar, or a function of the batches done and their total.
+            cancelled: Asked meanwhile; a yes ends the call.
+
+        Returns:
+            ``measured_kl``.
+
+        Raises:
+            InterruptedError: Once cancelled.
+            WorkbenchError: What ``evaluate`` raises while it runs.
         """
         found = self.sensitivity.measurements
         with reporting(progress, "Mix", "batch") as report:
@@ -233,18 +242,24 @@ def mix(
 ) -> Mix:
     """The modules to leave out of 4 bits for the least predicted KL divergence within a budget.
 
-    ``budget_bytes``: what all the model's weights may take, everything counted as in ``CurvePoint.nbytes``. Or ``gpu``, a name
-    of ``workbench.memory.gpus`` or a ``Gpu``: then it is what the forecast of training with ``config`` (by default
-    TrainConfig's own values) leaves of its memory, a tenth kept free; a module left out is counted as training holds it, in
-    fp32 (the forecast has not been checked on every GPU). Or ``like``, a folder or ``owner/name`` on the Hub: then nothing is
-    chosen, and the modules are those that this checkpoint's configuration leaves out of 4 bits, as the dynamic 4-bit
-    checkpoints on the Hub do; ``mix(sens, that.nbytes)`` is the choice made here for the same memory.
-
     Modules are chosen by every second held-out row, and all figures are of the others (``CHOSEN_ON``, ``REPORTED_ON``).
 
-    ``sens`` must be complete. Raises RunError where it is not, DataError where it has a single row, ConfigError where
-    everything in 4 bits is over the budget already, where the budget makes no sense, or where ``like`` names no modules of this
-    model.
+    Args:
+        sens: A sensitivity, which must be complete.
+        budget_bytes: What all the model's weights may take, everything counted as in ``CurvePoint.nbytes``.
+        gpu: In place of a budget, a name of ``workbench.memory.gpus`` or a ``Gpu``: the budget is what the forecast of training
+            leaves of its memory, a tenth kept free. A module left out is counted as training holds it, in fp32 (the forecast
+            has not been checked on every GPU).
+        like: In place of a budget, a folder or ``owner/name`` on the Hub. Nothing is chosen then: the modules are those that
+            this checkpoint's configuration leaves out of 4 bits, as the dynamic 4-bit checkpoints on the Hub do.
+            ``mix(sens, that.nbytes)`` is the choice made here for the same memory.
+        config: With a ``gpu``, the training that is forecast; by default TrainConfig's own values.
+
+    Raises:
+        RunError: Where ``sens`` is not complete.
+        DataError: Where it has a single row.
+        ConfigError: Where everything in 4 bits is over the budget already, where the budget makes no sense, or where ``like``
+            names no modules of this model.
     """
     if not is_a(sens, Sensitivity):
         remedy = "Measure it first: sens = wb.sensitivity(src).run()."

@@ -126,18 +126,25 @@ def repairs(
 ) -> Repairs:
     """The output errors of a run's 4-bit modules with the adapter of every checkpoint that it kept, and the final one.
 
-    ``run``: a run or its folder, with method ``"qlora"``; one that is still going is measured as far as it has come. Runs keep
-    ``save_total_limit`` checkpoints: raise it to see more of the way. ``max_rows``: held-out rows (of a run without any: the
-    first rows that it learnt from) that are measured on.
+    Runs keep ``save_total_limit`` checkpoints: raise it to see more of the way. The work is done by a process of its own, which
+    holds the unquantized model in the compute dtype and a few copies of one weight.
 
-    The work is done by a process of its own, which holds the unquantized model in the compute dtype and a few copies of one
-    weight. ``folder`` keeps what was measured: with the same folder nothing is measured twice, and interrupted work continues.
-    Without a folder the measurements go with the result. ``progress``: True for a bar, or a function of the modules done and
-    their total, over all batches. Once ``cancelled()`` says yes, it is cancelled, within a second.
+    Args:
+        run: A run or its folder, with method ``"qlora"``; one that is still going is measured as far as it has come.
+        max_rows: Held-out rows that are measured on; of a run without any, the first rows that it learnt from.
+        folder: Where what was measured is kept: with the same folder nothing is measured twice, and interrupted work continues.
+            Without a folder the measurements go with the result.
+        changed_ok: Go on where the base is no longer what the run was begun with.
+        progress: True for a bar, or a function of the modules done and their total, over all batches.
+        cancelled: Once it says yes, the work is cancelled, within a second.
 
-    Raises ``RunError`` where there is no adapter, or no error of 4 bits to take back, and as ``Changed`` if the base is no
-    longer what the run was begun with, unless ``changed_ok``; and while iterating, as ``ModelError`` too, where the process
-    fails.
+    Returns:
+        The rows as they come, by module in the order of the model and then by checkpoint.
+
+    Raises:
+        RunError: Where there is no adapter, or no error of 4 bits to take back; as ``Changed`` for what ``changed_ok`` allows;
+            and while iterating where the process fails.
+        ModelError: While iterating, where the process fails.
     """
     run = attach(run)
     if run.config.method != "qlora":

@@ -120,14 +120,29 @@ def sensitivity(
     progress: bool | Progress = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Sensitivity:
-    """What each module costs when it is quantized to ``spec``: an iterable of ``ModuleCost`` as they finish.
+    """What each module costs when it is quantized.
 
-    ``modules``: names, in the order in which they are to come; None for all, in the checkpoint's. The numbers are the same in
-    every order. A module takes two passes over the held-out rows, so that a model of many layers takes a while: with a
-    ``folder`` a sensitivity that was interrupted, by ``cancel``, by a kill or by a lost machine, continues where it was.
-    Modules come layer by layer, since that is the order in which their weights are exchanged.
+    A module takes two passes over the held-out rows, so that a model of many layers takes a while. Modules come layer by layer,
+    since that is the order in which their weights are exchanged.
 
-    The other arguments, and what is raised, are those of ``evaluate``, whose folder may be the same.
+    Args:
+        src: The model, as in ``evaluate``.
+        spec: A specification, or the name of a format as it usually is.
+        data: The rows, as in ``evaluate``.
+        modules: Names, in the order in which they are to come; None for all, in the checkpoint's. The numbers are the same in
+            every order.
+        max_length: Tokens of a row that are used, as in ``evaluate``.
+        max_rows: Rows that are used, as in ``evaluate``.
+        folder: Where what was measured is kept; it may be that of ``evaluate``. With one, a sensitivity that was interrupted,
+            by ``cancel``, by a kill or by a lost machine, continues where it was.
+        progress: True for a bar, or a function of the batches done and their total.
+        cancelled: Once it says yes, the work is cancelled, as in ``evaluate``.
+
+    Returns:
+        An iterable of ``ModuleCost`` as they finish.
+
+    Raises:
+        WorkbenchError: What ``evaluate`` raises, at once and while iterating.
     """
     job = job_of(src, data, max_length, max_rows)
     wanted = dict.fromkeys(as_specs(spec, "spec"))

@@ -41,9 +41,14 @@ class Alternative(Record):
 
 
 def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Alternative, ...]:
-    """Changes of ``cfg`` (as ``forecast`` takes it), each by itself, with their verdicts.
+    """Changes of a configuration, each by itself, with their verdicts.
 
     Where it does not fit, the cheapest changes after which it does come first, as one.
+
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
+        gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [(dict(a.fields), a.fit.verdict) for a in wb.alternatives(model, wb.TrainConfig(), "A100 40 GB")][:2]

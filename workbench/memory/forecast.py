@@ -133,10 +133,12 @@ class MemoryLedger(Shown):
 
 
 def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> MemoryLedger:
-    """The ledger of fine-tuning ``src`` (a source, or what ``open_model`` takes) as ``cfg`` says, on one device.
+    """The ledger of a fine-tune on one device: what it will hold in memory, by category.
 
-    ``cfg`` is a ``TrainConfig`` or anything with its fields; which model it names does not matter here.
-    ``device`` is ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: A ``TrainConfig`` or anything with its fields; which model it names does not matter here.
+        device: ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
 
     >>> ledger = wb.forecast("builtin", wb.TrainConfig(max_length=256))
     >>> max(ledger.at_peak, key=ledger.at_peak.get), ledger.phase
@@ -149,6 +151,11 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
 
 def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
     """The same model, data and adapters under five methods, from everything in 16 bits to QLoRA with all its parts.
+
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
+        device: ``cuda`` or ``cpu``, as in ``forecast``.
 
     >>> [ledger.title for ledger in wb.forecast_methods("builtin", wb.TrainConfig())][1:3]
     ['LoRA on a 16-bit base', 'QLoRA, NF4']
@@ -240,7 +247,11 @@ class Fit(Shown):
 
 
 def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
-    """The judgement of a ledger against a GPU, given as a ``Gpu`` or by its name, as ``gpus.find`` has it.
+    """The judgement of a ledger against a GPU.
+
+    Args:
+        ledger: What ``forecast`` gave.
+        gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
 
     >>> wb.fit(wb.forecast("builtin", wb.TrainConfig()), "T4").verdict
     'fits'
@@ -288,9 +299,17 @@ def costs(fields: Iterable[str]) -> str:
 
 
 def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
-    """The cheapest changes after which the fine-tune fits; () if it does as it is, None if all of them together do not help.
+    """The cheapest changes after which the fine-tune fits.
 
     Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
+
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
+        gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
+
+    Returns:
+        The changes; () if it fits as it is, None if all of them together do not help.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(max_length=2048), "T4")]

@@ -161,11 +161,20 @@ def simulate_paging(
     src: Source | str | os.PathLike[str], cfg: Any, budget: float | Gpu | str, *, page_size: int = PAGE_SIZES[0],
     bandwidth: float | str = PCIE["PCIe 3.0 x16"], managed: str = "as configured", keeps_freed: bool = True,
 ) -> PagerSimulation:  # fmt: skip
-    """What fine-tuning ``src`` as ``cfg`` says would page with ``budget`` bytes (or a GPU by its name, see ``gpus.find``).
+    """What a fine-tune would page within a budget of memory.
 
-    ``managed``: ``as configured``, or ``everything``. ``keeps_freed``: PyTorch's allocator keeps what was freed, so that after
-    a step's peak nothing comes back into what was evicted for it; False shows memory that breathes, as in the QLoRA paper's
-    account. Raises ``ConfigError`` for a budget, page size or bandwidth that is no positive number.
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
+        budget: Bytes, a ``Gpu``, or a GPU's name (see ``gpus.find``).
+        page_size: Bytes of a page.
+        bandwidth: Bytes a second between host and device, or a name of ``PCIE``.
+        managed: ``as configured``, or ``everything``.
+        keeps_freed: PyTorch's allocator keeps what was freed, so that after a step's peak nothing comes back into what was
+            evicted for it; False shows memory that breathes, as in the QLoRA paper's account.
+
+    Raises:
+        ConfigError: For a budget, page size or bandwidth that is no positive number.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
     'Simulated, with 14.56 GiB: nothing is evicted; 227.49 MiB would do for that.'

@@ -50,10 +50,20 @@ class Pressure(Shown):
 
 
 def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure | None:
-    """Fine-tuning ``src`` as ``cfg`` says under just so much pressure that it pages; None where no state ever leaves.
+    """A fine-tune under just so much pressure that it pages; simulated.
 
-    Simulated. Where nothing of it may page, because each of its states is smaller than bitsandbytes' bound or its optimizer is
-    not a paged one, the same with every state paged. Raises ``WorkbenchError`` where a model has no forecast.
+    Where nothing of it may page, because each of its states is smaller than bitsandbytes' bound or its optimizer is not a paged
+    one, the same with every state paged.
+
+    Args:
+        src: A source, or what ``open_model`` takes.
+        cfg: The fine-tune, as a ``TrainConfig``.
+
+    Returns:
+        The simulation, or None where no state ever leaves.
+
+    Raises:
+        WorkbenchError: Where a model has no forecast.
 
     >>> pressure = wb.under_pressure("builtin", wb.TrainConfig())
     >>> pressure.every_state, pressure.simulation.told[:10]

@@ -92,7 +92,12 @@ class DoubleQuantSavings(Shown):
 def double_quant_savings(
     src: Source | str | os.PathLike[str], block_size: int = 64, nested_block_size: int = 256
 ) -> DoubleQuantSavings:
-    """What double quantization saves on every tensor of ``src`` that QLoRA holds in 4 bits; block sizes as in ``QuantSpec``.
+    """What double quantization saves on every tensor of a model that QLoRA holds in 4 bits.
+
+    Args:
+        src: A source, or what ``open_model`` takes.
+        block_size: As in ``QuantSpec``.
+        nested_block_size: As in ``QuantSpec``.
 
     >>> savings = wb.double_quant_savings("builtin")
     >>> savings.saved, round(savings.saved_bits_per_weight, 3)
@@ -133,7 +138,14 @@ _LISTED = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-3.1-8B-Instru
 
 @functools.cache
 def savings_of_published(block_size: int = 64, nested_block_size: int = 256) -> Mapping[str, DoubleQuantSavings]:
-    """By the model's id on the Hub, from the smallest to the largest: what it saves there, computed from published shapes.
+    """What double quantization saves on the models whose shapes are listed, computed from them.
+
+    Args:
+        block_size: As in ``QuantSpec``.
+        nested_block_size: As in ``QuantSpec``.
+
+    Returns:
+        The savings by the model's id on the Hub, from the smallest to the largest.
 
     >>> f"{wb.savings_of_published()['meta-llama/Llama-3.1-8B-Instruct'].saved:.3g} bytes"
     '3.25e+08 bytes'

@@ -101,7 +101,15 @@ def _fitting(gpu: Gpu) -> tuple[Candidate, ...]:
 
 
 class PublishedShapes(Source):
-    """A model of which only the shapes are known: it can be listed and forecast, but not read."""
+    """A model of which only the shapes are known: it can be listed and forecast, but not read.
+
+    Args:
+        name: The model's id on the Hub.
+        config: Fields of its config.json; None for the models whose shapes are known here.
+
+    Raises:
+        ModelError: Where its shapes are not known here, or ``config`` lacks a field.
+    """
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
         if config is None and name not in PUBLISHED:

@@ -39,10 +39,13 @@ class BackendCheck(Shown):
 
 
 def check_backend(shape: Sequence[int], block_size: int = 64, capability: str | None = None) -> BackendCheck:
-    """Whether a CPU run with 4-bit weights of this shape would compute with the weights that were stored.
+    """Whether a CPU run with 4-bit weights of some shape would compute with the weights that were stored.
 
-    Without ``capability`` this machine is asked: a weight goes through ``dequantize_4bit`` and is compared. With one, the
-    answer follows from bitsandbytes' source, for processors of that kind: "AVX512", or any other, whose kernels are right.
+    Args:
+        shape: The weight's shape.
+        block_size: Weights of a block.
+        capability: None asks this machine: a weight goes through ``dequantize_4bit`` and is compared. Otherwise the answer
+            follows from bitsandbytes' source, for processors of that kind: "AVX512", or any other, whose kernels are right.
 
     >>> wb.check_backend((64, 96), 64, "AVX512").right, wb.check_backend((64, 96), 32).right
     (False, True)

@@ -92,11 +92,16 @@ def _code_of_step() -> NDArray[np.uint8]:
 
 
 def double_quantize(absmax: NDArray[np.float32], block_size: int = 256, offset: np.float32 | None = None) -> NestedScales:
-    """Quantizes the absmax values (blocks,) of a tensor to 8 bits.
+    """Quantizes the absmax values of a tensor to 8 bits.
 
-    ``offset`` is their mean unless given. bitsandbytes' own mean changes in its last bits with the number of threads, so pass
-    its offset to compare codes bit for bit. A second-level block of zeros gets code 0 and absmax 0, as there; values that are
-    not finite are carried by their block's absmax (NaN in, NaN out).
+    A second-level block of zeros gets code 0 and absmax 0, as in bitsandbytes; values that are not finite are carried by their
+    block's absmax (NaN in, NaN out).
+
+    Args:
+        absmax: The absmax values, (blocks,).
+        block_size: Absmax values of a second-level block.
+        offset: Their mean unless given. bitsandbytes' own mean changes in its last bits with the number of threads, so pass its
+            offset to compare codes bit for bit.
 
     >>> scales = wb.double_quantize(np.ones(300, np.float32))
     >>> scales.dequantize().shape, scales.absmax.shape

@@ -281,10 +281,18 @@ FORMATS: Mapping[str, Format] = ShownMapping(_formats, "Formats", "name")
 def register_format(
     name: str, levels: Sequence[float], title: str | None = None, source: str = "registered by the user"
 ) -> Format:
-    """Makes a format of 16 ascending levels between −1 and 1, in units of the block's absmax, known under ``name``.
+    """Makes a format of 16 levels, known under a name.
 
     From then on it works wherever a format's name does, in an app opened later too. The stored codes are the levels' positions.
-    Registering a name again replaces it; the names that the workbench brings cannot be taken. Raises FormatError.
+
+    Args:
+        name: The name. Registering a name again replaces it; the names that the workbench brings cannot be taken.
+        levels: 16 ascending levels between −1 and 1, in units of the block's absmax.
+        title: What it is called; the name unless given.
+        source: Where the levels are from.
+
+    Raises:
+        FormatError: For other levels, and for a name that cannot be taken.
 
     >>> wb.register_format("even", np.linspace(-1, 1, 16)).title, wb.QuantSpec("even").title
     ('even', 'even, blocks of 64')

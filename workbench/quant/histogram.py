@@ -18,7 +18,19 @@ from workbench.quant.spec import QuantSpec
 
 
 def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Cancelled | None = None) -> NDArray[np.int64]:
-    """Counts of x / absmax of its block in ``bins`` equal parts of [−1, 1]: int64 (bins,). NaNs are in no bin.
+    """Counts of x / absmax of its block in equal parts of [−1, 1].
+
+    Args:
+        array: What ``quantize`` takes.
+        block_size: Weights of a block.
+        bins: Parts of [−1, 1].
+        cancelled: Asked meanwhile; a yes ends the call.
+
+    Returns:
+        Counts, int64 (bins,). NaNs are in no bin.
+
+    Raises:
+        InterruptedError: Once cancelled.
 
     >>> wb.histogram(np.linspace(-1, 1, 64, dtype=np.float32), bins=4)
     array([16, 16, 16, 16])

@@ -145,9 +145,15 @@ class Block(Shown):
 
 
 def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
-    """The ``block``-th block of ``array``, where ``stats`` is ``measure(array, spec)`` of the whole array.
+    """One block of an array.
 
-    FormatError if there is no such block, and for statistics of a sample.
+    Args:
+        array: What was measured.
+        stats: ``measure(array, spec)`` of the whole array.
+        block: Which block, counted from 0.
+
+    Raises:
+        FormatError: If there is no such block, and for statistics of a sample.
 
     >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
     >>> block = wb.inspect_block(x, wb.measure(x, "nf4"), 1)
@@ -224,10 +230,14 @@ class BinErrors(Shown):
 
 
 def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
-    """The error of the weights in each bin, where ``stats`` is ``measure(array, spec)``.
+    """The error of the weights in each bin.
 
-    Of a larger array, evenly spaced blocks with about ``most`` weights are looked at. Equal levels count as one bin. Blocks
-    that are not finite are left out.
+    Equal levels count as one bin. Blocks that are not finite are left out.
+
+    Args:
+        array: What was measured.
+        stats: ``measure(array, spec)``.
+        most: Of a larger array, evenly spaced blocks with about so many weights are looked at.
 
     >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
     >>> found = wb.bin_errors(x, wb.measure(x, "nf4"))

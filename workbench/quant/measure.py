@@ -156,13 +156,23 @@ def measure(
 def measure(
     array: Any, spec: SpecLike | Sequence[SpecLike], sample: float | None = None, *, cancelled: Cancelled | None = None
 ) -> ErrorStats | list[ErrorStats]:
-    """Measures what quantizing ``array`` under ``spec`` costs; several specifications give a list.
+    """Measures what quantizing an array costs.
 
-    A format's name stands for the format as it usually is: ``measure(x, "nf4")``, ``measure(x, ["nf4", "int4"])``.
-    Specifications with the same block size and rotation share one pass over the weights. ``sample`` in (0, 1) measures
-    evenly spaced stretches of blocks instead of the whole, and says so in ``sampled``; the per-block arrays then hold the
-    sampled blocks alone. Takes the arrays that ``quantize`` takes. ``cancelled`` is asked about every half millisecond; once
-    it says yes the call raises InterruptedError.
+    Specifications with the same block size and rotation share one pass over the weights.
+
+    Args:
+        array: What ``quantize`` takes.
+        spec: One specification, or several. A format's name stands for the format as it usually is: ``measure(x, "nf4")``,
+            ``measure(x, ["nf4", "int4"])``.
+        sample: A share in (0, 1): evenly spaced stretches of blocks are measured instead of the whole, and ``sampled`` says so;
+            the per-block arrays then hold the sampled blocks alone.
+        cancelled: Asked about every half millisecond; a yes ends the call.
+
+    Returns:
+        The errors; several specifications give a list.
+
+    Raises:
+        InterruptedError: Once cancelled.
 
     >>> stats = wb.measure(np.linspace(-1, 1, 64, dtype=np.float32), "nf4")
     >>> round(stats.relative_rmse, 3), stats.block_rmse.shape
@@ -213,12 +223,18 @@ class Tally:
 
     Every chunk but the last has a multiple of ``Tally.STEP`` weights, float32, float16 or bfloat16. Where ``looks_first``,
     every chunk must have been shown to ``look`` before the first is fed. The result equals ``measure``'s for the whole.
+
+    Args:
+        specs: What it is measured under.
+        shape: The tensor's shape, which a rotation must know.
+
+    Raises:
+        FormatError: Where the tensor cannot be rotated.
     """
 
     STEP = LOOK
 
     def __init__(self, specs: Sequence[QuantSpec], shape: tuple[int, ...] | None = None) -> None:
-        """``shape``: the tensor's, which a rotation must know; FormatError where it cannot be rotated."""
         self._specs = list(specs)
         self._passes: dict[_Shared, list[Pass]] = {shared: [] for shared in map(_shared, specs)}
         self._overviews = {_shared(s): Overview() for s in specs if needs_overview(s)}

@@ -50,11 +50,19 @@ class Quantiles(Shown):
 
 
 def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, most: int = 1 << 18) -> Quantiles:
-    """Quantiles of ``array`` against the normal; with a ``block_size`` each weight is divided by its block's absmax first.
+    """Quantiles of an array against the normal.
 
     Of more than ``most`` weights an evenly spaced sample of blocks (of 64 unless given) is taken. The i-th smallest of n stands
-    at the probability (i − ½) / n, and the outermost points are the smallest and the largest weight. Takes the arrays that
-    ``quantize`` takes; FormatError where no weight is finite.
+    at the probability (i − ½) / n, and the outermost points are the smallest and the largest weight.
+
+    Args:
+        array: What ``quantize`` takes.
+        block_size: Weights of a block, by whose absmax each weight is divided first; None: as they are.
+        points: Quantiles that are given.
+        most: Weights that are looked at.
+
+    Raises:
+        FormatError: Where no weight is finite.
 
     >>> found = wb.quantiles(np.linspace(-1, 1, 64, dtype=np.float32))
     >>> found.normal.shape, round(found.correlation, 2)

@@ -125,11 +125,20 @@ def outliers(
     *,
     cancelled: Cancelled | None = None,
 ) -> Outliers:
-    """Measures the outliers of ``array`` beyond each of ``sigmas`` standard deviations under ``spec`` (NF4 unless given).
+    """Measures the outliers of an array beyond some numbers of standard deviations.
 
-    Takes the arrays that ``quantize`` takes. Beside the array it needs room for the blocks that hold outliers, and for one
-    more array of its size where scales depend on the whole tensor. ``cancelled`` is asked about every half millisecond; once
-    it says yes the call raises InterruptedError. FormatError on numbers of standard deviations that are not above 0.
+    Beside the array it needs room for the blocks that hold outliers, and for one more array of its size where scales depend on
+    the whole tensor.
+
+    Args:
+        array: What ``quantize`` takes.
+        spec: What it is quantized to; NF4 unless given.
+        sigmas: Numbers of standard deviations.
+        cancelled: Asked about every half millisecond; a yes ends the call.
+
+    Raises:
+        FormatError: For numbers of standard deviations that are not above 0.
+        InterruptedError: Once cancelled.
 
     >>> found = wb.outliers(np.append(np.linspace(-1, 1, 63, dtype=np.float32), np.float32(9)))
     >>> [line.weights for line in found.beyond], round(found.farthest, 1)

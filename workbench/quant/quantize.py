@@ -135,8 +135,14 @@ class Quantized(Shown):
     def from_bnb(packed: Any, state: Any) -> Quantized:
         """Reads a packed weight and its ``QuantState``: ``quantize_4bit``'s, or a ``Params4bit`` and its ``quant_state``.
 
-        The absmax values of a double-quantized weight are those it is dequantized with: the true ones are not in it. Raises
-        FormatError on a state of another kind, and on one that does not fit the packed bytes.
+        The absmax values of a double-quantized weight are those it is dequantized with: the true ones are not in it.
+
+        Args:
+            packed: The packed weight.
+            state: Its ``QuantState``.
+
+        Raises:
+            FormatError: For a state of another kind, and for one that does not fit the packed bytes.
         """
         if getattr(state, "quant_type", None) not in FORMATS or state.shape is None:
             raise FormatError("This is not the state of a 4-bit weight.", remedy="Give a Params4bit and its quant_state.")
@@ -173,11 +179,16 @@ def quantize(
 ) -> Quantized:
     """Quantizes an array of any shape, read in C order as one row of weights cut into blocks.
 
-    ``spec``: a specification, or a format's name, which stands for the format as it usually is. ``overview`` sums up
-    the tensor that the array is a piece of, for formats whose scales depend on all of it.
+    Args:
+        array: float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32: NumPy arrays,
+            torch tensors, and lists of numbers.
+        spec: A specification, or a format's name, which stands for the format as it usually is.
+        cancelled: Asked meanwhile; a yes ends the call.
+        overview: Sums up the tensor that the array is a piece of, for formats whose scales depend on all of it.
 
-    Takes float32, float16 and bfloat16 (ml_dtypes) as they are, float64 and 8-bit floats rounded to float32: NumPy arrays,
-    torch tensors, and lists of numbers. Raises FormatError on other dtypes and on empty arrays.
+    Raises:
+        FormatError: For other dtypes and for empty arrays.
+        InterruptedError: Once cancelled.
 
     >>> found = wb.quantize(np.linspace(-2, 2, 64, dtype=np.float32), "nf4")
     >>> found.absmax, found.codes[[0, -1]], found.nbytes

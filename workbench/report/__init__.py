@@ -34,13 +34,24 @@ def write_report(
     executor: Executor | None = None,
     progress: bool | Progress = True,
 ) -> Path:
-    """Writes the report of a survey, which is run first where it has not been, as one HTML file of some two megabytes.
+    """Writes the report of a survey as one HTML file of some two megabytes, which appears whole or not at all.
 
-    ``bits`` is the target of the duel in it, measured on the survey's tensors; ``executor`` and ``progress`` are its, as in
-    ``survey``. ``evaluation``, of the same model, puts first what each format costs: the KL divergence from 16 bits of the rows
-    that have finished, or of all where none has. The file appears whole or not at all. Returns its path. Raises ModelError
-    where no tensor could be measured, FormatError where no format keeps to ``bits``, and WorkbenchError where the file cannot
-    be written.
+    Args:
+        surveyed: The survey, which is run first where it has not been.
+        path: Where the file goes.
+        bits: Bits per weight of the duel in it, measured on the survey's tensors.
+        evaluation: Of the same model. It puts first what each format costs: the KL divergence from 16 bits of the rows that
+            have finished, or of all where none has.
+        executor: The duel's, as in ``survey``.
+        progress: The duel's, as in ``survey``.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ModelError: Where no tensor could be measured.
+        FormatError: Where no format keeps to ``bits``.
+        WorkbenchError: Where the file cannot be written.
 
     >>> wb.write_report(wb.survey("builtin", "nf4", progress=False), "report.html", progress=False).name
     'report.html'

@@ -38,13 +38,22 @@ def open_model(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> Source:
-    """Open ``"builtin"``, a folder with safetensors, or ``owner/name`` on the Hugging Face Hub; ModelError says what is wrong.
+    """Open the embedded model, a folder with safetensors, or a model on the Hugging Face Hub.
 
-    Only headers are read: milliseconds for a folder, whatever its size, and seconds for the Hub. ``revision`` (a branch, tag or
-    commit), ``token`` (else the one that huggingface_hub knows) and ``download`` are for the Hub; what is read later is of the
-    commit that the revision is now. ``download`` allows taking whole files into Hugging Face's cache where a server gives no
-    parts of them; without it that is an error which says how large they are. ``progress(done, total)`` counts headers, or bytes
-    of whole files; once ``cancelled()`` says yes the call raises InterruptedError. A source is returned as it is.
+    Only headers are read: milliseconds for a folder, whatever its size, and seconds for the Hub.
+
+    Args:
+        model: ``"builtin"``, a folder, or ``owner/name`` on the Hub. A source is returned as it is.
+        revision: On the Hub, a branch, tag or commit; what is read later is of the commit that the revision is now.
+        token: For the Hub; else the one that huggingface_hub knows.
+        download: Allow taking whole files into Hugging Face's cache where a server gives no parts of them; without it that is
+            an error which says how large they are.
+        progress: A function of the headers, or bytes of whole files, that are done and their total.
+        cancelled: Asked meanwhile; a yes ends the call.
+
+    Raises:
+        ModelError: Says what is wrong with the model.
+        InterruptedError: Once cancelled.
 
     >>> src = wb.open_model("builtin")
     >>> src.name, len(src.tensors())

@@ -92,8 +92,13 @@ class Source(Shown, ABC):
     def read(self, name: str, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> NDArray[Any]:
         """The tensor in its stored dtype and shape; no other tensor's bytes are read.
 
-        ``progress(done, total)`` is called with the bytes as they arrive. Once ``cancelled()`` says yes the call raises
-        InterruptedError, within a tenth of a second also while the network keeps it waiting.
+        Args:
+            name: The tensor's name.
+            progress: A function of the bytes done and their total, called as they arrive.
+            cancelled: Asked meanwhile; a yes ends the call, within a tenth of a second also while the network keeps it waiting.
+
+        Raises:
+            InterruptedError: Once cancelled.
         """
         file, entry = self.find(name)
         array = np.empty(entry.shape, entry.dtype.numpy)
@@ -109,7 +114,18 @@ class Source(Shown, ABC):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> None:
-        """Fill ``out`` (contiguous, of the stored dtype) with the tensor's elements from flat position ``start`` on."""
+        """Fill an array with a tensor's elements.
+
+        Args:
+            name: The tensor's name.
+            out: The array, contiguous and of the stored dtype.
+            start: The flat position in the tensor of the first element.
+            progress: As in ``read``.
+            cancelled: As in ``read``.
+
+        Raises:
+            InterruptedError: Once cancelled.
+        """
         file, entry = self.find(name)
         itemsize = _check_out(out, entry, start)
         self._fill(file, entry.begin + start * itemsize, out, progress, cancelled)
@@ -126,11 +142,18 @@ class Source(Shown, ABC):
         *,
         cancelled: Cancelled | None = None,
     ) -> Iterator[NDArray[Any]]:
-        """The tensor flat, ``count`` elements at a time; only the last chunk may be shorter.
+        """The tensor flat, some elements at a time; each chunk is a view of one buffer and is overwritten by the next.
 
-        Each chunk is a view of one buffer and is overwritten by the next. ``buffer`` is bytes (uint8, contiguous) to use for
-        it, so that a survey can take one through every tensor; without it one is allocated. An iterator is asked for a buffer
-        before each chunk is read, so that one can be filled while another is in use. ``cancelled`` as in ``read``.
+        Args:
+            name: The tensor's name.
+            count: Elements of a chunk; only the last may be shorter.
+            buffer: Bytes (uint8, contiguous) to use, so that a survey can take one through every tensor; without it one is
+                allocated. An iterator is asked for a buffer before each chunk is read, so that one can be filled while another
+                is in use.
+            cancelled: As in ``read``.
+
+        Raises:
+            InterruptedError: Once cancelled.
         """
         file, entry = self.find(name)
         dtype = entry.dtype.numpy

@@ -91,10 +91,18 @@ def weights(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> NDArray[Any]:
-    """A tensor as bitsandbytes sees it: dequantized where the checkpoint holds it packed, transposed where ``layout`` says so.
+    """A tensor as bitsandbytes sees it: dequantized where the checkpoint holds it packed, transposed where its layout says so.
 
-    ``layout`` is ``TensorInfo.layout``; without it the fast rule's. ``progress`` and ``cancelled`` as in ``Source.read``.
-    ModelError on a tensor of integers that are no weights.
+    Args:
+        source: A source, or what ``open_model`` takes.
+        name: The tensor's name.
+        layout: ``TensorInfo.layout``; without it the fast rule's.
+        progress: As in ``Source.read``.
+        cancelled: As in ``Source.read``.
+
+    Raises:
+        ModelError: For a tensor of integers that are no weights.
+        InterruptedError: Once cancelled.
 
     >>> wb.weights("builtin", "model.layers.0.mlp.down_proj.weight").shape
     (256, 704)

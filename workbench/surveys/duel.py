@@ -46,9 +46,18 @@ def configurations(
 ) -> tuple[QuantSpec, ...]:
     """Every specification that the formats have: block sizes × scale dtypes × with and without double quantization.
 
-    Each takes one or several. ``None`` stands for all there are; in ``scale_dtypes`` it is the format's own dtype. Of formats
-    it stands for the usual ones, of 4 bits and ``int8``: integers of other widths are named, or all of ``FORMATS`` given. What
-    a format does not have is left out; FormatError if nothing remains. ``rotate``: None, ``"hadamard"``, or both of them.
+    Each argument takes one value or several. What a format does not have is left out.
+
+    Args:
+        formats: None for the usual ones, of 4 bits and ``int8``: integers of other widths are named, or all of ``FORMATS``
+            given.
+        block_sizes: Weights of a block; None for all there are.
+        scale_dtypes: How a block's scale is stored; None for all there are. A None among several is the format's own dtype.
+        double_quant: False, True, or both of them.
+        rotate: None, ``"hadamard"``, or both of them.
+
+    Raises:
+        FormatError: If nothing remains.
 
     >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
     ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
@@ -92,17 +101,25 @@ def duel(
 ) -> Duel:
     """Formats at equal bits: each in the configuration of at most ``bits`` bits per weight that errs least, as measured.
 
-    ``model`` is a source, or what ``open_model`` takes: every tensor that QLoRA quantizes is then streamed (``tensors``,
-    ``executor`` and ``progress`` as in ``survey``). Or it is an array, of which ``sample`` may be measured in place of the
-    whole, as in ``measure``. ``candidates`` are the configurations to choose from; the name of a format stands for all that it
-    has, and unless given all usual formats enter. Once ``cancelled`` says yes the call raises InterruptedError, within a
-    second; a model then has no progress bar.
-
     Block size, the scales' dtype and double quantization are chosen for each format by its RMSE over everything measured. Of a
     format that is named, each way to store scales is tried with the smallest blocks that the bits allow, since larger ones
     store less of the same kind; specifications that are given are all tried. Of equal errors the fewest bits are taken, then
-    scales in the format's own dtype. Formats with nothing so small are named in ``left_out``; FormatError where that is all of
-    them.
+    scales in the format's own dtype. Formats with nothing so small are named in ``left_out``.
+
+    Args:
+        model: A source, or what ``open_model`` takes: every tensor that QLoRA quantizes is then streamed. Or an array.
+        bits: Stored bits per weight that a configuration may take.
+        candidates: The configurations to choose from; the name of a format stands for all that it has, and unless given all
+            usual formats enter.
+        tensors: Of a model, those to measure, as in ``survey``.
+        sample: Of an array, the part in (0, 1) that is measured in place of the whole, as in ``measure``.
+        executor: Of a model, what measures the tensors, as in ``survey``.
+        progress: Of a model, True for a bar or a function, as in ``survey``.
+        cancelled: Asked meanwhile; a yes ends the call, within a second; a model then has no progress bar.
+
+    Raises:
+        FormatError: Where no format has anything so small.
+        InterruptedError: Once cancelled.
 
     >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
     >>> found.winners(), found.contenders[0].spec.title
@@ -134,9 +151,20 @@ def pareto(
 ) -> Pareto:
     """Error against bits per weight over formats × block sizes, and which of them nothing else beats.
 
-    ``specs`` are the points: unless given, every usual format in every block size with scales in its own dtype and without
-    double quantization. The other arguments are those of ``duel``. Of a model's result, ``only`` gives the front of one tensor,
-    layer or kind.
+    Of a model's result, ``only`` gives the front of one tensor, layer or kind.
+
+    Args:
+        model: A source, what ``open_model`` takes, or an array, as in ``duel``.
+        specs: The points: unless given, every usual format in every block size with scales in its own dtype and without double
+            quantization.
+        tensors: Of a model, those to measure, as in ``survey``.
+        sample: Of an array, the part in (0, 1) that is measured in place of the whole, as in ``measure``.
+        executor: Of a model, what measures the tensors, as in ``survey``.
+        progress: Of a model, True for a bar or a function, as in ``survey``.
+        cancelled: As in ``duel``.
+
+    Raises:
+        InterruptedError: Once cancelled.
 
     >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title
     'NF4, blocks of 128'

@@ -34,12 +34,22 @@ class Places:
 
     @classmethod
     def arrange(cls, tensors: Iterable[TensorInfo], most_kinds: int | None = None) -> Places:
-        """A cell for each layer and kind that there is; kinds beyond ``most_kinds`` are gathered as ``other``."""
+        """A cell for each layer and kind that there is.
+
+        Args:
+            tensors: The tensors.
+            most_kinds: Kinds beyond so many are gathered as ``other``.
+        """
         return cls.named((tensor.name for tensor in tensors), most_kinds)
 
     @classmethod
     def named(cls, names: Iterable[str], most_kinds: int | None = None) -> Places:
-        """A cell for each layer and kind, from the names of tensors or of modules."""
+        """A cell for each layer and kind, from names.
+
+        Args:
+            names: The names of tensors or of modules.
+            most_kinds: As in ``arrange``.
+        """
         found = {name: (layer_of(name), kind_of(name)) for name in names}
         kinds = sorted({kind for _, kind in found.values()}, key=order_of)
         if most_kinds is not None and len(kinds) > most_kinds:
@@ -51,7 +61,12 @@ class Places:
         return cls(tuple(kinds), tuple(layers), places)
 
     def in_cell(self, x: float, y: float) -> list[str]:
-        """The tensors of the cell at (x, y)."""
+        """The tensors of a cell.
+
+        Args:
+            x: The cell's column.
+            y: The cell's row.
+        """
         return [name for name, place in self.of.items() if place == (round(y), round(x))]
 
     def worst(self, badness: Mapping[str, float]) -> dict[tuple[int, int], str]:

@@ -240,7 +240,12 @@ class Duel(Shown):
         return ShownTuple(rounds, f"Who errs least at {self.bits:g} bits, by {by}")
 
     def wins(self, by: str = "tensor", on: str = "rmse") -> dict[str, int]:
-        """How many rounds each contender wins; a round with several winners counts for each of them."""
+        """How many rounds each contender wins; a round with several winners counts for each of them.
+
+        Args:
+            by: What a round is of, as in ``rounds``: ``tensor``, ``layer`` or ``kind``.
+            on: What decides it, as in ``winners``: ``rmse``, ``sqnr_db`` or ``mean_sqnr_db``.
+        """
         won = [name for fought in self.rounds(by) for name in fought.winners(on)]
         return {score.spec.format: won.count(score.spec.format) for score in self.contenders}
 
@@ -307,7 +312,13 @@ class Pareto(Shown):
         return within[-1]
 
     def only(self, *, tensor: str | None = None, layer: int | None = None, kind: str | None = None) -> Pareto:
-        """The front over some of the tensors, without measuring again: ``front.only(layer=0, kind="q")``."""
+        """The front over some of the tensors, without measuring again: ``front.only(layer=0, kind="q")``.
+
+        Args:
+            tensor: A tensor's name.
+            layer: A layer's number.
+            kind: A kind, such as ``q``.
+        """
         return front_of(self.measured.only(tensor=tensor, layer=layer, kind=kind))
 
     def to_frame(self) -> pd.DataFrame:

@@ -41,26 +41,32 @@ def survey(
     worker_threads: int = 1,
     cancelled: Cancelled | None = None,
 ) -> Survey:
-    """Measures a model's tensors under ``specs``, streamed through two small buffers: memory does not grow with the model.
+    """Measures a model's tensors, streamed through two small buffers: memory does not grow with the model.
 
-    ``src`` is a source or what ``open_model`` takes; a format's name stands for a specification, as in ``measure``.
-    ``tensors``: None for those that QLoRA would quantize, ``"all"`` for every floating-point one, weights that the checkpoint
-    holds packed included, or one or several names. Nothing is read before the survey is iterated, run, or asked for a table.
+    Nothing is read before the survey is iterated, run, or asked for a table. A tensor is measured as bitsandbytes sees it:
+    transposed where ``TensorInfo.layout`` says so, and dequantized where the checkpoint holds it packed.
 
-    ``executor``: any ``concurrent.futures.Executor``, ``dask.distributed.Client(...).get_executor()`` among them; tensors are
-    then measured by its workers, and come in the order in which they finish. A worker in another process opens the model again
-    by its path, or by its id and revision on the Hub with the login that it finds there, and runs its kernels on
-    ``worker_threads`` threads. The numbers are the same wherever they are computed.
+    Args:
+        src: A source, or what ``open_model`` takes.
+        specs: Specifications; a format's name stands for one, as in ``measure``.
+        tensors: None for those that QLoRA would quantize; ``"all"`` for every floating-point one, weights that the checkpoint
+            holds packed included; or one or several names.
+        executor: Any ``concurrent.futures.Executor``, ``dask.distributed.Client(...).get_executor()`` among them. Tensors are
+            then measured by its workers, and come in the order in which they finish. A worker in another process opens the
+            model again by its path, or by its id and revision on the Hub with the login that it finds there. The numbers are
+            the same wherever they are computed.
+        progress: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
+            their total, on the thread that iterates.
+        worker_threads: Threads on which a worker in another process runs its kernels.
+        cancelled: Asked on the thread that iterates, ten times a second even where nothing comes; once it says yes the survey
+            is cancelled.
 
-    ``progress``: True shows a bar of the bytes done, in a terminal or notebook; a function is called with the bytes done and
-    their total, on the thread that iterates. ``cancelled`` is asked there, ten times a second even where nothing comes; once it
-    says yes the survey is cancelled.
+    Returns:
+        An iterable of rows, with tables of them. What goes wrong with one tensor later becomes the ``error`` of its row.
 
-    Raises ModelError for an unknown model or tensor, FormatError without a specification. What goes wrong with one
-    tensor later becomes the ``error`` of its row.
-
-    A tensor is measured as bitsandbytes sees it: transposed where ``TensorInfo.layout`` says so, and dequantized where the
-    checkpoint holds it packed.
+    Raises:
+        ModelError: For an unknown model or tensor.
+        FormatError: Without a specification.
 
     >>> found = wb.survey("builtin", ["nf4", "int4"], progress=False)
     >>> len(found), found.worst(1)["tensor"].item()
@@ -124,7 +130,12 @@ class Survey(Shown, Unfolding[Row]):
         return frame(self.rows, self.specs)
 
     def worst(self, k: int = 10, by: str = "relative_rmse") -> pd.DataFrame:
-        """The ``k`` lines of ``to_frame()`` that are worst by a column: the largest, but the smallest SQNR and entropy."""
+        """The lines of ``to_frame()`` that are worst by a column.
+
+        Args:
+            k: How many lines.
+            by: The column: the largest values are the worst, but of SQNR and entropy the smallest.
+        """
         return worst(self.to_frame(), k, by)
 
     def by_layer(self) -> pd.DataFrame:

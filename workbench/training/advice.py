@@ -62,7 +62,12 @@ class Advice(Shown):
         return f"{_first_upper(said)}; {tokens}, at most 1 bit each, {verdict}."
 
     def with_rows(self, config: TrainConfig, seen: Preview) -> Advice:
-        """The same with the rows of the configuration counted."""
+        """The same with the rows of the configuration counted.
+
+        Args:
+            config: The configuration.
+            seen: Its rows, as ``preview`` gave them.
+        """
         return replace(self, loss_tokens=_loss_tokens(config, seen), whole=seen.whole)
 
     def _show_(self) -> View:
@@ -73,8 +78,13 @@ class Advice(Shown):
 def advice(config: TrainConfig, seen: Preview | None = None, *, source: Source | None = None) -> Advice:
     """The rules of thumb for a configuration.
 
-    ``seen``: its rows as ``preview`` gave them; without it the first rows are tokenized here. ``source``: its model, where that
-    is open. Raises as ``preview`` and ``open_model`` do.
+    Args:
+        config: The configuration.
+        seen: Its rows as ``preview`` gave them; without it the first rows are tokenized here.
+        source: Its model, where that is open.
+
+    Raises:
+        WorkbenchError: As ``preview`` and ``open_model`` do.
 
     >>> found = wb.advice(wb.TrainConfig(max_steps=100))
     >>> found.enough, found.learning_rate.partition(":")[0]

@@ -101,12 +101,19 @@ class DiskBudget(Shown):
 
 
 def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *, source: Source | None = None) -> DiskBudget:
-    """What the run writes, to ``folder`` and to Hugging Face's cache, against what is free there. Reads headers only.
+    """What the run writes, to a folder and to Hugging Face's cache, against what is free there. Reads headers only.
 
     A checkpoint holds what is trained, in fp32 (of a full run in the compute dtype), and the optimizer's state. One more than
     ``save_total_limit`` is counted: a new one is whole before the oldest goes; with a mirror another, which is copied.
-    ``source``: the model where it is open already. Raises ``ModelError`` as ``open_model`` does, and ``ConfigError`` as
-    ``forecast`` does.
+
+    Args:
+        config: The run's configuration.
+        folder: Where the run writes.
+        source: The model, where it is open already.
+
+    Raises:
+        ModelError: As ``open_model`` does.
+        ConfigError: As ``forecast`` does.
 
     >>> budget = wb.disk_budget(wb.TrainConfig())
     >>> [use.what for use in budget.uses], budget.faults

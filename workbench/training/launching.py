@@ -31,13 +31,25 @@ def launch(
 
     A model on the Hub that is not on this machine is fetched by the run itself, at the commit that its revision is now; its
     headers are enough for all checks but those of the tokenizer's own files. The model's files and the dataset's columns are
-    checked first, so that faults are raised here, not in the run: ``ModelError``, ``DataError``, ``ConfigError`` (what this
-    model cannot do, all of it together; 4-bit kernels that are wrong on this CPU; a push without a token), or ``RunError`` if
-    the run does not fit the disk, or ``run_dir`` (default: ``<time>-<model>`` in ``folder``) or its mirror already holds
-    something.
+    checked first, so that faults are raised here, not in the run.
 
     Where another run in the folder around this one is going on, both are slower and share the memory: the new one's events say
     so in a warning. ``live_runs`` asks beforehand.
+
+    Args:
+        config: What is trained, and how.
+        run_dir: The run's own folder; by default ``<time>-<model>`` in ``folder``.
+        folder: The folder of runs.
+
+    Returns:
+        The run, which goes on by itself.
+
+    Raises:
+        ModelError: For faults of the model's files.
+        DataError: For faults of the dataset.
+        ConfigError: For what this model cannot do, all of it together; for 4-bit kernels that are wrong on this CPU; for a push
+            without a token.
+        RunError: If the run does not fit the disk, or ``run_dir`` or its mirror already holds something.
     """
     files = data.check(as_config(config, "launch"))
     config = settled(config, shape_of(config, files))

@@ -34,11 +34,20 @@ def resume_from(
 ) -> Run:
     """Goes on with a run whose machine is gone, from its mirror, to the same bits as if it had never ended.
 
-    ``mirror`` is the run's own folder in ``mirror_dir``. It is copied to ``run_dir`` (default: by the same name in ``folder``)
-    and resumed there from its newest checkpoint; the mirror follows it again. Model and rows are looked for as ``launch`` does:
-    a model from the Hub is fetched, local files must be where they were. ``progress`` counts bytes (True: a bar); once
-    ``cancelled()`` says yes InterruptedError is raised and nothing is left. Raises ``RunError`` where there is no mirror, or
-    its run is finished or still going here, and what ``Run.resume`` raises; ``changed_ok`` as there.
+    Model and rows are looked for as ``launch`` does: a model from the Hub is fetched, local files must be where they were. The
+    mirror follows the run again.
+
+    Args:
+        mirror: The run's own folder in ``mirror_dir``.
+        run_dir: Where it is copied to, and resumed from its newest checkpoint; by default by the same name in ``folder``.
+        folder: The folder of runs.
+        changed_ok: As in ``Run.resume``.
+        progress: True for a bar, or a function of the bytes done and their total.
+        cancelled: Asked meanwhile; a yes ends the call, and nothing is left.
+
+    Raises:
+        RunError: Where there is no mirror, or its run is finished or still going here; and what ``Run.resume`` raises.
+        InterruptedError: Once cancelled.
     """
     found = attach(path_of(mirror, "mirror"))
     if not (found.dir / MARK).exists():

@@ -95,9 +95,17 @@ def preview(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> Preview:
-    """The first ``rows`` rows with their loss mask, and counts of the first ``scan``; nothing beyond those is read.
+    """The first rows with their loss mask, and counts of some more; nothing beyond those is read.
 
-    ``progress`` counts rows; InterruptedError once ``cancelled`` says yes.
+    Args:
+        config: The fine-tune whose rows they are.
+        rows: Rows that are shown with their loss mask.
+        scan: First rows that are counted.
+        progress: A function of the rows done and their total.
+        cancelled: Asked meanwhile; a yes ends the call.
+
+    Raises:
+        InterruptedError: Once cancelled.
 
     >>> seen = wb.preview(wb.TrainConfig(), rows=1, scan=10)
     >>> seen.counts["kept"], seen.whole, seen.shape, seen.rows[0][:3]

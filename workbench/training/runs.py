@@ -247,12 +247,21 @@ class Run(Shown):
         return self._go_on(status, self.config, changed_ok)
 
     def extend(self, steps: int, *, changed_ok: bool = False) -> Run:
-        """Takes ``steps`` more of a run that is finished, from its last checkpoint on, and returns this run.
+        """Takes more steps of a run that is finished, from its last checkpoint on.
 
         Weights, optimizer, rows and dropout go on as in a run that was longer from the start. A constant schedule then gives
         the same bits. One that ends (linear, cosine) is laid out anew: the rate goes on at what it is there in a run of all
-        these steps. Warm-up stays as many steps as it was, and patience is counted anew. Raises as ``resume`` does, and
-        RunError where the last step has no checkpoint.
+        these steps. Warm-up stays as many steps as it was, and patience is counted anew.
+
+        Args:
+            steps: Steps more.
+            changed_ok: As in ``resume``.
+
+        Returns:
+            This run.
+
+        Raises:
+            RunError: As ``resume`` does, and where the last step has no checkpoint.
         """
         status = self._ended()
         if status.state != "finished":

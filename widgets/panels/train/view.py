@@ -45,11 +45,17 @@ FIRST_RUN: Mapping[str, Any] = {
 class TrainingCell(Panel):
     """Controls of a run and its live view.
 
-    ``model``: the model to train, as a name, a folder or a ``Source`` (None: a field to fill in). ``config``: what the
-    controls say at first; without it what suits the model. ``run``: a ``Run`` or a run's folder to attach to; without it the
-    newest run that is going on in the folder of runs, if there is one. ``store``: the state to share with other views; its
-    model is trained. Read ``config`` for what the controls say now as a ``TrainConfig``, ``run`` for the run on show (None
-    before the first), ``code`` for the lines that do the same without the panel.
+    Read ``config`` for what the controls say now as a ``TrainConfig``, ``run`` for the run on show (None before the first),
+    ``code`` for the lines that do the same without the panel.
+
+    Args:
+        model: The model to train, as a name, a folder or a ``Source``; None: a field to fill in.
+        config: What the controls say at first; without it what suits the model.
+        run: A ``Run`` or a run's folder to attach to; without it the newest run that is going on in the folder of runs, if
+            there is one.
+        store: The state to share with other views; its model is trained.
+        opened: Gives the model that is open already.
+        executor: For tests; without it the work has a thread of its own.
     """
 
     def __init__(

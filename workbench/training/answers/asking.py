@@ -37,21 +37,29 @@ def try_out(
 ) -> Answers:
     """What a run's base and its adapter say to the same prompts: how the run changed its model, in words.
 
-    ``run``: a run or its folder; it must have ended, and left an adapter: the final one, or else the last checkpoint's.
-    ``prompts``: a text or several. Where the run learnt from chats, each is the first message of one and goes through the chat
-    template; else it is continued as it is, so begin it as the run's rows begin.
-    ``max_new_tokens`` is an answer's length at most. ``temperature`` 0 takes the likeliest token each time; above it tokens are
-    sampled, repeatably by ``seed``. All else is as the model's generation_config.json says. ``original``: ask the base's 16-bit
-    weights too, where memory allows and the run held them in 4 bits; ``Answers.without`` says why not.
-
     A process of its own loads the base once, as the run held it, and answers with the adapter and without it; it ends with the
-    call. ``timeout``: seconds that the answers to one prompt may take, loading included; None: as long as they take.
-    ``progress``: True for a bar, or a function of the prompts done and their total. Once ``cancelled()`` says yes the call
-    raises InterruptedError.
+    call. What is not said here about sampling is as the model's generation_config.json says.
 
-    Raises ``RunError`` where there is nothing to try out, the process dies or the time is over; as ``Changed`` if base,
-    tokenizer or chat template are no longer what the run was begun with, unless ``changed_ok``; ``DataError`` for what is no
-    prompt or no sampling; ``ModelError`` where the base is gone.
+    Args:
+        run: A run or its folder. It must have ended, and left an adapter: the final one, or else the last checkpoint's.
+        prompts: A text or several. Where the run learnt from chats, each is the first message of one and goes through the chat
+            template; else it is continued as it is, so begin it as the run's rows begin.
+        max_new_tokens: An answer's length at most.
+        temperature: 0 takes the likeliest token each time; above it tokens are sampled.
+        seed: What makes the sampling repeatable.
+        original: Ask the base's 16-bit weights too, where memory allows and the run held them in 4 bits; ``Answers.without``
+            says why not.
+        changed_ok: Go on where base, tokenizer or chat template are no longer what the run was begun with.
+        timeout: Seconds that the answers to one prompt may take, loading included; None: as long as they take.
+        progress: True for a bar, or a function of the prompts done and their total.
+        cancelled: Asked meanwhile; a yes ends the call.
+
+    Raises:
+        RunError: Where there is nothing to try out, the process dies or the time is over; as ``Changed`` for what
+            ``changed_ok`` allows.
+        DataError: For what is no prompt or no sampling.
+        ModelError: Where the base is gone.
+        InterruptedError: Once cancelled.
 
     >>> answers = wb.try_out("runs/20260314-142200-builtin", "happiness, n.")  # doctest: +SKIP
     """

@@ -90,22 +90,31 @@ def export(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> Exported:
-    """Writes what the run trained into ``folder``, which must be new or empty, with a README.md that says how it is loaded.
+    """Writes what the run trained into a folder, with a README.md that says how it is loaded.
 
-    ``run``: a run or its folder. ``format``: ``"transformers"``, the adapter merged into its base as a 16-bit model;
-    ``"gguf"``, the same as one file for llama.cpp and Ollama, with a Modelfile; or ``"gguf-adapter"``, the adapter alone, for
-    llama.cpp with a GGUF of the base.
+    Args:
+        run: A run or its folder.
+        folder: Where it goes: a folder that is new or empty.
+        format: ``"transformers"``, the adapter merged into its base as a 16-bit model; ``"gguf"``, the same as one file for
+            llama.cpp and Ollama, with a Modelfile; or ``"gguf-adapter"``, the adapter alone, for llama.cpp with a GGUF of the
+            base.
+        base: What it is merged into: ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of
+            the checkpoint; None: the first where the run's base was in 4 bits.
+        dtype: ``"bfloat16"`` or ``"float16"``; in GGUF also ``"float32"`` and, merged, ``"q8_0"``; None: bfloat16, in GGUF
+            float16, of an adapter float32.
+        base_gguf: A GGUF of the same base, whose keys and tokenizer are copied; without one they are written for tokenizers of
+            byte-level BPE.
+        max_shard_size: Bytes of a file of weights at most.
+        changed_ok: Go on where base, tokenizer or chat template are no longer what the run was begun with; the card then says
+            so.
+        progress: A function of the elements done and their total.
+        cancelled: Asked meanwhile; a yes ends the call, and nothing is left behind.
 
-    ``base``: what it is merged into, ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of
-    the checkpoint; None: the first where the run's base was in 4 bits. ``dtype``: ``"bfloat16"`` or ``"float16"``; in GGUF also
-    ``"float32"`` and, merged, ``"q8_0"``; None: bfloat16, in GGUF float16, of an adapter float32. ``base_gguf``: a GGUF of the
-    same base, whose keys and tokenizer are copied; without one they are written for tokenizers of byte-level BPE.
-
-    ``progress(done, total)`` counts elements; once ``cancelled()`` says yes the call raises InterruptedError, and nothing is
-    left behind. Raises ``RunError`` where there is no adapter, where it cannot be merged by parts, or where the disk does not
-    take it; as ``Changed`` if base, tokenizer or chat template are no longer what the run was begun with, unless
-    ``changed_ok``, which the card then says; ``ModelError`` for a model that was not tried in GGUF, with the line that
-    converts it otherwise.
+    Raises:
+        RunError: Where there is no adapter, where it cannot be merged by parts, or where the disk does not take it; as
+            ``Changed`` for what ``changed_ok`` allows.
+        ModelError: For a model that was not tried in GGUF, with the line that converts it otherwise.
+        InterruptedError: Once cancelled.
     """
     run, target = attach(run), path_of(folder, "folder")
     if format not in FORMATS:

@@ -106,11 +106,19 @@ def merge_errors(
 ) -> MergeErrors:
     """The error that merging the run's adapter would add to each adapted weight; nothing is written.
 
-    ``run``: a run or its folder.
-    ``dtype``: ``"bfloat16"`` or ``"float16"``. ``progress(done, total)`` counts weights' elements; once ``cancelled()``
-    says yes the call raises InterruptedError. Raises ``RunError`` where there is no adapter, or one of a kind that is not
-    merged by parts, and as ``Changed`` if the base is no longer what the run was begun with, unless ``changed_ok``. Large files
-    of the base that were touched since are read whole first, and ``progress`` counts their bytes.
+    Large files of the base that were touched since are read whole first.
+
+    Args:
+        run: A run or its folder.
+        dtype: ``"bfloat16"`` or ``"float16"``.
+        changed_ok: Go on where the base is no longer what the run was begun with.
+        progress: A function of the weights' elements done and their total; of bytes while large files are read whole.
+        cancelled: Asked meanwhile; a yes ends the call.
+
+    Raises:
+        RunError: Where there is no adapter, or one of a kind that is not merged by parts; as ``Changed`` for what
+            ``changed_ok`` allows.
+        InterruptedError: Once cancelled.
     """
     merge = Merge(attach(run), changed_ok=changed_ok, progress=progress, cancelled=cancelled)
     rounded = half(dtype)

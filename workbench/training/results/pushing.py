@@ -26,12 +26,22 @@ _LOG_IN = "Log in ('hf auth login', or huggingface_hub.login() in a notebook), w
 def push(
     run: Run | str | os.PathLike[str], hub_model_id: str | None = None, *, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Pushes a run's adapter (or model), its card, and its events under ``events/``; returns the repository's address.
+    """Pushes a run's adapter (or model), its card, and its events under ``events/``.
 
-    ``hub_model_id`` (``name`` or ``owner/name``) and ``private`` are the configuration's unless given; ``private`` decides only
-    where the repository is made. ``token``: else the one that huggingface_hub knows. Of a run that goes on, it is the newest
-    checkpoint's. Raises ``RunError`` where nothing is trained yet or the account may not write there, and ``ModelError`` where
-    the Hub cannot be reached.
+    Of a run that goes on, it is the newest checkpoint's.
+
+    Args:
+        run: A run or its folder.
+        hub_model_id: ``name`` or ``owner/name``; the configuration's unless given.
+        private: Decides only where the repository is made; the configuration's unless given.
+        token: Else the one that huggingface_hub knows.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        RunError: Where nothing is trained yet or the account may not write there.
+        ModelError: Where the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 

@@ -278,7 +278,15 @@ def _forecast(config: TrainConfig, src: Source | None) -> dict[str, int]:
 def paging_truth(
     config: TrainConfig, events: Iterable[Event] = (), src: Source | str | os.PathLike[str] | None = None
 ) -> PagingTruth:
-    """The truth about a run's paging, from its configuration and its events; before a run, from ``src``'s shapes.
+    """The truth about a run's paging.
+
+    Args:
+        config: The run's configuration.
+        events: The run's events.
+        src: The model before a run, for its shapes.
+
+    Raises:
+        RunError: If ``events`` is no list of events.
 
     >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).told
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
