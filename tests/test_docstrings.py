@@ -92,6 +92,12 @@ def test_raises_names_errors_that_a_reader_can_catch(name: str) -> None:
     assert set(section(DOCUMENTED[name][1], "Raises")) <= PUBLIC_ERRORS
 
 
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_errors_are_told_of_under_raises(name: str) -> None:
+    prose = re.split(r"^(?:Args:|Returns:|Raises:|>>>)", DOCUMENTED[name][1], maxsplit=1, flags=re.MULTILINE)[0]
+    assert not PUBLIC_ERRORS & set(re.findall(r"\w+", prose))
+
+
 @pytest.fixture
 def formats() -> Iterator[None]:
     """The formats that are registered before are those that are registered after."""

@@ -228,7 +228,11 @@ class State:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> State:
-        """Reads ``to_dict``'s result; raises ConfigError on fields that there are not."""
+        """Reads ``to_dict``'s result.
+
+        Raises:
+            ConfigError: For fields that there are not.
+        """
         return cls(**{str(name): value for name, value in values.items()})
 
 

@@ -81,8 +81,11 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
     def picture(self, seconds: float = 15.0) -> Any:
         """What is on screen as an ``IPython.display.Image``; as a cell's value it stays in the notebook as a PNG.
 
-        Raises WorkbenchError where no page answers within ``seconds``: none shows the drawing, or the kernel hears no page
-        while a cell runs (Colab's, and ipykernel before 7). There "Insert picture" beside the drawing does the same.
+        Where the kernel hears no page while a cell runs (Colab's, and ipykernel before 7), "Insert picture" beside the drawing
+        does the same.
+
+        Raises:
+            WorkbenchError: Where no page answers within ``seconds``: none shows the drawing, or the kernel hears none.
         """
         from IPython.display import Image
 

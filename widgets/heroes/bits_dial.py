@@ -55,7 +55,9 @@ class BitsDial(Hero):
         """A line for each number of bits, once the prompt on show is continued with all of them.
 
         Columns: bits, KL divergence in nats a token, share of flipped tokens, relative error of the weights, and the text.
-        Raises RunError where that takes longer than ``seconds``, or the model's process has ended.
+
+        Raises:
+            RunError: Where that takes longer than ``seconds``, or the model's process has ended.
         """
         import pandas as pd
 

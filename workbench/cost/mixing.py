@@ -174,7 +174,8 @@ class Mix(Shown):
     def to_config(self, cfg: TrainConfig) -> TrainConfig:
         """The same run on this mix: ``llm_int8_skip_modules`` leaves exactly these modules out, the format is the measured one.
 
-        Raises ConfigError where training cannot hold it: a format that bitsandbytes has not, or nothing left in 4 bits.
+        Raises:
+            ConfigError: Where training cannot hold it: a format that bitsandbytes has not, or nothing left in 4 bits.
         """
         job = self.sensitivity.job
         if len(self.modules_left_out) == len(job.weights):
@@ -183,7 +184,11 @@ class Mix(Shown):
         return _trained(cfg, self.sensitivity, self.sensitivity.names_for(self.modules_left_out))
 
     def as_code(self) -> str:
-        """Python that loads the model so with transformers, its ``BitsAndBytesConfig`` above all. Raises as ``to_config``."""
+        """Python that loads the model so with transformers, its ``BitsAndBytesConfig`` above all.
+
+        Raises:
+            ConfigError: As ``to_config`` does.
+        """
         from workbench.training.recipe import loading_code
 
         return loading_code(self.to_config(self.sensitivity.job.config))

@@ -127,7 +127,11 @@ class Block(Shown):
         return (*_scale(self), *_nested_line(self)) if self.finite else ()
 
     def arithmetic(self, weight: int) -> tuple[str, ...]:
-        """How one weight of the block is quantized, step by step with its numbers; FormatError if there is no such weight."""
+        """How one weight of the block is quantized, step by step with its numbers.
+
+        Raises:
+            FormatError: If there is no such weight.
+        """
         if not 0 <= weight < self.weights.size:
             raise FormatError(f"The block has no weight {weight}.", remedy=f"Give a number from 0 to {self.weights.size - 1}.")
         return written_out(self, weight)

@@ -106,7 +106,8 @@ class Quantized(Shown):
     def to_bnb(self, device: str = "cpu") -> tuple[Any, Any]:
         """(packed uint8 tensor (⌈numel/2⌉, 1), ``QuantState``), as ``bitsandbytes.functional.quantize_4bit`` returns them.
 
-        FormatError for formats that bitsandbytes does not hold.
+        Raises:
+            FormatError: For formats that bitsandbytes does not hold.
         """
         import torch
         from bitsandbytes.functional import QuantState, get_4bit_type

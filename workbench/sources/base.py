@@ -174,7 +174,11 @@ class Source(Shown, ABC):
                 yield part.view(dtype)
 
     def find(self, name: str) -> tuple[str, Entry]:
-        """The file that holds a tensor, and where in it; ModelError where there is none of that name or it cannot be read."""
+        """The file that holds a tensor, and where in it.
+
+        Raises:
+            ModelError: Where there is none of that name or it cannot be read.
+        """
         entries = self.entries()
         if not is_a(name, str):
             remedy = "Give its name; tensors() lists them."

@@ -305,7 +305,11 @@ class Pareto(Shown):
         return ShownTuple((point.score for point in self.points if point.on_front), "The Pareto front, the fewest bits first")
 
     def best(self, bits: float) -> Score:
-        """The least error for at most ``bits`` stored bits per weight; FormatError where every point takes more."""
+        """The least error for at most ``bits`` stored bits per weight.
+
+        Raises:
+            FormatError: Where every point takes more.
+        """
         within = [score for score in self.front if score.bits <= bits]
         if not within:
             raise too_few(bits, {point.score.spec.title: point.score.bits for point in self.points})

@@ -371,7 +371,8 @@ class TrainConfig(Record):
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
         """The configuration that ``to_dict`` wrote, now or when it had more fields.
 
-        Unknown names raise ``ConfigError`` with the nearest known one.
+        Raises:
+            ConfigError: For unknown names, with the nearest known one.
         """
         if not is_a(fields, Mapping):
             remedy = "Give what to_dict returns."

@@ -23,7 +23,11 @@ _AUTO = {
 
 
 def as_code(config: TrainConfig) -> str:
-    """The cell. ``DataError`` or ``ModelError`` where dataset or model cannot be found.
+    """The run as one cell of Python, with transformers, peft and bitsandbytes.
+
+    Raises:
+        DataError: Where the dataset cannot be found.
+        ModelError: Where the model cannot be found.
 
     >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
     ['import json', 'import torch']

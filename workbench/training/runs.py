@@ -167,11 +167,19 @@ class Run(Shown):
         return self._folder.log
 
     def events(self) -> list[Event]:
-        """All events so far, in order of attempt and time. RunError where the run's folder is no longer there."""
+        """All events so far, in order of attempt and time.
+
+        Raises:
+            RunError: Where the run's folder is no longer there.
+        """
         return self.reader().poll()
 
     def reader(self) -> EventReader:
-        """A reader whose ``poll()`` returns only what is new since its last call; RunError once the run's folder is gone."""
+        """A reader whose ``poll()`` returns only what is new since its last call.
+
+        Raises:
+            RunError: Once the run's folder is gone.
+        """
         return EventReader(self.dir, check=self._check_there)
 
     def follow(self, interval: float = 0.1) -> Iterator[Event]:
@@ -236,10 +244,12 @@ class Run(Shown):
         """Continues from the last complete checkpoint (from the beginning if there is none). Returns this run.
 
         What of a model on the Hub is not on this machine is fetched first, at the commit that the run was begun with.
+        ``changed_ok`` goes on with base, tokenizer, chat template and rows as they are now, and the run's card says so.
 
-        Raises ``Changed``, a ``RunError``, if base, tokenizer, chat template or rows are no longer what the run was begun with,
-        as far as sizes, headers and sampled bytes show; large files that were touched are then compared whole by the run, which
-        fails by the kind ``changed``. ``changed_ok`` goes on with what is there now, and the run's card says so.
+        Raises:
+            RunError: As ``Changed`` if they are no longer what the run was begun with, as far as sizes, headers and sampled
+                bytes show. Large files that were touched are then compared whole by the run, which fails by the kind
+                ``changed``.
         """
         status = self._ended()
         if status.state == "finished":
@@ -322,7 +332,8 @@ def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
 def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
     """The run in ``run_dir``, going or ended, with all its history; a run is returned as it is.
 
-    Raises ``RunError`` if there is none.
+    Raises:
+        RunError: If there is none.
     """
     if isinstance(run_dir, Run):
         return run_dir

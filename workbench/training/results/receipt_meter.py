@@ -110,7 +110,8 @@ class ReceiptMeter(Shown):
 def receipt(run: Run | str | os.PathLike[str]) -> Receipt:
     """The receipt of a run, or of the run in a folder: going or ended, however it ended.
 
-    Raises ``RunError`` if there is no run in the folder.
+    Raises:
+        RunError: If there is no run in the folder.
     """
     from workbench.training.runs import attach
 
