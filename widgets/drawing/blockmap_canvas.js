@@ -37,6 +37,15 @@ function inkOf(canvas) {
   return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 }
 
+/** A canvas as large as it is on screen, or `scale` times as fine for a picture, and its context, which counts in CSS pixels. */
+function sized(canvas, width, height, scale = devicePixelRatio) {
+  const [wide, tall] = [Math.round(width * scale), Math.round(height * scale)];
+  if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
+  const context = inkOf(canvas);
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  return context;
+}
+
 function paintCells(part, dark) {
   const [height, width] = extent(part);
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
