@@ -20,7 +20,7 @@ class OneWeight(Hero):
 
     >>> weights = wb.open_model("builtin").read("model.layers.2.self_attn.k_proj.weight")
     >>> widgets.OneWeight(weights)
-    OneWeight(size=64, double=False, weight=20587)
+    OneWeight(size=64, double=False, weight=20687)
     """
 
     _esm = hero_script("one_weight", "drawing/drawing.js", "drawing/blockmap_canvas.js")
