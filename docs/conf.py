@@ -53,6 +53,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "QLoRA Workbench"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
+html_extra_path = ["explore.html"]  # made by scripts/explore/page.py
 html_css_files = ["docs.css"]
 html_sidebars: dict[str, list[str]] = {page: [] for page in ("index", "start", "verified")}  # pages without a section
 html_copy_source = html_show_sourcelink = False

@@ -21,6 +21,7 @@ from .heroes.block_scales import BlockScales as BlockScales
 from .heroes.claim_cards import ClaimCards as ClaimCards
 from .heroes.levels_editor import LevelsEditor as LevelsEditor
 from .heroes.memory_boxes import MemoryBoxes as MemoryBoxes
+from .heroes.one_weight import OneWeight as OneWeight
 from .heroes.outlier_channel import OutlierChannel as OutlierChannel
 from .heroes.paging_spike import PagingSpike as PagingSpike
 from .heroes.scale_bytes import ScaleBytes as ScaleBytes

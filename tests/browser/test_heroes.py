@@ -176,7 +176,43 @@ def test_scales_quantized_twice_err_and_take_what_python_says(alone: Alone, weig
     assert alone.at(size=64, double=True)["saved"] == "302 MB"
 
 
+def test_one_weight_is_stored_as_inspected(alone: Alone, weights: Any) -> None:
+    view = widgets.OneWeight(weights)
+    alone.open(view)
+    for size in view.data["sizes"]:
+        for double in (False, True):
+            spec = wb.QuantSpec("nf4", size, double_quant=double)
+            stats = wb.measure(weights, spec)
+            for weight in (0, 255, 20_687, 32_767):
+                block, i = wb.inspect_block(weights, stats, weight // size), weight % size
+                shown = alone.at(size=size, double=double, weight=weight)
+                assert shown["error"] == percent(stats.relative_rmse)
+                assert float(shown["rmse"]) == float(f"{stats.block_rmse[block.index]:.4g}")
+                assert (int(shown["level"]), float(shown["becomes"])) == (block.codes[i], block.restored[i])
+                numbers = [block.weights[i], block.absmax, block.normalised[i], block.levels[i], block.scale, block.restored[i]]
+                printed = [text.replace("−", "-") for text in alone.page.locator(".wb-hero-sum b").all_inner_texts()]
+                assert [float(text) for text in printed[:-1]] == [float(f"{float(number):.5g}") for number in numbers]
+                assert float(printed[-1]) == float(f"{float(block.errors[i]):.3g}")
+
+
 # ---------------------------------------------------------------- drag it and it breaks
+
+
+def test_a_block_and_a_weight_are_chosen_by_keys_and_by_pointer(alone: Alone, weights: Any) -> None:
+    alone.open(widgets.OneWeight(weights))
+    assert (alone.slider("Block").get_attribute("aria-valuetext") or "").startswith("Row 80, block 3: RMSE")
+    alone.slider("Block").press("ArrowRight")
+    alone.slider("Block").press("ArrowUp")
+    alone.slider("Weight of the block").press("End")
+    alone.shown()
+    assert (alone.slider("Block").get_attribute("aria-valuetext") or "").startswith("Row 81, block 2: RMSE")
+    assert alone.state()["weight"] == 81 * 256 + 2 * 64 + 63
+    alone.drag("Weight of the block", right=-4000)
+    assert alone.state()["weight"] == 81 * 256 + 2 * 64
+    box = alone.slider("Block").bounding_box()
+    assert box is not None
+    alone.page.mouse.click(box["x"] + 66, box["y"] + 10)
+    assert alone.state()["weight"] == 0, "the first block"
 
 
 def test_a_level_dragged_away_costs_and_lloyds_brings_it_back(alone: Alone, weights: Any) -> None:
@@ -268,7 +304,7 @@ def test_the_long_batch_ends_a_run_unless_its_optimizer_is_paged(alone: Alone) -
 def all_of_them(weights: Any) -> dict[str, Hero]:
     made = (
         widgets.LevelsEditor(weights), widgets.BlockScales(weights[0], outlier=60), widgets.OutlierChannel(weights),
-        widgets.ScaleBytes(weights), widgets.MemoryBoxes(), widgets.PagingSpike(),
+        widgets.OneWeight(weights), widgets.ScaleBytes(weights), widgets.MemoryBoxes(), widgets.PagingSpike(),
     )  # fmt: skip
     return {type(hero).__name__: hero for hero in made}
 

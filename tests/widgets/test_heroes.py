@@ -27,6 +27,7 @@ def weights() -> NDArray[Any]:
 HEROES: dict[str, Callable[[NDArray[Any]], Any]] = {
     "levels": widgets.LevelsEditor,
     "block scales": lambda weights: widgets.BlockScales(weights[0]),
+    "one weight": widgets.OneWeight,
     "outlier channel": widgets.OutlierChannel,
     "scale bytes": widgets.ScaleBytes,
     "memory boxes": lambda _: widgets.MemoryBoxes(),
@@ -65,6 +66,7 @@ def test_an_array_travels_bit_for_bit(dtype: Any) -> None:
         (lambda: widgets.BlockScales(np.zeros(300, np.float32)), "300 weights were given"),
         (lambda: widgets.BlockScales(np.zeros(256, np.float32), size=48), "no block size 48"),
         (lambda: widgets.ScaleBytes(np.zeros(1500, np.float32)), "no whole blocks of 1,024"),
+        (lambda: widgets.OneWeight(np.zeros((64, 352), np.float32)), "no rows of whole blocks of 256"),
         (lambda: widgets.OutlierChannel(np.zeros((64, 704), np.float32)), "no whole blocks of 4,096"),
         (lambda: widgets.OutlierChannel(np.ones((64, 256), np.float32), row=64), "no row 64"),
         (lambda: widgets.MemoryBoxes(rank=5), "no rank 5"),

@@ -44,15 +44,6 @@ function schedule(view) {
   });
 }
 
-/** A canvas as large as it is on screen, or `scale` times as fine for a picture, and its context, which counts in CSS pixels. */
-function sized(canvas, width, height, scale = devicePixelRatio) {
-  const [wide, tall] = [Math.round(width * scale), Math.round(height * scale)];
-  if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
-  const context = inkOf(canvas);
-  context.setTransform(scale, 0, 0, scale, 0, 0);
-  return context;
-}
-
 /** A PNG of what was drawn on a canvas, on the page's own ground. */
 function asPicture(canvas, colours) {
   const context = inkOf(canvas);

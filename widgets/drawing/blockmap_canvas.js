@@ -37,6 +37,15 @@ function inkOf(canvas) {
   return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 }
 
+/** A canvas as large as it is on screen, or `scale` times as fine for a picture, and its context, which counts in CSS pixels. */
+function sized(canvas, width, height, scale = devicePixelRatio) {
+  const [wide, tall] = [Math.round(width * scale), Math.round(height * scale)];
+  if (canvas.width !== wide || canvas.height !== tall) Object.assign(canvas, { width: wide, height: tall });
+  const context = inkOf(canvas);
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  return context;
+}
+
 function paintCells(part, dark) {
   const [height, width] = extent(part);
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
@@ -146,7 +155,7 @@ function drawAxes(context, area, to, { map, window, look }) {
   if (look.titles) context.fillText(map.columns, area.left + area.width / 2, bottom + 26);
   context.textAlign = "right";
   context.textBaseline = "middle";
-  for (const row of ticks(window.rows[0], window.rows[1] - 1, area.height / (look.titles ? 50 : 40), 1)) {
+  for (const row of ticks(window.rows[0], window.rows[1] - 1, Math.max(area.height / (look.titles ? 50 : 40), 2), 1)) {
     const y = to.y(row + 0.5);
     if (y < area.top || y > bottom) continue;
     context.fillRect(area.left - 5, y - 0.5, 4, 1);
@@ -175,7 +184,7 @@ function drawBar(context, area, map, colours) {
   context.textAlign = "left";
   context.textBaseline = "middle";
   const span = map.high - map.low;
-  for (const value of span > 0 ? ticks(map.low, map.high, height / 55) : [map.low]) {
+  for (const value of span > 0 ? ticks(map.low, map.high, Math.max(height / 55, 2)) : [map.low]) {
     const y = bottom - (span > 0 ? (value - map.low) / span : 0.5) * height;
     context.fillRect(left + BAR.width, y - 0.5, 4, 1);
     context.fillText(short(value), left + BAR.width + 7, y);

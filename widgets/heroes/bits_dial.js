@@ -24,7 +24,7 @@ export default heroOf((hero) => {
   field.hidden = !hero.model.set;
   const said = element("p", { class: "wb-hero-said" }), lines = svg("g"), here = svg("circle", { class: "wb-spot wb-melts", r: 7 });
   const curve = svg("svg", { height: TALL }, lines, here), words = element("div", { class: "wb-hero-words" }, field, said);
-  const note = element("p", { class: "wb-hero-note" }, `Measured on this machine’s CPU: KL divergence from the 16-bit model on ${rows} held-out rows of the example dataset; symmetric integers in blocks of 64.`);
+  const note = element("p", { class: "wb-hero-note" }, `Measured on ${hero.model.set ? "this machine’s" : "a"} CPU: KL divergence from the 16-bit model on ${rows} held-out rows of the example dataset; symmetric integers in blocks of 64.`);
   hero.body.append(line, element("div", { class: "wb-hero-tools" }, turn.box), element("div", { class: "wb-hero-pair" }, words, curve), note);
 
   return (wide) => {

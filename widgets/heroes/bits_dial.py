@@ -44,9 +44,7 @@ class BitsDial(Hero):
         self._found: dict[str, Any] = {"texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": ""}
         self._deliver = delivery()
         self._ladder = Ladder(self._hear)
-        titles = {str(bits): wb.FORMATS[name].title for bits, name in FORMATS.items()}
-        fixed = {"bits": list(BITS), "titles": titles, "rows": ROWS, "most": MOST}
-        super().__init__({**fixed, "found": dict(self._found)}, {"bits": bits, "prompt": prompt})
+        super().__init__(dial_data(dict(self._found)), {"bits": bits, "prompt": prompt})
         self.observe(self._moved, "state")
         at_once(self)
         self._ask(self._ladder, prompt)
@@ -117,3 +115,9 @@ class BitsDial(Hero):
 
     def _show(self) -> None:
         self._deliver(lambda: setattr(self, "data", {**self.data, "found": self._found}))
+
+
+def dial_data(found: dict[str, Any]) -> dict[str, Any]:
+    """What the page draws from: all numbers of bits, and the texts and costs that are ``found`` by now."""
+    titles = {str(bits): wb.FORMATS[name].title for bits, name in FORMATS.items()}
+    return {"bits": list(BITS), "titles": titles, "rows": ROWS, "most": MOST, "found": found}

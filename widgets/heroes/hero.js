@@ -35,6 +35,7 @@ function show(model, el, build) {
   const live = element("div", { class: "wb-hero-live", role: "status", "aria-live": "polite" });
   const frame = element("div", { class: "wb-hero workbench-drawing", role: "figure" }, body, live);
   let request = 0, resting = 0, gone = false, shown = "";
+  const endings = [];
   const schedule = () => {
     if (!request && !gone) request = requestAnimationFrame(() => {
       request = 0;
@@ -53,6 +54,8 @@ function show(model, el, build) {
       model.save_changes?.();
       schedule();
     },
+    /** Call this when the picture is gone. */
+    atEnd: (act) => endings.push(act),
     /** What the picture shows now, in a sentence: its name for screen readers, and told once the handle rests. */
     say(text) {
       if (text === shown) return;
@@ -80,6 +83,7 @@ function show(model, el, build) {
     clearTimeout(resting);
     observer.disconnect();
     model.off?.("change", followed);
+    for (const act of endings) act();
   };
 }
 
@@ -107,11 +111,9 @@ function buttons(name, options, act) {
   return { group, press: (key) => made.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.key === String(key)))) };
 }
 
-let dials = 0;
-
 /** A slider over a few places, each with its label: `texts[i]` stands under it and is what a screen reader says of it. */
 function dial(name, texts, moved) {
-  const id = `wb-hero-dial-${++dials}`;
+  const id = `wb-hero-dial-${Math.random().toString(36).slice(2)}`; // each hero is a module of its own, and shares the page
   const input = element("input", { type: "range", id, min: "0", max: String(texts.length - 1), step: "1" });
   const marks = element("div", { class: "wb-hero-marks", "aria-hidden": "true" }, ...texts.map((text) => element("span", {}, text)));
   const label = element("label", { for: id }, name);
@@ -139,8 +141,12 @@ const asPercent = (share, digits = 2) => `${fixed(100 * share, digits)} %`;
 /** As Python's "{:,}". */
 const count = (whole) => Math.round(whole).toLocaleString("en-US");
 
-/** Significant digits, without an exponent. */
-const significant = (value, digits = 4) => (value ? Number(value.toPrecision(digits)).toString() : "0").replace("-", "−");
+/** Significant digits as Python's "{:.4g}" rounds them, without an exponent. */
+function significant(value, digits = 4) {
+  const decimals = value ? digits - 1 - Math.floor(Math.log10(Math.abs(value))) : 0;
+  const rounded = decimals >= 0 && decimals <= 22 ? fixed(value, decimals) : value.toPrecision(digits);
+  return Number(rounded).toString().replace("-", "−");
+}
 
 /** Bytes in powers of ten: 302 MB, 3.02 GB. */
 function decimalBytes(bytes) {

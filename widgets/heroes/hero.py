@@ -23,12 +23,13 @@ from workbench.quant.quantize import as_weights
 
 MOST = 1 << 18
 """Weights of a hero at most: a page goes through all of them while a handle is dragged."""
+STYLE = script("drawing/colab.css", "heroes/hero.css")
 
 
 class Hero(notebook.Noted, anywidget.AnyWidget):
     """A picture to drag; ``state`` is what the reader set, and setting it moves the picture."""
 
-    _css = script("drawing/colab.css", "heroes/hero.css")
+    _css = STYLE
 
     data = traitlets.Dict().tag(sync=True)
     """What the page computes with. Arrays are base64 (``packed``): Colab drops the buffers of a widget's first message."""
@@ -50,10 +51,10 @@ class Hero(notebook.Noted, anywidget.AnyWidget):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.state.items())})"
 
 
-def hero_script(name: str) -> str:
-    """The JavaScript module of the hero in ``heroes/<name>.js``, with what all of them share before it."""
+def hero_script(name: str, *more: str) -> str:
+    """The JavaScript module of the hero in ``heroes/<name>.js``, with what all of them share before it, and ``more`` files."""
     shared = ("hero.js", "handle.js", "quantize.js", "double_quantize.js")
-    return script("drawing/element.js", *(f"heroes/{each}" for each in (*shared, f"{name}.js")))
+    return script("drawing/element.js", *more, *(f"heroes/{each}" for each in (*shared, f"{name}.js")))
 
 
 def packed(array: NDArray[Any]) -> dict[str, Any]:

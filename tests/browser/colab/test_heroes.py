@@ -14,6 +14,7 @@ HEROES = {
     "BlockScales(matrix[0])": ("Outlier", "End", "outlier", "100"),
     "LevelsEditor(matrix)": ("Level 12 of 16", "Home", "levels", None),
     "OutlierChannel(matrix)": ("Weights to one scale", "End", "size", "4096"),
+    "OneWeight(matrix)": ("Weight of the block", "End", "weight", None),
     "ScaleBytes(matrix)": ("Weights to one scale", "Home", "size", "32"),
     "MemoryBoxes()": ("Rank", "End", "rank", "256"),
     "PagingSpike()": ("Batch 31, its length", "Home", "tokens", "256"),
