@@ -129,6 +129,11 @@ def _method_faults(config: Any) -> list[str]:
         faults += _loftq_faults(config)
     if config.method == "lora" and begin == "loftq":
         faults.append('init_lora_weights "loftq" makes up for quantization, and method "lora" quantizes nothing.')
+    if config.method == "qlora" and begin == "eva" and config.llm_int8_skip_modules and not config.upcast_to_fp32:
+        faults.append(
+            'init_lora_weights "eva" has peft run the model without mixed precision, which modules in 16 bits among those in 4 '
+            "do not take: turn upcast_to_fp32 on, or leave llm_int8_skip_modules empty."
+        )
     if config.method == "qlora" and begin == "olora" and config.block_size != 64:
         faults.append(
             f'init_lora_weights "olora" has peft quantize the base again, in blocks of 64 whatever it was: block_size is '

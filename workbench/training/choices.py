@@ -10,7 +10,12 @@ OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torc
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 BEGINNINGS = {
     True: "A at random, B zero", "gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ",
+    "eva": "EVA",
 }  # fmt: skip
+EVA_ROWS = 128
+"""Rows that EVA looks at."""
+EVA_TOKENS_A_RANK = 2
+"""Tokens that each of EVA's batches has for each of the rank: peft looks for twice as many directions as it keeps."""
 REPORTS = ("none", "tensorboard", "trackio")
 THOUGHTS = {"keep": "kept", "drop": "left out"}
 METHOD_TITLES = {

@@ -149,7 +149,8 @@ class TrainConfig(Record):
     """How adapters begin. True: A at random, B zero. ``"gaussian"``: the same with a normal A. ``"olora"``: from the QR
     decomposition of the weight, which the base then lacks (a 4-bit base is quantized again). ``"pissa"``: from its largest
     singular values; what is left is the base, quantized anew with ``"qlora"`` (QPiSSA). ``"loftq"``: from what 4 bits have lost
-    of it, with ``"qlora"`` and alpha = rank."""
+    of it, with ``"qlora"`` and alpha = rank. ``"eva"``: B zero, and A the directions in which a module's input varies most on
+    128 training rows, drawn with ``seed``."""
     lora_dropout: float = setting(0.05, "Dropout (share)", "real", Group.ADAPTERS, least=0, below=1, also="dropout")
     """Dropout before the adapter's first matrix."""
     target_modules: str | tuple[str, ...] = setting(

@@ -10,6 +10,7 @@ from typing import Any
 
 from workbench.sources import open_model
 from workbench.training.beginnings import first_adapter, taken
+from workbench.training.choices import EVA_ROWS, EVA_TOKENS_A_RANK
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
@@ -96,6 +97,7 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
         needed += ["prepare_model_for_kbit_training"] * config.upcast_to_fp32
         needed += ["load_peft_weights", "set_peft_model_state_dict"] * (config.init_adapter is not None)
         needed += ["replace_lora_weights_loftq"] * (config.init_lora_weights == "loftq")
+        needed += ["EvaConfig", "initialize_lora_eva_weights"] * (config.init_lora_weights == "eva")
         lines.append(f"from peft import {', '.join(needed)}")
     lines.append(f"from transformers import ({_listed(sorted(from_transformers, key=str.lower))})")
     if config.method == "qlora" and config.llm_int8_skip_modules:
@@ -182,7 +184,10 @@ def _model(config: TrainConfig) -> str:
     if _on_residual(config):
         lines.append(f"model = PeftModel.from_pretrained(model, {as_source(_BEGUN)}, is_trainable=True)")
     elif config.method != "full":
-        lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({_arguments(_lora(config))}))")
+        arguments = _arguments(_lora(config))
+        if config.init_lora_weights == "eva":
+            arguments += "    eva_config=EvaConfig(rho=1.0),  # the rank is the same everywhere\n"
+        lines.append(f"set_seed({config.seed})\nmodel = get_peft_model(model, LoraConfig({arguments}))")
     if config.init_adapter is not None:
         folder = as_source(str(first_adapter(config.init_adapter)))
         lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
@@ -303,12 +308,40 @@ def _training(config: TrainConfig) -> str:
     report_to={as_source(config.report_to)},
 )
 {"" if config.packing else "collator = DataCollatorForSeq2Seq(tokenizer)"}
-{grouping}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+{_eva(config)}{grouping}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
 {_ON_HOST if config.inputs_on_host else "trainer.train()"}
 {save}
 """
 
 
+def _eva(config: TrainConfig) -> str:
+    if config.init_lora_weights != "eva":
+        return ""
+    return (
+        "\n"
+        + _NEVER_REPACKED * (config.method == "qlora")
+        + _EVA.format(
+            seed=config.seed, rows=EVA_ROWS, size=config.per_device_train_batch_size, least=EVA_TOKENS_A_RANK * config.lora_r
+        )
+    )
+
+
+_NEVER_REPACKED = """
+# Else bitsandbytes repacks 4-bit weights on some CPUs as EVA runs the model, and then they pass no gradients on.
+for module in model.modules():
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
+"""
+_EVA = """
+# EVA goes over some rows, until the directions in which each module's input varies most have settled.
+drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed({seed}))[:{rows}].tolist()
+batches = [dict(collator([rows[i] for i in drawn[at : at + {size}]])) for at in range(0, len(drawn), {size})]
+batches = [batch for batch in batches if (batch["labels"] != -100).sum() >= {least}]  # fewer tokens have too few directions
+initialize_lora_eva_weights(model, batches, gather_distributed_inputs=False)
+model.peft_config["default"].init_lora_weights = True  # so that the adapter is loaded without rows
+model.peft_config["default"].eva_config = None
+
+"""
 _GROUPED = """
 
 class ByLength(LengthGroupedSampler):

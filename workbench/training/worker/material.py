@@ -54,15 +54,20 @@ def prepare(config: TrainConfig, source: Path, emit: Emit) -> tuple[TrainConfig,
 
 def _reporting(files: Files, most: int | None, emit: Emit) -> Watch:
     """Reports now and then how many rows are tokenized, of about how many (0: not known)."""
+    return Watch(min(row_count(files) or most or 0, most or sys.maxsize), reporting("rows tokenized", emit))
+
+
+def reporting(what: str, emit: Emit) -> Callable[..., None]:
+    """A function of how many are done, and of how many (0: not known), that reports it now and then."""
     said = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int = 0) -> None:
         nonlocal said
         if (now := time.monotonic()) - said >= _EVERY:
             said = now
-            emit("progress", what="rows tokenized", done=done, total=total)
+            emit("progress", what=what, done=done, total=total)
 
-    return Watch(min(row_count(files) or most or 0, most or sys.maxsize), progress)
+    return progress
 
 
 def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, first: bool) -> None:

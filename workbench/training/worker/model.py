@@ -114,8 +114,8 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
     """The model as it is trained: with fp32 LoRA adapters, or itself for method ``full``; seeded by ``config.seed``.
 
     With the usual beginning B is zero, so that it computes what the base computes. ``first``: the folder of an adapter whose
-    weights they begin with instead. LoftQ and PiSSA on a 4-bit base read the model's files again. Raises ``ModelError`` where
-    the weights are not all that there are.
+    weights they begin with instead. LoftQ and PiSSA on a 4-bit base read the model's files again; EVA, which takes rows, is
+    ``eva``'s part. Raises ``ModelError`` where the weights are not all that there are.
     """
     if config.method == "full":
         set_seed(config.seed)
@@ -134,6 +134,7 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
     check_targets(model, config)
     targets = config.target_modules
     on_original = config.method == "qlora" and config.init_lora_weights in FROM_ORIGINAL
+    later = on_original or config.init_lora_weights == "eva"
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -142,7 +143,7 @@ def attach_adapters(model: Any, config: TrainConfig, first: Path | None = None) 
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=True if on_original else config.init_lora_weights,
+        init_lora_weights=True if later else config.init_lora_weights,
     )
     try:
         adapted = get_peft_model(model, lora)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from workbench.training.watch.shortage import Shortage
     from workbench.training.worker.accounting import Account
-    from workbench.training.worker.evaluator import Evaluator
+    from workbench.training.worker.evaluator import Evaluator, Material
     from workbench.training.worker.head import LossWithoutLogits
     from workbench.training.worker.trainer import TracedTrainer
 
@@ -176,6 +176,8 @@ class Worker:
         net = self._adapted(self._loaded(source, dtype, cuda), cuda)
         material.check(rows, self.config, net, dtype, self.writer.emit, first=self.attempt == 1)
         checkpoints = self.folder.complete_checkpoints()
+        if self.config.init_lora_weights == "eva" and not checkpoints:  # which hold adapters that began so
+            self._begin_with_eva(net, rows)
         board = boards.open_board(self.config, self.folder, checkpoints)
         evaluator = Evaluator(
             config=self.config, net=net, dtype=dtype, material=rows, phase=self.phase, asked=self.asked,
@@ -243,6 +245,14 @@ class Worker:
         self.capabilities["prefetch requests"] = Capability(paged.works, "" if paged.works else "no optimizer state is paged")
         self.hello()
         return net
+
+    def _begin_with_eva(self, net: Any, rows: Material) -> None:
+        """Adapters by what the modules are given on some of the rows; how many passes that took is reported meanwhile."""
+        from workbench.training.worker import eva, material
+
+        with self.phase("eva"):
+            batches = eva.batches_of(rows, self.config)
+            eva.begin_with_eva(net, self.config, batches, material.reporting("forward passes for EVA", self.writer.emit))
 
     def _loop(self, evaluator: Evaluator) -> TracedTrainer:
         """transformers' training loop, steered from here."""
