@@ -130,7 +130,7 @@ def test_what_would_never_settle_or_has_too_few_directions_is_refused(model: Pat
 
     config = in_process.config_of(model, **EVA)
     monkeypatch.setattr(eva, "PASSES", 3)
-    with pytest.raises(wb.ConfigError, match="have not settled after 3 passes"):
+    with pytest.raises(wb.ConfigError, match="have not settled in 3 passes"):
         eva.begin_with_eva(begun(model, **EVA), config, batches(config, model), lambda _: None)
 
 

@@ -1,7 +1,7 @@
 """Adapters that begin from what the modules are given on the run's own rows: EVA. Needs torch and peft.
 
 Covers which rows are taken, peft's own ``initialize_lora_eva_weights`` on them, and what keeps that from never ending: it goes
-over its batches until every direction has settled, and some never do. Does not cover beginnings from the weights
+over its batches until every direction has settled, which some may never do. Does not cover beginnings from the weights
 (``beginnings``).
 """
 
@@ -72,7 +72,7 @@ def begin_with_eva(adapted: Any, config: TrainConfig, batches: list[Batch], said
         """One pass, without the logits and the loss, which nobody looks at."""
         nonlocal passes
         if passes >= PASSES:
-            what = f"the directions of some module's inputs have not settled after {passes} passes: these rows have fewer"
+            what = f"the directions of some module's inputs have not settled in {passes} passes: these rows may vary in fewer"
             raise _refused(what, "Make lora_r smaller, or take more varied rows.")
         with Head(model).caught():
             model(**{name: values for name, values in batch.items() if name != "labels"}, use_cache=False)
