@@ -24,8 +24,8 @@ def test_the_page_refers_to_nothing_elsewhere() -> None:
     assert set(re.findall(r"https?://[^\"\\]+", text)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_the_page_names_no_time_and_no_machine() -> None:
-    assert not re.findall(r"/home/|/root/|/work/|/tmp/|20\d\d-\d\d|@[A-Z]+@", TARGET.read_text("utf-8"))
+def test_the_page_names_no_date_and_every_place_in_it_is_filled() -> None:
+    assert not re.findall(r"20\d\d-\d\d|@[A-Z]+@", TARGET.read_text("utf-8"))
 
 
 @pytest.mark.slow
