@@ -66,3 +66,12 @@ def test_learning_rates_go_by_the_method() -> None:
     assert "a tenth of LoRA's" in advised(rows, method="full").learning_rate
     assert "16 bits" in advised(rows, method="qlora").learning_rate
     assert "16 bits" not in advised(rows, method="lora").learning_rate
+
+
+def test_what_padding_costs_is_said_of_the_rows_that_were_looked_at() -> None:
+    found = wb.advice(wb.TrainConfig())
+    assert "is padding, as estimated for these rows (" in found.padding
+    assert found.padding in repr(found)
+    assert advised(seen(10, 100, 50)).padding
+    alone = wb.TrainConfig(per_device_train_batch_size=1)
+    assert wb.advice(alone).padding.startswith("Of a batch 0 % is padding")

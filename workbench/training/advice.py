@@ -27,7 +27,7 @@ _SHORT = 100
 
 @dataclass(frozen=True, repr=False)
 class Advice(Shown):
-    """Two rules of thumb on one run: estimates, not measured."""
+    """Two rules of thumb on one run, and what its batches are padded with: estimates, not measured."""
 
     parameters: int
     """What is trained, in elements: of adapters, or with method ``full`` of the model."""
@@ -39,6 +39,8 @@ class Advice(Shown):
     """Whether all rows were looked at, or the first ones, which then stand for all."""
     learning_rate: str
     """What the method's learning rate goes by, in a sentence or two."""
+    padding: str = ""
+    """How much of a batch is padding, and how much it would be otherwise, in a sentence; "" where no rows were looked at."""
 
     @property
     def room(self) -> float:
@@ -68,10 +70,10 @@ class Advice(Shown):
             config: The configuration.
             seen: Its rows, as ``preview`` gave them.
         """
-        return replace(self, loss_tokens=_loss_tokens(config, seen), whole=seen.whole)
+        return replace(self, loss_tokens=_loss_tokens(config, seen), whole=seen.whole, padding=seen.padding.summary(config))
 
     def _show_(self) -> View:
-        facts = {"capacity": self.capacity, "learning rate": self.learning_rate, "source": SOURCE}
+        facts = {"capacity": self.capacity, "learning rate": self.learning_rate, "padding": self.padding, "source": SOURCE}
         return View("Before a run: rules of thumb, not measured", facts)
 
 

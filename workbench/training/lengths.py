@@ -36,6 +36,11 @@ class Padding(Record):
             return self.packed
         return self.grouped if getattr(config, "group_by_length", False) else self.random
 
+    def summary(self, config: object) -> str:
+        """How much of a batch is padding in a run of this configuration, and how much it would be otherwise, in a sentence."""
+        said = ", ".join(f"{share} {how}" for how, share in self._line_().items())
+        return f"Of a batch {percent(self.of(config), 0)} is padding, as estimated for these rows ({said})."
+
     def _line_(self) -> Line:
         return {"at random": percent(self.random, 0), "grouped": percent(self.grouped, 0), "packed": percent(self.packed, 0)}
 

@@ -99,16 +99,8 @@ def counts_summary(seen: Preview, config: TrainConfig) -> str:
         f"Shape: {shape}. "
         f"{looked}: {n['kept']:,} to learn from, {', '.join(lost)}. The longest has {counted(n['longest'], 'token')}; "
         f"the loss is taken on {n['loss_tokens']:,} of {n['tokens']:,} tokens (bold and underlined below). "
-        f"{_padding(seen, config)}"
+        f"{seen.padding.summary(config)}"
     )
-
-
-def _padding(seen: Preview, config: TrainConfig) -> str:
-    """How much of what would be computed is padding, and how much it would be otherwise."""
-    now, otherwise = seen.padding.of(config), seen.padding
-    others = {"at random": otherwise.random, "grouped by length": otherwise.grouped, "packed": otherwise.packed}
-    said = ", ".join(f"{percent(share, 0)} {how}" for how, share in others.items())
-    return f"Of a batch {percent(now, 0)} is padding, as estimated for these rows ({said})."
 
 
 def lengths_html(seen: Preview) -> str:

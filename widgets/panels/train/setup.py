@@ -217,7 +217,8 @@ class RunSetup:
             return
         rows = self.preview.of(config)
         found = shown.advice if rows is None else shown.advice.with_rows(config, rows)
-        set_note(self.advice, f"Rules of thumb, not measured. {found.capacity} {found.learning_rate} ({SOURCE}.)")
+        said = f"Rules of thumb, not measured. {found.capacity} {found.learning_rate} ({SOURCE}.)"
+        set_note(self.advice, f"{found.padding} {said}".strip())
 
     def _take_over(self) -> None:
         """Quantize the base as the other tabs show it, where bitsandbytes can hold that."""
