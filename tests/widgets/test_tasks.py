@@ -33,8 +33,18 @@ class Gate:
         return self.result
 
 
+OTHERS = set[threading.Thread]()
+"""Threads of views that other tests in this process left open."""
+
+
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith(("workbench-latest", "workbench-ticker"))]
+    names = ("workbench-latest", "workbench-ticker")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names) and thread not in OTHERS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def others() -> None:
+    OTHERS.update(workers())
 
 
 def ended(count: int = 0) -> bool:

@@ -53,7 +53,12 @@ def _line(result: MethodResult) -> tuple[str, ...]:
 
 
 def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Described:
-    """Held-out loss, drawn through its marks, and thinner the training loss of each step, a colour a method."""
+    """Held-out loss, drawn through its marks, and thinner the training loss of each step, a colour a method.
+
+    Args:
+        results: What each method came to, as ``wb.compare_methods`` gives it.
+        key: The picture's ``uirevision``: while it stays, a zoom does.
+    """
     traces: list[Figure] = []
     for result in results:
         title, colour = TITLES[result.method], _COLOURS[result.method]

@@ -40,10 +40,17 @@ class ClaimCards(Hero):
         super().__init__({"cards": cards, "verdicts": list(VERDICTS), "within": WITHIN}, {"card": 0, "guesses": {}})
 
     def judge(self, claim: str, verdict: str, *, value: float | None = None, computed: str = "", why: str = "") -> None:
-        """Give a claim its verdict. ``value`` is the computed number of a card that asks for one; ``computed``, it in words.
+        """Give a claim its verdict.
 
-        Raises FormatError for a claim that no card has, for another verdict than those of ``VERDICTS``, and where a number is
-        asked for and none is given.
+        Args:
+            claim: The claim of one of the cards.
+            verdict: One of ``VERDICTS``.
+            value: The computed number, of a card that asks for one.
+            computed: What was computed, in words.
+            why: Why the verdict follows from it.
+
+        Raises:
+            FormatError: No card has this claim, the verdict is another, or a number is asked for and none is given.
         """
         cards = self.data["cards"]
         among(claim, [card["claim"] for card in cards], "claim")

@@ -16,7 +16,12 @@ class OneWeight(Hero):
     """The RMSE of each block of a matrix in NF4; choose a block, then one of its weights, and read how it is stored.
 
     The map takes the mouse and the arrow keys, as does the row of weights. The slider changes the block size, a button
-    quantizes the scales to 8 bits. It begins at the largest error of the worst block. ``weights``: (rows, columns).
+    quantizes the scales to 8 bits. It begins at the largest error of the worst block.
+
+    Args:
+        weights: The matrix, (rows, columns), whose columns are a multiple of the largest block size.
+        size: Weights of a block, at first.
+        double: Whether the scales are quantized to 8 bits, at first.
 
     >>> weights = wb.open_model("builtin").read("model.layers.2.self_attn.k_proj.weight")
     >>> widgets.OneWeight(weights)
