@@ -204,6 +204,7 @@ def test_an_adapter_that_begins_from_the_weights_takes_back_some_of_the_error_be
     with measuring():
         found = wb.repairs(run, max_rows=ROWS).run()
     assert found.steps == (0, 1)
+    assert [whole.step for whole in found.models] == [0, 1]
     before = [row for row in found if row.step == 0]
     assert len(before) == len(found.modules)
     assert all(row.taken_back > 0.05 for row in before)

@@ -107,7 +107,8 @@ class _Models:
     def passed(self, step: int | None) -> Iterator[None]:
         """Passes the rows through it, batch by batch; then ``sums`` are those of this pass.
 
-        ``step``: None for the unquantized model, which must come first; 0 for 4 bits alone; else a checkpoint's.
+        ``step``: None for the unquantized model, which must come first; 0 for 4 bits, with what the adapter begins with, if
+        that is not nothing; else a checkpoint's.
         """
         if step is not None:
             merge = self._merges.get(step)

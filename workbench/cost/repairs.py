@@ -15,8 +15,8 @@ checkpoint, so that the figures differ by the module's weights alone, and no err
 run's own inputs differ a little, and change as it trains.
 
 *The whole model.* Beside the modules stands the model itself: KL divergence of its next-token distributions from those of the
-unquantized base, the tokens that flip, and the loss, in 4 bits without an adapter (step 0) and with each (``Repairs.models``).
-On rows of the task the KL grows with training, as the model moves to where the task wants it, while the loss falls.
+unquantized base, the tokens that flip, and the loss, before the first step (0) and with each adapter (``Repairs.models``). On
+rows of the task the KL grows with training, as the model moves to where the task wants it, while the loss falls.
 
 An adapter is trained on a task, and not to make up for quantization. It moves the outputs where the task wants them, which the
 original W does not do either, so ``taken_back`` may be, and often is, negative: that says how far training has moved the module
@@ -93,7 +93,7 @@ class RepairedModel(Record):
     """The run's model with the adapter of one checkpoint, on held-out rows. Measured; means a token."""
 
     step: int
-    """Optimizer steps that the adapter was trained for; 0: the base in 4 bits, without one."""
+    """Optimizer steps that the adapter was trained for; 0: the base in 4 bits, with what the adapter begins with."""
     kl: float
     """KL divergence of its next-token distributions from those of the unquantized base, in nats."""
     kl_interval: Interval
@@ -205,12 +205,12 @@ class Repairs(Shown, Unfolding[Repair]):
 
     @property
     def models(self) -> tuple[RepairedModel, ...]:
-        """The whole model in 4 bits without an adapter, and with that of each checkpoint: as far as they are measured."""
+        """The whole model before the first step, and with the adapter of each checkpoint: as far as they are measured."""
         base = self._models.get(None)
         if base is None:
             return ()
         found = []
-        for step in (0, *self.adapters):
+        for step in dict.fromkeys((0, *self.adapters)):
             if (rows := self._models.get(step)) is not None:
                 found.append(RepairedModel(step, rows.kl, rows.kl_interval, rows.flips, rows.loss, *rows.above(base)))
         return tuple(found)
@@ -264,7 +264,7 @@ class Repairs(Shown, Unfolding[Repair]):
 
     def _models_left(self) -> list[int]:
         """The steps whose whole models are not measured yet."""
-        return [step for step in (0, *self.adapters) if step not in self._models or None not in self._models]
+        return [step for step in dict.fromkeys((0, *self.adapters)) if step not in self._models or None not in self._models]
 
     def _poll(self) -> WorkbenchError | None:
         events = self._reader.poll()
