@@ -69,8 +69,11 @@ def test_a_slider_is_moved_by_mouse_keys_and_touch(open_notebook: Opener) -> Non
     middle = box["height"] / 2
     app.track.click(position={"x": 1, "y": middle})
     app.until(nested_block_size=32)
+    gliding, whole = re.compile("noUi-state-tap"), app.slider.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]")
+    expect(whole).not_to_have_class(gliding)  # it hears no touch meanwhile
     app.track.tap(position={"x": box["width"] - 1, "y": middle})
     app.until(nested_block_size=1024)
+    expect(whole).not_to_have_class(gliding)
 
     mouse = app.book.page.mouse
     app.slider.hover()
