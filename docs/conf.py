@@ -103,7 +103,7 @@ def _sections(app: Sphinx, what: str, name: str, value: object, options: Any, li
 
 
 def _signature(app: Sphinx, what: str, name: str, value: object, *_: object) -> tuple[str, None] | None:
-    """A dataclass's fields are told one by one below it, and not here too; traitlets hides what a widget is made with."""
+    """A dataclass's fields are described one by one below it, and not here too; traitlets hides what a widget is made with."""
     if not isinstance(value, type):
         return None
     if dataclasses.is_dataclass(value):

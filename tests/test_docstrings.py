@@ -41,7 +41,7 @@ def examples() -> Iterator[doctest.DocTest]:
 
 
 def documented() -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Each public function, method and constructor, with its name and the docstring that tells of its parameters."""
+    """Each public function, method and constructor, with its name and the docstring that describes its parameters."""
     for package in (wb, widgets):
         for name in homes(package.__name__):
             value = getattr(package, name)
@@ -49,7 +49,7 @@ def documented() -> Iterator[tuple[str, Callable[..., Any], str]]:
                 if callable(value):
                     yield name, value, inspect.getdoc(value) or ""
                 continue
-            # A dataclass tells of its fields one by one, and not in its docstring.
+            # A dataclass describes its fields one by one, and not in its docstring.
             if "__init__" in vars(value) and not dataclasses.is_dataclass(value):
                 yield name, value.__init__, inspect.getdoc(value) or ""
             for member in dir(value):
@@ -75,7 +75,7 @@ PUBLIC_ERRORS = {
     name for name, value in vars(builtins).items() if inspect.isclass(value) and issubclass(value, BaseException)
 } | {name for name in homes("workbench") if name.endswith("Error") and issubclass(getattr(wb, name), wb.WorkbenchError)}
 MADE_HERE = {"Deployed", "Evaluation", "MethodComparison", "Mix", "Repairs", "Run", "Sensitivity", "Survey"}
-"""Classes that a function makes: what it takes is told there."""
+"""Classes that a function makes: what it takes is described there."""
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -70,7 +70,7 @@ class Alone:
         return self.shown()
 
     def state(self) -> dict[str, Any]:
-        """What Python would be told."""
+        """What Python would receive."""
         return dict(self.page.evaluate("window.traits.state"))
 
     def slider(self, name: str) -> Any:

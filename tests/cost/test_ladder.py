@@ -12,7 +12,7 @@ import workbench as wb
 from workbench.cost.ladder import BITS, FORMATS, Ladder
 
 
-class Heard:
+class Received:
     """What the process says, and the moment when it is done."""
 
     def __init__(self) -> None:
@@ -34,20 +34,20 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def heard() -> Heard:
-    heard = Heard()
-    ladder = Ladder(heard)
+def received() -> Received:
+    received = Received()
+    ladder = Ladder(received)
     ladder.ask("to run, v.")
-    heard.until(k="done")
+    received.until(k="done")
     ladder.ask("music, n.")
-    heard.until(k="done", prompt="music, n.")
+    received.until(k="done", prompt="music, n.")
     ladder.close()
     ladder.close()
-    return heard
+    return received
 
 
-def test_fewer_bits_move_predictions_and_weights_further(heard: Heard) -> None:
-    costs = {message["bits"]: message for message in heard.of("cost")}
+def test_fewer_bits_move_predictions_and_weights_further(received: Received) -> None:
+    costs = {message["bits"]: message for message in received.of("cost")}
     assert tuple(costs) == BITS
     for what in ("kl", "flips", "error"):
         values = [costs[bits][what] for bits in BITS]
@@ -60,29 +60,29 @@ def test_fewer_bits_move_predictions_and_weights_further(heard: Heard) -> None:
     assert 12.5 < ratios[3] < 13.5
 
 
-def test_the_error_is_that_of_every_linear_layer(heard: Heard) -> None:
+def test_the_error_is_that_of_every_linear_layer(received: Received) -> None:
     src = wb.open_model("builtin")
     pooled = wb.survey(src, wb.QuantSpec(FORMATS[3], 64), progress=False).to_frame()
     error = np.sqrt((pooled["rmse"] ** 2 * pooled["numel"]).sum() / (pooled["rms"] ** 2 * pooled["numel"]).sum())
-    said = next(message["error"] for message in heard.of("cost") if message["bits"] == 3)
+    said = next(message["error"] for message in received.of("cost") if message["bits"] == 3)
     assert said == pytest.approx(error, rel=1e-4)
 
 
-def test_four_bits_say_what_sixteen_do_and_two_do_not(heard: Heard) -> None:
-    texts = {message["bits"]: message["text"] for message in heard.of("text") if message["prompt"] == "to run, v."}
+def test_four_bits_say_what_sixteen_do_and_two_do_not(received: Received) -> None:
+    texts = {message["bits"]: message["text"] for message in received.of("text") if message["prompt"] == "to run, v."}
     assert texts[8] == texts[16]
     assert texts[4] == texts[16]
     assert texts[2] != texts[16]
 
 
 def test_a_process_that_dies_says_so_and_the_next_prompt_starts_another() -> None:
-    heard = Heard()
-    ladder = Ladder(heard)
+    received = Received()
+    ladder = Ladder(received)
     ladder.ask("to run, v.")
     assert ladder._process is not None
     ladder._process.kill()
-    heard.until(k="error")
-    assert "has ended" in heard.of("error")[0]["text"]
+    received.until(k="error")
+    assert "has ended" in received.of("error")[0]["text"]
     ladder.close()
     ladder.ask("a word after its end")
     assert ladder._process is None

@@ -1,4 +1,4 @@
-"""Intervals over held-out rows, and ranks that leave together what they cannot tell apart."""
+"""Intervals over held-out rows, and ranks that give one rank to what they cannot distinguish."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_an_interval_cannot_tell_apart_shares_a_rank() -> None:
 
 
 def test_different_ranks_are_always_told_apart() -> None:
-    known = {(1, 0): (-1.0, 3.0), (2, 1): (-1.0, 3.0), (2, 0): (1.0, 3.0)}  # a chain, whose ends are told apart
+    known = {(1, 0): (-1.0, 3.0), (2, 1): (-1.0, 3.0), (2, 0): (1.0, 3.0)}  # a chain, whose ends are distinguishable
     assert ranks([1.0, 2.0, 3.0], lambda i, j: known[i, j]) == (1, 1, 1)
     assert ranks([3.0, 1.0, 2.0], lambda i, j: (0.5, 1.5)) == (3, 1, 2)
     assert ranks([], lambda i, j: (0.0, 0.0)) == ()

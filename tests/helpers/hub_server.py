@@ -93,7 +93,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.role = "write"
-        """What the token may do, as the Hub tells it."""
+        """What the token may do, as the Hub reports it."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._servers = {name: _Server(name, self) for name in ("hub", "cdn")}

@@ -1,4 +1,4 @@
-"""What rings: a stall by the run's own steps, every end, and a webhook whose address is told to nobody."""
+"""What rings: a stall by the run's own steps, every end, and a webhook whose address no file or event holds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def hook() -> Iterator[Hook]:
 
 
 class Watched:
-    """A run whose worker writes events at moments of the test's own, and what its alerts told."""
+    """A run whose worker writes events at moments of the test's own, and what its alerts emitted."""
 
     def __init__(self, root: Path, webhook: str = "") -> None:
         self.folder = RunFolder(root)

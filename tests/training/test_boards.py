@@ -1,6 +1,6 @@
-"""TensorBoard's logs hold what the run's events tell, read back by TensorBoard itself; trackio is told the same.
+"""TensorBoard's logs hold what the run's events hold, read back by TensorBoard itself; trackio gets the same.
 
-trackio is a stand-in here, which notes what it is told: the package wants an older pillow than other tests do.
+trackio is a stand-in here, which notes what it is given: the package wants an older pillow than other tests do.
 """
 
 from __future__ import annotations

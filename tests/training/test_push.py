@@ -106,7 +106,7 @@ def test_a_push_without_a_right_to_write_is_refused_at_launch(
     hub: HubServer, run: wb.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run.config
-    with pytest.raises(wb.ConfigError, match="nobody is logged in"):
+    with pytest.raises(wb.ConfigError, match="no account is logged in"):
         wb.launch(config, tmp_path / "run")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.role = "read"

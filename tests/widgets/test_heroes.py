@@ -129,10 +129,10 @@ def test_what_is_saved_on_a_model_of_7_billion_is_computed_from_its_shapes(weigh
 
 
 class _Said:
-    """A ladder that answers when it is told to."""
+    """A ladder that answers when the test has it answer."""
 
-    def __init__(self, hear: Callable[[dict[str, Any]], object]) -> None:
-        self.hear, self.asked, self.closed = hear, list[str](), False
+    def __init__(self, receive: Callable[[dict[str, Any]], object]) -> None:
+        self.receive, self.asked, self.closed = receive, list[str](), False
 
     def ask(self, prompt: str) -> None:
         self.asked.append(prompt)
@@ -142,9 +142,9 @@ class _Said:
 
     def answer(self, prompt: str) -> None:
         for bits in (16, 8, 6, 5, 4, 3, 2):
-            self.hear({"k": "text", "prompt": prompt, "bits": bits, "text": f" {bits}"})
-            self.hear({"k": "cost", "bits": bits, "kl": 1 / bits, "flips": 0.0, "error": 0.0, "tokens": 9})
-        self.hear({"k": "done", "prompt": prompt})
+            self.receive({"k": "text", "prompt": prompt, "bits": bits, "text": f" {bits}"})
+            self.receive({"k": "cost", "bits": bits, "kl": 1 / bits, "flips": 0.0, "error": 0.0, "tokens": 9})
+        self.receive({"k": "done", "prompt": prompt})
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_another_prompt_keeps_the_costs_and_drops_late_texts(dial: Any) -> None:
     ladder = dial._ladder
     ladder.answer("one")
     dial.state = {**dial.state, "prompt": "two"}
-    ladder.hear({"k": "text", "prompt": "one", "bits": 2, "text": "late"})
+    ladder.receive({"k": "text", "prompt": "one", "bits": 2, "text": "late"})
     assert ladder.asked == ["one", "two"]
     assert dial.data["found"]["texts"] == {}
     assert dial.data["found"]["costs"]["2"]["kl"] == 0.5
@@ -177,7 +177,7 @@ def test_another_prompt_keeps_the_costs_and_drops_late_texts(dial: Any) -> None:
 
 
 def test_a_model_that_cannot_be_run_is_said(dial: Any) -> None:
-    dial._ladder.hear({"k": "error", "text": "The process that runs the model has ended."})
+    dial._ladder.receive({"k": "error", "text": "The process that runs the model has ended."})
     assert dial.data["found"]["problem"]
     with pytest.raises(wb.WorkbenchError, match="has ended"):
         dial.wait(1)

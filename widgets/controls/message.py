@@ -14,13 +14,13 @@ from workbench.errors import WorkbenchError
 class Message(ipywidgets.HTML):
     """The place in a panel where notes and errors stand. Text is escaped here, so callers pass it as it is.
 
-    ``words(text)`` puts an error in the panel's own words, and ``heard(error)`` is told of each.
+    ``words(text)`` puts an error in the panel's own words, and ``on_error(error)`` is called with each.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.words: Callable[[str], str] = str
-        self.heard: Callable[[BaseException], None] = lambda error: None
+        self.on_error: Callable[[BaseException], None] = lambda error: None
 
     def note(self, text: str) -> None:
         """Something the reader may like to know."""
@@ -28,7 +28,7 @@ class Message(ipywidgets.HTML):
 
     def error(self, error: BaseException) -> None:
         """What was wrong, where, and what to do; an error that is no ``WorkbenchError`` comes with its traceback, folded."""
-        self.heard(error)
+        self.on_error(error)
         if isinstance(error, WorkbenchError):
             parts = [("what", self.words(error.what)), ("where", self.words(error.where)), ("remedy", self.words(error.remedy))]
             body = "".join(f'<div class="wb-{name}">{html.escape(text)}</div>' for name, text in parts if text)

@@ -1,15 +1,15 @@
 // @ts-check
-// The page's title while nobody looks: that the run on show ended, or takes no step any more, until the reader is back.
+// The page's title while the reader is elsewhere: that the run on show ended, or takes no step any more, until the reader is back.
 // In a frame of its own (Colab's) that is the frame's title alone, which no tab shows.
 
 /** Notices what became of a run since the last look; what was so when it came into view rings nothing. */
 function ring(state) {
   const { run, state: name, ended, alert } = state.content;
-  const before = state.heard ?? {},
+  const before = state.rung ?? {},
     known = before.run === run;
   const news = ended ? name : alert;
-  state.heard = { run, news, live: Boolean(name) && !ended };
-  if (!known || before.news === news || !(before.live || state.heard.live)) return;
+  state.rung = { run, news, live: Boolean(name) && !ended };
+  if (!known || before.news === news || !(before.live || state.rung.live)) return;
   state.quiet?.(); // the news of before is over
   if (news && (document.hidden || !document.hasFocus())) state.quiet = entitle(`${signOf(news)} ${wordOf(news)}: ${run.split("/").pop()}`);
 }

@@ -81,11 +81,11 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
     def picture(self, seconds: float = 15.0) -> Any:
         """What is on screen as an ``IPython.display.Image``; as a cell's value it stays in the notebook as a PNG.
 
-        Where the kernel hears no page while a cell runs (Colab's, and ipykernel before 7), "Insert picture" beside the drawing
-        does the same.
+        Where the kernel gets no message from the page while a cell runs (Colab's, and ipykernel before 7), "Insert picture"
+        beside the drawing does the same.
 
         Raises:
-            WorkbenchError: Where no page answers within ``seconds``: none shows the drawing, or the kernel hears none.
+            WorkbenchError: Where no page answers within ``seconds``: none shows the drawing, or none of their messages arrives.
         """
         from IPython.display import Image
 

@@ -16,7 +16,7 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
-from workbench.cost.row_costs import told_apart
+from workbench.cost.row_costs import distinguishable
 from workbench.cost.sensitivities import outliers_of
 from workbench.report.figures import error_bars
 from workbench.sources.kinds import order_of
@@ -48,7 +48,7 @@ def disagreements(costs: Iterable[Cost]) -> list[tuple[Cost, Cost]]:
         (worse, better)
         for i, better in enumerate(ordered)
         for worse in ordered[i + 1 :]
-        if worse.relative_rmse < better.relative_rmse and told_apart(worse.rows.further(better.rows))
+        if worse.relative_rmse < better.relative_rmse and distinguishable(worse.rows.further(better.rows))
     ]
 
 
@@ -271,11 +271,11 @@ def costs_summary(costs: Iterable[Cost]) -> str:
     if not ordered:
         return "No format has been measured yet."
     least, pairs = ordered[0], disagreements(ordered)
-    beside = [bracketed(cost.name) for cost in ordered[1:] if not told_apart(cost.rows.further(least.rows))]
+    beside = [bracketed(cost.name) for cost in ordered[1:] if not distinguishable(cost.rows.further(least.rows))]
     text = (
         f"{bracketed(least.name)} diverges least, by {kl_text(least.kl)} nats a token; it flips {percent(least.flips)} of them"
     )
-    text += f". Not told apart from it: {listed(beside)}." if beside else "."
+    text += f". Not distinguishable from it: {listed(beside)}." if beside else "."
     if not pairs:
         return f"{text} Nowhere do weight error and divergence order two formats differently, beyond the intervals."
     worse, better = max(pairs, key=lambda pair: pair[0].kl - pair[1].kl)

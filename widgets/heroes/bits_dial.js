@@ -55,10 +55,10 @@ export default heroOf((hero) => {
     here.style.display = cost ? "" : "none";
     if (cost) reshape(here, { cx: x(all.indexOf(bits)), cy: y(cost.kl) });
     turn.set(all.indexOf(bits), `${bits} bits`);
-    const first = `${bits} bits`, told = bits === all[0] ? "the model as it was trained"
+    const first = `${bits} bits`, title = bits === all[0] ? "the model as it was trained"
       : cost ? `KL ${significant(cost.kl, 2)} nats a token · ${asPercent(cost.flips, 1)} of its next tokens change · weights off by ${asPercent(cost.error, 1)} · ${titles[bits]}` : titles[bits];
-    set(first, told, bits <= 2 && cost ? "bad" : "");
+    set(first, title, bits <= 2 && cost ? "bad" : "");
     Object.assign(hero.body.dataset, { bits: String(bits), known: String(known.length), kl: cost ? significant(cost.kl, 2) : "", text: text ?? "", same: String(Boolean(text !== undefined && text === whole)) });
-    hero.say(`${first}: ${told}. ${text === undefined ? "" : `${prompt}${text}`}`);
+    hero.say(`${first}: ${title}. ${text === undefined ? "" : `${prompt}${text}`}`);
   };
 });

@@ -43,7 +43,7 @@ class BitsDial(Hero):
         self._known = threading.Condition()
         self._found: dict[str, Any] = {"texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": ""}
         self._deliver = delivery()
-        self._ladder = Ladder(self._hear)
+        self._ladder = Ladder(self._take)
         super().__init__(dial_data(dict(self._found)), {"bits": bits, "prompt": prompt})
         self.observe(self._moved, "state")
         at_once(self)
@@ -94,7 +94,7 @@ class BitsDial(Hero):
         self._show()
         ladder.ask(prompt)
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> None:
         """On the thread that reads what the model's process says."""
         kind, found = message.pop("k"), self._found
         with self._known:

@@ -16,7 +16,7 @@ WITHIN = 0.2
 
 
 class ClaimCards(Hero):
-    """Claims to guess at: each a number on a slider, or a verdict to choose. ``judge`` tells a card what is true.
+    """Claims to guess at: each a number on a slider, or a verdict to choose. ``judge`` gives a card its verdict.
 
     ``claims`` gives each claim's question as (question, least, most, unit), or None for a card that asks for the verdict. A
     guess counts where the verdict is right, or the number within a fifth of the computed one. A card that is not yet judged

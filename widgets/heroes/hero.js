@@ -2,7 +2,7 @@
 // What all heroes share: the frame, the state that a drag changes, SVG, colours by CSS, and numbers as Python prints them.
 
 const SVG = "http://www.w3.org/2000/svg";
-const RESTED = 500; // ms that a handle rests before a screen reader is told what came of it
+const RESTED = 500; // ms that a handle rests before a screen reader says what came of it
 
 /**
  * An SVG element with its attributes and children.
@@ -47,7 +47,7 @@ function show(model, el, build) {
   };
   const hero = {
     data: model.get("data"), state: { ...model.get("state") }, body, model, schedule,
-    /** Move something: draws, and tells Python. */
+    /** Move something: draws, and sends it to Python. */
     change(part) {
       hero.state = { ...hero.state, ...part };
       model.set?.("state", hero.state);
@@ -56,7 +56,7 @@ function show(model, el, build) {
     },
     /** Call this when the picture is gone. */
     atEnd: (act) => endings.push(act),
-    /** What the picture shows now, in a sentence: its name for screen readers, and told once the handle rests. */
+    /** What the picture shows now, in a sentence: its name for screen readers, said once the handle rests. */
     say(text) {
       if (text === shown) return;
       frame.setAttribute("aria-label", text);

@@ -111,11 +111,11 @@ export default heroOf((hero) => {
     turn.set(sizes.indexOf(size), `${size} weights`);
     choice.press(double ? "double" : "plain");
     const bits = double ? 8 / size + 32 / (size * nested) : 32 / size, then = `${place}, RMSE ${rmse} · whole matrix ${asPercent(now.relative)} error at ${fixed(4 + bits, 3)} bits`;
-    const told = `${significant(value, 4)} becomes ${significant(becomes, 4)}`;
-    set(told, then);
+    const title = `${significant(value, 4)} becomes ${significant(becomes, 4)}`;
+    set(title, then);
     Object.assign(hero.body.dataset, {
-      error: asPercent(now.relative), rmse, weight: String(weight), level: String(rank), becomes: String(becomes), told,
+      error: asPercent(now.relative), rmse, weight: String(weight), level: String(rank), becomes: String(becomes), title,
     });
-    hero.say(`${told}. ${then}`);
+    hero.say(`${title}. ${then}`);
   };
 });

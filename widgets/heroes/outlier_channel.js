@@ -52,10 +52,10 @@ export default heroOf((hero) => {
     block.set(sizes.indexOf(size), `${count(size)} weights`);
     factor.set(times.indexOf(by), by === 1 ? "as it is" : `${by} times as large`);
     const shared = reach > 1 ? `one scale spans ${reach} rows` : "no block reaches beyond its row";
-    const told = `The ${beside.length} rows beside it: ${asPercent(hurt)} error`;
+    const title = `The ${beside.length} rows beside it: ${asPercent(hurt)} error`;
     const then = `row ${row} is ${significant(larger * by, 3)} times as large as most · ${shared} · whole matrix ${asPercent(found.relative)}`;
-    set(told, then, hurt > 0.15 ? "bad" : "");
+    set(title, then, hurt > 0.15 ? "bad" : "");
     Object.assign(hero.body.dataset, { hurt: asPercent(hurt), error: asPercent(found.relative), rmse: significant(found.rmse) });
-    hero.say(`Blocks of ${count(size)}: ${told}; ${then}`);
+    hero.say(`Blocks of ${count(size)}: ${title}; ${then}`);
   };
 });

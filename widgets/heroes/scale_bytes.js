@@ -65,12 +65,12 @@ export default heroOf((hero) => {
     reshape(here, { cx, cy });
     block.set(i, `${count(size)} weights`);
     choice.press(double ? "double" : "plain");
-    const told = `${fixed(bits, 3)} bits a weight for scales`;
+    const title = `${fixed(bits, 3)} bits a weight for scales`;
     const error = `error ${asPercent(errorOf(size, double))}`;
     const gained = double ? `${fixed(before - bits, 3)} bits saved: ${decimalBytes(plain[i] - twice[i])} on ${model} · ${error}, was ${asPercent(errorOf(size, false))}`
       : `${asPercent(bits / (4 + bits), 1)} of all bytes · ${error}`;
-    set(told, gained, double ? "good" : bits > 0.9 ? "bad" : "");
+    set(title, gained, double ? "good" : bits > 0.9 ? "bad" : "");
     Object.assign(hero.body.dataset, { bits: fixed(bits, 3), error: asPercent(errorOf(size, double)), saved: double ? decimalBytes(plain[i] - twice[i]) : "" });
-    hero.say(`Blocks of ${count(size)}, scales ${double ? "quantized too" : "in 32 bits"}: ${told}; ${gained}`);
+    hero.say(`Blocks of ${count(size)}, scales ${double ? "quantized too" : "in 32 bits"}: ${title}; ${gained}`);
   };
 });

@@ -5,7 +5,7 @@ is measured is the model with every weight that a QLoRA load quantizes put throu
 in 16 bits as the layers of a 4-bit model see it, and multiplied in float32. How it is measured: ``measurements`` and
 ``engine``.
 
-*KL divergence* from the model in 16 bits leads: it compares whole distributions of the next token, and so tells formats apart
+*KL divergence* from the model in 16 bits leads: it compares whole distributions of the next token, and so distinguishes formats
 on few rows (``divergence`` has its formula). The loss looks at one token of each distribution. Some tokens become likelier by
 chance, so that on few rows its differences are mostly noise, and may even be below zero.
 """
@@ -176,8 +176,8 @@ class Evaluation(Shown, Unfolding[Cost]):
     def ranks(self) -> dict[str, int]:
         """Of each finished format, by ``Cost.name``: its rank by KL divergence from 1, the least first.
 
-        Where two ranks differ, these rows tell the formats apart: the paired 95 % interval of the difference is above zero.
-        Formats in a chain of which each is not told apart from the next share a rank.
+        Where two ranks differ, these rows distinguish the formats: the paired 95 % interval of the difference is above zero.
+        Formats in a chain of which each is not distinguishable from the next share a rank.
         """
         costs = [cost for cost in self.rows if cost.spec is not None]
         found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
@@ -254,7 +254,7 @@ class Evaluation(Shown, Unfolding[Cost]):
     def _show_(self) -> View:
         note = (
             f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. "
-            "Formats of different ranks are told apart by the paired interval of the difference."
+            "Formats of different ranks are distinguished by the paired interval of the difference."
         )
         known = self.ranks
         order = sorted(self.rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))

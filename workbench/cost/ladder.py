@@ -36,10 +36,10 @@ Message = dict[str, Any]
 
 
 class Ladder:
-    """The embedded model in a process of its own. ``hear(message)`` is called on a thread; ``close`` ends the process."""
+    """The embedded model in a process of its own. ``receive(message)`` is called on a thread; ``close`` ends the process."""
 
-    def __init__(self, hear: Callable[[Message], object]) -> None:
-        self._hear, self._lock = hear, threading.Lock()
+    def __init__(self, receive: Callable[[Message], object]) -> None:
+        self._receive, self._lock = receive, threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -85,11 +85,11 @@ class Ladder:
         assert process.stdout is not None
         with log, process.stdout as said:
             for line in said:
-                self._hear(json.loads(line))
+                self._receive(json.loads(line))
             if process.wait() and not self._closed:
                 log.seek(0)
                 last = log.read().decode(errors="replace").strip().splitlines()[-1:]
-                self._hear({"k": "error", "text": f"The process that runs the model has ended. {' '.join(last)}".strip()})
+                self._receive({"k": "error", "text": f"The process that runs the model has ended. {' '.join(last)}".strip()})
 
 
 class Rungs:
@@ -145,7 +145,7 @@ class Rungs:
 
 
 def main() -> None:
-    """Answers prompts until its input ends, or nobody has asked for a while."""
+    """Answers prompts until its input ends, or no question has come for a while."""
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no message
     prompts: queue.SimpleQueue[str] = queue.SimpleQueue()
     waiting = threading.Event()

@@ -1,7 +1,7 @@
 """What a model comes to on held-out rows, row by row, and the intervals of that. Measures nothing.
 
 Covers the means a token, their 95 % intervals by bootstrap over the rows, paired intervals of differences, and ranks that leave
-together what an interval cannot tell apart.
+together what an interval cannot distinguish.
 """
 
 from __future__ import annotations
@@ -129,16 +129,16 @@ def _draw(draws: np.random.Generator, rows: int, size: int) -> NDArray[np.float6
     return draws.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
 
 
-def told_apart(better: Interval) -> bool:
+def distinguishable(better: Interval) -> bool:
     """Whether the interval of a difference lies wholly above zero."""
     return better[0] > 0
 
 
 def ranks(values: Sequence[float], further: Callable[[int, int], Interval]) -> tuple[int, ...]:
-    """Of each value its rank from 1, the least first. Where two ranks differ, the interval of the difference tells them apart.
+    """Each value's rank from 1, the least first. Values of different ranks are distinguished by the interval of the difference.
 
-    A rank begins where every value from there on is told apart from every one before; ``further(i, j)`` is the interval of
-    value i − value j. So values in a chain of which each is not told apart from the next share a rank. A value that is no
+    A rank begins where every value from there on is distinguishable from every one before; ``further(i, j)`` is the interval of
+    value i − value j. So values in a chain of which each is not distinguishable from the next share a rank. A value that is no
     number comes last.
     """
     order = sorted(range(len(values)), key=lambda i: (not math.isfinite(values[i]), values[i]))
@@ -147,7 +147,7 @@ def ranks(values: Sequence[float], further: Callable[[int, int], Interval]) -> t
     def apart(worse: int, better: int) -> bool:
         if not math.isfinite(values[worse]):
             return math.isfinite(values[better])
-        return told_apart(further(worse, better))
+        return distinguishable(further(worse, better))
 
     for at in range(1, len(order)):
         begins = all(apart(worse, better) for worse in order[at:] for better in order[:at])

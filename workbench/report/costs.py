@@ -20,7 +20,7 @@ def costs(evaluation: Evaluation) -> Section:
     section.say(
         f"Measured on {escaped(evaluation.text)}: KL divergence of the next-token distributions from those of the model in 16 "
         "bits, in nats a token; the share of tokens before which another one becomes the most likely; and the loss. Intervals "
-        "are of 95 %, by bootstrap over rows. Where two ranks differ, the paired interval of the difference tells them apart."
+        "are of 95 %, by bootstrap over rows. Where two ranks differ, the paired interval of the difference distinguishes them."
     )
     if ordered:
         least = ordered[0]

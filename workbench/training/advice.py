@@ -108,7 +108,7 @@ def advice_on(config: TrainConfig, source: Source) -> Advice:
 def _loss_tokens(config: TrainConfig, seen: Preview) -> int | None:
     """Of the rows that the run comes to, each once; of packs as many as have so many tokens."""
     kept, tokens, bearing = (seen.counts[name] for name in ("kept", "tokens", "loss_tokens"))
-    if not kept or (config.max_steps < 0 and not seen.whole):  # passes over nobody knows how many rows
+    if not kept or (config.max_steps < 0 and not seen.whole):  # passes over an unknown number of rows
         return None
     rows = config.rows_a_step * config.for_rows(kept).max_steps
     learnt = bearing / kept * rows * (config.max_length / (tokens / kept) if config.packing else 1)

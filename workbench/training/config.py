@@ -85,7 +85,7 @@ class TrainConfig(Record):
         "auto", "Shape of the rows", "choice", Group.DATA, choices=ROW_SHAPES, also="dataset_type dataset_format formatting"
     )
     """How a row becomes text: a key of ``row_kinds.ROW_SHAPES``. ``"auto"``: as the fields that name columns say, else as the
-    file's columns and first rows tell; ``launch`` writes here what it recognised."""
+    file's columns and first rows show; ``launch`` writes here what it recognised."""
     text_column: str | None = setting(
         None, "Text column", "text", Group.DATA, hint="text", also="dataset_text_field text_field"
     )
@@ -302,7 +302,7 @@ class TrainConfig(Record):
 
     @property
     def shape(self) -> str | None:
-        """The shape of its rows, a key of ``ROW_SHAPES``; None where the file is to tell."""
+        """The shape of its rows, a key of ``ROW_SHAPES``; None where the file decides."""
         return shape_named(self)
 
     @property

@@ -322,7 +322,7 @@ def first_rows(files: Files, count: int = 64) -> list[dict[str, Any]]:
 
 
 def row_count(files: Files) -> int | None:
-    """About how many rows there are; None where that cannot be told without reading them."""
+    """About how many rows there are; None where that is not known without reading them."""
     counts = [row_files.row_count(path) for path in files.paths]
     return None if None in counts else sum(count or 0 for count in counts)
 

@@ -79,8 +79,8 @@ class DiskBudget(Shown):
                     f"{use.what} {amount(use.nbytes)}" for use in self.uses if use.needed and self.disks[use.where] == disk
                 ]
                 free = amount(self.free[folder])
-                told = f"it takes {amount(needed)} on the disk of {folder} ({listed(parts)}), and {free} are free."
-                found.setdefault(disk, told)
+                fault = f"it takes {amount(needed)} on the disk of {folder} ({listed(parts)}), and {free} are free."
+                found.setdefault(disk, fault)
         return tuple(found.values())
 
     @property

@@ -23,7 +23,7 @@ _SEGMENTS = "expandable_segments:True"
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable that the allocator reads, and its name before torch 2.10."""
 WEBHOOK = "WORKBENCH_WEBHOOK"
-"""The variable with the address that a supervisor tells of stalls and ends."""
+"""The variable with the address to which a supervisor posts stalls and ends."""
 _SECRET_NAME = re.compile(
     r"WEBHOOK|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|KEY$|(API|ACCESS|PRIVATE)_?KEY|(^|_)(PAT|PASS|PW|AUTH)(_|$)",
     re.IGNORECASE,

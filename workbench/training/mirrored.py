@@ -86,8 +86,8 @@ def _copy_back(found: Run, root: Path, progress: bool | Progress, cancelled: Can
     files += [path for folder in kept for path in sorted(folder.rglob("*"))] + sorted(whole)
     files = [path for path in files if path.is_file()]
     total = sum(path.stat().st_size for path in files)
-    with new_folder(root) as draft, reporting(progress, "Copying the mirror", "B", total=total) as told:
-        watch = Watch(total, told, cancelled)
+    with new_folder(root) as draft, reporting(progress, "Copying the mirror", "B", total=total) as report:
+        watch = Watch(total, report, cancelled)
         for path in files:
             to = draft / path.relative_to(found.dir)
             to.parent.mkdir(parents=True, exist_ok=True)

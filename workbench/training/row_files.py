@@ -126,7 +126,7 @@ def objects(path: Path, nested: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def row_count(path: Path) -> int | None:
-    """About how many rows a file has, without reading them as such; None where that cannot be told."""
+    """About how many rows a file has, without reading them as such; None where that is not known."""
     kind = kind_of(path)
     if kind == "parquet":
         with path.open("rb") as file:

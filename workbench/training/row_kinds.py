@@ -9,7 +9,7 @@ import string
 from typing import Any
 
 ROW_SHAPES = {
-    "auto": "as its columns tell", "text": "text", "prompt": "prompt and completion", "messages": "chat messages",
+    "auto": "as its columns show", "text": "text", "prompt": "prompt and completion", "messages": "chat messages",
     "sharegpt": "ShareGPT conversations", "alpaca": "Alpaca instructions", "template": "columns by a template",
     "preference": "preference pairs (chosen is learnt)", "prompt-chats": "prompt and completion, both chats",
     "preference-chats": "preference pairs of chats (chosen is learnt)",
@@ -47,7 +47,7 @@ def template_fields(template: str) -> tuple[str, ...]:
 
 
 def shape_named(config: Any, implied: bool = False) -> str | None:
-    """The shape that a configuration's fields say: None where the file is to tell.
+    """The shape that a configuration's fields say: None where the file decides.
 
     ``implied``: the one that follows from the columns it names, or from the builtin dataset, whatever its ``row_shape`` is.
     """
@@ -67,7 +67,7 @@ def as_now(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def columns_named(config: Any) -> tuple[str, ...]:
-    """The columns that a configuration's fields say: the prompt's, and then what is learnt; () where the file is to tell."""
+    """The columns that a configuration's fields say: the prompt's, and then what is learnt; () where the file decides."""
     match shape_named(config):
         case None:
             return ()

@@ -1,6 +1,6 @@
 """Starting a run's supervisor in a process of its own, and reaping those that have ended.
 
-The run's folder is all that the process is told, and the token where it has to do with the Hub. Does not check what is to be
+The process gets the run's folder and nothing else, and the token where it has to do with the Hub. Does not check what is to be
 run: ``launching`` and ``Run.resume`` do.
 """
 

@@ -1,4 +1,4 @@
-"""The notebooks' pictures to drag on a page as Colab's: they are drawn, move by key, and the kernel hears of it."""
+"""The notebooks' pictures to drag on a page as Colab's: they are drawn, move by key, and the kernel receives it."""
 
 from __future__ import annotations
 

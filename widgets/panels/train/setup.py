@@ -66,7 +66,7 @@ class RunSetup:
         self.form = RunForm(state.training, self._edited, message, hidden=hidden, beside=self._beside)
         if "model" in self.form.controls:
             self.form.controls["model"].disabled = fixed_model
-        message.words, message.heard = in_labels, self._data_fault
+        message.words, message.on_error = in_labels, self._data_fault
         self.copy = CopyCode()
         self._recipe = Work(executor, self._copyable, self._no_code, debounce=0.3)
         self.preview = RunPreview(lambda: self.form.config, message.error, self.seen, executor)

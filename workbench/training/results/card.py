@@ -205,13 +205,13 @@ def _before(known: Lineage) -> list[str]:
         return []
     rows = {}
     for n, one in enumerate(known.before, 1):
-        told = [
+        facts = [
             counted(one.steps, "step") if one.steps is not None else "", one.method, f"on {one.dataset}" if one.dataset else "",
             f"learning rate {one.learning_rate:g}" if one.learning_rate is not None else "",
             f"held-out loss {one.held_out:.4f}" if one.held_out is not None else "", f"base {one.base}",
             f"SHA-256 {one.sha256}",
         ]  # fmt: skip
-        rows[f"{n}. adapter of {_code(one.name)}"] = "; ".join(filter(None, told))
+        rows[f"{n}. adapter of {_code(one.name)}"] = "; ".join(filter(None, facts))
     for each in known.extended:
         rows[f"this run, extended after {counted(each.after, 'step')}"] = f"to {each.to:,} steps"
     return ["## What came before", _table(rows)]

@@ -140,7 +140,7 @@ class GgufModel:
 def check_same_base(there: Read, layout: Layout, shapes: dict[str, tuple[int, ...]], vector: Any) -> None:
     """Raises ``ModelError`` where a GGUF is not of the base whose tensors have these shapes, by their GGUF names.
 
-    Norms and biases are stored whole in every type, so they tell two models of one shape apart: ``vector(name)`` gives the
+    Norms and biases are stored whole in every type, so they distinguish two models of one shape: ``vector(name)`` gives the
     base's.
     """
     remedy = "Name a GGUF of the base that the run was trained on."

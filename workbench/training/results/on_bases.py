@@ -60,7 +60,7 @@ class OnBase(Record):
         }
 
     def said(self) -> str:
-        """The two figures that tell bases apart, in a sentence."""
+        """The two figures that distinguish bases, in a sentence."""
         return f"On {self.name}: KL {number(self.kl, '.4f')} nats a token, {percent(self.flipped)} of next tokens flipped."
 
 

@@ -29,7 +29,7 @@ class Outcome:
     """The loss before training and that of what the run ends with: of the last step at which it was measured, or of the best
     one where the run ends with that. In nats a token."""
     best: tuple[int, float] | None
-    """The step with the lowest held-out loss, and that loss, where evaluations by steps told it from the last; else None."""
+    """The step with the lowest held-out loss, and that loss, where there were evaluations by steps; else None."""
     held_out_rows: int | None
     peak: int | None
     """Bytes: of the GPU as the allocator had it, or of the process where there is none."""

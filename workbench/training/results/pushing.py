@@ -102,18 +102,18 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
     if not config.push_to_hub:
         return
     if token is None:
-        raise ConfigError(["push_to_hub is set, and nobody is logged in to the Hub."], where="push_to_hub", remedy=_LOG_IN)
+        raise ConfigError(["push_to_hub is set, and no account is logged in to the Hub."], where="push_to_hub", remedy=_LOG_IN)
     try:
         validate_repo_id(config.hub_model_id or run)
     except ValueError as error:
         what = f"push_to_hub would make a repository by the run's name, and no repository can be called {run!r}."
         raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.") from error
     try:
-        told = HfApi().whoami(token)
+        account = HfApi().whoami(token)
     except (OSError, ValueError, HTTP_ERROR) as error:
         if status(error) == 401:
             raise ConfigError(["the Hub does not accept the token."], where="push_to_hub", remedy=_LOG_IN) from error
         raise as_model_error(error, "push_to_hub") from error
-    if ((told.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-        what = f"push_to_hub is set, and the token of {told.get('name')} may only read."
+    if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        what = f"push_to_hub is set, and the token of {account.get('name')} may only read."
         raise ConfigError([what], where="push_to_hub", remedy=_LOG_IN)

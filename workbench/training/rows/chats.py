@@ -32,7 +32,7 @@ class Template:
         """The chat's rows, each with the characters that are learnt of it (``Turns.rows``); [] for a chat without turns.
 
         ``first``: the message from which on the assistant is learnt. Raises ``DataError`` for what is no chat; ``Refused`` if
-        the template does not take it, or does not tell where an answer begins.
+        the template does not take it, or does not show where an answer begins.
         """
         if not (chat := as_chat(messages or [], where)):
             return []

@@ -44,9 +44,9 @@ class Shape:
 
 
 def shape_of(config: TrainConfig, files: Files) -> Shape:
-    """The shape of the rows in ``files``: as the configuration says, else as columns and first rows tell.
+    """The shape of the rows in ``files``: as the configuration says, else as columns and first rows show.
 
-    Raises ``DataError`` where they tell none, with what to set.
+    Raises ``DataError`` where they show none, with what to set.
     """
     kind = config.shape
     if kind is None or (kind == "prompt" and config.row_shape == "auto" and config.dataset != "builtin"):

@@ -1,6 +1,6 @@
-"""What rings while nobody looks: a run that takes no step any more, and every end of one. Supervisor only; imports no torch.
+"""What rings while the reader is elsewhere: a run that stalls, and every end of one. Supervisor only; imports no torch.
 
-Covers noticing a stall by the run's own steps, the events that tell of it, and a webhook where one is asked for: a POST of a
+Covers noticing a stall by the run's own steps, the events that report it, and a webhook where one is asked for: a POST of a
 few words of JSON to the address in the variable WORKBENCH_WEBHOOK. Whoever has that address can write there, so it is a secret:
 it stands in a variable, and not in a field of ``TrainConfig``, which is written to disk, shown and copied. It is in no event,
 log or card, and the process that trains never has it. What the page does is ``widgets``' part.
@@ -56,7 +56,7 @@ class Alerts:
         self._looked = -EVERY
 
     def look(self) -> None:
-        """Reads what the run did, once in a while; a stall rings once, and its end is told."""
+        """Reads what the run did, once in a while; a stall rings once, and its end is reported."""
         now = self._now()
         if now < self._looked + EVERY:
             return

@@ -75,14 +75,14 @@ class HubProcess:
 
 
 class Pace:
-    """How fast bytes come, over the last seconds; told once a second."""
+    """How fast bytes come, over the last seconds; reported once a second."""
 
     def __init__(self) -> None:
         self._began, self._first = time.monotonic(), 0
         self._seen: list[tuple[float, int]] = []
 
     def seen(self, done: int) -> float | None:
-        """Bytes a second, where a second has passed since it was told last; None before."""
+        """Bytes a second, where a second has passed since the last report; None before."""
         now = time.monotonic()
         if not self._seen and done:
             self._seen, self._began, self._first = [(now, done)], now, done

@@ -1,7 +1,7 @@
 """The mirror of a run: a folder elsewhere, as on a mounted Drive, that follows it while it goes on. Supervisor only; no torch.
 
 Covers the newest and the best checkpoint, adapter (or model), what the run began from, events, configuration, fingerprints and
-status, brought over by a thread of its own: a disk that is slow, full or gone delays nothing but the mirror, is told in a
+status, brought over by a thread of its own: a disk that is slow, full or gone delays nothing but the mirror, is reported in a
 warning, and is tried again. Each part is
 there as it was or as it is, never half: files are replaced, a checkpoint counts once it is marked complete, events are appended
 in whole lines. Going on from a mirror is ``mirrored``'s part.

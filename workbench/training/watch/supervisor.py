@@ -115,13 +115,13 @@ class Supervisor:
         self.set("fetching", message="Fetching the model.")
         pace = Pace()
 
-        def tell(process: HubProcess) -> None:
+        def report(process: HubProcess) -> None:
             if (speed := pace.seen(process.done)) is not None:
                 self.emit("fetch", done=process.done, total=process.total, speed=speed)
                 of = f"{amount(process.done)} of {amount(process.total)}, {amount(speed)}/s"
                 self.set("fetching", message=f"Fetching the model: {of}.")
 
-        answer, done, total = self._on_hub("fetch", tell)
+        answer, done, total = self._on_hub("fetch", report)
         self.emit("fetch", done=done, total=total, speed=pace.mean(done))
         if asked := next((what for what in ("stop", "pause") if self.folder.asked(what)), None):
             state = {"stop": "stopped", "pause": "paused"}[asked]
@@ -151,7 +151,7 @@ class Supervisor:
         self.emit("log", level="warning", text=said)
         return f" {said} wb.push(run) tries again."
 
-    def _on_hub(self, task: str, tell: Callable[[HubProcess], None]) -> tuple[dict[str, Any], int, int]:
+    def _on_hub(self, task: str, report: Callable[[HubProcess], None]) -> tuple[dict[str, Any], int, int]:
         """Has a task done in its process until it ends or the run is asked to: its answer, and the bytes done and in all."""
         try:
             process = HubProcess(self.folder, task, self._token)
@@ -164,7 +164,7 @@ class Supervisor:
                 if self._terminated and not self.folder.gone:
                     with contextlib.suppress(OSError):
                         self.folder.ask("stop", TERM_PATIENCE)
-            tell(process)
+            report(process)
             time.sleep(_TICK)
         return process.answer, process.done, process.total
 

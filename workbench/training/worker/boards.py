@@ -20,7 +20,7 @@ from workbench.training.worker import distributed
 
 PROJECT = "qlora-workbench"
 _ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL")
-"""Variables by which trackio would send what it is told away from this machine."""
+"""Variables by which trackio would send what it logs away from this machine."""
 
 
 class Board(Protocol):

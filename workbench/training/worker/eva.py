@@ -69,7 +69,7 @@ def begin_with_eva(adapted: Any, config: TrainConfig, batches: list[Batch], said
     targets = lora.target_modules
 
     def forward(model: Any, batch: Batch) -> None:
-        """One pass, without the logits and the loss, which nobody looks at."""
+        """One pass, without the logits and the loss, which are not used."""
         nonlocal passes
         if passes >= PASSES:
             what = f"the directions of some module's inputs have not settled in {passes} passes: these rows may vary in fewer"

@@ -71,7 +71,7 @@ def reporting(what: str, emit: Emit) -> Callable[..., None]:
 
 
 def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, first: bool) -> None:
-    """Raises what only the loaded model tells of rows and configuration; ``first``: in the run's first attempt."""
+    """Raises what only the loaded model shows of rows and configuration; ``first``: in the run's first attempt."""
     if dtype is torch.float16 and (said := check_float16(net, config)):
         emit("log", level="warning", text=said)
     check_length(net, config, first=first)
