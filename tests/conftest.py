@@ -80,6 +80,17 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture
+def formats() -> Iterator[None]:
+    """The formats that are registered before are those that are registered after."""
+    from workbench.quant.formats import _formats
+
+    before = dict(_formats)
+    yield
+    _formats.clear()
+    _formats.update(before)
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Starts training runs without the seconds that importing torch takes."""

@@ -27,7 +27,6 @@ from click.testing import CliRunner
 import workbench as wb
 from tests.helpers.public_names import ROOT, homes
 from workbench.cli.main import cli
-from workbench.quant.formats import _formats
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -62,15 +61,6 @@ def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
             exec(compile(block.text, page.name, "exec"), names)
             if block.prints is not None:
                 assert capsys.readouterr().out == block.prints
-
-
-@pytest.fixture
-def formats() -> Iterator[None]:
-    """The formats that are registered before are those that are registered after."""
-    before = dict(_formats)
-    yield
-    _formats.clear()
-    _formats.update(before)
 
 
 @pytest.mark.usefixtures("formats")

@@ -22,7 +22,6 @@ import pytest
 import widgets
 import workbench as wb
 from tests.helpers.public_names import homes
-from workbench.quant.formats import _formats
 
 FINDER = doctest.DocTestFinder()
 GLOBS = {"wb": wb, "np": np, "widgets": widgets}
@@ -96,15 +95,6 @@ def test_raises_names_errors_that_a_reader_can_catch(name: str) -> None:
 def test_errors_are_told_of_under_raises(name: str) -> None:
     prose = re.split(r"^(?:Args:|Returns:|Raises:|>>>)", DOCUMENTED[name][1], maxsplit=1, flags=re.MULTILINE)[0]
     assert not PUBLIC_ERRORS & set(re.findall(r"\w+", prose))
-
-
-@pytest.fixture
-def formats() -> Iterator[None]:
-    """The formats that are registered before are those that are registered after."""
-    before = dict(_formats)
-    yield
-    _formats.clear()
-    _formats.update(before)
 
 
 @pytest.mark.usefixtures("formats")

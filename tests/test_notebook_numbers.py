@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.quant.formats import _formats
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -45,13 +43,7 @@ def text(name: str) -> str:
     return " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").replace("\n", " ")
 
 
-@pytest.fixture(autouse=True)
-def formats() -> Iterator[None]:
-    """A notebook's own formats go with it."""
-    before = dict(_formats)
-    yield
-    _formats.clear()
-    _formats.update(before)
+pytestmark = pytest.mark.usefixtures("formats")  # a notebook's own formats go with it
 
 
 def test_quantization() -> None:

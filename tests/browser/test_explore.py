@@ -15,7 +15,6 @@ import workbench as wb
 from scripts.explore.page import MEASURED, TARGET, TENSOR
 from tests.browser.test_heroes import percent
 from widgets.heroes.block_scales import PLACE
-from workbench.quant.formats import _formats
 
 FIGURES = ("outlier", "levels", "weight", "channel", "scales", "bits")
 
@@ -82,9 +81,9 @@ def test_an_outlier_dragged_by_keys_errs_as_measured(explorer: Explorer, weights
         assert shown["zeros"] == str(int(((wb.quantize(row, spec).dequantize() == 0) & (row != 0)).sum()))
 
 
+@pytest.mark.usefixtures("formats")
 def test_levels_err_as_measured_wherever_they_are(explorer: Explorer, weights: Any) -> None:
     assert explorer.shown("levels")["error"] == percent(wb.measure(weights, "nf4").relative_rmse)
-    before = dict(_formats)
     for name, keys in (
         ("Level 12 of 16", ["Shift+ArrowRight"]),
         ("Level 3 of 16", ["Home"]),
@@ -94,8 +93,6 @@ def test_levels_err_as_measured_wherever_they_are(explorer: Explorer, weights: A
         sliders = explorer.figure("levels").get_by_role("slider").all()
         wb.register_format("dragged", [float(slider.get_attribute("aria-valuenow") or "nan") for slider in sliders])
         assert shown["error"] == percent(wb.measure(weights, "dragged").relative_rmse)
-    _formats.clear()
-    _formats.update(before)
 
 
 def test_every_block_size_errs_as_measured_with_and_without_double_quantization(explorer: Explorer, weights: Any) -> None:

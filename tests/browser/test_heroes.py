@@ -18,7 +18,6 @@ import workbench as wb
 from tests.browser.alone import DARK, LIGHT
 from widgets.heroes.block_scales import PLACE
 from widgets.heroes.hero import Hero
-from workbench.quant.formats import _formats
 
 K_PROJ = "model.layers.2.self_attn.k_proj.weight"
 
@@ -117,11 +116,11 @@ def percent(share: float) -> str:
 # ---------------------------------------------------------------- the page's numbers are wb.measure's
 
 
+@pytest.mark.usefixtures("formats")
 def test_sixteen_levels_err_as_measured(alone: Alone, weights: Any) -> None:
     alone.open(widgets.LevelsEditor(weights))
     assert alone.shown()["error"] == percent(wb.measure(weights, "nf4").relative_rmse)
     random = np.random.default_rng(0)
-    before = dict(_formats)
     for _ in range(8):
         levels = [float(level) for level in np.float32(np.sort(random.uniform(-1, 1, 16)))]
         wb.register_format("dragged", levels)
@@ -129,8 +128,6 @@ def test_sixteen_levels_err_as_measured(alone: Alone, weights: Any) -> None:
         shown = alone.at(levels=levels)
         assert shown["error"] == percent(found.relative_rmse)
         assert float(shown["rmse"]) == pytest.approx(found.rmse, rel=1e-6)
-    _formats.clear()
-    _formats.update(before)
 
 
 def test_a_row_with_an_outlier_errs_as_measured(alone: Alone, weights: Any) -> None:

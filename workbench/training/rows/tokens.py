@@ -39,20 +39,17 @@ class TokenRow:
     """(tokens,): the position of each in its own row, where several lie end to end; None: it is one row."""
 
 
-class TokenRows(Sequence[TokenRow]):
-    """Rows end to end in two flat arrays, of which the memory holds what is looked at where they are mapped from disk."""
+class MadeRows(Sequence[TokenRow]):
+    """Rows of known ``lengths``, (rows,), each of which ``row`` makes when it is asked for."""
 
-    def __init__(self, ids: NDArray[np.int32], loss: NDArray[np.bool_], ends: NDArray[np.int64]) -> None:
-        """``ids`` and ``loss``: (tokens of all rows,); ``ends``: (rows,), where each row ends in them."""
-        self.ids, self.loss, self.ends = np.asarray(ids), np.asarray(loss), ends
+    lengths: NDArray[np.int64]
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(rows,): tokens of each."""
-        return np.diff(self.ends, prepend=0)
+    def row(self, at: int) -> TokenRow:
+        """The row at this place."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.lengths)
 
     @overload
     def __getitem__(self, at: int) -> TokenRow: ...
@@ -60,16 +57,29 @@ class TokenRows(Sequence[TokenRow]):
     def __getitem__(self, at: slice) -> Sequence[TokenRow]: ...
     def __getitem__(self, at: int | slice) -> TokenRow | Sequence[TokenRow]:
         if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(len(self))))
-        i = range(len(self))[at]
-        begin, end = int(self.ends[i - 1]) if i else 0, int(self.ends[i])
+            return tuple(self.row(i) for i in range(*at.indices(len(self))))
+        return self.row(range(len(self))[at])
+
+
+class TokenRows(MadeRows):
+    """Rows end to end in two flat arrays, of which the memory holds what is looked at where they are mapped from disk."""
+
+    def __init__(self, ids: NDArray[np.int32], loss: NDArray[np.bool_], ends: NDArray[np.int64]) -> None:
+        """``ids`` and ``loss``: (tokens of all rows,); ``ends``: (rows,), where each row ends in them."""
+        self.ids, self.loss, self.ends = np.asarray(ids), np.asarray(loss), ends
+        self.lengths = np.diff(ends, prepend=0)
+
+    def row(self, at: int) -> TokenRow:
+        """A view of its part of the arrays."""
+        begin, end = int(self.ends[at - 1]) if at else 0, int(self.ends[at])
         return TokenRow(self.ids[begin:end], self.loss[begin:end])
 
 
 def lengths_of(rows: Sequence[TokenRow]) -> NDArray[np.int64]:
     """(rows,): tokens of each."""
-    known = getattr(rows, "lengths", None)
-    return known if known is not None else np.fromiter((len(row.input_ids) for row in rows), np.int64, len(rows))
+    if isinstance(rows, MadeRows):
+        return rows.lengths
+    return np.fromiter((len(row.input_ids) for row in rows), np.int64, len(rows))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Covers making packs, which tokens of a batch of them are no padding, and whether
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from workbench.errors import ConfigError
 from workbench.sources.header import shown
 from workbench.training.lengths import packs
-from workbench.training.rows.tokens import TokenRow, lengths_of
+from workbench.training.rows.tokens import MadeRows, TokenRow, lengths_of
 
 _TOKENS = 12
 """Of each row on which a model is tried."""
@@ -23,7 +23,7 @@ _RIGHT = 0.1
 """Of what a row's logits change where it runs on from another, what they may change in a pack: experts round otherwise."""
 
 
-class Packs(Sequence[TokenRow]):
+class Packs(MadeRows):
     """Rows as packs of at most ``most`` tokens, each put together when it is asked for."""
 
     def __init__(self, rows: Sequence[TokenRow], most: int) -> None:
@@ -31,16 +31,8 @@ class Packs(Sequence[TokenRow]):
         self._rows, self._packs = rows, packs(lengths.tolist(), most)
         self.lengths = np.array([lengths[pack].sum() for pack in self._packs], np.int64)
 
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    @overload
-    def __getitem__(self, at: int) -> TokenRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[TokenRow]: ...
-    def __getitem__(self, at: int | slice) -> TokenRow | Sequence[TokenRow]:
-        if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(len(self))))
+    def row(self, at: int) -> TokenRow:
+        """A pack, its rows copied end to end."""
         some = [self._rows[i] for i in self._packs[at]]
         positions = np.concatenate([np.arange(len(row.input_ids), dtype=np.int32) for row in some])
         ids, loss = (np.concatenate(parts) for parts in zip(*((row.input_ids, row.loss) for row in some), strict=True))
