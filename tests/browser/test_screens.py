@@ -69,6 +69,8 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str)
         lab.until(SETTLED, argument=PLOTS[name])
         if name in BUTTONS:
             lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
+        if name == "Formats":
+            lab.until("() => document.querySelector('[role=figure][aria-label^=\"Relative RMSE against\"]')")
         if name == "Model":
             lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
         assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
