@@ -293,6 +293,31 @@ def test_a_preview_says_the_shape_and_how_long_rows_are(tmp_path: Path) -> None:
     assert not preview(TrainConfig(model=str(model), dataset=config.dataset, row_shape="prompt")).recognised
 
 
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose tokenizer has a chat template."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny-chat"))
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "template"])
+def test_a_preview_shows_every_shape_with_what_is_learnt_of_it(shape: str, chatting: Path, tmp_path: Path) -> None:
+    of_one_s_own = ([{"q": "one?", "a": " two"}], "columns by a template", [("Q: one?", " two")])
+    rows, title, right = SHAPES.get(shape, of_one_s_own)
+    own = {"prompt_template": "Q: {q}", "completion_column": "a"} if shape == "template" else {}
+    config = TrainConfig(model=str(chatting), dataset=write(tmp_path / "rows.jsonl", rows), **own)
+    seen = preview(config)
+    assert seen.shape == title
+    assert (seen.counts["total"], seen.counts["kept"], seen.whole) == (len(rows), len(right), True)
+    made = tokenizer()
+    for row, (given_text, learnt) in zip(seen.rows, right, strict=True):
+        texts = ["".join(text for text, bears in row if bears is wanted) for wanted in (False, True)]
+        assert texts[0].removeprefix(made.bos_token) == given_text
+        assert texts[1].removesuffix(made.eos_token) == learnt
+    assert title.split(" (")[0] in seen._repr_html_()
+
+
 def test_blank_lines_before_a_tables_header_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("\n\ntext,n\n\none two,1\n")
     config = TrainConfig(dataset=str(tmp_path / "rows.csv"))
