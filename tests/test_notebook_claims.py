@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_notebook_numbers import formats as formats
 from tests.test_notebook_numbers import ran
+
+pytestmark = pytest.mark.usefixtures("formats")  # a notebook's own formats go with it
 
 VERDICTS = {
     "7B shrinks from 28 GB to 3.5 GB": "holds only if",

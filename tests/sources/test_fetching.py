@@ -45,6 +45,12 @@ def partial_of(source: HubSource) -> Path:
     return blob.with_name(f"{blob.name}.workbench.incomplete")
 
 
+def first_bytes(hub: HubServer) -> list[int]:
+    """Where each part begins that the weights' host was asked for: also by a thread of a fetch that has just broken off."""
+    asked = [request.range for request in hub.requests if request.server == "cdn"]
+    return [int(str(range).removeprefix("bytes=").partition("-")[0]) for range in asked]
+
+
 class Broken(Exception):
     """What ends a fetch in the middle."""
 
@@ -89,7 +95,7 @@ def test_what_has_arrived_is_not_fetched_again(hub: HubServer, source: HubSource
     told: list[int] = []
     fetch(source, wanted, lambda done, total: told.append(done))
     assert told[0] == kept, "what an earlier try left counts from the beginning"
-    assert hub.sent < len(files[WEIGHTS]) - kept + 20_000
+    assert min(first_bytes(hub)) == kept, "no byte of what was kept is asked for"
     assert (source.folder / WEIGHTS).read_bytes() == files[WEIGHTS]
     assert not partial_of(source).exists()
 
