@@ -18,6 +18,9 @@ from widgets.drawing.drawing import Drawing
 from widgets.drawing.plot import Plot
 from workbench.errors import WorkbenchError
 
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x04\0\0\0\x02"
+"""The beginning of a picture of 4 × 2 pixels."""
+
 
 def _header() -> Header:
     header = Header()
@@ -59,6 +62,20 @@ def test_without_a_notebook_there_is_no_place_for_a_picture() -> None:
     assert sent == [{"type": "say", "text": "There is no notebook to put a picture in."}]
     with pytest.raises(WorkbenchError, match="No page sent a picture"):
         plot.picture(seconds=0.01)
+    plot.close()
+
+
+def test_a_page_that_was_being_made_when_it_was_asked_for_a_picture_is_asked_again() -> None:
+    plot, asked = Plot(), list[Any]()
+
+    def send(message: dict[str, Any], buffers: Any = None) -> None:
+        asked.append(message)
+        if len(asked) == 2:
+            plot._handle_custom_msg({"type": "picture", "id": message["id"]}, [PNG])
+
+    plot.send = send  # type: ignore[method-assign]
+    assert plot.picture(seconds=0.1).data == PNG
+    assert asked == [asked[0]] * 2
     plot.close()
 
 

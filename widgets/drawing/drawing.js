@@ -81,7 +81,26 @@ function withTail(node, start, tail) {
 
 // ---------------------------------------------------------------- state
 
-const ANSWER_WITHIN = 5000, GREETINGS = 5; // milliseconds until a greeting is repeated, doubled each time; and how often
+const ANSWER_WITHIN = 2000, GREETINGS = 6; // milliseconds until a greeting is repeated, doubled each time; and how often
+
+/**
+ * Greets a model's kernel until `heard` is called: a busy one may lose what it hears while a widget is being made, and what the
+ * page sends before its subshell has started waits for the cell that runs.
+ */
+function greeter(model, greeting) {
+  let unanswered;
+  const greet = (tries = 0) => {
+    try {
+      model.send({ type: "hello", ...greeting() });
+    } catch {
+      return; // the kernel is gone
+    }
+    clearTimeout(unanswered);
+    if (tries < GREETINGS) unanswered = setTimeout(greet, ANSWER_WITHIN * 2 ** tries, tries + 1);
+  };
+  return { greet: () => greet(), heard: () => clearTimeout(unanswered) };
+}
+
 const states = new Map(); // a model's key -> its state: initialize and render see different proxies of one model
 
 /**
@@ -94,23 +113,14 @@ function keepState(model, { redraw, picture, received }) {
   const state = { ...model.get("_current"), views: new Set() };
   states.set(model.get("_key"), state);
   const redrawAll = () => state.views.forEach((view) => redraw(view));
-  let unanswered;
-  const greet = (tries = 0) => {
-    try {
-      model.send({ type: "hello", revision: state.revision });
-    } catch {
-      return; // the kernel is gone
-    }
-    clearTimeout(unanswered); // a busy kernel may lose what it hears while a widget is being made
-    if (tries < GREETINGS) unanswered = setTimeout(greet, ANSWER_WITHIN * 2 ** tries, tries + 1);
-  };
+  const { greet, heard: answered } = greeter(model, () => ({ revision: state.revision }));
   const replaced = () => {
-    clearTimeout(unanswered);
+    answered();
     Object.assign(state, model.get("_current"));
     redrawAll();
   };
   const heard = (message, buffers) => {
-    clearTimeout(unanswered);
+    answered();
     if (message.type === "patch") patched(message, buffers);
     else if (message.type === "picture") void sendPicture(message.id);
     else if (message.type === "say") state.views.forEach((view) => say(view, message.text));
@@ -142,7 +152,7 @@ function keepState(model, { redraw, picture, received }) {
   model.on("msg:custom", heard);
   greet();
   return () => {
-    clearTimeout(unanswered);
+    answered();
     model.off("change:_current", replaced);
     model.off("msg:custom", heard);
     states.delete(model.get("_key"));

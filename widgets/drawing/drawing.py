@@ -25,6 +25,8 @@ from widgets.drawing.wire import detach, diff
 from workbench.errors import WorkbenchError
 
 DEFAULT_HEIGHT = 320
+_ASKED = 5
+"""How often a page is asked for a picture before none is expected any more."""
 
 Callback = Callable[[Any], None]
 
@@ -93,8 +95,12 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
         name = uuid.uuid4().hex
         self._pictures[name] = (asked, answers)
         try:
-            self.send({"type": "picture", "id": name})
-            if not asked.wait(seconds):
+            # Asked again: a page that is still being made does not hear, and what it answers at first may wait for this cell.
+            for _ in range(_ASKED):
+                self.send({"type": "picture", "id": name})
+                if asked.wait(seconds / _ASKED):
+                    break
+            else:
                 raise WorkbenchError(
                     "No page sent a picture.",
                     where=repr(self),

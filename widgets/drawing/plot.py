@@ -85,8 +85,10 @@ class PlotlyLibrary(anywidget.AnyWidget):
             return cls._shared
 
     def _give(self, content: dict[str, Any], buffers: Any) -> None:
-        """Sends the page that asked, and any other that is waiting, plotly.js gzipped."""
-        if content.get("type") == "plotly":
+        """Answers a page's greeting; sends the page that asked, and any other that is waiting, plotly.js gzipped."""
+        if content.get("type") == "hello":
+            self.send({"type": "here"})
+        elif content.get("type") == "plotly":
             self.send({"type": "plotly"}, [plotly_js.gzipped()[0]])
 
     def __repr__(self) -> str:

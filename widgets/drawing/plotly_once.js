@@ -15,16 +15,24 @@ function loadPlotly(library) {
   return libraries.get(version);
 }
 
-/** What the kernel answers, which may come after the cell that it is busy with. */
+/** What the kernel answers, which may come after the cell that it is busy with; asked for once, when the kernel hears us. */
 function gzippedFrom(library) {
   return new Promise((resolve) => {
+    const { greet, heard } = greeter(library, () => ({}));
+    let asked = false;
     const take = (content, buffers) => {
-      if (content.type !== "plotly") return;
-      library.off("msg:custom", take);
-      resolve(buffers[0]);
+      if (content.type === "here" && !asked) {
+        asked = true;
+        heard();
+        library.send({ type: "plotly" });
+      } else if (content.type === "plotly") {
+        heard();
+        library.off("msg:custom", take);
+        resolve(buffers[0]);
+      }
     };
     library.on("msg:custom", take);
-    library.send({ type: "plotly" });
+    greet();
   });
 }
 
