@@ -44,6 +44,8 @@ SETTLED: dict[str, str] = {
     "Train": "() => document.querySelectorAll('.wb-way').length > 3",
 }
 """When a tab shows all of that."""
+AT_REST = "() => ![...document.querySelectorAll('.wb-progress')].some((row) => row.checkVisibility())"
+"""When no work is under way: a row that tells of it stands above the picture, and goes after the last number has come."""
 SIZES = {"1280 × 800": (1280, 800, 940), "1440 × 900": (1440, 900, 940), "720 px wide": (900, 900, 720)}
 """A window's width and height, and the app's least or, below 760, exact width in it."""
 
@@ -76,6 +78,7 @@ def test_what_is_looked_at_ends_above_the_fold(lab: Lab, lab_server: Server, siz
     for name, wanted in WANTED.items():
         tab(lab, name)
         lab.until(SETTLED[name])
+        lab.until(AT_REST)
         lab.shot(f"fold-{name.lower()}-{width}-{theme.lower()}")
         assert fold.faults(lab.page, [*HEADER, *wanted]) == [], name
         assert lab.page.evaluate(_CUT) == []
