@@ -8,9 +8,11 @@ import math
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cost import divergence
 from workbench.cost.assignments import Assignment
 from workbench.cost.evaluation import EQUAL_BITS
 from workbench.cost.jobs import BATCH
@@ -137,6 +140,22 @@ def test_the_checkpoint_stays_as_it_was(evaluated: wb.Evaluation) -> None:
     assert evaluated.complete
     if known.returncode == 0:  # in a checkout
         assert done.stdout == known.stdout
+
+
+def test_large_states_lie_in_the_measuring_folder_and_not_beside_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's folder may be one that cannot be written to."""
+    folders: list[Path] = []
+
+    def noted(**how: Any) -> Any:
+        folders.append(how["dir"])
+        return tempfile.NamedTemporaryFile(**how)
+
+    monkeypatch.setattr(divergence, "_IN_MEMORY", 0)
+    monkeypatch.setattr(divergence, "tempfile", SimpleNamespace(NamedTemporaryFile=noted))
+    assert wb.evaluate(model, [NF4], max_rows=2, max_length=16, folder=tmp_path / "kept").run().complete
+    assert folders == [tmp_path / "kept"]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class Engine:
         self.job, self._emit = job, emit
         self._held: dict[str, QuantSpec] = {}
         self._emitted: set[tuple[str, str]] = set()
-        folder = Path(job.config.model)
-        tokenizer = data.open_tokenizer(folder)
+        model = Path(job.config.model)
+        tokenizer = data.open_tokenizer(model)
         files = data.held_out_files(job.config)
         assert files is not None  # job_of has refused such a configuration
         rows = data.load(job.config, tokenizer, files, job.config.max_eval_rows).rows
@@ -70,12 +70,12 @@ class Engine:
         """Of the last pass, by the names of ``RowSums``: sums of each row, in the order of the data."""
         self._reference = Reference(self.batches, folder)
         self._calibration = collator.batch(rows[:CALIBRATION])
-        self._class = _class_of(folder)
+        self._class = _class_of(model)
         self._dtype = _dtype(job)
         quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # loads the kernels before memory is counted
         self.base = host_counters().get("rss") or 0
         """Resident memory with libraries and rows, before the model."""
-        self.model = self._load(folder)
+        self.model = self._load(model)
         self._modules = self._placed()
 
     @property
