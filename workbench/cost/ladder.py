@@ -70,7 +70,9 @@ class Ladder:
         log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the thread that reads)
         command = [sys.executable, "-P", "-m", "workbench.cost.ladder"]
         env = {**PATIENT, **without_secrets(), **OFFLINE}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env)
+        self._process = subprocess.Popen(  # in a session of its own: no signal to the notebook reaches it
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True
+        )
         threading.Thread(target=self._listen, args=(self._process, log), name="ladder", daemon=True).start()
 
     def _tell(self, prompt: str) -> None:
@@ -144,16 +146,40 @@ class Rungs:
         return self._costs[bits]
 
 
+Prompts = queue.SimpleQueue[str]
+Send = Callable[..., object]
+
+
+def answer(prompts: Prompts, rungs: Rungs, send: Send) -> None:
+    """Answers prompts, always the newest, until none has come for a while. ``send(k, **fields)`` takes what is said."""
+
+    def newer() -> str | None:
+        return None if prompts.empty() else "newer"
+
+    with contextlib.suppress(queue.Empty):
+        while True:
+            prompt = prompts.get(timeout=IDLE)
+            while newer():
+                prompt = prompts.get()
+            for bits in BITS:
+                rungs.set(bits)
+                text = rungs.says(prompt, newer)
+                if newer():
+                    break
+                send("text", prompt=prompt, bits=bits, text=text)
+                send("cost", bits=bits, **rungs.costs(bits))
+            else:
+                send("done", prompt=prompt)
+
+
 def main() -> None:
     """Answers prompts until its input ends, or no question has come for a while."""
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no message
-    prompts: queue.SimpleQueue[str] = queue.SimpleQueue()
-    waiting = threading.Event()
+    prompts: Prompts = queue.SimpleQueue()
 
     def listen() -> None:
         for line in sys.stdin:
             prompts.put(json.loads(line))
-            waiting.set()
         os._exit(0)
 
     def send(k: str, **fields: Any) -> None:
@@ -162,21 +188,8 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     rungs = Rungs()
     send("loaded")
-    with contextlib.suppress(queue.Empty):
-        while True:
-            prompt = prompts.get(timeout=IDLE)
-            waiting.clear()
-            while not prompts.empty():  # the newest counts
-                prompt = prompts.get()
-            for bits in BITS:
-                rungs.set(bits)
-                text = rungs.says(prompt, lambda: "newer" if waiting.is_set() else None)
-                if waiting.is_set():
-                    break
-                send("text", prompt=prompt, bits=bits, text=text)
-                send("cost", bits=bits, **rungs.costs(bits))
-            else:
-                send("done", prompt=prompt)
+    answer(prompts, rungs, send)
+    os._exit(0)  # the thread that listens would hold the interpreter up
 
 
 if __name__ == "__main__":
