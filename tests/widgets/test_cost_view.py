@@ -1,6 +1,7 @@
 """The cost view on a tiny model: measured by pressing its buttons, found again by another view, linked with the others."""
 
 import contextlib
+import dataclasses
 import html
 import io
 import json
@@ -16,8 +17,10 @@ from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from widgets import CostView, Workbench
 from widgets.figures import cost
+from widgets.figures.kl_curve import kl_curve_figure, why_four
 from widgets.state import COST_FIELDS, State
 from workbench.cost import mixing, process
+from workbench.quant.spec import QuantSpec
 from workbench.text import amount, nats
 
 STATE = {"tab": "Cost", "double_quant": True, "max_length": 64, "train": {"max_eval_rows": 12}}
@@ -287,6 +290,11 @@ def test_all_bits_lie_on_one_curve_with_the_mix(app):
     ladder = {row.spec.format: row.kl for row in rows[1:]}
     assert f"from 3 to 2 ×{ladder['int2-sym'] / ladder['int3-sym']:.2g}" in view.formats.summary.value
     assert "wb.kl_curve(" in view.copy.code
+    other = dataclasses.replace(
+        rows[-1], spec=QuantSpec("int4", 64), name="INT4", kl=9.0
+    )  # of the same bits, and no step of it
+    assert why_four([*rows, other]) == why_four(rows)
+    assert "INT4, by block size" in [trace["name"] for trace in kl_curve_figure([*rows, other])["data"]]
 
 
 def test_another_text_is_another_measurement(app):
