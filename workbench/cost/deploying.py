@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.cost.divergence import Reference, RowSums
+from workbench.cost.divergence import Reference, RowSums, gathered
 from workbench.cost.engine import widen
 from workbench.cost.process import Reporter, serve
 from workbench.cost.repairing import held_out_batches, unquantized
@@ -70,13 +70,11 @@ def measure(reporter: Reporter) -> None:
 
 
 def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> dict[str, Any]:
-    """The sums of all rows, one batch after another, by the names of ``RowCosts``."""
-    found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
+    found = []
     for sums in batches:
-        for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
-            values += added.tolist()
+        found.append(sums)
         passed()
-    return found
+    return gathered(found)
 
 
 class _Deploying:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any
 
+from workbench.cost.row_costs import RowCosts
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 
 FORMATS = {8: "int8", 6: "int6-sym", 5: "int5-sym", 4: "int4-sym", 3: "int3-sym", 2: "int2-sym"}
@@ -134,14 +135,14 @@ class Rungs:
 
     def costs(self, bits: int) -> Message:
         """KL divergence from the 16-bit model in nats a token, the share of flipped tokens, and the weights' relative error."""
+        from workbench.cost.divergence import gathered
+
         if bits not in self._costs:
-            rows = list((self._reference.take if bits == BITS[0] else self._reference.compare)(self._engine.model))
-            tokens = sum(int(row.tokens.sum()) for row in rows)
+            rows = (self._reference.take if bits == BITS[0] else self._reference.compare)(self._engine.model)
+            found = RowCosts.from_event(gathered(rows))
             error, signal = (sum(part) for part in zip(*self._sums.values(), strict=True)) if bits != BITS[0] else (0.0, 1.0)
             self._costs[bits] = {
-                "kl": sum(float(row.kl.sum()) for row in rows) / tokens,
-                "flips": sum(int(row.flips.sum()) for row in rows) / tokens,
-                "error": math.sqrt(error / signal), "tokens": tokens,
+                "kl": found.kl, "flips": found.flips, "error": math.sqrt(error / signal), "tokens": sum(found.tokens),
             }  # fmt: skip
         return self._costs[bits]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.cost.divergence import Reference
+from workbench.cost.divergence import Reference, gathered
 from workbench.cost.process import Reporter, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
@@ -114,12 +114,11 @@ class _Models:
             merge = self._merges.get(step)
             self._write(lambda t: self._first.held(t) if merge is None else _with(merge, t))
         with self._measured():
-            found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
+            found = []
             for sums in self._reference.take(self._model) if step is None else self._reference.compare(self._model):
-                for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
-                    values += added.tolist()
+                found.append(sums)
                 yield
-        self.sums = found
+        self.sums = gathered(found)
 
     def restore(self) -> None:
         """Makes it the unquantized model again."""
