@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def test_cost_as_json_has_every_number(model: Path, kept: Path) -> None:
     assert value["rows"][1]["increase"] == pytest.approx(value["rows"][1]["loss"] - value["rows"][0]["loss"])
 
 
+def test_the_ranks_of_json_are_those_of_all_rows(model: Path, kept: Path) -> None:
+    value = json.loads(run("cost", model, "--formats", "int2-sym,int8", "--json", kept=kept).stdout)
+    assert [row["rank"] for row in value["rows"]] == [None, 2, 1]
+
+
 def test_sensitivity_prints_the_costliest_modules(model: Path, kept: Path) -> None:
     done = run("sensitivity", model, "--worst", 3, kept=kept)
     assert done.exit_code == 0, done.output
@@ -85,9 +91,25 @@ def test_mix_prints_what_to_leave_out_and_what_that_gives(model: Path, kept: Pat
     compile(code, "cell", "exec")
 
 
+def test_a_mix_as_another_checkpoint_s_says_so(model: Path, kept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dynamic"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    skipped = {"llm_int8_skip_modules": ["model.layers.1.mlp"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": skipped}))
+    done = run("mix", model, "--like", folder, kept=kept)
+    assert done.exit_code == 0, done.output
+    assert "Modules as dynamic leaves them; figures of 4 held-out rows, every second one." in done.stdout
+    assert "hosen by" not in done.stdout
+    value = json.loads(run("mix", model, "--like", folder, "--json", kept=kept).stdout)
+    assert (value["like"], value["gpu"], value["rows_chosen_by"], value["rows_reported"]) == ("dynamic", None, None, 4)
+    assert len(value["modules_left_out"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("cost", "builtin", "--equal-bits", "4.5", "--double-quant", "yes"), "leave --double-quant out"),
         (("mix", "builtin"), "--budget-mb or --gpu, or --like"),
         (("mix", "builtin", "--gpu", "T5"), "no GPU known"),
         (("cost", "builtin", "--formats", "nf5"), "no format 'nf5'"),
@@ -106,3 +128,20 @@ def test_what_goes_wrong_is_told_with_its_remedy(model: Path, tmp_path: Path) ->
     assert done.exit_code == 1
     assert "not empty" in done.stderr
     assert "Name a new folder." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("mix", "--budget-mb", "nan"), "must be a number of bytes"),
+        (("mix", "--budget-mb", "inf"), "must be a number of bytes"),
+        (("cost", "--equal-bits", "0"), "0"),
+        (("cost", "--equal-bits", "nan"), "nan"),
+    ],
+)
+def test_odd_numbers_are_refused(model: Path, kept: Path, arguments: tuple[str, ...], told: str) -> None:
+    command, *more = arguments
+    done = run(command, model, *more, kept=kept)
+    assert done.exit_code == 1, done.output
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.cost_in_process import measuring
-from tests.helpers.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.training import data
 from workbench.training.results import on_bases
 from workbench.training.worker.batches import Collator
@@ -71,7 +72,8 @@ def by_hand(run: wb.Run) -> tuple[float, float, float, float]:
     trained, original = load(run.config.model, dtype=torch.float32), load(run.config.model, dtype=torch.float32)
     for name, module in load(run.config.model, dtype=torch.float32, quantization_config=how).named_modules():
         if hasattr(held := getattr(module, "weight", None), "quant_state"):
-            trained.get_submodule(name).weight.data = dequantize_4bit(held.data, held.quant_state)
+            weight, into = dequantize_4bit(held.data, held.quant_state), trained.get_submodule(name)
+            into.weight.data = weight.T if type(into).__name__ == "Conv1D" else weight
     models = [PeftModel.from_pretrained(model, str(run.adapter_dir)).eval() for model in (trained, original)]
     rows = data.load(run.config, AutoTokenizer.from_pretrained(run.config.model), data.held_out_files(run.config), ROWS).rows
     kl = flips = tokens = 0.0
@@ -113,6 +115,55 @@ def test_a_gguf_is_measured_as_the_type_that_it_is_in(found: dict[str, wb.OnBase
     assert found[str(files["q8"])].name == "model.gguf (Q8_0)"
     assert found["q4_0"].kl > 1.2 * found["q8_0"].kl
     assert found["q8_0"].kl != found["original"].kl
+
+
+BEGUN: dict[str, dict[str, Any]] = {
+    "loftq": {"init_lora_weights": "loftq", "lora_alpha": 16},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+}
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_an_adapter_that_begins_with_a_product_is_measured_too(run: wb.Run, begun: str, tmp_path: Path) -> None:
+    other = in_process.train(in_process.config_of(Path(run.config.model), max_steps=1, **BEGUN[begun]), tmp_path)
+    with measuring():
+        original, nf4 = wb.deployed(other, ["original", "nf4"], max_rows=2).run().rows
+    assert original.kl > 0
+    assert (nf4.kl == 0) == (begun == "loftq")  # of the others the base is another one, quantized anew
+
+
+def test_transposed_weights_are_put_where_the_model_has_them(tmp_path: Path) -> None:
+    """GPT-2's layers hold (in, out), some of them square; its names lack the first part, as on the Hub."""
+    model = tiny.save(tmp_path / "gpt2", "gpt2", {**tiny.ARCHITECTURES["gpt2"][1], "vocab_size": 512})
+    file = model / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    bare = {name.removeprefix("transformer."): value for name, value in weights.items()}
+    safetensors.torch.save_file(bare, file, {"format": "pt"})
+    tiny.randomize(file, 0.1)
+    tiny_tokenizer().save_pretrained(model)
+    (tmp_path / "run").mkdir()
+    run = in_process.train(in_process.config_of(model, max_steps=1, max_eval_rows=0), tmp_path / "run")
+    kl, _, loss, _ = by_hand(run)
+    with measuring():
+        original, nf4, q8_0 = wb.deployed(run, ["original", "nf4", "q8_0"], max_rows=ROWS).run().rows
+    assert (original.kl, original.loss) == (pytest.approx(kl, rel=0.05), pytest.approx(loss, abs=2e-3))
+    assert nf4.kl == 0
+    assert q8_0.kl == pytest.approx(original.kl, rel=0.2)
+
+
+def test_weights_that_are_loaded_fused_are_not_passed_over(tmp_path: Path) -> None:
+    """A mixture's experts: as they are in what the run held, but not in a GGUF."""
+    model = tiny.save(tmp_path / "mixtral", "mixtral", {**tiny.ARCHITECTURES["mixtral"][1], "vocab_size": 512})
+    tiny_tokenizer().save_pretrained(model)
+    (tmp_path / "run").mkdir()
+    run = in_process.train(
+        in_process.config_of(model, max_steps=1, max_eval_rows=0, target_modules=("q_proj",)), tmp_path / "run"
+    )
+    with measuring():
+        assert wb.deployed(run, ["original", "nf4"], max_rows=2).run().complete
+        with pytest.raises(wb.ModelError, match=r"experts\S+ into no parameter of its own"):
+            wb.deployed(run, "q8_0", max_rows=2).run()
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ import math
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,8 @@ import workbench as wb
 from tests.helpers import tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cost import divergence
 from workbench.cost.assignments import Assignment
-from workbench.cost.evaluation import EQUAL_BITS
 from workbench.cost.jobs import BATCH
 from workbench.quant.formats import _formats
 
@@ -139,6 +141,22 @@ def test_the_checkpoint_stays_as_it_was(evaluated: wb.Evaluation) -> None:
         assert done.stdout == known.stdout
 
 
+def test_large_states_lie_in_the_measuring_folder_and_not_beside_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's folder may be one that cannot be written to."""
+    folders: list[Path] = []
+
+    def noted(**how: Any) -> Any:
+        folders.append(how["dir"])
+        return tempfile.NamedTemporaryFile(**how)
+
+    monkeypatch.setattr(divergence, "_IN_MEMORY", 0)
+    monkeypatch.setattr(divergence, "tempfile", SimpleNamespace(NamedTemporaryFile=noted))
+    assert wb.evaluate(model, [NF4], max_rows=2, max_length=16, folder=tmp_path / "kept").run().complete
+    assert folders == [tmp_path / "kept"]
+
+
 # --- rows ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -216,14 +234,6 @@ def test_outputs_err_less_than_weights_where_errors_average_out(evaluated: wb.Ev
 
 
 # --- which configurations -----------------------------------------------------------------------------------------------------
-
-
-def test_at_equal_bits_each_format_has_the_configuration_that_a_duel_chooses(model: Path) -> None:
-    ev = wb.evaluate(model, ["mxfp4", "nf4", "fp4"], equal_bits=True)
-    assert set(ev.specs) == {score.spec for score in wb.duel(model, EQUAL_BITS, ["mxfp4", "nf4", "fp4"]).contenders}
-    assert max(spec.bits_per_weight for spec in ev.specs) <= EQUAL_BITS
-    small = wb.evaluate(model, ["nf4"], equal_bits=4.2)
-    assert [spec.bits_per_weight <= 4.2 for spec in small.specs] == [True]
 
 
 @pytest.fixture

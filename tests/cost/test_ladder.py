@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import workbench as wb
+from workbench.cost import ladder
 from workbench.cost.ladder import BITS, FORMATS, Ladder
 
 
@@ -36,13 +40,13 @@ class Received:
 @pytest.fixture(scope="module")
 def received() -> Received:
     received = Received()
-    ladder = Ladder(received)
-    ladder.ask("to run, v.")
+    process = Ladder(received)
+    process.ask("to run, v.")
     received.until(k="done")
-    ladder.ask("music, n.")
+    process.ask("music, n.")
     received.until(k="done", prompt="music, n.")
-    ladder.close()
-    ladder.close()
+    process.close()
+    process.close()
     return received
 
 
@@ -75,14 +79,49 @@ def test_four_bits_say_what_sixteen_do_and_two_do_not(received: Received) -> Non
     assert texts[2] != texts[16]
 
 
+class Spoken:
+    """Rungs that say what they are asked, and at one number of bits meet a newer prompt."""
+
+    def __init__(self, prompts: queue.SimpleQueue[str], at: int) -> None:
+        self._prompts, self._at, self.bits = prompts, at, 0
+
+    def set(self, bits: int) -> None:
+        self.bits = bits
+
+    def says(self, prompt: str, asked: Callable[[], object | None]) -> str:
+        if prompt == "first" and self.bits == self._at:
+            assert asked() is None
+            self._prompts.put("second")
+            self._prompts.put("third")
+            assert asked()
+        return prompt
+
+    def costs(self, bits: int) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("at", [BITS[0], BITS[-1]])
+def test_the_newest_prompt_breaks_the_older_ones_off_and_is_never_lost(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "IDLE", 0.0)
+    prompts: queue.SimpleQueue[str] = queue.SimpleQueue()
+    prompts.put("before")
+    prompts.put("first")
+    received = Received()
+    ladder.answer(prompts, Spoken(prompts, at), lambda k, **fields: received({"k": k, **fields}))  # type: ignore[arg-type]
+    assert [message["prompt"] for message in received.of("done")] == ["third"]
+    said = [(message["prompt"], message["bits"]) for message in received.of("text")]
+    assert said == [("first", bits) for bits in BITS[: BITS.index(at)]] + [("third", bits) for bits in BITS]
+
+
 def test_a_process_that_dies_says_so_and_the_next_prompt_starts_another() -> None:
     received = Received()
-    ladder = Ladder(received)
-    ladder.ask("to run, v.")
-    assert ladder._process is not None
-    ladder._process.kill()
+    process = Ladder(received)
+    process.ask("to run, v.")
+    assert process._process is not None
+    assert os.getsid(process._process.pid) == process._process.pid, "Ctrl-C in the notebook does not reach it"
+    process._process.kill()
     received.until(k="error")
     assert "has ended" in received.of("error")[0]["text"]
-    ladder.close()
-    ladder.ask("a word after its end")
-    assert ladder._process is None
+    process.close()
+    process.ask("a word after its end")
+    assert process._process is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tests.helpers.in_process import config_of
 from tests.helpers.live_runs import files_of
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
+from workbench.cost.before import before_training
+from workbench.cost.methods import refused
 from workbench.sources.local import LocalSource
 
 METHODS = ("full", "lora", "qlora")
@@ -94,6 +97,25 @@ def test_what_4_bits_cost_before_training_is_what_evaluating_the_base_gives(
     assert qlora.before == sens.measurements.rows[mix.point.key]
     assert qlora.kl_before == qlora.before.kl > 0
     assert list(compared.to_frame()["kl_before"]) == [0, 0, qlora.kl_before]
+
+
+@pytest.mark.parametrize("begun", ["loftq", "pissa", "olora"])
+def test_a_base_that_its_adapter_is_a_part_of_is_not_measured_alone(config: wb.TrainConfig, begun: str, tmp_path: Path) -> None:
+    fields = {"use_dora": False, "lora_alpha": config.lora_r, "init_lora_weights": begun}
+    found, why = before_training(dataclasses.replace(config, **fields), tmp_path, lambda: False)  # type: ignore[arg-type]
+    assert found is None
+    assert "wb.repairs measures them together" in why
+
+
+def test_why_nothing_was_measured_before_training_is_said(config: wb.TrainConfig, tmp_path: Path) -> None:
+    alone = dataclasses.replace(config, max_eval_rows=0)
+    found, why = before_training(alone, tmp_path, lambda: False)
+    assert (found, "no held-out rows" in why) == (None, True)
+    comparison = wb.compare_methods(alone, ("qlora",), tmp_path / "methods")
+    row = dataclasses.replace(refused(alone, tmp_path / "qlora", "", ""), not_measured=why)
+    comparison._rows.append(row)
+    assert row.kl_before is None
+    assert "KL before training, qlora: data: the configuration has no held-out rows" in repr(comparison)
 
 
 def test_every_method_sees_the_same_rows_in_the_same_order(compared: wb.MethodComparison) -> None:

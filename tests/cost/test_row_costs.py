@@ -55,3 +55,11 @@ def test_different_ranks_are_always_told_apart() -> None:
     assert ranks([1.0, 2.0, 3.0], lambda i, j: known[i, j]) == (1, 1, 1)
     assert ranks([3.0, 1.0, 2.0], lambda i, j: (0.5, 1.5)) == (3, 1, 2)
     assert ranks([], lambda i, j: (0.0, 0.0)) == ()
+
+
+def test_what_is_no_number_is_null_in_an_event() -> None:
+    event = {"tokens": [3, 2], "losses": [1.5, None], "kls": [None, 0.25], "flipped": [1, 0.0]}
+    found = RowCosts.from_event(event)
+    assert (found.tokens, found.flipped, found.losses[0], found.kls[1]) == ((3, 2), (1, 0), 1.5, 0.25)
+    assert np.isnan([found.losses[1], found.kls[0], found.loss, found.kl]).all()
+    assert np.isnan(found.kl_interval).all()

@@ -1,10 +1,12 @@
 """The cost view on a tiny model: measured by pressing its buttons, found again by another view, linked with the others."""
 
 import contextlib
+import dataclasses
 import html
 import io
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from tests.helpers.texts import missing
 from tests.helpers.tiny_model import write_tiny_model
 from widgets import CostView, Workbench
 from widgets.figures import cost
+from widgets.figures.kl_curve import kl_curve_figure, why_four
 from widgets.state import COST_FIELDS, State
+from workbench.cost import mixing, process
+from workbench.quant.spec import QuantSpec
 from workbench.text import amount, nats
 
 STATE = {"tab": "Cost", "double_quant": True, "max_length": 64, "train": {"max_eval_rows": 12}}
@@ -201,8 +206,70 @@ def test_a_checkpoint_s_own_list_stands_beside_the_mix(measured, app, model, tmp
     assert drawn(part.curve)[-1]["name"] == "as dynamic, predicted"
     part.like.value = model
     assert "no list of modules" in app.cost.message.value
-    part.like.value = ""
+    assert part.mix is not None
     assert part.beside is None
+    assert "As dynamic" not in part.summary.value
+    part.like.value = ""
+    assert app.cost.message.value == ""
+
+
+def test_a_checkpoint_is_opened_off_the_kernel_s_thread_and_once(app, model, monkeypatch):
+    """It may lie on the Hub, and the slider draws the mix again and again."""
+    part, asked = app.cost.mix, []
+    monkeypatch.setattr(part.look, "submit", lambda what, unit, work: asked.append(work))
+    part.like.value = "somebody/dynamic"
+    for megabytes in np.linspace(part.memory.min, part.memory.max, 3):
+        part.memory.value = megabytes
+    assert len(asked) == 1
+    assert part.mix is not None
+
+
+def test_a_gpu_that_is_too_small_leaves_no_mix_of_another_memory_behind(app, monkeypatch):
+    part = app.cost.mix
+    monkeypatch.setattr(mixing, "fit", lambda ledger, gpu: types.SimpleNamespace(spare=-1))
+    part.gpu.value = "T4 16 GB"
+    assert "T4 16 GB" in app.cost.message.value
+    assert part.mix is None
+    assert drawn(part.curve) == []
+    assert part.summary.value == ""
+    assert part.stream.button.layout.display == "none"
+    monkeypatch.undo()
+    part.gpu.value = ""
+    assert part.mix is not None
+    assert part.hand.layout.display != "none"
+
+
+def test_both_mixes_are_measured_by_one_process(measured, model, tmp_path, monkeypatch):
+    folder = tmp_path / "dynamic"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    skipped = {"llm_int8_skip_modules": ["model.layers.0.self_attn"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": skipped}))
+    part, begun = measured.mix, []
+    begin = process.Measuring._begin
+    monkeypatch.setattr(process.Measuring, "_begin", lambda self: begun.append(self) or begin(self))
+    before = part.memory.value
+    part.like.value, part.memory.value = str(folder), 0.9 * before + 0.1 * part.memory.min
+    with measuring():
+        part.stream.button.click()
+    assert measured.message.value == ""
+    assert None not in (part.mix.measured, part.beside.measured)
+    assert len(begun) == 1
+    part.like.value, part.memory.value = "", before
+
+
+def test_what_was_measured_at_equal_bits_is_found_again(measured, model, folder):
+    measured.formats.bits.value = "equal"
+    assert measured.message.value == "", "nothing at equal bits is kept yet"
+    assert measured.formats.evaluation is None
+    with measuring():
+        measured.formats.stream.button.click()
+    rows = measured.formats.evaluation.rows
+    assert len(rows) > 4
+    view = CostView(state=State(model=model, cost_folder=folder, cost_bits="equal", **STATE), executor=Immediate())
+    assert view.formats.evaluation.rows == rows
+    view.close()
+    measured.formats.bits.value = "own"
 
 
 def test_all_bits_lie_on_one_curve_with_the_mix(app):
@@ -223,6 +290,11 @@ def test_all_bits_lie_on_one_curve_with_the_mix(app):
     ladder = {row.spec.format: row.kl for row in rows[1:]}
     assert f"from 3 to 2 ×{ladder['int2-sym'] / ladder['int3-sym']:.2g}" in view.formats.summary.value
     assert "wb.kl_curve(" in view.copy.code
+    other = dataclasses.replace(
+        rows[-1], spec=QuantSpec("int4", 64), name="INT4", kl=9.0
+    )  # of the same bits, and no step of it
+    assert why_four([*rows, other]) == why_four(rows)
+    assert "INT4, by block size" in [trace["name"] for trace in kl_curve_figure([*rows, other])["data"]]
 
 
 def test_another_text_is_another_measurement(app):

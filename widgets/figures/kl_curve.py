@@ -6,7 +6,6 @@ Plain functions from the values of ``workbench.cost`` to a plotly figure, and to
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,12 @@ import numpy as np
 
 from widgets.figures.layout import Figure, escaped
 from widgets.figures.palette import CHOSEN, SYMBOLS
+from workbench.cost.curve import ASYMMETRIC, SYMMETRIC
 from workbench.text import nats, percent
 
 if TYPE_CHECKING:
     from workbench.cost.evaluation import Cost
     from workbench.cost.mixing import Mix
-
-_INTEGER = re.compile(r"int(\d)(-asym|-sym)?")
 
 
 def kl_curve_figure(costs: Iterable[Cost], mix: Mix | None = None) -> Figure:
@@ -78,8 +76,10 @@ def _family(cost: Cost) -> str:
     """The formats that a line joins."""
     spec = cost.spec
     assert spec is not None  # the model in 16 bits is in no family
-    if found := _INTEGER.fullmatch(spec.format):
-        return "integers with a zero point" if found[2] == "-asym" else "symmetric integers"
+    if spec.format in SYMMETRIC:
+        return "symmetric integers"
+    if spec.format in ASYMMETRIC:
+        return "integers with a zero point"
     return f"{spec.definition.title}{', double quantized' if spec.double_quant else ''}, by block size"
 
 
@@ -92,8 +92,8 @@ def why_four(costs: Iterable[Cost]) -> str:
     """
     ladder: dict[int, Cost] = {}
     for cost in costs:
-        if cost.spec is not None and (found := _INTEGER.fullmatch(cost.spec.format)) and found[2] != "-asym":
-            ladder[int(found[1])] = cost
+        if cost.spec is not None and cost.spec.format in SYMMETRIC:
+            ladder[2 + SYMMETRIC.index(cost.spec.format)] = cost
     steps = [(bits, ladder[bits + 1], ladder[bits]) for bits in sorted(ladder, reverse=True) if bits + 1 in ladder]
     if not steps:
         return "No integers have been measured yet."

@@ -91,15 +91,18 @@ def cost(
     """
     from workbench.cost.evaluation import USUAL, evaluate
 
+    if equal_bits is not None and double_quant != "no":
+        raise click.UsageError("--equal-bits chooses double quantization itself: leave --double-quant out.")
     with usage():
         specs = specs_of(formats, [], None, double_quant) if formats else USUAL
     source = opened(model, revision)
     ev = evaluate(
-        source, specs, data=data, max_rows=max_rows, max_length=max_length, equal_bits=equal_bits or False, folder=folder,
-        progress=on_terminal(),
+        source, specs, data=data, max_rows=max_rows, max_length=max_length, folder=folder, progress=on_terminal(),
+        equal_bits=False if equal_bits is None else equal_bits,
     )  # fmt: skip
     if as_json:
-        _print_json(model=source.name, text=ev.text, rows=[_plain(row) | {"rank": ev.ranks.get(row.name)} for row in ev])
+        ranks = ev.run().ranks
+        _print_json(model=source.name, text=ev.text, rows=[_plain(row) | {"rank": ranks.get(row.name)} for row in ev.rows])
         return
     _print_lines(
         ("specification", "bits per weight", "size", "KL", "95 % of it".rjust(_BETWEEN), "flips", "loss", "increase",
@@ -206,7 +209,7 @@ def mix(
     if sum(value is not None for value in (budget_mb, gpu, like)) != 1:
         raise click.UsageError("Give --budget-mb or --gpu, or --like.")
     sens = _sensitivity(model, form, block_size, double_quant, data, max_rows, max_length, folder, revision)
-    found = mixed(sens, None if budget_mb is None else int(budget_mb * 1e6), gpu=gpu, like=like)
+    found = mixed(sens, None if budget_mb is None else budget_mb * 1e6, gpu=gpu, like=like)
     if code:
         click.echo(found.as_code())
         return
@@ -219,8 +222,9 @@ def mix(
         interval = None if chosen is None else chosen.kl_interval
         flips = None if chosen is None else chosen.flips
         _print_json(
-            model=sens.job.source.name, text=sens.text, spec=sens.spec.to_dict(), nbytes=found.nbytes,
-            llm_int8_skip_modules=names, modules_left_out=found.modules_left_out, rows_chosen_by=found.rows[0],
+            model=sens.job.source.name, text=sens.text, spec=sens.spec.to_dict(), gpu=gpu and gpu.name,
+            like=found.like or None, nbytes=found.nbytes, llm_int8_skip_modules=names,
+            modules_left_out=found.modules_left_out, rows_chosen_by=None if found.like else found.rows[0],
             rows_reported=found.rows[1], predicted_kl=found.predicted_kl, measured_kl=found.measured_kl,
             measured_kl_interval=interval, measured_flips=flips, measured_loss=found.measured_loss, kl_4bit=four.kl,
             loss_4bit=four.loss, loss_16bit=sixteen.loss, curve=points,
@@ -230,7 +234,7 @@ def mix(
     lines = [{name: cell for name, cell in line.items() if name} for line in found.lines()]
     head = ("", *list(lines[0])[1:])
     _print_lines(head, (tuple(line.values()) for line in lines), first=len("all in 16 bits"))
-    click.echo(f"Chosen by {found.rows[0]} held-out rows; all figures are of {found.rows[1]} others.")
+    click.echo(printable(found.basis))
     click.echo(f"\nLeft in 16 bits ({len(found.modules_left_out)} of {len(sens)} modules), as llm_int8_skip_modules:")
     for name in names:
         click.echo(f"  {printable(name)}")

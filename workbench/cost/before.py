@@ -1,7 +1,7 @@
 """How far a run's base is from the model in 16 bits before anything is trained: what its method costs by itself.
 
-Covers the base as a QLoRA run holds it, on the run's own held-out rows, measured as ``evaluate`` does and kept in a folder. The
-base of the other methods is the model in 16 bits.
+Covers the base as a QLoRA run holds it, on the run's own held-out rows, measured as ``evaluate`` does and kept in a folder; not
+one that its adapter is a part of. The base of the other methods is the model in 16 bits.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from workbench.errors import WorkbenchError
 from workbench.memory.footprint import leaves_out
 from workbench.progress import Cancelled
 from workbench.quant.spec import QuantSpec
+from workbench.training.choices import BEGINNINGS, NOT_ZERO
 from workbench.training.config import TrainConfig
 
 
-def before_training(config: TrainConfig, folder: Path, cancelled: Cancelled) -> RowCosts | None:
+def before_training(config: TrainConfig, folder: Path, cancelled: Cancelled) -> tuple[RowCosts | None, str]:
     """The sums of the held-out rows of a QLoRA run's base against the model in 16 bits; what was measured before is read.
 
-    None where ``cancelled()`` says yes, and where it cannot be measured: without held-out rows, or of a checkpoint that is in 4
-    bits itself.
+    Without them the text says why: where the adapter begins as a part of the base or as what makes up for it, there are no
+    held-out rows, or the checkpoint is in 4 bits itself. Neither where ``cancelled()`` says yes.
     """
+    if config.init_lora_weights in NOT_ZERO:
+        title = BEGINNINGS[config.init_lora_weights]
+        return None, f"with {title} base and adapter begin as one: wb.repairs measures them together, as step 0."
     spec = QuantSpec(config.quant_type, config.block_size, double_quant=config.double_quant)
     try:
         job = job_of(config.model, config, None, None)
@@ -32,6 +36,6 @@ def before_training(config: TrainConfig, folder: Path, cancelled: Cancelled) -> 
         found = Measurements(job, folder)
         base = Assignment(spec, but=out)
         list(found.measured([Assignment(), base], (), lambda done, total: None, cancelled))
-    except WorkbenchError:  # the runs' own results stand without it
-        return None
-    return found.rows.get(base.key)
+    except WorkbenchError as error:  # the runs' own results stand without it
+        return None, str(error)
+    return found.rows.get(base.key), ""

@@ -15,11 +15,12 @@ from workbench.quant.spec import QuantSpec, SpecLike
 from workbench.sources import Source
 from workbench.training.config import TrainConfig
 
-_SYMMETRIC = ("int2-sym", "int3-sym", "int4-sym", "int5-sym", "int6-sym", "int7-sym", "int8")
-_ASYMMETRIC = ("int2-asym", "int3-asym", "int4-asym", "int5-asym", "int6-asym", "int7-asym", "int8-asym")
+SYMMETRIC = ("int2-sym", "int3-sym", "int4-sym", "int5-sym", "int6-sym", "int7-sym", "int8")
+ASYMMETRIC = ("int2-asym", "int3-asym", "int4-asym", "int5-asym", "int6-asym", "int7-asym", "int8-asym")
+"""Integers of 2 to 8 bits."""
 CURVE = (
-    *(QuantSpec(name, 64) for name in _SYMMETRIC),
-    *(QuantSpec(name, 64) for name in _ASYMMETRIC),
+    *(QuantSpec(name, 64) for name in SYMMETRIC),
+    *(QuantSpec(name, 64) for name in ASYMMETRIC),
     *(QuantSpec("nf4", size) for size in (32, 64, 256, 4096)),
     *(QuantSpec("nf4", size, double_quant=True) for size in (32, 64, 256, 4096)),
 )

@@ -24,7 +24,7 @@ from workbench.progress import Progress, reporting
 from workbench.show import Shown, View
 from workbench.surveys.resumable import Unfolding
 from workbench.text import number
-from workbench.training.events import Event, EventReader
+from workbench.training.events import EventReader
 from workbench.training.paths import path_of
 from workbench.training.results.gguf_files import Read, library
 from workbench.training.results.merging import Merge
@@ -183,9 +183,9 @@ class Deployed(Shown, Unfolding[OnBase]):
             if event["k"] == "progress":
                 self._at = event["done"], event["total"]
             elif event["k"] == "trained":
-                self._trained = _costs(event)
+                self._trained = RowCosts.from_event(event)
             elif event["k"] == "base":
-                self._found[event["key"]] = self._row(event["base"], _costs(event))
+                self._found[event["key"]] = self._row(event["base"], RowCosts.from_event(event))
         return failure_in(events)
 
     def _row(self, base: str, found: RowCosts) -> OnBase:
@@ -195,9 +195,3 @@ class Deployed(Shown, Unfolding[OnBase]):
             base, self._titles.get(base, base), sum(found.tokens), found.kl, found.kl_interval, found.flips,
             found.flips_interval, found.loss, change, interval,
         )  # fmt: skip
-
-
-def _costs(event: Event) -> RowCosts:
-    """The sums of each row, as the process reports them; null is no number."""
-    kls, losses = (tuple(math.nan if value is None else float(value) for value in event[name]) for name in ("kls", "losses"))
-    return RowCosts(tuple(event["tokens"]), losses, kls, tuple(event["flipped"]))

@@ -9,7 +9,6 @@ run on a GPU].
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,14 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.cost.divergence import Reference, RowSums
+from workbench.cost.divergence import Reference, RowSums, gathered
 from workbench.cost.engine import widen
 from workbench.cost.process import Reporter, serve
-from workbench.cost.repairing import held_out_batches
-from workbench.errors import RunError
+from workbench.cost.repairing import held_out_batches, unquantized
+from workbench.errors import ModelError, RunError
 from workbench.quant.quantize import quantize
 from workbench.quant.spec import QuantSpec
 from workbench.sources import TensorInfo
+from workbench.sources.exact import loaded_into
+from workbench.sources.rule import FUSED, SPLIT, TRANSPOSED
 from workbench.sources.tensor_info import EMBEDDINGS, HEADS
 from workbench.training.results.gguf_files import Read, decoded, encoded
 from workbench.training.results.gguf_layouts import Layout
@@ -48,10 +49,9 @@ def measure(reporter: Reporter) -> None:
     if merge.source.path is None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
     batches = held_out_batches(run, merge.source.path, request["max_rows"])
-    config = dataclasses.replace(merge.config, method="lora", llm_int8_skip_modules=())
     stored = [info.dtype for info in merge.tensors]
     dtype = torch.float16 if stored.count("F16") > len(stored) / 2 else torch.bfloat16
-    deploying = _Deploying(merge, load_base(config, merge.source.path, dtype, lambda: None))
+    deploying = _Deploying(merge, load_base(unquantized(merge.config), merge.source.path, dtype, lambda: None))
     total, done = (1 + len(request["bases"])) * (len(batches) + len(merge.tensors)), 0
 
     def passed() -> None:
@@ -70,13 +70,11 @@ def measure(reporter: Reporter) -> None:
 
 
 def _together(batches: Iterator[RowSums], passed: Callable[[], None]) -> dict[str, Any]:
-    """The sums of all rows, one batch after another, by the names of ``RowCosts``."""
-    found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
+    found = []
     for sums in batches:
-        for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
-            values += added.tolist()
+        found.append(sums)
         passed()
-    return found
+    return gathered(found)
 
 
 class _Deploying:
@@ -90,6 +88,24 @@ class _Deploying:
         for each in (model, self._twin):
             widen(each)
         self._ends = [t.name for t in merge.tensors if t.role in EMBEDDINGS | HEADS]
+        self._loaded = loaded_into(model, (t.name for t in merge.tensors))
+        self._own = {each: self._parameters(each) for each in (model, self._twin)}
+        """Of each model: a checkpoint's tensor → the parameter that it alone is loaded into."""
+        for info in merge.tensors:
+            held = info.name in merge.paths or merge.in_four_bits(info)
+            parameter = self._own[model].get(info.name)
+            if held if parameter is None else tuple(parameter.shape) != info.shape:
+                raise self._refused(info)
+
+    def _parameters(self, model: Any) -> dict[str, Any]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        alone = {name: loaded for name, (loaded, layout) in self._loaded.items() if layout not in (FUSED, SPLIT)}
+        return {name: parameters[loaded] for name, loaded in alone.items() if loaded in parameters}
+
+    def _refused(self, info: TensorInfo) -> ModelError:
+        what = f"transformers loads {info.name} into no parameter of its own (it is fused, split or named otherwise)."
+        remedy = 'Ask for the bases "original" and "nf4", which leave it as it is, or save the model anew with transformers 5.'
+        return ModelError(what, where=self.merge.source.name, remedy=remedy)
 
     def on(self, base: str) -> Any:
         """The model that has the base's weights: the twin where embeddings and head differ too."""
@@ -108,21 +124,19 @@ class _Deploying:
         """A base's weights, with the adapter. Yields after each tensor."""
         values, target = self._values(base), self.on(base)
         for info in self.merge.tensors:
+            if target is self._twin and self._loaded.get(info.name, ("", ""))[1] in (FUSED, SPLIT):
+                raise self._refused(info)
             if target is self._twin or info.name not in self._ends:
                 weight = values(info)
                 self._set(target, info, self.merge.onto(info, weight) if info.name in self.merge.paths else weight)
             yield
 
     def _set(self, model: Any, info: TensorInfo, values: Array) -> None:
-        with torch.no_grad():
-            parameter = self._parameter(model, info.name)
-            if parameter is not None:
-                parameter.copy_(torch.from_numpy(np.array(values, np.float32)))  # a file that is mapped may not be written to
-
-    def _parameter(self, model: Any, name: str) -> Any:
-        """The parameter of a checkpoint's tensor, whose name may lack the first part; None for one that the model lacks."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        return parameters.get(name, parameters.get(f"{model.base_model_prefix}.{name}"))
+        """Puts values, (out, in), into the tensor's parameter, where it has one: buffers, and what a model ignores, stay."""
+        if (parameter := self._own[model].get(info.name)) is not None:
+            turned = values.T if info.layout == TRANSPOSED else values
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(np.array(turned, np.float32)))  # a file that is mapped may not be written to
 
     def _values(self, base: str) -> Values:
         """What gives the base's weights, float32 as the checkpoint lays them out."""

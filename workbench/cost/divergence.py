@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,15 @@ class RowSums(NamedTuple):
     """KL divergence of the model from the reference, in nats."""
     flips: NDArray[np.int64]
     """Positions whose most likely token is another one than the reference's."""
+
+
+def gathered(batches: Iterable[RowSums]) -> dict[str, list[Any]]:
+    """The rows of all batches, one after another, by the names of ``RowCosts``."""
+    names = ("tokens", "losses", "kls", "flipped")
+    return {
+        name: [value for part in parts for value in part.tolist()]
+        for name, parts in zip(names, zip(*batches, strict=True), strict=True)
+    }
 
 
 class Logits:

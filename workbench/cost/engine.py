@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from workbench.cost.assignments import spec_key
-from workbench.cost.divergence import Reference, RowSums
+from workbench.cost.divergence import Reference, RowSums, gathered
 from workbench.cost.jobs import BATCH, Job
 from workbench.errors import DataError, ModelError
 from workbench.quant.quantize import quantize
@@ -56,8 +56,8 @@ class Engine:
         self.job, self._emit = job, emit
         self._held: dict[str, QuantSpec] = {}
         self._emitted: set[tuple[str, str]] = set()
-        folder = Path(job.config.model)
-        tokenizer = data.open_tokenizer(folder)
+        model = Path(job.config.model)
+        tokenizer = data.open_tokenizer(model)
         files = data.held_out_files(job.config)
         assert files is not None  # job_of has refused such a configuration
         rows = data.load(job.config, tokenizer, files, job.config.max_eval_rows).rows
@@ -67,21 +67,21 @@ class Engine:
         inside = [self._order[at : at + BATCH] for at in range(0, len(rows), BATCH)]
         self.batches = [collator.batch([rows[row] for row in batch]) for batch in inside]
         self.sums: dict[str, Any] = {}
-        """Of the last pass, by the names of ``RowSums``: sums of each row, in the order of the data."""
+        """Of the last pass, by the names of ``RowCosts``: sums of each row, in the order of the data."""
         self._reference = Reference(self.batches, folder)
         self._calibration = collator.batch(rows[:CALIBRATION])
-        self._class = _class_of(folder)
+        self._class = _class_of(model)
         self._dtype = _dtype(job)
         quantize(np.ones(_WARM, np.float32), _NF4).dequantize()  # loads the kernels before memory is counted
         self.base = host_counters().get("rss") or 0
         """Resident memory with libraries and rows, before the model."""
-        self.model = self._load(folder)
+        self.model = self._load(model)
         self._modules = self._placed()
 
     @property
     def tokens(self) -> list[int]:
         """Tokens that bear a loss, row by row."""
-        return self._by_row([(batch["labels"][:, 1:] != IGNORED).sum(1).tolist() for batch in self.batches])
+        return self._by_row([n for batch in self.batches for n in (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()])
 
     @property
     def digest(self) -> str:
@@ -161,15 +161,10 @@ class Engine:
         for sums in self._reference.take(self.model) if reference else self._reference.compare(self.model):
             found.append(sums)
             yield len(found)
-        self.sums = {
-            "losses": self._by_row([sums.loss.tolist() for sums in found]),
-            "kls": self._by_row([sums.kl.tolist() for sums in found]),
-            "flipped": self._by_row([sums.flips.tolist() for sums in found]),
-        }
+        self.sums = {name: self._by_row(values) for name, values in gathered(found).items()}
 
-    def _by_row(self, of_batches: Sequence[Sequence[Any]]) -> list[Any]:
-        """Values of the rows in their batches → in the order of the data."""
-        values = [value for batch in of_batches for value in batch]
+    def _by_row(self, values: Sequence[Any]) -> list[Any]:
+        """Values of the rows as the batches have them → in the order of the data."""
         return [value for _, value in sorted(zip(self._order, values, strict=True), key=lambda pair: pair[0])]
 
     def outputs(self, specs: Sequence[QuantSpec]) -> None:

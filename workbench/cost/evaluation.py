@@ -12,19 +12,22 @@ chance, so that on few rows its differences are mostly noise, and may even be be
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from workbench.cost.assignments import Assignment, spec_key
-from workbench.cost.jobs import Job, job_of
+from workbench.cost.jobs import job_of
 from workbench.cost.measurements import Measurements, MemoryUse, Ratio
 from workbench.cost.row_costs import Interval, RowCosts, ranks
 from workbench.errors import FormatError
 from workbench.given import described, is_a, is_number
-from workbench.progress import Progress, reporting
+from workbench.progress import Cancelled, Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import Line, Record, Shown, View
 from workbench.sources import Source
@@ -33,6 +36,7 @@ from workbench.surveys.duel import duel
 from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, amount, nats, number, percent
 from workbench.training.config import TrainConfig
+from workbench.training.folder import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +49,8 @@ USUAL = (
 )  # fmt: skip
 """What is measured by default."""
 IN_16_BITS = "16 bits"
+CHOSEN = "equal-bits.json"
+"""In a folder of measurements: the configurations chosen at equal bits, by the bits and the formats."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +127,8 @@ def evaluate(
         max_length: Tokens of a row that are used; by default as many as ``TrainConfig`` has it (512).
         max_rows: Rows that are used; by default as many as ``TrainConfig`` has it (64).
         equal_bits: True, or bits per weight. In place of each specification its format's configuration of at most 4.5 (or so
-            many) bits whose weights err least, as in ``duel``, which reads the model's weights once first.
+            many) bits whose weights err least, as in ``duel``, which reads the model's weights once first; a folder keeps
+            what was chosen.
         output_error: Measure the layers' outputs first (``output_errors``).
         folder: Where what was measured is kept: with the same folder, model and rows nothing is measured twice, and an
             interrupted evaluation continues. Without a folder the measurements go with the result.
@@ -134,6 +141,7 @@ def evaluate(
     Raises:
         WorkbenchError: At once, for what cannot be measured, as ``ModelError``, ``DataError``, ``FormatError`` or
             ``ConfigError``.
+        InterruptedError: At once, where it is cancelled while configurations at equal bits are chosen.
         RunError: While iterating, where the process fails.
         ModelError: While iterating, where the process fails or the model does not fit into memory.
     """
@@ -142,25 +150,50 @@ def evaluate(
     if not is_a(equal_bits, bool) and not is_number(equal_bits):
         what, remedy = f"{described(equal_bits)} is no number of bits per weight.", "Give True, or one such as 4.5."
         raise FormatError(what, where="equal_bits", remedy=remedy)
-    if equal_bits:
-        bits = EQUAL_BITS if equal_bits is True else equal_bits
-        fought = duel(job.source, bits, dict.fromkeys(spec.format for spec in wanted), progress=progress, cancelled=cancelled)
-        wanted = tuple(score.spec for score in fought.contenders)
-    return Evaluation(job, wanted, output_error, folder, progress, cancelled)
+    if is_a(equal_bits, bool) and not equal_bits:
+        return Evaluation(Measurements(job, folder), wanted, output_error, progress, cancelled)
+    if rotated := next((spec for spec in wanted if spec.rotate is not None), None):
+        what = f"at equal bits a format's configuration is chosen among those without rotation, and {rotated.title} has one."
+        raise FormatError(what, where="equal_bits", remedy="Leave equal_bits out to measure rotated weights.")
+    measurements, formats = Measurements(job, folder), tuple(dict.fromkeys(spec.format for spec in wanted))
+    chosen = _at_equal_bits(measurements, EQUAL_BITS if equal_bits is True else float(equal_bits), formats, progress, cancelled)
+    return Evaluation(measurements, chosen, output_error, progress, cancelled)
+
+
+def _at_equal_bits(
+    measurements: Measurements, bits: float, formats: tuple[str, ...], progress: bool | Progress, cancelled: Cancelled | None
+) -> tuple[QuantSpec, ...]:
+    """Each format's configuration, as a duel chooses it or has chosen it for this folder before."""
+    file, key = measurements.root / CHOSEN, " ".join([f"{bits!r}", *(spec_key(QuantSpec(name)) for name in formats)])
+    kept = _read(file)
+    with contextlib.suppress(KeyError, TypeError, FormatError):  # chosen for something else, or by another version
+        return tuple(QuantSpec(**fields) for fields in kept[key])
+    fought = duel(measurements.job.source, bits, formats, progress=progress, cancelled=cancelled)
+    chosen = tuple(score.spec for score in fought.contenders)
+    with contextlib.suppress(OSError):  # a folder that can only be read has its measurements all the same
+        write_json(file, kept | {key: [spec.to_dict() for spec in chosen]})
+    return chosen
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(found := json.loads(file.read_text("utf-8")), dict):
+            return found
+    return {}
 
 
 class Evaluation(Shown, Unfolding[Cost]):
     """An evaluation's rows as they finish, and tables of them. Iterating does the work; leaving the loop stops it."""
 
     def __init__(
-        self, job: Job, specs: tuple[QuantSpec, ...], output_error: bool, folder: str | os.PathLike[str] | None,
-        progress: bool | Progress, cancelled: Callable[[], bool] | None,
+        self, measurements: Measurements, specs: tuple[QuantSpec, ...], output_error: bool, progress: bool | Progress,
+        cancelled: Callable[[], bool] | None,
     ) -> None:  # fmt: skip
         super().__init__(1 + len(specs), cancelled)
         self.specs = specs
-        self._job, self._progress = job, progress
+        self._job, self._progress = measurements.job, progress
         self._outputs = specs if output_error else ()
-        self._measurements = Measurements(job, folder)
+        self._measurements = measurements
 
     @property
     def model(self) -> str:

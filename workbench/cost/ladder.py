@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any
 
+from workbench.cost.row_costs import RowCosts
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 
 FORMATS = {8: "int8", 6: "int6-sym", 5: "int5-sym", 4: "int4-sym", 3: "int3-sym", 2: "int2-sym"}
@@ -70,7 +71,9 @@ class Ladder:
         log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the thread that reads)
         command = [sys.executable, "-P", "-m", "workbench.cost.ladder"]
         env = {**PATIENT, **without_secrets(), **OFFLINE}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env)
+        self._process = subprocess.Popen(  # in a session of its own: no signal to the notebook reaches it
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True
+        )
         threading.Thread(target=self._listen, args=(self._process, log), name="ladder", daemon=True).start()
 
     def _tell(self, prompt: str) -> None:
@@ -132,28 +135,52 @@ class Rungs:
 
     def costs(self, bits: int) -> Message:
         """KL divergence from the 16-bit model in nats a token, the share of flipped tokens, and the weights' relative error."""
+        from workbench.cost.divergence import gathered
+
         if bits not in self._costs:
-            rows = list((self._reference.take if bits == BITS[0] else self._reference.compare)(self._engine.model))
-            tokens = sum(int(row.tokens.sum()) for row in rows)
+            rows = (self._reference.take if bits == BITS[0] else self._reference.compare)(self._engine.model)
+            found = RowCosts.from_event(gathered(rows))
             error, signal = (sum(part) for part in zip(*self._sums.values(), strict=True)) if bits != BITS[0] else (0.0, 1.0)
             self._costs[bits] = {
-                "kl": sum(float(row.kl.sum()) for row in rows) / tokens,
-                "flips": sum(int(row.flips.sum()) for row in rows) / tokens,
-                "error": math.sqrt(error / signal), "tokens": tokens,
+                "kl": found.kl, "flips": found.flips, "error": math.sqrt(error / signal), "tokens": sum(found.tokens),
             }  # fmt: skip
         return self._costs[bits]
+
+
+Prompts = queue.SimpleQueue[str]
+Send = Callable[..., object]
+
+
+def answer(prompts: Prompts, rungs: Rungs, send: Send) -> None:
+    """Answers prompts, always the newest, until none has come for a while. ``send(k, **fields)`` takes what is said."""
+
+    def newer() -> str | None:
+        return None if prompts.empty() else "newer"
+
+    with contextlib.suppress(queue.Empty):
+        while True:
+            prompt = prompts.get(timeout=IDLE)
+            while newer():
+                prompt = prompts.get()
+            for bits in BITS:
+                rungs.set(bits)
+                text = rungs.says(prompt, newer)
+                if newer():
+                    break
+                send("text", prompt=prompt, bits=bits, text=text)
+                send("cost", bits=bits, **rungs.costs(bits))
+            else:
+                send("done", prompt=prompt)
 
 
 def main() -> None:
     """Answers prompts until its input ends, or no question has come for a while."""
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no message
-    prompts: queue.SimpleQueue[str] = queue.SimpleQueue()
-    waiting = threading.Event()
+    prompts: Prompts = queue.SimpleQueue()
 
     def listen() -> None:
         for line in sys.stdin:
             prompts.put(json.loads(line))
-            waiting.set()
         os._exit(0)
 
     def send(k: str, **fields: Any) -> None:
@@ -162,21 +189,8 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     rungs = Rungs()
     send("loaded")
-    with contextlib.suppress(queue.Empty):
-        while True:
-            prompt = prompts.get(timeout=IDLE)
-            waiting.clear()
-            while not prompts.empty():  # the newest counts
-                prompt = prompts.get()
-            for bits in BITS:
-                rungs.set(bits)
-                text = rungs.says(prompt, lambda: "newer" if waiting.is_set() else None)
-                if waiting.is_set():
-                    break
-                send("text", prompt=prompt, bits=bits, text=text)
-                send("cost", bits=bits, **rungs.costs(bits))
-            else:
-                send("done", prompt=prompt)
+    answer(prompts, rungs, send)
+    os._exit(0)  # the thread that listens would hold the interpreter up
 
 
 if __name__ == "__main__":

@@ -133,8 +133,7 @@ class Measurements:
                 case "rows":
                     self._tokens, self.prefix = tuple(event["tokens"]), event["prefix"]
                 case "sums":
-                    losses, kls = (tuple(math.nan if s is None else float(s) for s in event[n]) for n in ("losses", "kls"))
-                    self.rows[event["point"]] = RowCosts(self._tokens, losses, kls, tuple(event["flipped"]))
+                    self.rows[event["point"]] = RowCosts.from_event({"tokens": self._tokens, **event})
                 case "weights" | "outputs" as k:
                     found = self.weights if k == "weights" else self.outputs
                     error, signal_ = (math.nan if event[n] is None else float(event[n]) for n in ("error", "signal"))

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Generator, Mapping, Sequence
+import statistics
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +21,26 @@ from workbench.cost.before import before_training
 from workbench.cost.row_costs import RowCosts
 from workbench.errors import ConfigError, RunError
 from workbench.given import described, is_a, is_several, several
+from workbench.memory.footprint import Plan, loaded, trained
+from workbench.memory.ledger import BY_NAME, OF_TRAINING, SAVED, WEIGHTS
 from workbench.progress import Cancelled, Progress, reporting
 from workbench.show import Line, Record, Shown, View
+from workbench.sources import open_model
+from workbench.sources.packed import as_loaded
 from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, known_amount, known_memory_size, nats, percent
 from workbench.training import data
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
+from workbench.training.events import Event
 from workbench.training.folder import ENDED, RunFolder
 from workbench.training.launching import launch
 from workbench.training.paths import absolute, default_dir, path_of
+from workbench.training.results.receipt_meter import receipt
+from workbench.training.results.receipts import Receipt
 from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
     import pandas as pd
-
-import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from workbench.memory.footprint import Plan, loaded, trained
-from workbench.memory.ledger import BY_NAME, OF_TRAINING, SAVED, WEIGHTS
-from workbench.sources import open_model
-from workbench.sources.packed import as_loaded
-from workbench.training.events import Event
-from workbench.training.results.receipt_meter import receipt
-from workbench.training.results.receipts import Receipt
 
 Curve = tuple[tuple[int, float], ...]
 """(step, nats a token), in the order of the steps."""
@@ -81,6 +78,8 @@ class MethodResult(Record):
     """Bytes of the weights that the run left: of its adapter, or of the whole model. None where it left none."""
     before: RowCosts | None = None
     """The base as a QLoRA run holds it against the model in 16 bits, row by row before training; None where not measured."""
+    not_measured: str = ""
+    """Why ``before`` is not known, where it is of no such base or could not be measured."""
 
     @property
     def kl_before(self) -> float | None:
@@ -152,11 +151,12 @@ def kl_and_interval(result: MethodResult) -> str:
     return f"{nats(result.before.kl)} ({nats(low)} … {nats(high)})"
 
 
-def result_of(run: Run, config: TrainConfig, before: RowCosts | None = None) -> MethodResult:
-    """The run's result so far. ``before``: its base on held-out rows before training."""
+def result_of(run: Run, config: TrainConfig, before: RowCosts | None = None, not_measured: str = "") -> MethodResult:
+    """The run's result so far. ``before``: its base on held-out rows before training, or why it is not known."""
     status, events = run.status, run.events()
     ended = status.state, status.message, status.remedy
-    return dataclasses.replace(_result(config, run.dir, ended, events, receipt(run), _saved(run)), before=before)
+    result = _result(config, run.dir, ended, events, receipt(run), _saved(run))
+    return dataclasses.replace(result, before=before, not_measured=not_measured)
 
 
 def refused(config: TrainConfig, run_dir: Path, message: str, remedy: str) -> MethodResult:
@@ -287,12 +287,14 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
         measured = {r.method: {row.category: row.measured for row in r.receipt.rows} for r in self._done()}
         return pd.DataFrame(measured, index=list(BY_NAME)).astype("Int64")
 
+    @property
+    def not_measured(self) -> str:
+        """Why a KL before training is not known, in a sentence; empty where each one is."""
+        return " ".join(f"KL before training, {row.method}: {row.not_measured}" for row in self.rows if row.not_measured)
+
     def _show_(self) -> View:
-        return View(
-            f"Methods compared: {self._so_far('methods')}",
-            lines=self.rows,
-            note="Measured; KL before training is that of the base from 16 bits; it and held-out losses are nats a token.",
-        )
+        note = "Measured; KL before training is that of the base from 16 bits; it and held-out losses are nats a token."
+        return View(f"Methods compared: {self._so_far('methods')}", lines=self.rows, note=f"{note} {self.not_measured}".strip())
 
     def _done(self) -> tuple[MethodResult, ...]:
         if not self._rows:
@@ -317,8 +319,9 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
         try:
             if not self._followed(run, progress):
                 return None
-            before = before_training(config, self.folder / "before", self._stopped) if method == "qlora" else None
-            return result_of(run, config, before)
+            quantized = method == "qlora"
+            before = before_training(config, self.folder / "before", self._stopped) if quantized else (None, "")
+            return result_of(run, config, *before)
         except BaseException:
             with contextlib.suppress(RunError):
                 run.pause()

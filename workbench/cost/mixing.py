@@ -20,6 +20,7 @@ rule for the knapsack problem (Dantzig, Operations Research 5, 1957), off from t
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,14 @@ class Mix(Shown):
         """How many held-out rows modules were chosen by, and how many others all figures here are of."""
         rows = range(len(_whole(self.sensitivity).tokens))
         return len(rows[CHOSEN_ON]), len(rows[REPORTED_ON])
+
+    @property
+    def basis(self) -> str:
+        """What the modules were chosen by, and which rows all figures here are of, in a sentence."""
+        chosen, reported = self.rows
+        if self.like:
+            return f"Modules as {self.like} leaves them; figures of {counted(reported, 'held-out row')}, every second one."
+        return f"Modules chosen by {counted(chosen, 'held-out row')}; figures of {counted(reported, 'other')}."
 
     @property
     def measured_kl(self) -> float | None:
@@ -222,9 +231,7 @@ class Mix(Shown):
 
     def _show_(self) -> View:
         kept = f"{len(self.modules_left_out)} of {counted(len(self.sensitivity.job.weights), 'module')} in 16 bits"
-        chosen, reported = self.rows
-        by = f"as {self.like} leaves them" if self.like else f"chosen by {counted(chosen, 'held-out row')}"
-        note = f"Modules {by}; figures of {reported} others, of {self.sensitivity.text}."
+        note = f"{self.basis} Measured on {self.sensitivity.text}."
         left_out = f" Left out of 4 bits: {', '.join(self.modules_left_out)}." if self.modules_left_out else ""
         title = f"Mix: {kept}, {amount(self.nbytes)}; KL from 16 bits and loss in nats a token"
         return View(title, lines=self.lines(), note=note + left_out)
@@ -239,7 +246,7 @@ def _whole(sens: Sensitivity) -> RowCosts:
 
 def mix(
     sens: Sensitivity,
-    budget_bytes: int | None = None,
+    budget_bytes: float | None = None,
     *,
     gpu: Gpu | str | None = None,
     like: Source | str | os.PathLike[str] | None = None,
@@ -281,7 +288,7 @@ def mix(
         raise ConfigError([what], where="mix", remedy="Give one of them.")
     if like is not None:
         return _as(sens, like)
-    if budget_bytes is not None and not is_number(budget_bytes):
+    if budget_bytes is not None and not (is_number(budget_bytes) and math.isfinite(budget_bytes)):
         what = f"budget_bytes is {described(budget_bytes)}; it must be a number of bytes."
         raise ConfigError([what], where="mix", remedy="Give a number such as 4_800_000, or gpu='T4 16 GB'.")
     if gpu is None:

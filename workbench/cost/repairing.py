@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workbench.cost.divergence import Reference
+from workbench.cost.divergence import Reference, gathered
 from workbench.cost.process import Reporter, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
 from workbench.sources.rule import TRANSPOSED
 from workbench.training import data
+from workbench.training.config import TrainConfig
 from workbench.training.results.merging import Merge
 from workbench.training.runs import Run, attach
 from workbench.training.worker.batches import Collator
@@ -49,8 +50,7 @@ def measure(reporter: Reporter) -> None:
     if merge.source.path is None:
         raise RunError("the base model is no longer on this machine.", where=merge.source.name, remedy="Download it again.")
     batches = held_out_batches(run, merge.source.path, request["max_rows"])
-    # As a LoRA run on the same model would hold it.
-    config = dataclasses.replace(merge.config, method="lora", init_lora_weights=True, llm_int8_skip_modules=())
+    config = unquantized(merge.config)
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, lambda: None)
     models = _Models(merges, model, Reference(batches, reporter.root), lambda: measuring(model, dtype))
@@ -114,12 +114,11 @@ class _Models:
             merge = self._merges.get(step)
             self._write(lambda t: self._first.held(t) if merge is None else _with(merge, t))
         with self._measured():
-            found: dict[str, list[float]] = {"tokens": [], "losses": [], "kls": [], "flipped": []}
+            found = []
             for sums in self._reference.take(self._model) if step is None else self._reference.compare(self._model):
-                for values, added in zip(found.values(), (sums.tokens, sums.loss, sums.kl, sums.flips), strict=True):
-                    values += added.tolist()
+                found.append(sums)
                 yield
-        self.sums = found
+        self.sums = gathered(found)
 
     def restore(self) -> None:
         """Makes it the unquantized model again."""
@@ -137,6 +136,11 @@ def _with(merge: Merge, info: TensorInfo) -> NDArray[Any]:
     """The weight with the adapter, if it has one."""
     held = merge.held(info)
     return merge.trained(info, held) if info.name in merge.paths else held
+
+
+def unquantized(config: TrainConfig) -> TrainConfig:
+    """As a LoRA run on the same model would hold its base."""
+    return dataclasses.replace(config, method="lora", init_lora_weights=True, llm_int8_skip_modules=())
 
 
 def held_out_batches(run: Run, model: Path, max_rows: int) -> list[dict[str, Any]]:

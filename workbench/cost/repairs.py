@@ -272,9 +272,7 @@ class Repairs(Shown, Unfolding[Repair]):
             if event["k"] == "progress":
                 self._at = event["done"], event["total"]
             elif event["k"] == "model":
-                losses, kls = (tuple(math.nan if s is None else float(s) for s in event[n]) for n in ("losses", "kls"))
-                flipped = tuple(int(count) for count in event["flipped"])
-                self._models[event["step"]] = RowCosts(tuple(event["tokens"]), losses, kls, flipped)
+                self._models[event["step"]] = RowCosts.from_event(event)
             elif event["k"] == "repair":
                 name, step = event["name"], event["step"]
                 values = (event[field] for field in ("error_base", "error_adapted", "along"))

@@ -7,9 +7,10 @@ together what an interval cannot distinguish.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ class RowCosts:
     """KL divergence from the model in 16 bits, in nats."""
     flipped: tuple[int, ...]
     """Tokens before which another token is the most likely than to the model in 16 bits."""
+
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any]) -> RowCosts:
+        """The sums as a measuring process reports them, by their names here; null is no number."""
+        losses, kls = (tuple(math.nan if sum_ is None else float(sum_) for sum_ in event[name]) for name in ("losses", "kls"))
+        return cls(tuple(map(int, event["tokens"])), losses, kls, tuple(map(int, event["flipped"])))
 
     @property
     def loss(self) -> float:
@@ -67,11 +74,11 @@ class RowCosts:
 
     def above(self, base: RowCosts) -> tuple[float, Interval]:
         """How much higher the loss is than another model's on the same rows, and the paired interval of that."""
-        return self.loss - base.loss, difference_interval(self.losses, base.losses, self.tokens)
+        return self.loss - base.loss, _difference_interval(self.losses, base.losses, self.tokens)
 
     def further(self, other: RowCosts) -> Interval:
         """The paired interval of how much larger the KL divergence is than another model's on the same rows."""
-        return difference_interval(self.kls, other.kls, self.tokens)
+        return _difference_interval(self.kls, other.kls, self.tokens)
 
     def of(self, rows: slice) -> RowCosts:
         """The same of some of the rows."""
@@ -108,6 +115,9 @@ def difference_interval(sums: Sequence[float], base: Sequence[float], tokens: Se
     It is far narrower than either's own: what makes a row hard is in both.
     """
     return interval([a - b for a, b in zip(sums, base, strict=True)], tokens)
+
+
+_difference_interval = lru_cache(maxsize=1 << 10)(difference_interval)  # ranks are taken anew with every row that comes
 
 
 def _drawn(rows: int) -> Iterator[NDArray[np.float64]]:

@@ -12,6 +12,8 @@ BEGINNINGS = {
     True: "A at random, B zero", "gaussian": "A normal, B zero", "olora": "OLoRA", "pissa": "PiSSA", "loftq": "LoftQ",
     "eva": "EVA",
 }  # fmt: skip
+NOT_ZERO = ("olora", "pissa", "loftq")
+"""Beginnings whose product is not zero, so that the adapter does something before it is trained."""
 EVA_ROWS = 128
 """Rows that EVA looks at."""
 EVA_TOKENS_A_RANK = 2

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import ipywidgets
 
 from widgets.background.tasks import guard
+from widgets.background.work import Work
 from widgets.controls.binding import Quiet
 from widgets.controls.copy_code import CopyCode
 from widgets.controls.front_ends import number_slider
@@ -23,7 +24,7 @@ from widgets.figures import cost as figures
 from widgets.session import Session
 from workbench.cost.mixing import Mix, mix
 from workbench.cost.sensitivities import Sensitivity
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, WorkbenchError
 from workbench.memory.gpus import known
 from workbench.progress import Cancelled, Progress
 from workbench.text import amount, counted, listed, nats, percent
@@ -43,6 +44,7 @@ class MixPart:
         self.stream = Streamed(
             message, session.executor, begin=self._begin, show=lambda mixes: self._show(mixes[0]), ended=self._offer, style=""
         )
+        self.look = Work(session.executor, guarded(self._found), message.error)
         self.memory = number_slider("All weights may take (MB)", step=0.01, readout_format=".2f")
         self.gpu = ipywidgets.Dropdown(
             description="Or what a GPU leaves them", options=[("as the slider says", ""), *((name, name) for name in known())]
@@ -50,6 +52,8 @@ class MixPart:
         self.like = ipywidgets.Text(description="Beside it, like", placeholder="folder or owner/name", continuous_update=False)
         self.like.observe(guarded(lambda _: self.draw()), "value")
         self.beside: Mix | None = None
+        self._looked: tuple[Sensitivity, str] | None = None
+        """What ``beside`` was last asked for with: the checkpoint may lie on the Hub."""
         for control, field in ((self.memory, "mix_megabytes"), (self.gpu, "mix_gpu")):
             self._quiet.on_change(control, guarded(lambda value, field=field: session.store.update(**{field: value})))
         self.curve = Plot(height=264)
@@ -69,27 +73,47 @@ class MixPart:
         """The mix for the state's memory, as soon as every module is measured; it is chosen anew, and nothing is measured."""
         found, state, before = self._sensitivity(), self._session.store.value, self.mix
         ready = found is not None and found.complete
-        self._controls.layout.display = self._after.layout.display = "" if ready else "none"
-        self.mix = self.beside = None
+        self._controls.layout.display = "" if ready else "none"
+        self._look(found if ready else None, self.like.value.strip())
         if found is None or not ready:
-            set_note(self.summary, "")
-            self.curve.wait("Once the sensitivities are measured, memory that is left can be spent where it helps most.")
-            self._offer()
+            self._show_none("Once the sensitivities are measured, memory that is left can be spent where it helps most.")
             return
         whole = mix(found, found.job.nbytes_16bit)
         self._show_state(whole)
         budget = {"gpu": state.mix_gpu, "config": state.training} if state.mix_gpu else {"budget_bytes": self._budget(whole)}
-        chosen = mix(found, **budget)
+        try:
+            chosen = mix(found, **budget)
+        except WorkbenchError:
+            self._show_none("There is no mix for this memory.")
+            raise
         if before is None or before.point != chosen.point:
             self.stream.work.cancel()
-        self.beside = mix(found, like=name) if (name := self.like.value.strip()) else None
-        for one in (chosen, *([self.beside] if self.beside else [])):
-            with contextlib.suppress(InterruptedError):  # what was measured before is read; nothing is measured by this
-                one.measure(cancelled=lambda: True)
-        self._show(chosen)
+        self._show(_read(chosen))
+
+    def _show_none(self, why: str) -> None:
+        self.mix = None
+        self._after.layout.display = "none"
+        set_note(self.summary, "")
+        self.curve.wait(why)
+        self._offer()
+
+    def _look(self, sensitivity: Sensitivity | None, like: str) -> None:
+        """Asks for the mix of another checkpoint, off the kernel's thread; nothing where it was asked for already."""
+        if sensitivity is None or not like:
+            self.look.cancel()
+            self.beside = self._looked = None
+        elif self._looked != (sensitivity, like):
+            self.beside, self._looked = None, (sensitivity, like)
+            self.look.submit("Reading what the checkpoint leaves out", "", lambda p, c: _read(mix(sensitivity, like=like)))
+
+    def _found(self, beside: Mix) -> None:
+        self.beside = beside
+        if self.mix is not None:
+            self._show(self.mix)
 
     def _show(self, chosen: Mix) -> None:
         self.mix, four = chosen, chosen.in_4_bits
+        self._after.layout.display = ""
         left, of = chosen.modules_left_out, len(chosen.sensitivity.modules)
         summary = (
             f"{counted(len(left), 'module')} of {of} in 16 bits: all weights take {amount(chosen.nbytes)}. KL from 16 bits: "
@@ -134,7 +158,8 @@ class MixPart:
             self.memory.disabled = bool(self.gpu.value)
 
     def _offer(self) -> None:
-        left = [one for one in (self.mix, self.beside) if one is not None and one.measured is None]
+        shown = () if self.mix is None else (self.mix, self.beside)
+        left = [one for one in shown if one is not None and one.measured is None]
         label = "" if not left else "Measure this mix" if self.beside is None else "Measure both mixes"
         self.stream.offer(label, "A pass of the model in 16 bits, and one of each mix, over the same rows.")
 
@@ -143,9 +168,9 @@ class MixPart:
             both = [chosen, *([self.beside] if self.beside else [])]
 
             def measure(progress: Progress, cancelled: Cancelled) -> list[Mix]:
-                for one in both:
-                    one.measure(progress=progress, cancelled=cancelled)
-                return both
+                for _ in chosen.sensitivity.measurements.measured([one.point for one in both], (), progress, cancelled):
+                    pass
+                return list(map(_read, both))
 
             self.stream.follow("Measuring the mix", "batches", measure)
 
@@ -153,3 +178,10 @@ class MixPart:
         if self.mix is not None:
             state = self._session.store.value
             self._session.store.update(**state.changes_to(self.mix.to_config(state.training)), tab="Train")
+
+
+def _read(one: Mix) -> Mix:
+    """The mix with what was measured of it before; nothing is measured by this."""
+    with contextlib.suppress(InterruptedError):
+        one.measure(cancelled=lambda: True)
+    return one

@@ -6,6 +6,7 @@ looking up what was measured before. Nothing is measured before a button is pres
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, Protocol, TypeVar
@@ -121,6 +122,7 @@ class CostView(View):
     def mix(self) -> MixPart:
         """A mix for the memory there is."""
         part = self._add(MixPart(self.session, self.message, lambda: self.modules.sensitivity))
+        self.when_closed(part.look.close)
         if self._asked is not None:
             part.draw()
         return part
@@ -191,7 +193,7 @@ class CostView(View):
         if "mix" in vars(self):
             self.mix.draw()
 
-    def _found(self, known: tuple[Asked, str, Evaluation, Sensitivity]) -> None:
+    def _found(self, known: tuple[Asked, str, Evaluation | None, Sensitivity]) -> None:
         """What was measured before, for a part that measures nothing meanwhile."""
         asked, bits, evaluation, sensitivity = known
         if asked != self._asked:
@@ -207,7 +209,9 @@ class CostView(View):
         self.update(**state.changes_to(dataclasses.replace(state.training, max_eval_rows=rows)))
 
 
-def _known(asked: Asked, bits: str) -> tuple[Asked, str, Evaluation, Sensitivity]:
+def _known(asked: Asked, bits: str) -> tuple[Asked, str, Evaluation | None, Sensitivity]:
     """What the folder holds. Cancelled from the start, both read what was measured before and start no process."""
-    how = {"cancelled": lambda: True}
-    return asked, bits, asked.evaluation(bits, **how).run(), asked.sensitivity(**how).run()
+    how, evaluation = {"cancelled": lambda: True}, None
+    with contextlib.suppress(InterruptedError):  # which configurations have equal bits was never found out
+        evaluation = asked.evaluation(bits, **how).run()
+    return asked, bits, evaluation, asked.sensitivity(**how).run()

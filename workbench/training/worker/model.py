@@ -30,9 +30,6 @@ from workbench.training.worker.distributed import local_rank
 from workbench.training.worker.health import rescale_mlps
 from workbench.training.worker.preparation import answer_in, prepare
 
-NOT_ZERO = ("olora", "pissa", "loftq")
-"""Beginnings whose product is not zero, so that the adapter does something before it is trained."""
-
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
     """The dtype of activations; see ``TrainConfig.compute_dtype``.

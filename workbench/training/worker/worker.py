@@ -26,6 +26,7 @@ from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
 from workbench.sources import open_model
 from workbench.training import lineage, origins
+from workbench.training.choices import NOT_ZERO
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
@@ -238,7 +239,7 @@ class Worker:
         with self.phase("attach"):
             net = model.attach_adapters(base, self.config, self.folder.first_adapter)
             self.account.moment("attach", net)
-            if self.attempt == 1 and distributed.rank() == 0 and self.config.init_lora_weights in model.NOT_ZERO:
+            if self.attempt == 1 and distributed.rank() == 0 and self.config.init_lora_weights in NOT_ZERO:
                 net.save_pretrained(str(self.folder.beginning))
         paged = paged_state(self.config, cuda, model.adapter_sizes(net))
         self.capabilities["paged optimizer state"] = paged
