@@ -241,3 +241,5 @@ def test_other_bases_are_measured_on_demand_and_shown_again(part: RunExport, run
     part.follow(mine)
     assert html.unescape(part.on_bases.table.value) == table
     assert part.on_bases.copy.code.count("wb.deployed(run)") == 1
+    part.on_bases.gguf.value = "q4_k_m"
+    assert "wb.deployed(run, ['original', 'nf4', 'q8_0', 'q4_0', 'q4_k_m'])" in part.on_bases.copy.code

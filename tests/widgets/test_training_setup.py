@@ -17,7 +17,7 @@ from widgets.state import State
 
 
 @pytest.mark.parametrize(
-    "place", ["/home/max_steps/model/seed", "max_steps.json", r"C:\max_steps\seed", "~/run-max_steps", "./seed"]
+    "place", ["/data/max_steps/model/seed", "max_steps.json", r"C:\max_steps\seed", "~/run-max_steps", "./seed"]
 )
 def test_a_path_is_told_as_it_is_and_names_no_field(place: str) -> None:
     assert in_labels(f"{place}: lower max_steps.") == f"{place}: lower {label('max_steps')}."

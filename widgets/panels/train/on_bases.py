@@ -75,7 +75,12 @@ class OnBases:
 
     def _as_code(self) -> None:
         if self._run is not None:
-            self.copy.code = code.deployed(self._run.dir, self.gguf.value.strip())
+            self.copy.code = code.deployed(self._run.dir, self._named())
+
+    def _named(self) -> tuple[str, ...]:
+        """All bases, where there is a GGUF of the reader's among them."""
+        gguf = self.gguf.value.strip()
+        return (*BASES, gguf) if gguf else ()
 
     def _show(self, rows: tuple[OnBase, ...]) -> None:
         self.table.value = merge.bases_table(rows) if rows else ""
@@ -83,7 +88,7 @@ class OnBases:
     def _measure(self) -> None:
         run = self._run
         assert run is not None  # the controls are hidden until there is one
-        bases = [*BASES, *([self.gguf.value.strip()] if self.gguf.value.strip() else [])]
+        bases = self._named() or BASES
 
         def work(progress: Progress, cancelled: Cancelled) -> tuple[Run, tuple[OnBase, ...]]:
             deployed(run, bases, progress=progress, cancelled=cancelled).run()
