@@ -22,7 +22,7 @@ from widgets.state import State
 from workbench.report.contents import gather
 from workbench.report.sections import method
 from workbench.training.answers.values import Sampling
-from workbench.training.recipe import loading_code
+from workbench.training.base_code import loading_code
 
 PUBLIC = {"workbench": {*wb.__all__, "__version__"}, "widgets": set(widgets.__all__)}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

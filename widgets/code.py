@@ -7,7 +7,7 @@ compare. Each function returns text; none computes anything.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,11 +167,11 @@ def export(run_dir: Path, folder: str, base: str, dtype: str, form: str = "trans
     return _lines(head, [f"wb.export(run, {folder!r}, format={form!r}{into}, dtype={dtype!r}{like})"])
 
 
-def deployed(run_dir: Path, gguf: str) -> str:
-    """What a run's adapter loses on other bases, a GGUF of one's own among them."""
-    bases = f', ["original", "nf4", "q8_0", "q4_0", {gguf!r}]' if gguf else ""
+def deployed(run_dir: Path, bases: Sequence[str]) -> str:
+    """What a run's adapter loses on other bases; none named: on those that are always there."""
+    named = f", {list(bases)!r}" if bases else ""
     head = ["import workbench as wb", "", f"run = wb.attach({str(run_dir)!r})"]
-    return _lines(head, [f"on_bases = wb.deployed(run{bases}).run()", "on_bases.to_frame()"])
+    return _lines(head, [f"on_bases = wb.deployed(run{named}).run()", "on_bases.to_frame()"])
 
 
 def try_out(run_dir: Path, prompt: str, sampling: Sampling, original: bool) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from widgets.background.listeners import Listeners
 from widgets.views import TABS
+from workbench.cost.jobs import TEXTS
 from workbench.errors import ConfigError
 from workbench.given import described, is_a, several, unknown_fields
 from workbench.memory.gpus import GPUS, THIS_MACHINE, present
@@ -40,10 +41,8 @@ COST_FIELDS = {
 COST_BITS = {"own": "each format's own", "equal": "the same for all", "curve": "2 to 8 (why four?)"}
 """The bits per weight at which formats are compared."""
 
-COST_TEXTS = {
-    "": "as training has it", "builtin": "The Devil's Dictionary", "bible": "King James Bible", "wordnet": "WordNet's glosses",
-}  # fmt: skip
-"""The held-out rows that costs are measured on: training's, or a text of ``workbench.cost.jobs.TEXTS``."""
+COST_TEXTS = {"": "as training has it", **TEXTS}
+"""The held-out rows that costs are measured on: training's, or a text that comes with the workbench."""
 
 SCOPES = {"tensor": "the chosen tensor", "model": "the whole model"}
 """What formats are compared on."""

@@ -66,6 +66,13 @@ class Alone:
         drawing.send = self._tell  # type: ignore[method-assign]
         drawing.send_state = self._replace  # type: ignore[method-assign]
 
+    def beside(self, drawing: Drawing) -> None:
+        """Another drawing on the same page; from now on its changes reach the page, the first one's no more."""
+        self.page.evaluate("() => { document.getElementById('place').id = ''; }")
+        self.page.evaluate("() => { document.body.append(Object.assign(document.createElement('div'), { id: 'place' })); }")
+        self.page.evaluate(_MODEL, [drawing._esm, _plain(drawing._state), drawing.height])
+        drawing.send = self._tell  # type: ignore[method-assign]
+
     def theme(self, light: str) -> None:
         """Choose the light or the dark one."""
         self.page.evaluate("(light) => { document.body.dataset.jpThemeLight = light; }", light)

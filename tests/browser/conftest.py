@@ -8,15 +8,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
 import workbench as wb
+from tests.browser.alone import Alone
 from tests.browser.lab import Lab
 from tests.browser.server import ROOT, TOKEN, Server, chromium_at, jupyterlab, keep_inside
+from widgets.drawing.drawing import Drawing
 
 __all__ = ["ROOT", "Server"]
+
+Open = Callable[..., Alone]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +74,24 @@ def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Serve
 def lab(open_lab: Callable[[], Lab]) -> Lab:
     """One page of JupyterLab."""
     return open_lab()
+
+
+@pytest.fixture
+def open_alone(browser: Browser) -> Iterator[Open]:
+    """Opens a cockpit on a page of its own; no page may log an error."""
+    made: list[Alone] = []
+
+    def open_page(drawing: Drawing, **options: Any) -> Alone:
+        made.append(Alone(browser.new_page(), drawing, **options))
+        made[-1].page.wait_for_function("document.querySelector('.wbc-stage')?.dataset.revision")
+        return made[-1]
+
+    yield open_page
+    errors = [error for alone in made for error in alone.errors]
+    for alone in made:
+        alone.page.close()
+        alone.drawing.close()
+    assert not errors
 
 
 def empty(folder: Path) -> None:

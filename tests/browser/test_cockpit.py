@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Locator, Page
 
 import workbench as wb
-from tests.browser.alone import DARK, LIGHT, Alone
-from tests.browser.conftest import Server
+from tests.browser.alone import DARK, LIGHT
+from tests.browser.conftest import Open, Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.gpu_run import gpu_events
 from tests.helpers.immediate import Immediate
@@ -27,25 +26,6 @@ from workbench.training.results.timeline import Timeline
 LANES = ("Loss", "Memory", "Paging", "Phases")
 LOW = 270
 """Height of the bar and the lanes of a run that has ended."""
-Open = Callable[..., Alone]
-
-
-@pytest.fixture
-def open_alone(browser: Browser) -> Iterator[Open]:
-    """Opens a drawing on a page of its own; no page may log an error."""
-    made: list[Alone] = []
-
-    def open_page(drawing: Cockpit, **options: Any) -> Alone:
-        made.append(Alone(browser.new_page(), drawing, **options))
-        made[-1].page.wait_for_function("document.querySelector('.wbc-stage')?.dataset.revision")
-        return made[-1]
-
-    yield open_page
-    errors = [error for alone in made for error in alone.errors]
-    for alone in made:
-        alone.page.close()
-        alone.drawing.close()
-    assert not errors
 
 
 def started() -> Cockpit:
@@ -288,37 +268,6 @@ def test_a_missed_patch_is_asked_for_and_mended(open_alone: Open) -> None:
     alone.page.wait_for_function("window.sent.filter((message) => message.type === 'hello').length === 2")
     alone.hear()
     alone.page.wait_for_selector(".wbc-state:text-matches('Stopped')")
-
-
-def test_the_page_s_title_rings_while_nobody_looks(open_alone: Open) -> None:
-    alone = open_alone(started())
-    title = lambda: alone.page.title()  # noqa: E731
-    alone.page.evaluate("() => { document.title = 'A notebook'; document.hasFocus = () => false; }")
-    alone.drawing.update({}, state="running")  # type: ignore[attr-defined]
-    assert title() == "A notebook"
-    alone.drawing.update({}, alert="stalled")  # type: ignore[attr-defined]
-    assert title() == "! No step for long: a run – A notebook"
-    alone.page.wait_for_selector(".wbc-state:text-matches('No step for long')")
-    alone.drawing.update({}, alert="")  # type: ignore[attr-defined]
-    assert title() == "A notebook"
-    alone.drawing.update({}, state="finished", ended=True)  # type: ignore[attr-defined]
-    assert title() == "✓ Finished: a run – A notebook"
-    alone.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
-    assert title() == "A notebook"
-
-    # What had ended when it came into view, or ends before the reader's eyes, rings nothing; nor is another's title undone.
-    alone.drawing.begin("another", state="")  # type: ignore[attr-defined]
-    alone.drawing.update({}, state="failed", ended=True)  # type: ignore[attr-defined]
-    assert title() == "A notebook"
-    alone.drawing.update({}, state="running", ended=False)  # type: ignore[attr-defined]
-    alone.page.evaluate("() => { document.hasFocus = () => true; }")
-    alone.drawing.update({}, state="paused", ended=True)  # type: ignore[attr-defined]
-    assert title() == "A notebook"
-    alone.drawing.update({}, state="running", ended=False)  # type: ignore[attr-defined]
-    alone.page.evaluate("() => { document.hasFocus = () => false; }")
-    alone.drawing.update({}, state="stopped", ended=True)  # type: ignore[attr-defined]
-    alone.page.evaluate("() => { document.title = 'Elsewhere'; window.dispatchEvent(new Event('focus')); }")
-    assert title() == "Elsewhere"
 
 
 def test_a_picture_is_taken_of_it(open_alone: Open) -> None:

@@ -1,13 +1,15 @@
-"""Each notebook's first screen in a real JupyterLab: its title, its question, and a picture to drag, which moves."""
+"""Each notebook's first screen in a real JupyterLab: its title, its question, and a picture to drag, or a run, which moves."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from playwright.sync_api import Locator
 
 from tests.browser.conftest import ROOT, Server
 from tests.browser.lab import Lab
+from tests.browser.test_app import FIRST_STEP, choice
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +20,16 @@ HEROES = {
     "04_double_quantization": ("Weights to one scale", "Home"),
     "05_lora_and_qlora": ("Rank", "End"),
     "06_paged_optimizers": ("Batch 31, its length", "Home"),
+    "08_claims": ("What do its weights take under QLoRA?", "End"),
+    "09_what_it_costs": ("Bits a weight", "End"),
 }
 """What can be dragged first, and a key that takes it to where something breaks, or is mended."""
 HEADLINE = ".wb-hero-line b"
+MOVES = {"08_claims": ".wb-card"}
+"""What follows the handle, where that is not the headline."""
+BOTTOM = 772
+"""Where the status bar begins, in pixels."""
+HISTOGRAM = "[role=figure][aria-label^='Histogram of'][data-revision]"
 
 
 def first_screen(lab: Lab, server: Server, name: str) -> None:
@@ -36,6 +45,12 @@ def first_screen(lab: Lab, server: Server, name: str) -> None:
     lab.run_all()
 
 
+def in_sight(part: Locator) -> bool:
+    """Whether all of it is on the first screen."""
+    box = part.bounding_box()
+    return box is not None and 0 < box["y"] <= box["y"] + box["height"] <= BOTTOM
+
+
 @pytest.mark.parametrize("name", HEROES)
 def test_the_picture_is_in_sight_and_moves(lab: Lab, lab_server: Server, name: str) -> None:
     first_screen(lab, lab_server, name)
@@ -43,21 +58,40 @@ def test_the_picture_is_in_sight_and_moves(lab: Lab, lab_server: Server, name: s
     lab.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     label, key = HEROES[name]
     handle = lab.page.get_by_role("slider", name=label, exact=True)
-    box, picture = handle.bounding_box(), lab.page.locator(".wb-hero").bounding_box()
-    assert box is not None
-    assert picture is not None
-    assert picture["y"] > 0
-    assert picture["y"] + picture["height"] <= 772, "all of it is on the first screen, above the status bar"
-    before = lab.text(HEADLINE)
+    assert handle.is_visible()
+    assert in_sight(lab.page.locator(".wb-hero")), "all of it, above the status bar"
+    moves = MOVES.get(name, HEADLINE)
+    before = lab.text(moves)
     lab.shot(f"hero-{name}", None)
     handle.press(key)
-    lab.until(f"(before) => document.querySelector('{HEADLINE}').textContent !== before", argument=before)
+    lab.until(f"(before) => document.querySelector('{moves}').innerText !== before", argument=before)
     for shortcut in ("b", "d", "d"):  # the notebook's, which must not hear them
         lab.page.keyboard.press(shortcut)
     assert lab.page.locator(".jp-CodeCell").count() == 2
     lab.theme("JupyterLab Dark")
     lab.shot(f"hero-{name}-dragged-dark", None)
     lab.theme("JupyterLab Light")
+
+
+def test_the_app_s_controls_and_figures_are_in_sight_and_move(lab: Lab, lab_server: Server) -> None:
+    first_screen(lab, lab_server, "00_workbench")
+    lab.until(f"() => document.querySelector(`{HISTOGRAM}`)")
+    lab.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+    picture = lab.page.locator(HISTOGRAM)
+    lab.shot("first-00_workbench", None)
+    for part in (".wb-header", ".wb-figures"):
+        assert in_sight(lab.page.locator(part)), part
+    before = picture.get_attribute("aria-label")
+    choice(lab, "Block size").press("ArrowRight")
+    lab.until(f"(before) => document.querySelector(`{HISTOGRAM}`).ariaLabel !== before", argument=before)
+
+
+def test_a_run_takes_steps_in_sight(lab: Lab, lab_server: Server) -> None:
+    first_screen(lab, lab_server, "07_train_an_adapter")
+    lab.until("() => Number(document.querySelector('.wbc-stage')?.dataset.steps) >= 1", FIRST_STEP)
+    lab.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+    lab.shot("first-07_train_an_adapter", None)
+    assert in_sight(lab.page.locator(".wbc-bar"))
 
 
 def test_the_bits_dial_answers_what_the_reader_types(lab: Lab, lab_server: Server) -> None:

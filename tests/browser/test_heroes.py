@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page
 import widgets
 import workbench as wb
 from tests.browser.alone import DARK, LIGHT
+from tests.widgets.test_heroes import Said
 from widgets.heroes.block_scales import PLACE
 from widgets.heroes.hero import Hero
 
@@ -37,7 +38,7 @@ _OPEN = """async ([source, data, state]) => {
         set: (name, value) => { traits[name] = value; },
         on: (_, call) => { follow = call; },
     };
-    hero.render({ model, el: document.getElementById("place") });
+    window.end = hero.render({ model, el: document.getElementById("place") });
 }"""
 
 
@@ -227,6 +228,23 @@ def test_a_level_dragged_away_costs_and_lloyds_brings_it_back(alone: Alone, weig
     assert float(alone.shown()["error"].split()[0]) < best, "on these weights better than NF4"
 
 
+def test_lloyd_s_algorithm_ends_with_the_picture(alone: Alone, weights: Any) -> None:
+    alone.open(widgets.LevelsEditor(weights))
+    alone.shown()
+    moved = alone.page.evaluate(
+        """async () => {
+            const levels = () => String(window.traits.state.levels), frame = () => new Promise(requestAnimationFrame);
+            const button = document.querySelector("[data-key=lloyd]"), before = levels();
+            button.click();
+            window.end();
+            const first = levels();
+            for (let i = 0; i < 3; i++) await frame();
+            return [before !== first, first !== levels()];
+        }"""
+    )
+    assert moved == [True, False]
+
+
 def test_an_outlier_dragged_down_takes_every_weight_to_zero_and_blocks_bring_them_back(alone: Alone, weights: Any) -> None:
     alone.open(widgets.BlockScales(weights[0]))
     assert int(alone.shown()["zeros"]) < 90
@@ -298,10 +316,20 @@ def test_the_long_batch_ends_a_run_unless_its_optimizer_is_paged(alone: Alone) -
 # ---------------------------------------------------------------- everywhere
 
 
+def answered_dial() -> Hero:
+    """One that has heard all that the model's process, which there is none of here, has to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("widgets.heroes.bits_dial.Ladder", Said)
+        dial: Any = widgets.BitsDial("to run, v.", bits=2)
+    dial._ladder.answer("to run, v.")
+    return dial
+
+
 def all_of_them(weights: Any) -> dict[str, Hero]:
     made = (
         widgets.LevelsEditor(weights), widgets.BlockScales(weights[0], outlier=60), widgets.OutlierChannel(weights),
         widgets.OneWeight(weights), widgets.ScaleBytes(weights), widgets.MemoryBoxes(), widgets.PagingSpike(),
+        answered_dial(), widgets.ClaimCards({"7B shrinks to 3.5 GB": ("What do its weights take?", 1, 30, "GB")}),
     )  # fmt: skip
     return {type(hero).__name__: hero for hero in made}
 

@@ -371,7 +371,7 @@ def test_a_base_from_the_hub_is_named_with_the_commit_that_was_trained_on(
     assert (named["base_model_name_or_path"], named["revision"]) == ("org/tiny", commit)
     told = ModelCard.load(run.adapter_dir / "README.md")
     assert (told.data.base_model, told.data.license) == ("org/tiny", "apache-2.0")
-    assert f'"org/tiny", revision="{commit}"' in told.content
+    assert f'MODEL = "org/tiny"\nREVISION = "{commit}"\n' in told.content
     before = {commit: {**files, "README.md": card}}
     hub.add("org/tiny", {**files, "model.safetensors": b"another one by now"}, commit="b" * 40, older=before)
     exported = wb.export(run, tmp_path / "merged")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
@@ -150,7 +151,24 @@ def test_the_card_says_which_base_an_adapter_belongs_on(model: Path) -> None:
     assert "which peft cannot do in 4 bits" in shown["pissa"]
     assert "BitsAndBytesConfig" in shown["loftq"]
     assert "no adapter for a base in 16 bits" in shown["loftq"]
-    assert 'model = PeftModel.from_pretrained(base, "this folder")\n```' in shown[True]
+    assert 'model = PeftModel.from_pretrained(model, "this folder")\n```' in shown[True]
+
+
+def test_the_card_loads_the_base_as_it_was_trained(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block size and what is left in 16 bits too: LoftQ's adapter makes up for just these 4 bits."""
+    how = {**LOFTQ, "block_size": 32, "quant_type": "fp4", "double_quant": True, "llm_int8_skip_modules": ("down_proj",)}
+    config = in_process.config_of(model, **how)
+    run = in_process.train(config, tmp_path)
+    code = card(config, [], "adapter").partition("```python\n")[2].partition("```")[0]
+    monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which the code changes
+    cell: dict[str, Any] = {}
+    exec(code.replace(f"the folder of {model.name}", str(model)).replace("this folder", str(run.adapter_dir)), cell)
+    expected, layers = adapted(begun(model, **how)), adapted(cell["model"])
+    assert layers.keys() == expected.keys()
+    for name, layer in layers.items():
+        mine, theirs = layer.get_base_layer().weight, expected[name].get_base_layer().weight
+        assert isinstance(mine, bnb.nn.Params4bit) == isinstance(theirs, bnb.nn.Params4bit) == ("down_proj" not in name)
+        assert torch.equal(mine.data, theirs.data) or "down_proj" in name
 
 
 def test_weights_that_lie_transposed_are_turned(tmp_path: Path) -> None:

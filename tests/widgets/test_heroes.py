@@ -128,7 +128,7 @@ def test_what_is_saved_on_a_model_of_7_billion_is_computed_from_its_shapes(weigh
     assert f"{saved / 1e6:.0f}" == "302"
 
 
-class _Said:
+class Said:
     """A ladder that answers when the test has it answer."""
 
     def __init__(self, receive: Callable[[dict[str, Any]], object]) -> None:
@@ -149,7 +149,7 @@ class _Said:
 
 @pytest.fixture
 def dial(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("widgets.heroes.bits_dial.Ladder", _Said)
+    monkeypatch.setattr("widgets.heroes.bits_dial.Ladder", Said)
     return widgets.BitsDial("one")
 
 

@@ -8,18 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ipywidgets
 import pytest
 
 import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.cost_in_process import measuring
-from tests.helpers.immediate import Immediate
+from tests.helpers.immediate import Immediate, Later
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
 from widgets.panels.train.export import RunExport
 from widgets.panels.train.on_bases import said
+from widgets.panels.train.result import RunResult
+from workbench.training.folder import RunStatus
+from workbench.training.results import on_bases
 from workbench.training.results.merging import MergeError, MergeErrors
+from workbench.training.results.on_bases import OnBase
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,62 @@ def test_another_run_begins_anew(part: RunExport, run: wb.Run, model: Path, tmp_
     assert (tmp_path / "lora-merged" / "config.json").exists()
 
 
+def known_on_another_base(run: wb.Run, kl: float = 0.5) -> None:
+    """Figures in the run's folder, of its adapter as it is."""
+    near = (kl, kl)
+    row = OnBase("original", "original, 16 bits", 100, kl, near, 0.25, near, 2.0, 0.1, near)
+    assert run.adapter_dir is not None
+    on_bases.keep(run.dir, on_bases.adapter_digest(run.adapter_dir), 8, [row])
+
+
+def test_figures_of_an_adapter_go_once_its_run_goes_on(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
+    copied = shutil.copytree(run.dir, tmp_path / "run")
+    mine = wb.attach(copied)
+    known_on_another_base(mine)
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, Immediate())
+    for each in (part, result):
+        each.follow(mine)
+    result.update(RunStatus("stopped"))
+    part.toggle()
+    part.show.click()
+    assert "KL 0.5000" in result.facts.value
+    assert "0.50000" in part.on_bases.table.value
+    assert not part.write.disabled
+    result.update(RunStatus("stopped"))
+    assert there(part), "nothing has happened"
+    result.update(RunStatus("running", attempt=2))
+    assert not there(part)
+    weights = next((copied / "adapter").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    result.update(RunStatus("finished", attempt=2))
+    assert "KL" not in result.facts.value
+    part.toggle()
+    assert part.on_bases.table.value == part.summary.value == ""
+    assert part.write.disabled
+    known_on_another_base(mine)
+    part.follow(mine)
+    result.update(RunStatus("finished", attempt=3))  # as a run that was extended in a cell, which nobody watched
+    assert "KL 0.5000" in result.facts.value
+    result.close()
+
+
+def test_an_adapter_is_not_read_whole_on_the_kernel_s_thread(run: wb.Run, tmp_path: Path) -> None:
+    mine, later = wb.attach(shutil.copytree(run.dir, tmp_path / "run")), Later()
+    known_on_another_base(mine)
+    part = RunExport(later)
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, later)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_bases, "adapter_digest", pytest.fail)
+        for each in (part, result):
+            each.follow(mine)
+        result.update(RunStatus("finished"))
+    later.run()
+    assert "KL 0.5000" in result.facts.value
+    assert "0.50000" in part.on_bases.table.value
+    for whole in (part, result):
+        whole.close()
+
+
 def test_a_weight_that_a_way_does_not_fit_is_a_gap() -> None:
     rows = (MergeError("c", (2, 2), 0.25, None, None, None), MergeError("a.<b>", (2, 2), 0.5, 0.001, None, 0.1))
     figure, said = merge_figure(MergeErrors(rows, "float16"))
@@ -180,3 +241,5 @@ def test_other_bases_are_measured_on_demand_and_shown_again(part: RunExport, run
     part.follow(mine)
     assert html.unescape(part.on_bases.table.value) == table
     assert part.on_bases.copy.code.count("wb.deployed(run)") == 1
+    part.on_bases.gguf.value = "q4_k_m"
+    assert "wb.deployed(run, ['original', 'nf4', 'q8_0', 'q4_0', 'q4_k_m'])" in part.on_bases.copy.code

@@ -154,6 +154,11 @@ def test_rows_are_previewed_with_their_loss_mask_and_nothing_of_them_is_markup(
     assert not missing(lengths, "<svg", 'role="img"', "33.3 % of rows are longer than 512 tokens", "<title>")
     put(panel, max_length=64)
     assert panel.preview.rows.value == panel.preview.lengths.value == "", "they were another configuration's"
+    panel.setup.rows.click()
+    assert "1 cut at 64 tokens" in panel.preview.counts.value
+    changed = panel.store.value.changes_to(dataclasses.replace(panel.config, max_length=32))
+    panel.store.update(**changed)  # as what is taken over from an earlier run
+    assert panel.preview.counts.value == panel.preview.rows.value == "", "nor by the reader's own hand alone"
     put(panel, dataset="missing.jsonl")
     panel.setup.rows.click()
     assert "missing.jsonl" in panel.message.value

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
 import pytest
 
 import workbench as wb
@@ -32,6 +36,28 @@ def test_the_best_is_named_beside_the_last_loss(run: wb.Run) -> None:
     assert f"lowest {loss:.3f}, after step {n}" in loss_html(came_to)
     assert run.adapter_dir is not None
     assert f"checkpoints/checkpoint-{n}." in facts(run, run.adapter_dir, came_to)
+
+
+def test_the_code_that_loads_a_loftq_adapter_has_its_base_in_just_these_4_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = in_process.config_of(
+        write_tiny_model(tmp_path / "tiny"), max_steps=1, init_lora_weights="loftq", lora_alpha=8, lora_r=8,
+        block_size=32, llm_int8_skip_modules=("down_proj",),
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    run = in_process.ended(in_process.train(config, tmp_path / "run"))
+    panel = TrainingCell(run=run.dir, executor=Immediate())
+    code = panel.result.loading.text
+    panel.close()
+    monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which the code changes
+    cell: dict[str, Any] = {}
+    exec(code, cell)
+    layers = {name: module for name, module in cell["model"].named_modules() if hasattr(module, "lora_A")}
+    for name, layer in layers.items():
+        state = getattr(layer.get_base_layer().weight, "quant_state", None)
+        assert (state is None) == ("down_proj" in name)
+        assert state is None or state.blocksize == 32
 
 
 def test_an_early_finish_is_told_and_another_run_begins_from_its_adapter(run: wb.Run) -> None:

@@ -12,8 +12,18 @@ from tests.helpers.immediate import Immediate
 from tests.helpers.training_cells import put, shown
 from widgets import TrainingCell, Workbench
 from widgets.panels.train import setup
-from widgets.panels.train.fields import FIELDS
+from widgets.panels.train.fields import FIELDS, faults_by_field, in_labels, label
 from widgets.state import State
+
+
+@pytest.mark.parametrize(
+    "place", ["/data/max_steps/model/seed", "max_steps.json", r"C:\max_steps\seed", "~/run-max_steps", "./seed"]
+)
+def test_a_path_is_told_as_it_is_and_names_no_field(place: str) -> None:
+    assert in_labels(f"{place}: lower max_steps.") == f"{place}: lower {label('max_steps')}."
+    said = faults_by_field([f"{place} is missing: lower max_steps, or seed.", f"nothing in {place}"])
+    steps = f"{place} is missing: lower {label('max_steps')}, or seed."
+    assert said == {"max_steps": [steps], "": [f"nothing in {place}"]}
 
 
 def test_what_is_looked_at_is_not_what_is_trained() -> None:
@@ -124,7 +134,8 @@ def test_one_press_takes_every_gpu_and_is_not_offered_where_there_is_one(monkeyp
     panel = TrainingCell("builtin", executor=Immediate())
     assert not shown(panel.setup.both)
     panel.close()
-    monkeypatch.setattr(setup, "names", lambda: ("Tesla T4", "Tesla T4"))
+    asked: list[bool] = []
+    monkeypatch.setattr(setup, "names", lambda: asked.append(True) or ("Tesla T4", "Tesla T4"))
     panel = TrainingCell("builtin", executor=Immediate())
     assert shown(panel.setup.both)
     assert panel.setup.both.description == "Train on both GPUs"
@@ -133,6 +144,7 @@ def test_one_press_takes_every_gpu_and_is_not_offered_where_there_is_one(monkeyp
     assert "nproc_per_node=2" in panel.code
     assert not shown(panel.setup.both)
     panel.close()
+    assert len(asked) == 1, "GPUs do not come and go"
     monkeypatch.setattr(setup, "names", lambda: ("Tesla T4",))
     panel = TrainingCell("builtin", executor=Immediate())
     assert not shown(panel.setup.both)

@@ -1,7 +1,6 @@
 """The model map, the formats, the way down and back up, and long work that is overtaken, cancelled or goes wrong."""
 
 import json
-from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import workbench as wb
-from tests.helpers.immediate import Immediate
+from tests.helpers.immediate import Immediate, Later
 from tests.helpers.texts import missing
 from widgets import DistributionView, FormatsView, MemoryView, ModelMapView, Workbench
 from widgets.background import surveying
@@ -21,24 +20,6 @@ from widgets.views import TABS
 from workbench.errors import ModelError
 from workbench.sources.local import LocalSource
 from workbench.surveys.places import Places
-
-
-class Later(Executor):
-    """Holds each job until ``run``: what happens in between is in the test's hands."""
-
-    def __init__(self):
-        self.jobs = []
-
-    def submit(self, fn, /, *args, **kwargs):
-        future = Future()
-        self.jobs.append(lambda: future.set_result(fn(*args, **kwargs)))
-        return future
-
-    def run(self):
-        """The jobs that wait, in the order in which they came."""
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ function drawBar({ parts, replay }, run, limit) {
     ended = facts.ended,
     fetch = replay ? null : facts.fetch; // bytes of the model, while it is on its way
   parts.state.dataset.state = replay ? "replay" : facts.state || "none";
+  parts.state.dataset.alert = replay ? "" : facts.alert;
   put(
     parts.state,
     replay ? "Replay" : idle ? "No run yet" : `${signOf(facts.alert || facts.state)} ${wordOf(facts.alert || facts.state)}`,

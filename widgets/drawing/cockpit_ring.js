@@ -14,18 +14,17 @@ function ring(state) {
   if (news && (document.hidden || !document.hasFocus())) state.quiet = entitle(`${signOf(news)} ${wordOf(news)}: ${run.split("/").pop()}`);
 }
 
-/** Puts words before the page's title until it is looked at; returns what takes them away. */
+/** Puts words before the page's title until it is looked at; returns what takes them, and no other cockpit's, away. */
 function entitle(words) {
-  const before = document.title,
-    title = `${words} – ${before}`;
+  const mark = `${words.replace(/\s+/g, " ").trim()} – `; // white space as the page itself has it in its title
   const restore = () => {
-    if (document.title === title) document.title = before; // else the page has found another one meanwhile
+    document.title = document.title.replace(mark, ""); // the page may have found another one meanwhile
     for (const [target, name] of LOOKED_AT) target.removeEventListener(name, looked);
   };
   const looked = () => {
     if (!document.hidden) restore();
   };
-  document.title = title;
+  document.title = mark + document.title;
   for (const [target, name] of LOOKED_AT) target.addEventListener(name, looked);
   return restore;
 }

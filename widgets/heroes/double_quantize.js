@@ -10,6 +10,16 @@ function codesOfSteps(dynamic) {
   return Uint8Array.from({ length: STEPS }, (_, i) => rankOf(middles, f32(-1 + f32(f32(2 * i) / f32(STEPS - 1)))));
 }
 
+/** Bits of scales to each weight. */
+const scaleBits = (size, nested, double) => (double ? 8 / size + 32 / (size * nested) : 32 / size);
+
+/** Whether the scales are quantized too: buttons for the state's `double`. */
+function scaleButtons(hero) {
+  const options = [["plain", "32-bit scales"], ["double", "Quantize the scales too"]];
+  const { group, press } = buttons("Scales", options, (key) => hero.change({ double: key === "double" }));
+  return { group, press: (double) => press(double ? "double" : "plain") };
+}
+
 /** The scales that the weights are restored with: absmax values through 8 bits, in blocks of `nested`. */
 function doubleQuantized(absmax, nested, dynamic, codes) {
   const offset = f32(absmax.reduce((sum, value) => sum + value, 0) / absmax.length);

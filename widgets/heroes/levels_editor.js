@@ -61,6 +61,7 @@ export default heroOf((hero) => {
     cancelAnimationFrame(lloyd);
     lloyd = 0;
   }
+  hero.atEnd(stop);
   /** One round of Lloyd's algorithm a frame: each level goes to the mean of its weights, weighted by absmax². */
   function improve() {
     const found = errorOf(levelsNow()), sums = new Float64Array(16), parts = new Float64Array(16);

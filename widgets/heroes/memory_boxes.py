@@ -6,6 +6,7 @@ from typing import Any
 
 import workbench as wb
 from widgets.heroes.hero import Hero, among, hero_script
+from workbench.memory import ledger
 
 MODELS = (
     "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-4B", "meta-llama/Llama-3.2-1B-Instruct",
@@ -20,14 +21,14 @@ METHODS: dict[str, dict[str, Any]] = {
 """The last as peft's ``prepare_model_for_kbit_training`` has it: all that stays out of 4 bits goes to fp32."""
 BATCH: dict[str, Any] = {"per_device_train_batch_size": 1, "max_length": 512}
 PARTS = {
-    "4-bit weights": ("4-bit weights",),
-    "scales": ("absmax scales", "second-level scales", "codebooks"),
-    "16-bit weights": ("weights",),
-    "weights in fp32": ("weights upcast to fp32",),
-    "adapters": ("adapters",),
-    "gradients": ("gradients",),
-    "optimizer state": ("optimizer state", "optimizer state, paged"),
-    "activations": ("activations", "logits and loss"),
+    "4-bit weights": (ledger.FOUR_BIT,),
+    "scales": ledger.GROUPS[ledger.SCALES],
+    "16-bit weights": (ledger.FULL_WEIGHTS,),
+    "weights in fp32": (ledger.UPCAST,),
+    "adapters": ledger.GROUPS[ledger.ADAPTERS],
+    "gradients": ledger.GROUPS[ledger.GRADIENTS],
+    "optimizer state": ledger.GROUPS[ledger.OPTIMIZER],
+    "activations": ledger.GROUPS[ledger.LIVE],
 }
 """The boxes, by the forecast's categories; whatever else there is becomes ``the rest``."""
 REST = "the rest"
@@ -68,10 +69,10 @@ class MemoryBoxes(Hero):
         found = {}
         for method, fields in METHODS.items():
             for rank in RANKS if method != "full" else RANKS[:1]:
-                ledger = wb.forecast(shapes, wb.TrainConfig(**fields, **BATCH, lora_r=rank))
-                parts = [sum(ledger.at_peak.get(each, 0) for each in names) for names in PARTS.values()]
-                verdicts = [wb.fit(ledger, gpu).verdict for gpu in wb.GPUS]
+                forecast = wb.forecast(shapes, wb.TrainConfig(**fields, **BATCH, lora_r=rank))
+                parts = [sum(forecast.at_peak.get(each, 0) for each in names) for names in PARTS.values()]
+                verdicts = [wb.fit(forecast, gpu).verdict for gpu in wb.GPUS]
                 found[f"{method} {rank}"] = {
-                    "parts": [*parts, ledger.total - sum(parts)], "total": ledger.total, "verdicts": verdicts,
+                    "parts": [*parts, forecast.total - sum(parts)], "total": forecast.total, "verdicts": verdicts,
                 }  # fmt: skip
         return {"name": name, "found": found}

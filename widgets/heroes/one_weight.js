@@ -25,7 +25,7 @@ export default heroOf((hero) => {
 
   const { line, set } = headline();
   const turn = dial("Weights to one scale", sizes.map(String), (i) => hero.change({ size: sizes[i] }));
-  const choice = buttons("Scales", [["plain", "32-bit scales"], ["double", "Quantize the scales too"]], (key) => hero.change({ double: key === "double" }));
+  const choice = scaleButtons(hero);
   const blocks = element("canvas", { class: "wb-hero-blocks", role: "slider", tabindex: "0", "aria-label": "Block" });
   const ground = svg("g"), dots = svg("g"), axis = svg("g");
   const grip = svg("g", {}, svg("rect", { class: "wb-hit", x: -14, y: -14, width: 28, height: 28 }), svg("circle", { class: "wb-grip", r: 7 }));
@@ -109,8 +109,8 @@ export default heroOf((hero) => {
     reshape(blocks, { "aria-valuemin": 0, "aria-valuemax": last(), "aria-valuenow": block, "aria-valuetext": `${place}: RMSE ${rmse}` });
     refresh();
     turn.set(sizes.indexOf(size), `${size} weights`);
-    choice.press(double ? "double" : "plain");
-    const bits = double ? 8 / size + 32 / (size * nested) : 32 / size, then = `${place}, RMSE ${rmse} · whole matrix ${asPercent(now.relative)} error at ${fixed(4 + bits, 3)} bits`;
+    choice.press(double);
+    const bits = scaleBits(size, nested, double), then = `${place}, RMSE ${rmse} · whole matrix ${asPercent(now.relative)} error at ${fixed(4 + bits, 3)} bits`;
     const title = `${significant(value, 4)} becomes ${significant(becomes, 4)}`;
     set(title, then);
     Object.assign(hero.body.dataset, {

@@ -7,7 +7,7 @@ const TALL = 216, GAP = 5;
 export default heroOf((hero) => {
   const { levels, sizes, nested, model, plain, double: twice } = hero.data;
   const weights = unpack(hero.data.weights), dynamic = unpack(hero.data.dynamic), codes = codesOfSteps(dynamic);
-  const scaleBits = (size, double) => (double ? 8 / size + 32 / (size * nested) : 32 / size);
+  const bitsOf = (size, double) => scaleBits(size, nested, double);
   const kept = new Map();
   function errorOf(size, double) {
     const key = `${size},${double}`;
@@ -21,14 +21,14 @@ export default heroOf((hero) => {
 
   const { line, set } = headline();
   const block = dial("Weights to one scale", sizes.map(String), (i) => hero.change({ size: sizes[i] }));
-  const choice = buttons("Scales", [["plain", "32-bit scales"], ["double", "Quantize the scales too"]], (key) => hero.change({ double: key === "double" }));
+  const choice = scaleButtons(hero);
   const code = svg("g"), scale = svg("rect", { class: "wb-scale wb-melts", y: 24, height: TALL - 48 }), words = svg("g"), ghost = svg("rect", { class: "wb-ghost", y: 24, height: TALL - 48 });
   const areas = svg("svg", { height: TALL }, ghost, code, scale, words);
   const lines = svg("g"), here = svg("circle", { class: "wb-spot wb-melts", r: 6 }), curve = svg("svg", { height: TALL }, lines, here);
   hero.body.append(line, element("div", { class: "wb-hero-tools" }, block.box, choice.group), element("div", { class: "wb-hero-pair" }, areas, curve));
 
   return (wide) => {
-    const { size, double } = hero.state, i = sizes.indexOf(size), bits = scaleBits(size, double), before = scaleBits(size, false);
+    const { size, double } = hero.state, i = sizes.indexOf(size), bits = bitsOf(size, double), before = bitsOf(size, false);
     const apart = wide > 640, width = wide - 26, first = apart ? width * 0.58 : width, second = apart ? width * 0.38 : width;
     areas.style.width = `${first}px`;
     curve.style.width = `${second}px`;
@@ -47,7 +47,7 @@ export default heroOf((hero) => {
 
     const low = 4, high = 5.05, bottom = Math.min(...all) * 0.97, top = Math.max(...all) * 1.02;
     const x = (value) => 38 + ((value - low) / (high - low)) * (second - 48), y = (error) => TALL - 34 - ((error - bottom) / (top - bottom)) * (TALL - 52);
-    const point = (n, twofold) => [x(4 + scaleBits(n, twofold)), y(errorOf(n, twofold))];
+    const point = (n, twofold) => [x(4 + bitsOf(n, twofold)), y(errorOf(n, twofold))];
     lines.replaceChildren(
       svg("line", { class: "wb-axis", x1: 38, x2: second, y1: TALL - 34, y2: TALL - 34 }),
       svg("text", { x: 0, y: 12 }, "error"),
@@ -64,7 +64,7 @@ export default heroOf((hero) => {
     const [cx, cy] = point(size, double);
     reshape(here, { cx, cy });
     block.set(i, `${count(size)} weights`);
-    choice.press(double ? "double" : "plain");
+    choice.press(double);
     const title = `${fixed(bits, 3)} bits a weight for scales`;
     const error = `error ${asPercent(errorOf(size, double))}`;
     const gained = double ? `${fixed(before - bits, 3)} bits saved: ${decimalBytes(plain[i] - twice[i])} on ${model} · ${error}, was ${asPercent(errorOf(size, false))}`

@@ -198,7 +198,7 @@ class Mix(Shown):
         Raises:
             ConfigError: As ``to_config`` does.
         """
-        from workbench.training.recipe import loading_code
+        from workbench.training.base_code import loading_code
 
         return loading_code(self.to_config(self.sensitivity.job.config))
 

@@ -1,14 +1,15 @@
 """A run as code: one cell of transformers, peft and bitsandbytes that trains the same, step by step, without the workbench.
 
-Covers model, adapters and training, and with ``recipe_rows`` data: the same seed, rows and order, so the same losses. Leaves
-out what only watches: the held-out loss, samples, events, pausing, the mirror. Imports none of those libraries.
+Covers adapters and training, with ``base_code`` the model, and with ``recipe_rows`` data: the same seed, rows and order, so the
+same losses. Leaves out what only watches: the held-out loss, samples, events, pausing, the mirror. Imports none of those
+libraries.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from workbench.sources import open_model
+from workbench.training.base_code import at_revision, dtype, loaded, model_name
 from workbench.training.beginnings import first_adapter, taken
 from workbench.training.choices import EVA_ROWS, EVA_TOKENS_A_RANK
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
@@ -16,11 +17,6 @@ from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
 from workbench.training.recipe_rows import as_source, data_code
 from workbench.training.rows.shapes import Shape, shape_of
-
-_AUTO = {
-    False: "torch.float16 if torch.cuda.is_available() else torch.float32",
-    True: "torch.float32",  # every weight: float16 cannot take small steps
-}
 
 
 def as_code(config: TrainConfig) -> str:
@@ -42,27 +38,7 @@ def as_code(config: TrainConfig) -> str:
         _model(config),
         _training(config),
     ]
-    return _at_revision("\n\n".join(part.strip("\n") for part in parts) + "\n", config)
-
-
-def _at_revision(code: str, config: TrainConfig) -> str:
-    """The code with a model from the Hub taken at the run's revision, wherever it is loaded."""
-    if config.model_revision is None or not on_hub(config.model):
-        return code
-    name = f"MODEL = {as_source(config.model)}\n"
-    code = code.replace(name, f"{name}REVISION = {as_source(config.model_revision)}\n", 1)
-    return code.replace("from_pretrained(MODEL", "from_pretrained(MODEL, revision=REVISION")
-
-
-def loading_code(config: TrainConfig) -> str:
-    """Only how the model of a QLoRA run is loaded, its ``BitsAndBytesConfig`` above all, as a cell of its own."""
-    needed, after = ["AutoModelForCausalLM", "BitsAndBytesConfig"], ""
-    if config.llm_int8_skip_modules:
-        needed, after = ["AutoConfig", *needed], "from transformers.quantizers.base import get_keys_to_not_convert\n"
-    first = "import bitsandbytes as bnb\n" if config.block_size != 64 else ""
-    start = f"{first}import torch\nfrom transformers import {', '.join(needed)}\n{after}"
-    named = f"MODEL = {as_source(_model_name(config))}\ndtype = {_dtype(config)}"
-    return _at_revision("\n".join([start, named, *_loaded(config)]) + "\n", config)
+    return at_revision("\n\n".join(part.strip("\n") for part in parts) + "\n", config)
 
 
 def _start(config: TrainConfig) -> str:
@@ -104,7 +80,7 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
     if config.group_by_length:
         lines.append("from transformers.trainer_pt_utils import LengthGroupedSampler")
-    lines.append(f"\nMODEL = {as_source(_model_name(config))}\ndtype = {_dtype(config)}")
+    lines.append(f"\nMODEL = {as_source(model_name(config))}\ndtype = {dtype(config)}")
     if config.nproc_per_node > 1:
         lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')
     return "\n".join(lines)
@@ -120,60 +96,13 @@ def _listed(names: list[str]) -> str:
     return "\n" + "\n".join([*lines, line.rstrip()]) + "\n"
 
 
-def _model_name(config: TrainConfig) -> str:
-    if on_hub(config.model):
-        return config.model
-    path = open_model(config.model).path
-    return str(path.absolute()) if path else config.model
-
-
-def _dtype(config: TrainConfig) -> str:
-    if config.compute_dtype != "auto":
-        return f"torch.{config.compute_dtype}"
-    bf16 = "torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)"
-    return f"torch.bfloat16 if {bf16} else (\n    {_AUTO[config.method == 'full']}\n)"
-
-
-def _loaded(config: TrainConfig) -> list[str]:
-    """The model as it is loaded, before anything is trained."""
-    lines: list[str] = []
-    quantized = ""
-    if config.method == "qlora":
-        quantized = ", quantization_config=quantization"
-        if config.block_size != 64:
-            lines.append(f"""
-# BitsAndBytesConfig has no block size; every 4-bit weight has.
-new = bnb.nn.Params4bit.__new__
-bnb.nn.Params4bit.__new__ = staticmethod(
-    lambda cls, *args, blocksize=None, **kwargs: new(cls, *args, blocksize=blocksize or {config.block_size}, **kwargs)
-)
-""")
-        skipped = ""
-        if config.llm_int8_skip_modules:
-            lines.append("""
-with torch.device("meta"):
-    skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))""")
-            names = [f"\n        {as_source(name)}," for name in config.llm_int8_skip_modules]
-            first = "*get_keys_to_not_convert(skeleton),  # the head, and these:"
-            skipped = f"\n    llm_int8_skip_modules=[\n        {first}{''.join(names)}\n    ],"
-        lines.append(f"""
-quantization = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type={as_source(config.quant_type)},
-    bnb_4bit_use_double_quant={config.double_quant},
-    bnb_4bit_compute_dtype=dtype,{skipped}
-)""")
-    name = as_source(_RESIDUAL) if _on_residual(config) else "MODEL"
-    return [*lines, f"model = AutoModelForCausalLM.from_pretrained({name}, dtype=dtype{quantized})"]
-
-
 def _on_residual(config: TrainConfig) -> bool:
     """Whether the base is what PiSSA leaves of the model, in 4 bits."""
     return config.method == "qlora" and config.init_lora_weights == "pissa"
 
 
 def _model(config: TrainConfig) -> str:
-    lines = _loaded(config)
+    lines = loaded(config, as_source(_RESIDUAL) if _on_residual(config) else "MODEL")
     if _on_residual(config):
         lines = [_PISSA.format(seed=config.seed, lora=_arguments(_lora(config)), residual=_RESIDUAL, begun=_BEGUN), *lines]
     if config.method == "qlora":

@@ -22,6 +22,7 @@ from widgets.figures import merge
 from widgets.panels.train.on_bases import OnBases
 from workbench.errors import RunError
 from workbench.text import amount, percent
+from workbench.training.results import gguf_adapter, gguf_model
 from workbench.training.results.export import Exported, export
 from workbench.training.results.merging import MergeErrors, merge_errors
 from workbench.training.runs import Run
@@ -32,9 +33,9 @@ _FORMATS = {
     "llama.cpp: the adapter alone, as GGUF": "gguf-adapter",
 }
 _DTYPES = {
-    "transformers": ("bfloat16", "float16"), "gguf": ("float16", "bfloat16", "q8_0", "float32"),
-    "gguf-adapter": ("float32", "float16"),
+    "transformers": ("bfloat16", "float16"), "gguf": tuple(gguf_model.KINDS), "gguf-adapter": tuple(gguf_adapter.KINDS),
 }  # fmt: skip
+"""The first is what ``wb.export`` takes unless told."""
 _ENDINGS = {"transformers": "merged", "gguf": "gguf", "gguf-adapter": "gguf-adapter"}
 _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "original": "the original 16-bit base"}
 

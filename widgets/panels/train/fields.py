@@ -44,6 +44,10 @@ _CHOSEN_BY = {name: ("run_for", (name,)) for name in SWITCHES["run_for"].choices
 """The fields that another control chooses among, each with that control and its values that make it count."""
 
 
+_NAME = re.compile(r"(?<![\w./\\~-])[a-z0-9]+(?:_[a-z0-9]+)*(?![\w/\\-]|\.\w)")
+"""A word that may name a field: not a part of a path or of a file's name."""
+
+
 def shown_values(config: TrainConfig) -> dict[str, Any]:
     """What the controls say for a configuration."""
     return {name: _control_value(name, config) for name in FIELDS}
@@ -94,7 +98,7 @@ def _config_value(name: str, value: Any) -> Any:
 def in_labels(text: str) -> str:
     """A text that names fields of a configuration, with the controls' labels in their place."""
     text = "the settings" if text == "TrainConfig" else text
-    return re.sub(r"\b[a-z0-9]+(_[a-z0-9]+)+\b", lambda found: label(found[0]) if found[0] in FIELDS else found[0], text)
+    return _NAME.sub(lambda found: label(found[0]) if found[0] in FIELDS and "_" in found[0] else found[0], text)
 
 
 def label(name: str) -> str:
@@ -106,9 +110,10 @@ def faults_by_field(faults: Iterable[str]) -> dict[str, list[str]]:
     """Each fault beside the control of the field that it names first; under "" those of no control."""
     found: dict[str, list[str]] = {}
     for fault in faults:
-        named = (word for word in re.findall(r"\w+", fault) if word in FIELDS)
-        name = next(named, "")
-        found.setdefault(name, []).append(in_labels(fault.replace(name, label(name), 1) if name else fault))
+        named = next((word for word in _NAME.finditer(fault) if word[0] in FIELDS), None)
+        if named is not None:
+            fault = f"{fault[: named.start()]}{label(named[0])}{fault[named.end() :]}"
+        found.setdefault(named[0] if named is not None else "", []).append(in_labels(fault))
     return found
 
 

@@ -20,8 +20,10 @@ from widgets.controls.message import Message
 from widgets.controls.progress import ProgressRow
 from widgets.controls.style import column, fields, heading, note, row
 from widgets.figures import merge
-from workbench.cost.deployed import BASES, Deployed, deployed
+from workbench.cost.deployed import BASES, deployed
+from workbench.progress import Cancelled, Progress
 from workbench.training.results import on_bases
+from workbench.training.results.on_bases import OnBase
 from workbench.training.runs import Run
 
 _WHY = (
@@ -39,6 +41,7 @@ class OnBases:
         self.found: Callable[[Run], object] = lambda run: None
         self.message = Message()
         self._work = Work(executor, self._measured, self.message.error)
+        self._reading = Work(executor, self._show, self.message.error)
         self.gguf = ipywidgets.Text(description="GGUF of the base (optional)", continuous_update=False)
         self.gguf.add_class("wb-span")
         self.measure = ipywidgets.Button(description="Measure on other bases", tooltip="In a process of its own")
@@ -61,40 +64,51 @@ class OnBases:
         self._work.cancel()
         self._run = run
         self.message.clear()
-        self._show()
+        self.table.value = ""
+        self._reading.submit("Reading what was measured", "", lambda progress, cancelled: _kept(run))
         self._as_code()
 
     def close(self) -> None:
         """End the thread, and the process that measures."""
         self._work.close()
+        self._reading.close()
 
     def _as_code(self) -> None:
         if self._run is not None:
-            self.copy.code = code.deployed(self._run.dir, self.gguf.value.strip())
+            self.copy.code = code.deployed(self._run.dir, self._named())
 
-    def _show(self) -> None:
-        run = self._run
-        assert run is not None  # there is one before anything is shown
-        rows = on_bases.read(run.dir, run.adapter_dir)
+    def _named(self) -> tuple[str, ...]:
+        """All bases, where there is a GGUF of the reader's among them."""
+        gguf = self.gguf.value.strip()
+        return (*BASES, gguf) if gguf else ()
+
+    def _show(self, rows: tuple[OnBase, ...]) -> None:
         self.table.value = merge.bases_table(rows) if rows else ""
 
     def _measure(self) -> None:
         run = self._run
         assert run is not None  # the controls are hidden until there is one
-        bases = [*BASES, *([self.gguf.value.strip()] if self.gguf.value.strip() else [])]
-        self._work.submit(
-            "Measuring the adapter on other bases",
-            "passes",
-            lambda progress, cancelled: (run, deployed(run, bases, progress=progress, cancelled=cancelled).run()),
-        )
+        bases = self._named() or BASES
 
-    def _measured(self, measured: tuple[Run, Deployed]) -> None:
-        run, _ = measured
-        self._show()
+        def work(progress: Progress, cancelled: Cancelled) -> tuple[Run, tuple[OnBase, ...]]:
+            deployed(run, bases, progress=progress, cancelled=cancelled).run()
+            return run, _kept(run)
+
+        self._work.submit("Measuring the adapter on other bases", "passes", work)
+
+    def _measured(self, measured: tuple[Run, tuple[OnBase, ...]]) -> None:
+        run, rows = measured
+        self._reading.cancel()
+        self._show(rows)
         self.found(run)
+
+
+def _kept(run: Run) -> tuple[OnBase, ...]:
+    """The figures in the run's folder; the adapter is read whole, so this is not for the kernel's thread."""
+    return on_bases.read(run.dir, run.adapter_dir)
 
 
 def said(run: Run) -> str:
     """What is known of the adapter on other bases, in sentences of HTML for the result's card; empty where nothing is."""
-    rows = [each for each in on_bases.read(run.dir, run.adapter_dir) if each.kl > 0]
+    rows = [each for each in _kept(run) if each.kl > 0]
     return " ".join(html.escape(each.said()) for each in rows)

@@ -38,6 +38,7 @@ class RunResult:
     ) -> None:
         """``train_on`` is called where the reader wants another run to begin from this one's adapter."""
         self._run: Run | None = None
+        self._export = export
         self._read: str | None = None
         self._work = Work(executor, self._show, failed)
         self.loss, self.facts = ipywidgets.HTML(), ipywidgets.HTML()
@@ -67,35 +68,44 @@ class RunResult:
     def update(self, status: RunStatus) -> None:
         """The run's present status: once it has ended, what it came to is read."""
         run = self._run
-        if run is None or status.state not in ENDED:
-            self._read = None
-            self.widget.layout.display = "none"
+        if run is None:
             return
-        ending = f"{status.state} {status.attempt}"
-        if trained(run) is not None and self._read != ending:
-            self._read = ending
-            self._work.submit("Reading the run", "", lambda progress, cancelled: (run, outcome(run)))
+        ending = f"{status.state} {status.attempt}" if status.state in ENDED and trained(run) is not None else None
+        if ending is None:
+            self.widget.layout.display = "none"
+        if self._read == ending:
+            return
+        self._read = ending
+        self._work.cancel()
+        self._export.follow(run)  # the run goes on, or has gone on: what is shown there is of the adapter as it was
+        if ending is not None:
+            self._work.submit("Reading the run", "", lambda progress, cancelled: _known(run))
 
     def _more(self, run: Run) -> None:
         """Something was measured of the run meanwhile: its card is read again."""
         if run is self._run and self._read is not None:
-            self._work.submit("Reading the run", "", lambda progress, cancelled: (run, outcome(run)))
+            self._work.submit("Reading the run", "", lambda progress, cancelled: _known(run))
 
     def close(self) -> None:
         """End the thread."""
         self._work.close()
 
-    def _show(self, read: tuple[Run, Outcome]) -> None:
-        run, came_to = read
+    def _show(self, read: tuple[Run, Outcome, str]) -> None:
+        run, came_to, on_bases = read
         if (folder := trained(run)) is None or run is not self._run:
             return
         self.loss.value = loss_html(came_to)
         self.folder.text = from_here(folder)
-        self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))} {said(run)}</div>'
+        self.facts.value = f'<div class="wb-note">{html.escape(facts(run, folder, came_to))} {on_bases}</div>'
         self.loading.text = loading_code(run, folder)
         for button in (self.export, self.train_on):
             button.layout.display = "" if run.adapter_dir is not None else "none"
         self.widget.layout.display = ""
+
+
+def _known(run: Run) -> tuple[Run, Outcome, str]:
+    """What the card takes from files; the adapter is read whole, so it is not for the kernel's thread."""
+    return run, outcome(run), said(run)
 
 
 def trained(run: Run) -> Path | None:

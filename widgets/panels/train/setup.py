@@ -59,6 +59,7 @@ class RunSetup:
     ) -> None:
         self._store, self._message, self._put = store, message, put
         self._fetched: set[tuple[Any, ...]] = set()
+        self._gpus = names()
         state = store.value
         self.run_folder = ipywidgets.Text(description="Run folder", placeholder="runs/ and the time", continuous_update=False)
         self._folder = ipywidgets.Text(description="Folder of runs", continuous_update=False)
@@ -84,7 +85,7 @@ class RunSetup:
         beside.add_class("wb-setup")
         self.runtime, self.advice, self.disk = note(), note(), note()
         self.both = ipywidgets.Button()
-        self.both.on_click(guard(message)(lambda _: self._apply({"nproc_per_node": len(names())})))
+        self.both.on_click(guard(message)(lambda _: self._apply({"nproc_per_node": len(self._gpus)})))
         self._here = row(self.runtime, self.both)
         self.widget = column(self._here, beside, self.form.more, self.disk, self.advice, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
@@ -126,6 +127,7 @@ class RunSetup:
         """The state has changed."""
         if state.training != before.training:
             self.form.show(state.training, before.training)
+            self.preview.clear()
             self._write_code()
         self._say_base()
         self._say_folder()
@@ -201,8 +203,7 @@ class RunSetup:
 
     def _say_runtime(self, config: TrainConfig) -> None:
         """What runs here, and the button that takes every GPU where there are several."""
-        found = names()
-        gpus, said = len(found), runtime_advice(config.nproc_per_node, gpus=found)
+        gpus, said = len(self._gpus), runtime_advice(config.nproc_per_node, gpus=self._gpus)
         set_note(self.runtime, said)
         self._here.layout.display = "" if said else "none"
         self.both.description = "Train on both GPUs" if gpus == 2 else f"Train on all {gpus} GPUs"

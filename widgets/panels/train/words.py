@@ -15,6 +15,7 @@ from widgets.figures.tables import table
 from workbench.memory.ledger import BASE, BY_NAME, LIVE, PAGED, SCALES, SPARE
 from workbench.memory.pressure import Pressure
 from workbench.text import amount, counted, memory_size
+from workbench.training import base_code
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, GONE, RunStatus
 from workbench.training.results.history import RunHistory
@@ -156,16 +157,14 @@ def results(run: Run, status: RunStatus, history: RunHistory) -> str:
 
 def loading_code(run: Run, folder: Path) -> str:
     """The lines that load what was trained."""
+    config = run.config
+    if config.method == "qlora" and config.init_lora_weights == "loftq":  # its adapter makes up for these very 4 bits
+        model = None if config.model == "builtin" else config.model  # so that nothing is looked for
+        return base_code.loading_code(config, model=model, adapter=str(folder))
     library, loader = "transformers", "AutoModelForCausalLM"
     if run.adapter_dir is not None:
         library, loader = "peft", "AutoPeftModelForCausalLM"
-    more, how = "", ""
-    if run.config.method == "qlora" and run.config.init_lora_weights == "loftq":  # its adapter makes up for these 4 bits
-        more = "from transformers import BitsAndBytesConfig\n"
-        double = ", bnb_4bit_use_double_quant=True" if run.config.double_quant else ""
-        config = f'load_in_4bit=True, bnb_4bit_quant_type="{run.config.quant_type}"{double}'
-        how = f", quantization_config=BitsAndBytesConfig({config})"
-    return f"from {library} import {loader}\n{more}\nmodel = {loader}.from_pretrained({str(folder)!r}{how})\n"
+    return f"from {library} import {loader}\n\nmodel = {loader}.from_pretrained({str(folder)!r})\n"
 
 
 def _loading(run: Run, title: str, folder: Path | None, library: str) -> str:

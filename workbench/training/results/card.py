@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from workbench.errors import RunError, WorkbenchError
 from workbench.sources import open_model
 from workbench.text import counted, printable
 from workbench.training import lineage
+from workbench.training.base_code import loading_code
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
@@ -46,11 +48,6 @@ _WHAT = {
     "gguf-adapter": ("LoRA adapter as GGUF", "gguf"),
 }
 _TAGS = {"adapter": "lora", "model": "full", "merged": "merged", "gguf": "merged", "gguf-adapter": "lora"}
-_USE_ADAPTER = """from peft import PeftModel
-from transformers import {names}
-
-base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "this folder")"""
 _ON_BASE: dict[bool | str, str] = {
     "loftq": "  # makes up for what these 4 bits have lost: no adapter for a base in 16 bits",
     "pissa": "  # takes what the adapter begins with out of the base, which peft cannot do in 4 bits",
@@ -130,18 +127,12 @@ def card(
 
 
 def _use(config: TrainConfig, base: str, revision: str) -> str:
-    named = json.dumps(config.model if on_hub(config.model) else f"the folder of {base}")
-    names = "AutoModelForCausalLM"
-    if revision:
-        named += f', revision="{revision}"'
-    if config.method == "qlora" and config.init_lora_weights != "pissa":  # which peft takes out of 16-bit weights alone
-        names += ", BitsAndBytesConfig"
-        double = ", bnb_4bit_use_double_quant=True" if config.double_quant else ""
-        how = f'load_in_4bit=True, bnb_4bit_quant_type="{config.quant_type}"{double}'
-        named = f"\n    {named},\n    quantization_config=BitsAndBytesConfig({how}),\n"
-    return _USE_ADAPTER.format(names=names, base=named) + _ON_BASE.get(config.init_lora_weights, "") * (
-        config.method == "qlora"
-    )
+    said = _ON_BASE.get(config.init_lora_weights, "") if config.method == "qlora" else ""
+    if config.init_lora_weights == "pissa":  # which peft takes out of 16-bit weights alone
+        config = replace(config, method="lora", llm_int8_skip_modules=())
+    config = replace(config, model_revision=revision or config.model_revision)
+    model = config.model if on_hub(config.model) else f"the folder of {base}"
+    return loading_code(config, model=model, adapter="this folder").rstrip() + said
 
 
 def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, str]:

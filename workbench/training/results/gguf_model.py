@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.training.runs import Run
 
 FILE = "model.gguf"
-KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+KINDS = {"float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "float32": "F32"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 _QUANTIZATION_VERSION = 2
 _BLOCK = 32
