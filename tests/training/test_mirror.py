@@ -235,10 +235,12 @@ def test_launch_refuses_a_mirror_that_cannot_be_or_is_another_runs(config: wb.Tr
         ({}, "mirror of another run is there already"),
         ({"mirror_dir": str(tmp_path / "file")}, "the mirror cannot be made"),
         ({"mirror_dir": str(tmp_path)}, "where the run itself is"),
+        ({"mirror_dir": str(tmp_path / "unmounted" / "MyDrive" / "runs")}, "the folder around it is not there"),
     ):
         with pytest.raises(wb.RunError, match=told):
             wb.launch(replace(config, **fields), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "unmounted").exists(), "a Drive that is not mounted is no folder of this machine"
 
 
 def test_only_a_mirror_is_resumed_from_and_a_mirror_is_not_resumed_in_place(kept: Kept, tmp_path: Path) -> None:
