@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,34 @@ def test_content_counts_and_names_do_not(tmp_path: Path, model: Path) -> None:
     tiny_tokenizer(400).save_pretrained(other)
     data.load(TrainConfig(dataset=str(moved)), counting, keep=other)
     assert counting.texts == 900
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "word"},
+        {"prompt": "word", "completion": "word"},
+        {"question": "word", "answer": "word"},
+        {"instruction": "word", "input": "word", "output": "word"},
+        {"chosen": "word a", "rejected": "word b", "prompt": "word"},
+        {"messages": [{"role": "user", "content": "word"}, {"role": "assistant", "content": "word"}]},
+    ],
+    ids=lambda row: ", ".join(row),
+)
+def test_all_the_code_that_a_row_goes_through_counts(row: dict[str, Any], tmp_path: Path, model: Path) -> None:
+    path, tokenizer, gone_through = tmp_path / "rows.jsonl", tiny_tokenizer(), set()
+    path.write_text(json.dumps(row) + "\n", "utf-8")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = {"prompt_template": "Say {question}: "} if "question" in row else {}
+    config = TrainConfig(dataset=str(path), **template)
+    sys.setprofile(lambda frame, *_: gone_through.add(Path(frame.f_code.co_filename)))
+    try:
+        data.load(config, tokenizer, keep=model)
+    finally:
+        sys.setprofile(None)
+    training = Path(data.__file__).parent
+    ours = {source for source in gone_through if source.is_relative_to(training)}
+    assert ours - {training / "config.py"} <= set(store._MADE_BY), "of the configuration the fields themselves count"
 
 
 def test_a_set_that_is_damaged_is_made_again(tmp_path: Path, model: Path, folder: Path) -> None:
