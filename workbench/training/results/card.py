@@ -22,6 +22,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
+from workbench.training.folder import RunFolder, steps_of
 from workbench.training.lineage import Lineage
 from workbench.training.results.history import RunHistory
 from workbench.training.row_kinds import ROW_SHAPES
@@ -68,6 +69,15 @@ def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = (), lo
     """
     with replacing(folder / "README.md") as draft:
         draft.write_text(card_of(run, what, notes, loading), "utf-8")
+
+
+def step_notes(run: RunFolder, config: TrainConfig, trained: Path) -> list[str]:
+    """The note on which step's weights are in a folder of the run, where they are not those of its end."""
+    if config.load_best_model_at_end and (best := run.best):
+        return [f"The weights are those after step {steps_of(best):,}, of the lowest held-out loss."]
+    if trained.parent == run.checkpoints:
+        return [f"The weights are those after step {steps_of(trained):,}, of a run that had not ended."]
+    return []
 
 
 def card_of(run: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> str:
