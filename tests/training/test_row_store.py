@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import sys
 from collections.abc import Callable
@@ -179,6 +181,19 @@ def test_without_a_store_tokens_are_in_memory(
         monkeypatch.setenv("WORKBENCH_CACHE_GB", "0")
     assert len(data.load(TrainConfig(dataset=write(tmp_path / "rows.jsonl")), Counting(), keep=model).rows) > 200
     assert not folder.exists() or not [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_tokens_are_kept_on_a_file_system_without_locks(
+    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    counting = Counting()
+    for _ in range(2):
+        data.load(TrainConfig(dataset=write(tmp_path / "rows.jsonl")), counting, keep=model)
+    assert counting.texts == 300
 
 
 def test_what_is_cancelled_leaves_nothing_half_made(tmp_path: Path, model: Path, folder: Path) -> None:

@@ -8,7 +8,6 @@ written beside its place and moved there whole. Where nothing can be written, or
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench import caches
+from workbench.locks import take_lock
 from workbench.sources import cache
 from workbench.sources.base import Watch
 from workbench.training.config import TrainConfig
@@ -139,9 +139,9 @@ def _opened(folder: Path) -> Rows | None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """While no other process does the same."""
+    """While no other process does the same, where the file system has locks."""
     with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take_lock(file, wait=True)
         yield
 
 
