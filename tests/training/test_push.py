@@ -170,9 +170,21 @@ def test_a_push_without_a_right_to_write_is_refused_at_launch(
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}_invalid")
     with pytest.raises(wb.ConfigError, match="does not accept the token"):
         wb.launch(config, tmp_path / "run")
-    with pytest.raises(wb.ConfigError, match="hub_model_id is 'a/b/c'"):
-        replace(config, hub_model_id="a/b/c")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "a b", "a--b", "a..b", "a/b.git", "-a", "a-", "a.", "me/.a", "ä", "a" * 97, "", "a\n"]
+)
+def test_a_name_that_no_repository_can_have_is_refused_by_itself(run: wb.Run, name: str) -> None:
+    with pytest.raises(wb.ConfigError, match="hub_model_id is ") as caught:
+        replace(run.config, hub_model_id=name)
+    assert repr(name) in str(caught.value)
+    if name:  # else it is the configuration's
+        with pytest.raises(wb.RunError, match="no repository can be called") as refused:
+            wb.push(run, name, token=TOKEN)
+        assert repr(name) in str(refused.value)
+    replace(run.config, hub_model_id=f"{'a' * 39}/{'b' * 40}_c.d-e")
 
 
 # --- a whole run with a token

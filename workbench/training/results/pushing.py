@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.training.checks import NAMED, is_repository
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.folder import RunFolder
@@ -47,7 +48,7 @@ def push(
         The repository's address.
 
     Raises:
-        RunError: Where nothing is trained yet or the account may not write there.
+        RunError: Where nothing is trained yet, no repository can be called so, or the account may not write there.
         ModelError: Where the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -60,6 +61,8 @@ def push(
         remedy = "Wait for a checkpoint, or choose a run that has trained."
         raise RunError("nothing is trained yet that could be pushed.", where=str(found.dir), remedy=remedy)
     name = hub_model_id or config.hub_model_id or found.dir.name
+    if not is_repository(name):
+        raise RunError(f"no repository can be called {name!r}; {NAMED}", where=str(found.dir), remedy="Give a hub_model_id.")
     hidden = config.hub_private_repo if private is None else private
     api = HfApi(token=token)
     try:
@@ -123,7 +126,6 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
     No token, one that may not write, or a name that no repository can have.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
 
     from workbench.sources.faults import HTTP_ERROR, as_model_error, status
 
@@ -131,11 +133,9 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
         return
     if token is None:
         raise ConfigError(["push_to_hub is set, and no account is logged in to the Hub."], where="push_to_hub", remedy=_LOG_IN)
-    try:
-        validate_repo_id(config.hub_model_id or run)
-    except ValueError as error:
+    if config.hub_model_id is None and not is_repository(run):
         what = f"push_to_hub would make a repository by the run's name, and no repository can be called {run!r}."
-        raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.") from error
+        raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.")
     try:
         account = HfApi().whoami(token)
     except (OSError, ValueError, HTTP_ERROR) as error:
