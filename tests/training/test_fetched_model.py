@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from tests.helpers.hubs import single, weights
 from tests.helpers.live_runs import ended, of, report_of, until, until_gone
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
+from widgets.panels.train import paging
+from workbench.cost import jobs, methods
 from workbench.errors import Gated, Unreachable
-from workbench.training import disk, fingerprints, model_files
-from workbench.training.folder import RunFolder
+from workbench.training import advice, disk, fingerprints, model_files
+from workbench.training.folder import RunFolder, write_json
 from workbench.training.hub_tasks import patiently
+from workbench.training.results.receipt_meter import ReceiptMeter
 
 REPO, COMMIT = "org/tiny", "a" * 40
 NOT_FETCHED = ("pytorch_model.bin", "consolidated.pth", "model-q4.gguf", "onnx/model.onnx", "modeling_tiny.py", "logo.png")
@@ -228,6 +232,30 @@ def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
         ended(run, "stopped", 60)
     assert run.config.model_revision == "b" * 40
     assert {path.name for path in snapshot().parent.iterdir()} == {"b" * 40}
+
+
+def measured_by_cost(config: wb.TrainConfig, root: Path) -> object:
+    write_json(root / "job.json", {"config": config.to_dict()})
+    return jobs.opened(root).source.tensors()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda config, _: advice.advice(config),
+        lambda config, root: methods._result(config, root, ("failed", "", ""), [], ReceiptMeter().receipt(), None),
+        measured_by_cost,
+        lambda config, _: paging._simulation(config, None, {}, None),
+    ],
+    ids=["advice", "comparison of methods", "measurements of cost", "paging simulated"],
+)
+def test_whatever_asks_about_a_run_reads_the_model_at_its_revision(
+    ask: Callable[[wb.TrainConfig, Path], object], hub: HubServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.repos[REPO].older["b" * 40] = files
+    ask(in_process.config_of(Path(REPO), model_revision="b" * 40), tmp_path)
+    named = {path.partition("/resolve/")[2].partition("/")[0] for path in (request.path for request in hub.requests)}
+    assert named - {""} == {"b" * 40}
 
 
 def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict[str, bytes]) -> None:
