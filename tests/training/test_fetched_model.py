@@ -28,6 +28,7 @@ from workbench.errors import Gated, Unreachable
 from workbench.training import advice, disk, fingerprints, model_files
 from workbench.training.folder import RunFolder, write_json
 from workbench.training.hub_tasks import patiently
+from workbench.training.results.card import card
 from workbench.training.results.receipt_meter import ReceiptMeter
 
 REPO, COMMIT = "org/tiny", "a" * 40
@@ -283,6 +284,15 @@ def test_forecasts_come_from_headers_alone(hub: HubServer, config: wb.TrainConfi
     assert fetched.nbytes == sum(model_files.to_fetch(wb.open_model(REPO)).values())
     assert not snapshot().exists()
     assert shutil.disk_usage(fetched.where if Path(fetched.where).exists() else "/").free > 0
+
+
+def test_a_card_names_the_commit_that_is_known_where_the_model_is_gone(hub: HubServer) -> None:
+    config = wb.TrainConfig("org/gone", model_revision="main")
+    known = card(config, [], "adapter", begun_with=fingerprints.Fingerprints({}, COMMIT))
+    assert f"| revision | `{COMMIT}` |" in known
+    assert f'"org/gone", revision="{COMMIT}"' in known.replace("\n    ", "")
+    assert "| revision | `main` |" in card(config, [], "adapter")
+    assert "revision" not in card(wb.TrainConfig("builtin"), [], "adapter").partition("## Data")[0]
 
 
 # --- a first attempt that ended while it fetched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,15 @@ def test_a_model_on_the_hub_is_taken_at_its_revision(hub: HubServer) -> None:
     assert f'MODEL = "org/model"\nREVISION = "{"b" * 40}"\n' in code
     assert code.count("from_pretrained(MODEL, revision=REVISION") == code.count("from_pretrained(MODEL") == 3
     assert "REVISION" not in as_code(wb.TrainConfig(model="org/model"))
+
+
+def test_loftq_reads_the_weights_of_the_revision(hub: HubServer) -> None:
+    loftq = wb.TrainConfig("owner/tiny", init_lora_weights="loftq", lora_r=8, lora_alpha=8)
+    assert "replace_lora_weights_loftq(model)" in as_code(loftq)
+    code = as_code(replace(loftq, model_revision="b" * 40))
+    assert "\nfrom huggingface_hub import snapshot_download\n" in code
+    assert "loftq(model, snapshot_download(MODEL, revision=REVISION, local_files_only=True))" in code
+    compile(code, "cell", "exec")
 
 
 def test_a_push_is_plain_code_and_a_mirror_is_the_workbenchs_own() -> None:

@@ -47,11 +47,16 @@ def as_code(config: TrainConfig) -> str:
 
 def _at_revision(code: str, config: TrainConfig) -> str:
     """The code with a model from the Hub taken at the run's revision, wherever it is loaded."""
-    if config.model_revision is None or not on_hub(config.model):
+    if not _at_commit(config):
         return code
     name = f"MODEL = {as_source(config.model)}\n"
     code = code.replace(name, f"{name}REVISION = {as_source(config.model_revision)}\n", 1)
     return code.replace("from_pretrained(MODEL", "from_pretrained(MODEL, revision=REVISION")
+
+
+def _at_commit(config: TrainConfig) -> bool:
+    """Whether the model is from the Hub, at a revision."""
+    return config.model_revision is not None and on_hub(config.model)
 
 
 def loading_code(config: TrainConfig) -> str:
@@ -91,6 +96,8 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
     if shape.chats:
         lines += ["from collections.abc import Callable", "from typing import Any"]
     lines.append("from datasets import load_dataset")
+    if config.init_lora_weights == "loftq" and _at_commit(config):
+        lines.append("from huggingface_hub import snapshot_download")
     if config.method != "full":
         from_transformers.append("set_seed")
         needed = ["LoraConfig", *["PeftModel"] * _on_residual(config), "get_peft_model"]
@@ -192,7 +199,7 @@ def _model(config: TrainConfig) -> str:
         folder = as_source(str(first_adapter(config.init_adapter)))
         lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
     if config.init_lora_weights == "loftq":
-        path = "" if on_hub(config.model) else ", MODEL"
+        path = _SNAPSHOT * _at_commit(config) if on_hub(config.model) else ", MODEL"
         lines.append(f"replace_lora_weights_loftq(model{path})  # peft computes this on a GPU, and has no way to on a CPU")
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
@@ -200,6 +207,8 @@ def _model(config: TrainConfig) -> str:
     return "\n".join(line.strip("\n") for line in lines)
 
 
+_SNAPSHOT = ", snapshot_download(MODEL, revision=REVISION, local_files_only=True)"
+"""Where peft would take the weights of the branch main."""
 _BEGUN, _RESIDUAL = "pissa-begun", "pissa-residual"
 _PISSA = """
 # PiSSA begins on the 16-bit model; what it leaves of that is written, and quantized as it is loaded.

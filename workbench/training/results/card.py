@@ -157,16 +157,17 @@ def _use(config: TrainConfig, base: str, revision: str) -> str:
 def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, str]:
     """(name, commit, licence) of the base model; the commit is known for one from the Hub only, else it is empty.
 
-    ``commit``: the one that the run was begun with, where that is recorded.
+    ``commit``: the one that the run was begun with, where that is recorded; it holds where the model cannot be opened, too.
     """
     name = shown_name(config.model)
+    known = (commit or config.model_revision) if on_hub(config.model) else None
     try:
-        source = open_model(config.model, (commit or config.model_revision) if on_hub(config.model) else None)
+        source = open_model(config.model, known)
     except WorkbenchError:
-        return name, "", ""
+        return name, known or "", ""
     path = source.path
-    commit = path.name if path is not None and path.parent.name == "snapshots" else ""
-    return name, commit, source.licence
+    here = path.name if path is not None and path.parent.name == "snapshots" else ""
+    return name, here or known or "", source.licence
 
 
 def shown_name(name: str) -> str:
