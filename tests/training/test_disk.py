@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def test_what_goes_to_one_disk_is_counted_together_and_an_export_only_named() ->
     with pytest.raises(wb.RunError, match="does not fit the disk") as caught:
         check_disk(together, "/runs")
     assert "save_total_limit" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (
+            "qlora",
+            r"On disk, forecast: checkpoint \S+ \w?B and adapter \S+ \w?B; besides, if asked for, merged [^.]+\.?\d* \w?B\. .+",
+        ),
+        ("full", r"On disk, forecast: checkpoint \S+ \w?B and trained model \S+ \w?B\. \S+ \w?B are free\."),
+    ],
+)
+def test_the_summary_is_a_sentence_whatever_is_trained(model: Path, tmp_path: Path, method: str, said: str) -> None:
+    summary = disk_budget(in_process.config_of(model, method=method), tmp_path).summary
+    assert re.fullmatch(said, summary), summary
 
 
 def test_launch_refuses_what_does_not_fit_before_it_makes_a_folder(

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import pytest
 from huggingface_hub import constants
 
 import workbench as wb
+from tests.helpers import in_process
 from tests.helpers.hub_server import HubServer
 from tests.helpers.hubs import single, weights
-from tests.helpers.in_process import config_of
 from tests.helpers.live_runs import ended, of, report_of, until, until_gone
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
+from widgets.panels.train import paging
+from workbench.cost import jobs, methods
 from workbench.errors import Gated, Unreachable
-from workbench.training import disk, fingerprints, model_files
-from workbench.training.folder import RunFolder
+from workbench.training import advice, disk, fingerprints, model_files
+from workbench.training.folder import RunFolder, write_json
 from workbench.training.hub_tasks import patiently
+from workbench.training.results.card import card
+from workbench.training.results.receipt_meter import ReceiptMeter
 
 REPO, COMMIT = "org/tiny", "a" * 40
 NOT_FETCHED = ("pytorch_model.bin", "consolidated.pth", "model-q4.gguf", "onnx/model.onnx", "modeling_tiny.py", "logo.png")
@@ -46,7 +51,7 @@ def hub(hub: HubServer, files: dict[str, bytes]) -> HubServer:
 
 @pytest.fixture
 def config() -> wb.TrainConfig:
-    return config_of(Path(REPO), max_steps=2, max_eval_rows=0)
+    return in_process.config_of(Path(REPO), max_steps=2, max_eval_rows=0)
 
 
 def stalled(hub: HubServer) -> None:
@@ -191,7 +196,7 @@ def test_a_gate_is_met_at_launch(hub: HubServer, config: wb.TrainConfig, tmp_pat
 
 def test_faults_that_headers_show_are_told_before_the_download(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
     fields = {"target_modules": ("no_such_module",)}
-    refused(config_of(Path(REPO), **fields), tmp_path / "run", wb.ConfigError, match="no_such_module")
+    refused(in_process.config_of(Path(REPO), **fields), tmp_path / "run", wb.ConfigError, match="no_such_module")
 
 
 def test_only_safetensors_are_trained(hub: HubServer, config: wb.TrainConfig, tmp_path: Path) -> None:
@@ -218,11 +223,11 @@ def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
     hub: HubServer, forks: Forks, config: wb.TrainConfig, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.repos[REPO].older["b" * 40] = files
-    named = config_of(Path(REPO), model_revision="v2")
+    named = in_process.config_of(Path(REPO), model_revision="v2")
     refused(named, tmp_path / "run", wb.ModelError, match="no such revision")
     with pytest.raises(wb.ModelError, match="local model has no revisions"):
         wb.launch(wb.TrainConfig(model_revision="v1"), tmp_path / "run")
-    older = config_of(Path(REPO), max_steps=2, max_eval_rows=0, model_revision="b" * 40)
+    older = in_process.config_of(Path(REPO), max_steps=2, max_eval_rows=0, model_revision="b" * 40)
     with forks.ready(phase="load", ask="stop"):
         run = wb.launch(older, tmp_path / "run")
         ended(run, "stopped", 60)
@@ -230,8 +235,32 @@ def test_a_revision_is_pinned_to_its_commit_and_a_wrong_one_refused(
     assert {path.name for path in snapshot().parent.iterdir()} == {"b" * 40}
 
 
+def measured_by_cost(config: wb.TrainConfig, root: Path) -> object:
+    write_json(root / "job.json", {"config": config.to_dict()})
+    return jobs.opened(root).source.tensors()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda config, _: advice.advice(config),
+        lambda config, root: methods._result(config, root, ("failed", "", ""), [], ReceiptMeter().receipt(), None),
+        measured_by_cost,
+        lambda config, _: paging._simulation(config, None, {}, None),
+    ],
+    ids=["advice", "comparison of methods", "measurements of cost", "paging simulated"],
+)
+def test_whatever_asks_about_a_run_reads_the_model_at_its_revision(
+    ask: Callable[[wb.TrainConfig, Path], object], hub: HubServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.repos[REPO].older["b" * 40] = files
+    ask(in_process.config_of(Path(REPO), model_revision="b" * 40), tmp_path)
+    named = {path.partition("/resolve/")[2].partition("/")[0] for path in (request.path for request in hub.requests)}
+    assert named - {""} == {"b" * 40}
+
+
 def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict[str, bytes]) -> None:
-    seen = wb.preview(config_of(Path(REPO)), rows=1, scan=5)
+    seen = wb.preview(in_process.config_of(Path(REPO)), rows=1, scan=5)
     assert seen.counts["kept"] == 5
     assert not (snapshot() / "model.safetensors").exists()
     assert (snapshot() / "tokenizer.json").read_bytes() == files["tokenizer.json"]
@@ -255,3 +284,28 @@ def test_forecasts_come_from_headers_alone(hub: HubServer, config: wb.TrainConfi
     assert fetched.nbytes == sum(model_files.to_fetch(wb.open_model(REPO)).values())
     assert not snapshot().exists()
     assert shutil.disk_usage(fetched.where if Path(fetched.where).exists() else "/").free > 0
+
+
+def test_a_card_names_the_commit_that_is_known_where_the_model_is_gone(hub: HubServer) -> None:
+    config = wb.TrainConfig("org/gone", model_revision="main")
+    known = card(config, [], "adapter", begun_with=fingerprints.Fingerprints({}, COMMIT))
+    assert f"| revision | `{COMMIT}` |" in known
+    assert f'"org/gone", revision="{COMMIT}"' in known.replace("\n    ", "")
+    assert "| revision | `main` |" in card(config, [], "adapter")
+    assert "revision" not in card(wb.TrainConfig("builtin"), [], "adapter").partition("## Data")[0]
+
+
+# --- a first attempt that ended while it fetched
+
+
+def test_a_run_begins_in_whichever_attempt_has_no_checkpoint_yet(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    fields: dict[str, Any] = {"init_lora_weights": "loftq", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+    for name in ("long", "run"):
+        (tmp_path / name).mkdir()
+    never = in_process.config_of(model, max_steps=2, lr_scheduler_type="linear", warmup_steps=3)
+    with pytest.raises(AssertionError, match="its learning rate would never be reached"):
+        in_process.train(never, tmp_path / "long", attempt=2)
+    run = in_process.train(in_process.config_of(model, max_steps=1, **fields), tmp_path / "run", attempt=2)
+    assert (RunFolder(run.dir).beginning / "adapter_config.json").exists()
+    assert [event["n"] for event in of(run, "eval")] == [0, 1]

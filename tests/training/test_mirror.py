@@ -224,6 +224,28 @@ def test_another_session_that_goes_on_from_the_mirror_is_left_alone(kept: Kept) 
     assert kept.said == [("warning", f"Another session goes on from the mirror {kept.there.root}: this one leaves it alone.")]
 
 
+def test_events_that_another_session_still_wrote_are_replaced_by_this_run_s(kept: Kept) -> None:
+    def emit(n: int, attempt: int) -> None:
+        with kept.folder.events("rank0").open("a") as events:
+            events.write(json.dumps({"k": "step", "t": n, "n": n, "attempt": attempt}) + "\n")
+
+    emit(1, 1)
+    before = kept.open()
+    assert before.flush()
+    before.close()
+    late = '{"k": "step", "t": 2, "n": 2, "loss": 1.5, "attempt": 1}\n'
+    for moment in ("before this one begins", "while it goes on"):  # a look of the other's that was under way
+        with kept.there.events("rank0").open("a") as events:
+            events.write(late)
+        emit(2, 2)
+        if moment == "before this one begins":
+            after = kept.open()
+        assert after.flush()
+        assert kept.there.events("rank0").read_bytes() == kept.folder.events("rank0").read_bytes(), moment
+    after.close()
+    assert [(level, "held events of another session" in text) for level, text in kept.said] == [("warning", True)] * 2
+
+
 # --- what is refused
 
 
@@ -235,10 +257,12 @@ def test_launch_refuses_a_mirror_that_cannot_be_or_is_another_runs(config: wb.Tr
         ({}, "mirror of another run is there already"),
         ({"mirror_dir": str(tmp_path / "file")}, "the mirror cannot be made"),
         ({"mirror_dir": str(tmp_path)}, "where the run itself is"),
+        ({"mirror_dir": str(tmp_path / "unmounted" / "MyDrive" / "runs")}, "the folder around it is not there"),
     ):
         with pytest.raises(wb.RunError, match=told):
             wb.launch(replace(config, **fields), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "unmounted").exists(), "a Drive that is not mounted is no folder of this machine"
 
 
 def test_only_a_mirror_is_resumed_from_and_a_mirror_is_not_resumed_in_place(kept: Kept, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.helpers.hub_uploads import OWNER
 from tests.helpers.live_runs import ended, files_of, of, until
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
+from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder, write_json
 from workbench.training.spawning import spawn
 from workbench.training.watch.hub_process import HubProcess
@@ -46,8 +49,10 @@ def test_a_push_makes_a_private_repository_with_adapter_card_and_events(hub: Hub
     assert run.adapter_dir is not None
     adapter = {name: data for name, data in files_of(run.adapter_dir).items() if name != "README.md"}
     adapter.pop("trainer_state.json")
-    events = {f"events/{path.name}": path.read_bytes() for path in run.dir.glob("events-*.jsonl")}
-    assert repo.files == adapter | events | {"README.md": repo.files["README.md"]}
+    made_anew = {f"events/{path.name}" for path in run.dir.glob("events-*.jsonl")} | {"README.md", "adapter_config.json"}
+    assert repo.files == adapter | {name: repo.files[name] for name in made_anew}
+    steps = [json.loads(line) for line in repo.files["events/events-rank0.jsonl"].splitlines()]
+    assert [event["loss"] for event in steps if event["k"] == "step"] == [event["loss"] for event in of(run, "step")]
     card = repo.files["README.md"].decode()
     assert "# LoRA adapter of" in card
     assert str(run.dir) not in card
@@ -59,14 +64,62 @@ def test_a_push_makes_a_private_repository_with_adapter_card_and_events(hub: Hub
 
 
 def test_of_a_checkpoint_only_what_was_trained_is_pushed(hub: HubServer, run: wb.Run, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(run.dir, tmp_path / "half")
     shutil.rmtree(folder / "adapter")
+    (folder / "checkpoints" / "checkpoint-2" / "scaler.pt").write_bytes(b"of a run in float16")
     wb.push(folder, token=TOKEN)
     names = set(hub.repos[f"{OWNER}/tuned"].files)
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= names
     assert not [name for name in names if name.endswith((".pt", ".bin", ".pth")) or name in ("trainer_state.json", "complete")]
+    assert "those after step 2, of a run that had not ended" in hub.repos[f"{OWNER}/tuned"].files["README.md"].decode()
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_nothing_that_is_pushed_names_a_path_of_this_machine(hub: HubServer, model: Path, method: str, tmp_path: Path) -> None:
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"text": "one two three"}\n' * 9, "utf-8")
+    mine = shutil.copytree(model, tmp_path / "models" / "mine")
+    (tmp_path / "runs").mkdir()
+    config = in_process.config_of(
+        mine, method=method, dataset=str(rows), eval_dataset=str(rows), max_steps=2, mirror_dir=str(tmp_path / "drive"),
+        hub_model_id="tuned", save_steps=1,
+    )  # fmt: skip
+    run = in_process.ended(in_process.train(config, tmp_path / "runs" / "run"))
+    writer = EventWriter(run.dir / "events-supervisor.jsonl", 1)
+    writer.emit("log", level="warning", text=f"The mirror {tmp_path / 'drive'} cannot be written.")
+    writer.emit("error", kind="error", message=f"{mine} is damaged.", remedy=f"See {run.log}.", text=f'File "{__file__}"')
+    writer.emit("hello", device="cpu", versions={}, capabilities={"cupti": {"works": False, "why": f"{tmp_path}/libcupti.so"}})
+    writer.emit("exit", code=0, state="finished")
+    writer.close()
+    wb.push(run, token=TOKEN)
+    pushed = hub.repos[f"{OWNER}/tuned"].files
+    private = [str(path).encode() for path in (tmp_path, model, Path.home(), Path(sys.prefix), Path(__file__).parent)]
+    assert [name for name, data in pushed.items() if any(path in data for path in private)] == []
+    kinds = [json.loads(line)["k"] for line in pushed["events/events-supervisor.jsonl"].splitlines()]
+    assert kinds == ["hello", "exit"]
+    if method == "qlora":
+        assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "mine"
+
+
+def test_a_pushed_adapter_names_its_base_on_the_hub(hub: HubServer, run: wb.Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.dir, tmp_path / "run")
+    write_json(folder / "config.json", replace(run.config, model="org/base").to_dict())
+    wb.push(folder, token=TOKEN)
+    assert json.loads(hub.repos[f"{OWNER}/tuned"].files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+
+
+def test_a_pushed_card_says_which_step_the_weights_are_of(hub: HubServer, model: Path, tmp_path: Path) -> None:
+    config = in_process.config_of(
+        model, max_steps=3, eval_steps=1, save_steps=1, load_best_model_at_end=True, learning_rate=5.0, hub_model_id="tuned"
+    )
+    (tmp_path / "run").mkdir()
+    run = in_process.ended(in_process.train(config, tmp_path / "run"))
+    assert run.adapter_dir is not None
+    wb.push(run, token=TOKEN)
+    card = hub.repos[f"{OWNER}/tuned"].files["README.md"].decode()
+    assert "The weights are those after step" in card
+    assert card == (run.adapter_dir / "README.md").read_text("utf-8")
 
 
 def test_the_runs_own_process_pushes_with_the_token_that_it_alone_gets(hub: HubServer, run: wb.Run) -> None:
@@ -117,9 +170,21 @@ def test_a_push_without_a_right_to_write_is_refused_at_launch(
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}_invalid")
     with pytest.raises(wb.ConfigError, match="does not accept the token"):
         wb.launch(config, tmp_path / "run")
-    with pytest.raises(wb.ConfigError, match="hub_model_id is 'a/b/c'"):
-        replace(config, hub_model_id="a/b/c")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "a b", "a--b", "a..b", "a/b.git", "-a", "a-", "a.", "me/.a", "ä", "a" * 97, "", "a\n"]
+)
+def test_a_name_that_no_repository_can_have_is_refused_by_itself(run: wb.Run, name: str) -> None:
+    with pytest.raises(wb.ConfigError, match="hub_model_id is ") as caught:
+        replace(run.config, hub_model_id=name)
+    assert repr(name) in str(caught.value)
+    if name:  # else it is the configuration's
+        with pytest.raises(wb.RunError, match="no repository can be called") as refused:
+            wb.push(run, name, token=TOKEN)
+        assert repr(name) in str(refused.value)
+    replace(run.config, hub_model_id=f"{'a' * 39}/{'b' * 40}_c.d-e")
 
 
 # --- a whole run with a token

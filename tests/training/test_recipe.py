@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_model import ROWS, tiny_tokenizer, write_tiny_model
 from tests.training.test_chats import TEMPLATE, chat
 from tests.training.test_shapes import SHAPES, write
+from workbench.training import data
 from workbench.training.recipe import as_code
 
 
@@ -128,6 +130,55 @@ def test_the_cell_gives_the_same_losses_for_every_shape(
     check_losses(config, tmp_path / "run")
 
 
+TURNS = [{"from": "human", "value": "one?"}, {"from": "gpt", "value": "two"}]
+ASKED, ANSWERED = chat("one?", "two")
+
+
+def cell_rows(config: wb.TrainConfig) -> Any:
+    """The rows of tokens that the cell makes."""
+    code = as_code(config)
+    cell: dict[str, Any] = {}
+    exec(compile(code[: code.index("\nmodel = ")], "cell", "exec"), cell)
+    return [(row["input_ids"], row["labels"]) for row in cell["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"conversations": TURNS}, {"conversations": [{"from": "narrator", "value": "it rains"}, *TURNS]}),
+        ({"conversations": TURNS}, {"conversations": [TURNS[0], {"from": "tool_call", "value": "no JSON"}]}),
+        ({"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, ANSWERED], "tools": "no JSON"}),
+        ({"prompt": [ASKED], "completion": [ANSWERED]}, {"prompt": TURNS[:1], "completion": [{"from": "narrator"}]}),
+        (
+            {"prompt": "one?", "chosen": [ANSWERED], "rejected": [chat("", "no")[1]]},
+            {"prompt": "", "chosen": [{"from": "narrator", "value": "two"}], "rejected": [ANSWERED]},
+        ),
+    ],
+    ids=["speaker", "call", "tools", "prompt-chats", "preference-chats"],
+)
+def test_a_chat_that_the_run_leaves_out_is_left_out_by_the_cell(
+    model: Path, good: dict[str, Any], bad: dict[str, Any], tmp_path: Path
+) -> None:
+    config = wb.TrainConfig(str(model), dataset=write(tmp_path / "rows.jsonl", [good, bad, good]), method="lora")
+    run = data.load(config, data.open_tokenizer(model))
+    assert (run.total, run.refused) == (3, 1)
+    learnt = [
+        [token if bears else -100 for token, bears in zip(row.input_ids.tolist(), row.loss.tolist(), strict=True)]
+        for row in run.rows
+    ]
+    assert cell_rows(config) == [(row.input_ids.tolist(), labels) for row, labels in zip(run.rows, learnt, strict=True)]
+
+
+@pytest.mark.parametrize("bad", ["one? two", ["one?", "two"], [{"content": "two"}]], ids=str)
+def test_a_row_that_is_no_chat_ends_the_cell_as_it_ends_the_run(model: Path, bad: Any, tmp_path: Path) -> None:
+    rows = [{"messages": [ASKED, ANSWERED]}, {"messages": bad}]
+    config = wb.TrainConfig(str(model), dataset=write(tmp_path / "rows.jsonl", rows), method="lora")
+    with pytest.raises(wb.DataError, match="it is no chat"):
+        data.load(config, data.open_tokenizer(model))
+    with pytest.raises(ValueError, match="no chat"):
+        cell_rows(config)
+
+
 def test_a_dataset_on_the_hub_is_named_with_its_commit(hub: HubServer) -> None:
     hub.add("org/texts", {"data/train.jsonl": b'{"text": "a"}\n'})
     code = as_code(wb.TrainConfig(dataset="org/texts"))
@@ -140,6 +191,15 @@ def test_a_model_on_the_hub_is_taken_at_its_revision(hub: HubServer) -> None:
     assert f'MODEL = "org/model"\nREVISION = "{"b" * 40}"\n' in code
     assert code.count("from_pretrained(MODEL, revision=REVISION") == code.count("from_pretrained(MODEL") == 3
     assert "REVISION" not in as_code(wb.TrainConfig(model="org/model"))
+
+
+def test_loftq_reads_the_weights_of_the_revision(hub: HubServer) -> None:
+    loftq = wb.TrainConfig("owner/tiny", init_lora_weights="loftq", lora_r=8, lora_alpha=8)
+    assert "replace_lora_weights_loftq(model)" in as_code(loftq)
+    code = as_code(replace(loftq, model_revision="b" * 40))
+    assert "\nfrom huggingface_hub import snapshot_download\n" in code
+    assert "loftq(model, snapshot_download(MODEL, revision=REVISION, local_files_only=True))" in code
+    compile(code, "cell", "exec")
 
 
 def test_a_push_is_plain_code_and_a_mirror_is_the_workbenchs_own() -> None:

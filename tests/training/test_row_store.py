@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,34 @@ def test_content_counts_and_names_do_not(tmp_path: Path, model: Path) -> None:
     assert counting.texts == 900
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "word"},
+        {"prompt": "word", "completion": "word"},
+        {"question": "word", "answer": "word"},
+        {"instruction": "word", "input": "word", "output": "word"},
+        {"chosen": "word a", "rejected": "word b", "prompt": "word"},
+        {"messages": [{"role": "user", "content": "word"}, {"role": "assistant", "content": "word"}]},
+    ],
+    ids=lambda row: ", ".join(row),
+)
+def test_all_the_code_that_a_row_goes_through_counts(row: dict[str, Any], tmp_path: Path, model: Path) -> None:
+    path, tokenizer, gone_through = tmp_path / "rows.jsonl", tiny_tokenizer(), set()
+    path.write_text(json.dumps(row) + "\n", "utf-8")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = {"prompt_template": "Say {question}: "} if "question" in row else {}
+    config = TrainConfig(dataset=str(path), **template)
+    sys.setprofile(lambda frame, *_: gone_through.add(Path(frame.f_code.co_filename)))
+    try:
+        data.load(config, tokenizer, keep=model)
+    finally:
+        sys.setprofile(None)
+    training = Path(data.__file__).parent
+    ours = {source for source in gone_through if source.is_relative_to(training)}
+    assert ours - {training / "config.py"} <= set(store._MADE_BY), "of the configuration the fields themselves count"
+
+
 def test_a_set_that_is_damaged_is_made_again(tmp_path: Path, model: Path, folder: Path) -> None:
     config, counting = TrainConfig(dataset=write(tmp_path / "rows.jsonl")), Counting()
     right = tokens(data.load(config, counting, keep=model))
@@ -150,6 +181,19 @@ def test_without_a_store_tokens_are_in_memory(
         monkeypatch.setenv("WORKBENCH_CACHE_GB", "0")
     assert len(data.load(TrainConfig(dataset=write(tmp_path / "rows.jsonl")), Counting(), keep=model).rows) > 200
     assert not folder.exists() or not [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_tokens_are_kept_on_a_file_system_without_locks(
+    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    counting = Counting()
+    for _ in range(2):
+        data.load(TrainConfig(dataset=write(tmp_path / "rows.jsonl")), counting, keep=model)
+    assert counting.texts == 300
 
 
 def test_what_is_cancelled_leaves_nothing_half_made(tmp_path: Path, model: Path, folder: Path) -> None:

@@ -190,7 +190,7 @@ def opened(root: Path) -> Job:
     """The job that a folder of measurements was made for, in the process that measures."""
     fields: Mapping[str, Any] = json.loads((root / "job.json").read_text("utf-8"))
     config = TrainConfig.from_dict(fields["config"])
-    return Job(open_model(config.model), config)
+    return Job(open_model(config.model, config.model_revision), config)
 
 
 _START = 10.0

@@ -173,7 +173,7 @@ def _result(
     evals = {event["n"]: float(event["loss"]) for event in events if event["k"] == "eval" and event["loss"] is not None}
     losses = {n: float(event["loss"]) for n, event in steps.items() if event["loss"] is not None}
     took = [float(event["seconds"]) for event in steps.values()]
-    source = open_model(config.model)
+    source = open_model(config.model, config.model_revision)
     tensors = as_loaded(source)[0]
     return MethodResult(
         config.method, config, run_dir, *ended, tuple(sorted(losses.items())), tuple(sorted(evals.items())),

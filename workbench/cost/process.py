@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
+from workbench.locks import take_lock
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter
-from workbench.training.folder import take_lock, write_json
+from workbench.training.folder import write_json
 from workbench.training.host import oom_kills
 from workbench.training.paths import path_of
 from workbench.training.watch.endings import ending_of

@@ -8,8 +8,6 @@ is whole. Which files those are is the caller's choice. Several processes may fe
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from workbench.errors import ModelError, WholeFileOnly
+from workbench.locks import take_lock
 from workbench.progress import Cancelled, Progress
 from workbench.sources.base import Watch
 from workbench.sources.crew import PIECE, crew, reading_ahead
@@ -115,9 +114,9 @@ def _alone(path: Path, watch: Watch) -> Iterator[IO[bytes]]:
 
 
 def _locked(file: IO[bytes]) -> bool:
-    """Whether the file is ours; also where the file system has no locks."""
+    """Whether the file is ours."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+        take_lock(file)
+    except BlockingIOError:
+        return False
     return True

@@ -94,7 +94,7 @@ def advice(config: TrainConfig, seen: Preview | None = None, *, source: Source |
     """
     config = taken(as_config(config, "advice"))
     seen = preview(config) if seen is None else seen
-    return advice_on(config, source or open_model(config.model)).with_rows(config, seen)
+    return advice_on(config, source or open_model(config.model, config.model_revision)).with_rows(config, seen)
 
 
 def advice_on(config: TrainConfig, source: Source) -> Advice:

@@ -35,9 +35,14 @@ def loading_code(config: TrainConfig, *, model: str | None = None, adapter: str 
     return at_revision("\n".join([start, named, *loaded(config), *put_on]) + "\n", config)
 
 
+def at_commit(config: TrainConfig) -> bool:
+    """Whether the model is from the Hub, at a revision."""
+    return config.model_revision is not None and on_hub(config.model)
+
+
 def at_revision(code: str, config: TrainConfig) -> str:
     """The code with a model from the Hub taken at the run's revision, wherever it is loaded."""
-    if config.model_revision is None or not on_hub(config.model):
+    if not at_commit(config):
         return code
     name = f"MODEL = {as_source(config.model)}\n"
     code = code.replace(name, f"{name}REVISION = {as_source(config.model_revision)}\n", 1)

@@ -6,7 +6,6 @@ that are wrong on this CPU) is checked by ``launch`` and by the worker. Takes an
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from workbench.training.row_kinds import COLUMNS, ROW_SHAPES, template_fields
@@ -15,7 +14,11 @@ from workbench.training.settings import ADAPTED, METHODS, QUANTIZED, settings_of
 _LACKS = {ADAPTED: "has no adapters", QUANTIZED: "quantizes nothing"}
 """What other methods than these lack."""
 _MOST_RESCALED = 12
-_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+NAMED = (
+    "it must be name or owner/name, of letters, digits, '-', '_' and '.', with no '--' or '..', neither '-' nor '.' at either "
+    "end, and no '.git' behind."
+)
+"""What the name of a repository must be."""
 _MAGNITUDES = 'init_lora_weights "{}" changes the directions after use_dora has taken the magnitudes: turn one of them off.'
 
 
@@ -69,9 +72,23 @@ def _evaluation_faults(config: Any) -> list[str]:
 
 def _hub_faults(config: Any) -> list[str]:
     name = config.hub_model_id
-    if isinstance(name, str) and not _REPOSITORY.fullmatch(name):
-        return [f"hub_model_id is {name!r}; it must be name or owner/name, of letters, digits, '-', '_' and '.'."]
-    return []
+    return [f"hub_model_id is {name!r}; {NAMED}"] if isinstance(name, str) and not is_repository(name) else []
+
+
+def is_repository(name: str) -> bool:
+    """Whether a repository on the Hub can be called so: ``name`` or ``owner/name``.
+
+    >>> from workbench.training.checks import is_repository
+    >>> is_repository("owner/name"), is_repository("name.git")
+    (True, False)
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return name.isascii() and name.isprintable()  # the Hub's own rule
 
 
 def _column_faults(config: Any) -> list[str]:

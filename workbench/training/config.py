@@ -244,7 +244,8 @@ class TrainConfig(Record):
         None, "Mirror folder", "text", Group.CHECKPOINTS, place=2, hint="none; a Drive folder, say"
     )
     """A folder, such as one of a mounted Drive, in which a folder of the run's name follows the run while it goes on: newest
-    checkpoint, adapter, events and configuration. ``wb.resume_from`` goes on from there when this machine is gone."""
+    checkpoint, adapter, events and configuration. It is made where the folder around it is there. ``wb.resume_from`` goes on
+    from it when this machine is gone."""
     push_to_hub: bool = setting(False, "Push to the Hub at the end", "flag", Group.CHECKPOINTS, place=2)
     """Push the adapter (or model), its card and the run's events to the Hub at the end; ``wb.push`` does it at any time."""
     hub_model_id: str | None = setting(None, "Repository (Hub)", "text", Group.CHECKPOINTS, place=2, hint="the run's name")

@@ -92,7 +92,8 @@ class DiskBudget(Shown):
         verdict = (
             " ".join(f"Does not fit the disk: {fault}" for fault in self.faults) or f"{amount(self.free[folder])} are free."
         )
-        return f"On disk, forecast: {listed(parts)}; besides, if asked for, {listed(later)}. {verdict}"
+        besides = f"; besides, if asked for, {listed(later)}" if later else ""
+        return f"On disk, forecast: {listed(parts)}{besides}. {verdict}"
 
     def _show_(self) -> View:
         note = " ".join(self.faults) or "It fits."

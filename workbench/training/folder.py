@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import math
 import os
@@ -17,14 +15,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from workbench.atomic import replacing
 from workbench.errors import RunError
 from workbench.show import Shown, View
 
 _COMPLETE = "complete"
-_NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK})
 _RESERVED = 1 << 16
 EARLY = "early"
 """The kind of a finish before the last step: patience ran out."""
@@ -287,18 +284,6 @@ class RunFolder:
 
 def _before(kept: Path) -> Path:
     return kept.with_name(f".{kept.name}-before")
-
-
-def take_lock(file: IO[Any]) -> None:
-    """Hold an open file until it is closed, here and in what inherits it. Raises BlockingIOError where another process does.
-
-    On a file system that has no locks, as Google Drive mounted on Colab, nothing is held and nobody is told.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def write_json(path: Path, value: Any) -> None:

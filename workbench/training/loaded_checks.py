@@ -66,13 +66,13 @@ def linear_names(model: Any) -> str:
     return named(leaves_of(name for name, module in model.named_modules() if isinstance(module, linear) and module is not head))
 
 
-def check_length(model: Any, config: TrainConfig, first: bool) -> None:
+def check_length(model: Any, config: TrainConfig, begins: bool) -> None:
     """Raises ``ConfigError`` for rows longer than the positions of the model's class, and a warm-up longer than the run.
 
-    ``first``: whether this is the run's first attempt; one that was begun so may go on.
+    ``begins``: whether the run has no checkpoint yet; one that was begun so may go on.
     """
     faults = [*position_faults(config, model.config.to_dict()), *schedule_faults(config)]
-    if faults and first:
+    if faults and begins:
         raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and launch again.")
 
 

@@ -108,12 +108,14 @@ def check_mirror(config: TrainConfig, root: Path) -> None:
     if target.resolve() == root.resolve():
         raise RunError("mirror_dir is where the run itself is.", where=str(target.parent), remedy="Choose another folder.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(exist_ok=True)  # its own parents are not made: they may be a Drive that is not mounted
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
         if not taken and not os.access(target.parent, os.W_OK):
             raise PermissionError(13, "it may not be written to")
     except OSError as error:
-        what = f"the mirror cannot be made ({error.strerror or error})."
+        there = target.parent.parent.exists()
+        why = error.strerror or error if there else f"the folder around it is not there: {target.parent.parent}"
+        what = f"the mirror cannot be made ({why})."
         raise RunError(what, where=str(target.parent), remedy="Mount it, or choose another mirror_dir.") from error
     if taken:
         remedy = "Go on from it with wb.resume_from(folder), choose another run_dir or mirror_dir, or remove it."

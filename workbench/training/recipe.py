@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.training.base_code import at_revision, dtype, loaded, model_name
+from workbench.training.base_code import at_commit, at_revision, dtype, loaded, model_name
 from workbench.training.beginnings import first_adapter, taken
 from workbench.training.choices import EVA_ROWS, EVA_TOKENS_A_RANK
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
@@ -67,6 +67,8 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
     if shape.chats:
         lines += ["from collections.abc import Callable", "from typing import Any"]
     lines.append("from datasets import load_dataset")
+    if config.init_lora_weights == "loftq" and at_commit(config):
+        lines.append("from huggingface_hub import snapshot_download")
     if config.method != "full":
         from_transformers.append("set_seed")
         needed = ["LoraConfig", *["PeftModel"] * _on_residual(config), "get_peft_model"]
@@ -121,7 +123,7 @@ def _model(config: TrainConfig) -> str:
         folder = as_source(str(first_adapter(config.init_adapter)))
         lines.append(f'set_peft_model_state_dict(model, load_peft_weights({folder}, device="cpu"))')
     if config.init_lora_weights == "loftq":
-        path = "" if on_hub(config.model) else ", MODEL"
+        path = _SNAPSHOT * at_commit(config) if on_hub(config.model) else ", MODEL"
         lines.append(f"replace_lora_weights_loftq(model{path})  # peft computes this on a GPU, and has no way to on a CPU")
     if config.rescale_mlp:
         lines.append(_RESCALED.format(power=config.rescale_mlp))
@@ -129,6 +131,8 @@ def _model(config: TrainConfig) -> str:
     return "\n".join(line.strip("\n") for line in lines)
 
 
+_SNAPSHOT = ", snapshot_download(MODEL, revision=REVISION, local_files_only=True)"
+"""Where peft would take the weights of the branch main."""
 _BEGUN, _RESIDUAL = "pissa-begun", "pissa-residual"
 _PISSA = """
 # PiSSA begins on the 16-bit model; what it leaves of that is written, and quantized as it is loaded.

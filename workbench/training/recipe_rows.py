@@ -17,7 +17,7 @@ from workbench.training.dataset_files import Files
 from workbench.training.lengths import packs
 from workbench.training.row_files import ending, header, is_list
 from workbench.training.rows import turns
-from workbench.training.rows.forms import ROLES, alpaca, as_messages, chosen_chat, chosen_text, shared, with_system
+from workbench.training.rows.forms import ROLES, alpaca, as_messages, chosen_chat, chosen_text, is_chat, shared, with_system
 from workbench.training.rows.shapes import Shape
 
 
@@ -45,7 +45,13 @@ def _made_of(files: Files, shape: Shape) -> str:
     if shape.chats:
         _, mark, plain = inspect.getsource(turns).partition("Chat = ")
         roles = "".join(f"    {as_source(role)}: {as_source(names)},\n" for role, names in ROLES.items())
-        sources += [f"ROLES = {{\n{roles}}}\n", inspect.getsource(as_messages), mark + plain, _WRITE]
+        sources += [
+            f"ROLES = {{\n{roles}}}\n",
+            inspect.getsource(is_chat),
+            inspect.getsource(as_messages),
+            mark + plain,
+            _WRITE,
+        ]
     if shape.chats and files.loader in ("parquet", "arrow"):
         sources.append(_WITHOUT_NULLS)
     return "".join(f"\n\n{source.strip()}\n" for source in sources)
@@ -176,24 +182,30 @@ def _chats(config: TrainConfig, files: Files, shape: Shape) -> str:
     }
     match shape.kind:
         case "preference-chats":
-            lines = f"""chosen, rejected = as_messages({said["chosen"]} or []), as_messages({said["rejected"]} or [])
-    chat, first = chosen_chat({said["prompt"]}, chosen, rejected)"""
+            given = ["prompt", "chosen", "rejected"]
+            chat = "chosen_chat(prompt, as_messages(chosen), as_messages(rejected))"
         case "prompt-chats":
-            prompt, completion = (f"({said[name]} or [])" for name in shape.columns)
-            lines = f"chat, first = {prompt} + {completion}, len({prompt})"
+            given, chat = ["prompt", "completion"], "prompt + completion, len(prompt)"
         case _:
-            lines = f"chat, first = with_system(as_messages({said[shape.columns[0]]} or []), row.get({as_source('system')})), 0"
+            given, chat = ["messages"], f"with_system(as_messages(messages), row.get({as_source('system')})), 0"
+    columns = given if shape.kind == "preference-chats" else shape.columns
+    values = ", ".join(f"{said[name]} or []" for name in columns)
+    asked = "[] if isinstance(prompt, str) else prompt"  # a pair's question may be plain text
+    checked = ", ".join(asked if name == "prompt" and shape.kind == "preference-chats" else name for name in given)
     tools = said.get("tools", "None")
     how = f"first, {config.completion_only_loss}, {config.thoughts == 'keep'}, tools or None"
     return f"""
 def encode(row):
     \"\"\"The tokens of a chat, of turns that are rows of their own first; labels are -100 where no loss is taken.\"\"\"
-    {lines}
-    tools = {tools}
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    {", ".join(given)} = {values}
+    if not all(is_chat(turns) for turns in [{checked}]):
+        raise ValueError(f"This row is no chat: {{row}}")
     try:
+        chat, first = {chat}
+        tools = {tools}
+        tools = json.loads(tools) if isinstance(tools, str) else tools
         made = turns.rows(as_messages(chat), {how}) if chat else []
-    except Exception:  # a chat that the template does not take is left out
+    except Exception:  # a chat that is not understood, or that the template does not take, is left out
         return []
     found = []
     for text, spans in made:

@@ -135,7 +135,7 @@ class RunPaging:
 
 def _simulation(config: TrainConfig, budget: int | None, how: dict[str, Any], gpu: int | None) -> Simulated:
     """Without a budget: the one halfway between too little and enough. The run's own GPU is a budget to choose, too."""
-    src: Source = open_model(config.model)
+    src: Source = open_model(config.model, config.model_revision)
     probe = simulate_paging(src, config, 80 * GIB, **how)
     low, high = probe.least, probe.enough
     margin = max((high - low) // 8, high // 100)

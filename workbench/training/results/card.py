@@ -24,6 +24,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import on_hub
 from workbench.training.events import Event, latest_steps, read_events
 from workbench.training.fingerprints import Fingerprints, read
+from workbench.training.folder import RunFolder, steps_of
 from workbench.training.lineage import Lineage
 from workbench.training.results.history import RunHistory
 from workbench.training.row_kinds import ROW_SHAPES
@@ -65,6 +66,15 @@ def write_card(run: Path, folder: Path, what: str, notes: Sequence[str] = (), lo
     """
     with replacing(folder / "README.md") as draft:
         draft.write_text(card_of(run, what, notes, loading), "utf-8")
+
+
+def step_notes(run: RunFolder, config: TrainConfig, trained: Path) -> list[str]:
+    """The note on which step's weights are in a folder of the run, where they are not those of its end."""
+    if config.load_best_model_at_end and (best := run.best):
+        return [f"The weights are those after step {steps_of(best):,}, of the lowest held-out loss."]
+    if trained.parent == run.checkpoints:
+        return [f"The weights are those after step {steps_of(trained):,}, of a run that had not ended."]
+    return []
 
 
 def card_of(run: Path, what: str, notes: Sequence[str] = (), loading: str = "") -> str:
@@ -138,16 +148,17 @@ def _use(config: TrainConfig, base: str, revision: str) -> str:
 def base_of(config: TrainConfig, commit: str | None = None) -> tuple[str, str, str]:
     """(name, commit, licence) of the base model; the commit is known for one from the Hub only, else it is empty.
 
-    ``commit``: the one that the run was begun with, where that is recorded.
+    ``commit``: the one that the run was begun with, where that is recorded; it holds where the model cannot be opened, too.
     """
     name = shown_name(config.model)
+    known = (commit or config.model_revision) if on_hub(config.model) else None
     try:
-        source = open_model(config.model, (commit or config.model_revision) if on_hub(config.model) else None)
+        source = open_model(config.model, known)
     except WorkbenchError:
-        return name, "", ""
+        return name, known or "", ""
     path = source.path
-    commit = path.name if path is not None and path.parent.name == "snapshots" else ""
-    return name, commit, source.licence
+    here = path.name if path is not None and path.parent.name == "snapshots" else ""
+    return name, here or known or "", source.licence
 
 
 def shown_name(name: str) -> str:

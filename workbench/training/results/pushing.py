@@ -1,34 +1,42 @@
 """What a run trained, pushed to the Hub: the adapter or the model, its card, and the run's events.
 
-Covers the repository, which is made where there is none, and one commit. Endpoint, token and upload are huggingface_hub's. The
-run's configuration stays here, as do checkpoints and logs: they name paths of this machine. Imports no torch.
+Covers the repository, which is made where there is none, and one commit. Endpoint, token and upload are huggingface_hub's.
+Nothing that is pushed names a path of this machine: configuration, checkpoints and logs stay here, as do the events that hold
+others' texts, and the adapter names its base without its folder. Imports no torch.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.training.checks import NAMED, is_repository
 from workbench.training.config import TrainConfig
-from workbench.training.results.card import card_of
+from workbench.training.dataset_files import on_hub
+from workbench.training.folder import RunFolder
+from workbench.training.results.card import card_of, step_notes
 from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-_NOT_PUSHED = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "complete", "README.md")
+_NOT_PUSHED = ("trainer_state.json", "complete", "README.md")
+_PICKLES = (".pt", ".pth", ".bin")  # optimizer, schedule, scaler, random states, arguments
 """What a checkpoint holds beside what was trained; the card is written anew."""
+_TEXTS = ("log", "error")
+"""Kinds of event with words of libraries and of the system in them, tracebacks among them: they name files."""
 _LOG_IN = "Log in ('hf auth login', or huggingface_hub.login() in a notebook), with a token that may write."
 
 
 def push(
     run: Run | str | os.PathLike[str], hub_model_id: str | None = None, *, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Pushes a run's adapter (or model), its card, and its events under ``events/``.
+    """Pushes a run's adapter (or model), its card, and its events under ``events/``, without log, errors and collectors.
 
-    Of a run that goes on, it is the newest checkpoint's.
+    Of a run that goes on, it is the newest checkpoint's. Nothing of it names a path of this machine.
 
     Args:
         run: A run or its folder.
@@ -40,7 +48,7 @@ def push(
         The repository's address.
 
     Raises:
-        RunError: Where nothing is trained yet or the account may not write there.
+        RunError: Where nothing is trained yet, no repository can be called so, or the account may not write there.
         ModelError: Where the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -53,6 +61,8 @@ def push(
         remedy = "Wait for a checkpoint, or choose a run that has trained."
         raise RunError("nothing is trained yet that could be pushed.", where=str(found.dir), remedy=remedy)
     name = hub_model_id or config.hub_model_id or found.dir.name
+    if not is_repository(name):
+        raise RunError(f"no repository can be called {name!r}; {NAMED}", where=str(found.dir), remedy="Give a hub_model_id.")
     hidden = config.hub_private_repo if private is None else private
     api = HfApi(token=token)
     try:
@@ -82,11 +92,32 @@ def _files(run: Run, config: TrainConfig, trained: Path) -> list[CommitOperation
 
     what = "model" if config.method == "full" else "adapter"
     kept = [path for path in sorted(trained.iterdir()) if path.is_file() and path.name not in _NOT_PUSHED]
-    kept = [path for path in kept if not path.name.startswith("rng_state")]
-    found = [CommitOperationAdd("README.md", card_of(run.dir, what).encode())]
-    found += [CommitOperationAdd(path.name, path) for path in kept]
-    events = sorted(run.dir.glob("events-*.jsonl"))  # as bytes: a run that goes on writes more of them
-    return [*found, *(CommitOperationAdd(f"events/{path.name}", path.read_bytes()) for path in events)]
+    notes = step_notes(RunFolder(run.dir), config, trained)
+    found = [CommitOperationAdd("README.md", card_of(run.dir, what, notes).encode())]
+    for path in (path for path in kept if path.suffix not in _PICKLES):
+        found.append(CommitOperationAdd(path.name, _adapter(path, config) if path.name == "adapter_config.json" else path))
+    events = sorted(run.dir.glob("events-*.jsonl"))
+    return [*found, *(CommitOperationAdd(f"events/{path.name}", _events(path)) for path in events)]
+
+
+def _adapter(path: Path, config: TrainConfig) -> bytes:
+    """The adapter's configuration, with its base by name, where the run's own names the folder that it was loaded from."""
+    base = config.model if on_hub(config.model) else Path(config.model).name
+    return json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base}, indent=2).encode()
+
+
+def _events(path: Path) -> bytes:
+    """A writer's events without those of ``_TEXTS``, and without which collectors work and why others do not."""
+    lines = []
+    for line in path.read_bytes().splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut short: the run goes on, or was killed
+            continue
+        if event["k"] not in _TEXTS:
+            event.pop("capabilities", None)
+            lines.append(json.dumps(event, separators=(",", ":")) + "\n")
+    return "".join(lines).encode()
 
 
 def check_push(config: TrainConfig, token: str | None, run: str) -> None:
@@ -95,7 +126,6 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
     No token, one that may not write, or a name that no repository can have.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
 
     from workbench.sources.faults import HTTP_ERROR, as_model_error, status
 
@@ -103,11 +133,9 @@ def check_push(config: TrainConfig, token: str | None, run: str) -> None:
         return
     if token is None:
         raise ConfigError(["push_to_hub is set, and no account is logged in to the Hub."], where="push_to_hub", remedy=_LOG_IN)
-    try:
-        validate_repo_id(config.hub_model_id or run)
-    except ValueError as error:
+    if config.hub_model_id is None and not is_repository(run):
         what = f"push_to_hub would make a repository by the run's name, and no repository can be called {run!r}."
-        raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.") from error
+        raise ConfigError([what], where="hub_model_id", remedy="Set hub_model_id.")
     try:
         account = HfApi().whoami(token)
     except (OSError, ValueError, HTTP_ERROR) as error:

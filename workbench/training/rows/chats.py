@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from workbench.errors import DataError
-from workbench.training.rows.forms import as_messages
+from workbench.training.rows.forms import as_messages, is_chat
 from workbench.training.rows.turns import Span, Turns
 
 
@@ -67,15 +67,12 @@ class Template:
 
 def as_chat(messages: Any, where: str) -> list[dict[str, Any]]:
     """A list of messages, ShareGPT's turns as such. ``DataError`` for anything else, ``Refused`` for an unknown speaker."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    if not is_chat(messages):
         raise _no_chat(where)
     try:
-        chat = as_messages(messages)
+        return as_messages(messages)
     except (TypeError, ValueError) as error:
         raise Refused(f"the chat is not understood: {error}.", where=where, remedy="Rename it, or leave it out.") from error
-    if not all(isinstance(message.get("role"), str) for message in chat):
-        raise _no_chat(where)
-    return chat
 
 
 def as_tools(tools: Any) -> Any:

@@ -72,6 +72,13 @@ def shared(one: Any, other: Any) -> int:
     return next((i for i, (mine, its) in enumerate(both) if mine != its), min(len(one), len(other)))
 
 
+def is_chat(turns: Any) -> bool:
+    """Whether it is a list of turns that say who speaks: messages, or ShareGPT's."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return False
+    return all("from" in turn or isinstance(turn.get("role"), str) for turn in turns)
+
+
 def as_messages(turns: list[Any]) -> list[dict[str, Any]]:
     """Turns of ShareGPT's form, {"from", "value"}, as messages; messages as they are."""
     known = {name: role for role, names in ROLES.items() for name in names}

@@ -8,7 +8,6 @@ written beside its place and moved there whole. Where nothing can be written, or
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,20 +20,23 @@ from pathlib import Path
 import numpy as np
 
 from workbench import caches
+from workbench.locks import take_lock
 from workbench.sources import cache
 from workbench.sources.base import Watch
-from workbench.training import row_files
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files
-from workbench.training.rows import chats, forms, shapes, tokens, turns
 from workbench.training.rows.chats import Refused
 from workbench.training.rows.shapes import Shape
 from workbench.training.rows.tokens import Rows, Sink, TokenRows
 
 LARGE = 1_000_000
 """Bytes of a dataset's files from which on its tokens are kept."""
-_MADE_BY = (chats, row_files, forms, shapes, tokens, turns)
-"""What decides which tokens come of a file: another version of any of them makes its own."""
+_TRAINING = Path(__file__).parent.parent
+_MADE_BY = (
+    *sorted((_TRAINING / "rows").glob("*.py")),
+    *(_TRAINING / name for name in ("data.py", "dataset_files.py", "row_files.py", "row_kinds.py")),
+)
+"""The sources that decide which tokens come of a file: another version of any of them makes its own."""
 _FIELDS = ("max_length", "completion_only_loss", "thoughts", "prompt_template")
 _SPARE = 1_000_000_000
 """Bytes that are left free on the disk."""
@@ -60,8 +62,8 @@ def key(
 
     say(shape.kind, shape.columns, shape.besides, limit, *(getattr(config, name) for name in _FIELDS))
     say(*(version(name) for name in ("transformers", "tokenizers")))
-    for module in _MADE_BY:
-        say(module.__name__, _sha256(Path(str(module.__file__))))
+    for source in _MADE_BY:
+        say(source.name, _sha256(source))
     for path in sorted(path for path in tokenizer.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")):
         say(path.name, _sha256(path))
     for path in files.paths:
@@ -137,9 +139,9 @@ def _opened(folder: Path) -> Rows | None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """While no other process does the same."""
+    """While no other process does the same, where the file system has locks."""
     with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take_lock(file, wait=True)
         yield
 
 

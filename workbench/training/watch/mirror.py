@@ -45,6 +45,7 @@ class Mirror:
         self.folder, self.there, self._warn = folder, RunFolder(target), warn
         self._own, self._claimed = secrets.token_hex(8), False
         self._taken: dict[str, State] = {}
+        self._appended: dict[str, int] = {}  # bytes of each file of events that are this run's own
         self._told = ""
         self._asked, self._done, self._moved = 0, 0, 0
         self._wake = threading.Condition()
@@ -142,10 +143,14 @@ class Mirror:
         self._taken[name] = state
 
     def _append(self) -> None:
-        """The events' new whole lines."""
+        """The events' new whole lines; where the mirror has others than this run, as of another session, all of them anew."""
         for file in sorted(self.folder.root.glob("events-*.jsonl")):
             mirrored = self.there.root / file.name
             at = mirrored.stat().st_size if mirrored.exists() else 0
+            if at != self._appended.get(file.name, 0) and not _begins_with(file, mirrored):
+                self._warn("warning", f"The mirror {self.there.root} held events of another session: they are replaced.")
+                mirrored.unlink()
+                at = 0
             with file.open("rb") as source:
                 source.seek(at)
                 new = source.read()
@@ -153,6 +158,7 @@ class Mirror:
                 with mirrored.open("ab") as out:
                     out.write(new)
                 self._moved += len(new)
+            self._appended[file.name] = at + len(new)
 
     def _checkpoints(self) -> None:
         """The best complete checkpoint and the newest, and then no other one."""
@@ -214,6 +220,15 @@ class Mirror:
                 self._moved += len(part)
             out.flush()
             os.fsync(out.fileno())
+
+
+def _begins_with(file: Path, mirrored: Path) -> bool:
+    """Whether a file begins with all that another one holds."""
+    with file.open("rb") as mine, mirrored.open("rb") as theirs:
+        while part := theirs.read(_STEP):
+            if mine.read(len(part)) != part:
+                return False
+    return True
 
 
 def _state(path: Path) -> State:

@@ -21,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.locks import take_lock
 from workbench.memory.gpus import devices
 from workbench.text import amount
 from workbench.training import fingerprints
 from workbench.training.environment import WEBHOOK, for_worker, one_gpu
 from workbench.training.events import EventWriter
-from workbench.training.folder import Request, RunFolder, RunStatus, take_lock
+from workbench.training.folder import Request, RunFolder, RunStatus
 from workbench.training.host import create_time
 from workbench.training.watch import postmortem
 from workbench.training.watch.alerts import Alerts

@@ -70,10 +70,10 @@ def reporting(what: str, emit: Emit) -> Callable[..., None]:
     return progress
 
 
-def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, first: bool) -> None:
-    """Raises what only the loaded model shows of rows and configuration; ``first``: in the run's first attempt."""
+def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, begins: bool) -> None:
+    """Raises what only the loaded model shows of rows and configuration; ``begins``: whether there is no checkpoint yet."""
     if dtype is torch.float16 and (said := check_float16(net, config)):
         emit("log", level="warning", text=said)
-    check_length(net, config, first=first)
+    check_length(net, config, begins)
     rows = itertools.chain(material.rows, material.held_out)
     check_ids(net, material.tokenizer, rows, material.collator.pad, config.model)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.training.config import TrainConfig
-from workbench.training.folder import RunFolder, steps_of
-from workbench.training.results.card import write_card
+from workbench.training.folder import RunFolder
+from workbench.training.results.card import step_notes, write_card
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Trained:
 
     def describe(self, folder: Path | None = None) -> None:
         """Writes the card, which says so where the weights are not the last step's."""
-        notes = []
-        if best := self.best:
-            notes.append(f"The weights are those after step {steps_of(best):,}, of the lowest held-out loss.")
+        notes = step_notes(self.run, self.config, self.path)
         write_card(self.run.root, folder or self.path, self.path.name, notes)
 
 

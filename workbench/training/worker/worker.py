@@ -174,9 +174,9 @@ class Worker:
         source = data.model_folder(self.config.model, origins.pinned(self.folder.root, self.config))
         with self.phase("dataset"):
             self.config, rows = material.prepare(self.config, source, self.writer.emit)
-        net = self._adapted(self._loaded(source, dtype, cuda), cuda)
-        material.check(rows, self.config, net, dtype, self.writer.emit, first=self.attempt == 1)
-        checkpoints = self.folder.complete_checkpoints()
+        checkpoints = self.folder.complete_checkpoints()  # without any the run begins, in whichever attempt
+        net = self._adapted(self._loaded(source, dtype, cuda), cuda, begins=not checkpoints)
+        material.check(rows, self.config, net, dtype, self.writer.emit, begins=not checkpoints)
         if self.config.init_lora_weights == "eva" and not checkpoints:  # which hold adapters that began so
             self._begin_with_eva(net, rows)
         board = boards.open_board(self.config, self.folder, checkpoints)
@@ -231,7 +231,7 @@ class Worker:
                 held.held_by(base, [t.name for t in open_model(source).tensors()]).write(self.folder)
         return base
 
-    def _adapted(self, base: Any, cuda: bool) -> Any:
+    def _adapted(self, base: Any, cuda: bool, begins: bool) -> Any:
         """The model as it is trained; what of its optimizer's state will be paged is known then, and recorded."""
         from workbench.training.worker import distributed, model
 
@@ -239,7 +239,7 @@ class Worker:
         with self.phase("attach"):
             net = model.attach_adapters(base, self.config, self.folder.first_adapter)
             self.account.moment("attach", net)
-            if self.attempt == 1 and distributed.rank() == 0 and self.config.init_lora_weights in NOT_ZERO:
+            if begins and distributed.rank() == 0 and self.config.init_lora_weights in NOT_ZERO:
                 net.save_pretrained(str(self.folder.beginning))
         paged = paged_state(self.config, cuda, model.adapter_sizes(net))
         self.capabilities["paged optimizer state"] = paged
@@ -307,7 +307,7 @@ class Worker:
             self._interruptible = False
         signal.signal(signal.SIGTERM, self._terminate)
         try:
-            if self.attempt == 1 or not checkpoints:
+            if not checkpoints:
                 evaluator.evaluate(0)
                 evaluator.sample("before")
             if not distributed.agreed(self.asked()):
