@@ -97,7 +97,7 @@ def export(
         folder: Where it goes: a folder that is new or empty.
         format: ``"transformers"``, the adapter merged into its base as a 16-bit model; ``"gguf"``, the same as one file for
             llama.cpp and Ollama, with a Modelfile; or ``"gguf-adapter"``, the adapter alone, for llama.cpp with a GGUF of the
-            base.
+            base; not one with DoRA, nor one begun by LoftQ, PiSSA or OLoRA, which belongs to no GGUF of it.
         base: What it is merged into: ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of
             the checkpoint; None: the first where the run's base was in 4 bits.
         dtype: ``"bfloat16"`` or ``"float16"``; in GGUF also ``"float32"`` and, merged, ``"q8_0"``; None: bfloat16, in GGUF
