@@ -29,7 +29,7 @@ from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
 from workbench.training.paths import path_of
 from workbench.training.results import loading, on_bases
-from workbench.training.results.card import write_card
+from workbench.training.results.card import code, write_card
 from workbench.training.results.gguf_adapter import GgufAdapter
 from workbench.training.results.gguf_model import GgufModel
 from workbench.training.results.merged import Merged
@@ -172,7 +172,8 @@ def _bases(rows: Sequence[on_bases.OnBase]) -> str:
     if not rows:
         return ""
     heads = list(rows[0]._line_())
-    table = "\n".join(f"| {' | '.join(row._line_().values())} |" for row in rows)
+    lines = [{**row._line_(), "base": code(row.name)} for row in rows]
+    table = "\n".join(f"| {' | '.join(line.values())} |" for line in lines)
     head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
     intro = "Measured against the model as it was trained, on held-out rows; intervals over rows."
     return f"\n\n## On other bases\n\n{intro}\n\n{head}\n{table}"

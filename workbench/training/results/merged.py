@@ -20,6 +20,7 @@ from workbench.sources.packed import weights
 from workbench.text import percent
 from workbench.training import fingerprints
 from workbench.training.origins import OF_MODEL, changes_of_base
+from workbench.training.results.card import code
 from workbench.training.results.merging import Merge, relative
 
 if TYPE_CHECKING:
@@ -79,10 +80,10 @@ class Merged:
         worst = max(self.errors, key=lambda name: self.errors[name])
         return (
             f"A LoRA adapter merged into {onto}, in {dtype}. Against what was trained, each adapted weight differs by at "
-            f"most {percent(self.errors[worst])} (relative, Frobenius norm; most in `{worst}`)."
+            f"most {percent(self.errors[worst])} (relative, Frobenius norm; most in {code(worst)})."
         )
 
     def changed(self) -> list[str]:
         """A sentence on what of the base is not what the run was begun with, where that was accepted."""
-        changed = "; ".join(map(str, self.changes)).replace("`", "'")
-        return [f"This is not what the run was begun with: `{changed}`."] if changed else []
+        changed = "; ".join(map(str, self.changes))
+        return [f"This is not what the run was begun with: {code(changed)}."] if changed else []
