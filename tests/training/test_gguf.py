@@ -21,6 +21,7 @@ from tests.helpers import in_process, tiny
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.tiny_model import tiny_tokenizer
 from workbench.cli.main import cli
+from workbench.training import data, fingerprints, origins
 from workbench.training.results.gguf_files import Read
 from workbench.training.results.loading import READ, RUN
 
@@ -344,6 +345,18 @@ def test_keys_name_the_base_and_scale_by_nothing(make: Make, tmp_path: Path) -> 
     assert set(there.kinds) == {"F16"}
     assert set(there.tensors) >= {"blk.0.attn_q.weight.lora_a", "blk.3.ffn_down.weight.lora_b"}
     assert there.shape("blk.0.ffn_down.weight.lora_a") == (16, 128)
+
+
+def test_a_base_that_is_another_one_by_now_is_refused_and_told_where_that_is_accepted(make: Make, tmp_path: Path) -> None:
+    folder = shutil.copytree(make("llama").config.model, tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    run = in_process.train(in_process.config_of(folder, max_steps=1, max_eval_rows=0), tmp_path / "run")
+    fingerprints.write(run.dir, origins.take(run.config, wb.open_model(folder), data.check(run.config)))
+    tiny.randomize(folder / "model.safetensors", 0.2)
+    with pytest.raises(wb.RunError, match="has changed"):
+        wb.export(run, tmp_path / "out", format="gguf-adapter")
+    card = wb.export(run, tmp_path / "out", format="gguf-adapter", changed_ok=True).folder / "README.md"
+    assert "not what the run was begun with: `base model: model.safetensors has other content`" in card.read_text("utf-8")
 
 
 def test_an_adapter_of_a_base_in_4_bits_says_that_no_gguf_is_the_same(make: Make, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ class _Transformers:
 
     def notes(self) -> list[str]:
         """What was merged, for the card."""
-        return [self.merged.note(self.dtype), *self.merged.changed()]
+        return [self.merged.note(self.dtype), *self.merged.changed]
 
     def _pieces(self, tensor: Planned) -> Iterator[NDArray[Any]]:
         """The tensor's data, as it is stored in the checkpoint but in 16 bits: merged, dequantized, or only cast."""

@@ -15,9 +15,11 @@ from workbench.errors import RunError
 from workbench.progress import Cancelled, Progress
 from workbench.sources import TensorInfo
 from workbench.sources.base import Watch
+from workbench.training.origins import BASE
 from workbench.training.results.card import base_of
 from workbench.training.results.gguf_files import Tensor, Writer, encoded
 from workbench.training.results.gguf_layouts import Layout
+from workbench.training.results.merged import changed
 from workbench.training.results.merging import Merge
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class GgufAdapter:
         merge = Merge(run, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
         self.run, self.merge = run, merge
         _check(merge)
+        self.changed = changed(merge, run.dir, (BASE,), progress, cancelled) if changed_ok else []
         self.layout = Layout(merge.source.config, merge.source.name)
         self.infos = [info for info in merge.tensors if info.name in merge.paths]
         self.watch = Watch(sum(info.numel for info in self.infos), progress, cancelled)
@@ -84,6 +87,7 @@ class GgufAdapter:
             f"A LoRA adapter as GGUF ({self.dtype}), for llama.cpp with a GGUF of the same base. Its scaling is multiplied in. "
             "Any base of the same shape loads with it: name the right one.",
             *[_ON_FOUR_BITS] * self.merge.on_four_bits,
+            *self.changed,
             *self.layout.notes(),
         ]
 
