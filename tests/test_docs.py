@@ -27,6 +27,8 @@ from click.testing import CliRunner
 import workbench as wb
 from tests.helpers.public_names import ROOT, homes
 from workbench.cli.main import cli
+from workbench.training.folder import RunFolder
+from workbench.training.results import on_bases
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -153,6 +155,21 @@ def column(heading: str) -> list[str]:
     """The names in the first column of the last table under a heading of the page on a run's folder."""
     section = re.split(r"^## ", RUN_FOLDER.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
     return [name for row in section.split("| --- |")[-1].splitlines() for name in re.findall(r"^\| `([^`]+)`", row)]
+
+
+def test_the_files_and_folders_of_a_run_are_those_in_the_code() -> None:
+    root = Path("run")
+    named = [path for name in vars(RunFolder) if not name.startswith("_") for path in paths(root, name)]
+    parts = {path.relative_to(root).parts[0] for path in named} | {on_bases.FOLDER, "lineage.json"}
+    described = {re.sub(r"/.*", "", name) for name in column("Files")}
+    assert {name for name in parts if not name.startswith(".")} <= described
+    assert all(f"`{name}`" in RUN_FOLDER for name in parts if name.startswith("."))
+
+
+def paths(root: Path, name: str) -> list[Path]:
+    """What a property of a run's folder names, where that is a file or folder of it that is always called the same."""
+    value = getattr(RunFolder(root), name) if isinstance(vars(RunFolder)[name], property) else None
+    return [path for path in (value if isinstance(value, tuple) else (value,)) if isinstance(path, Path)]
 
 
 def constants(path: Path) -> Iterator[tuple[str, str]]:

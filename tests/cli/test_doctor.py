@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers.hub_server import HubServer
+from tests.helpers.stub_libraries import compile_stub
 from workbench.cli import doctor, probe
 
 ROOT = Path(wb.__file__).parents[1]
@@ -71,6 +73,33 @@ def test_a_library_that_raises_or_ends_its_process_is_a_finding(tmp_path: Path, 
     assert found["torch"].found == "raises OSError"
     assert found["torch"].works is False
     assert not any(str(tmp_path) in finding.found for finding in found.values())
+
+
+def test_whatever_cupti_answers_is_told_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    stub, other = (compile_stub(name, tmp_path / f"lib{name}.so") for name in ("cupti", "nvml"))
+    for path, told in (
+        (None, (False, "torch has loaded no libcupti")),
+        (tmp_path / "answered.so", (False, "could not be loaded")),
+        (other, (False, "could not be loaded")),
+        (stub, (True, "CUPTI unified-memory counters: h2d, d2h")),
+    ):
+        monkeypatch.setattr("workbench.training.worker.cupti.loaded_cupti", lambda path=path: path and str(path))
+        works, found = probe.QUESTIONS["CUPTI, paging counters"]()
+        assert (works, found[: len(told[1])]) == told
+        assert str(tmp_path) not in found
+    ctypes.CDLL(str(stub)).stub_answer(b"cuptiActivityEnable", 35)
+    works, found = probe.QUESTIONS["CUPTI, paging counters"]()
+    assert not works
+    assert found.startswith("cuptiActivityEnable answered CUPTI_ERROR_35 (the driver lets administrators")
+
+
+def test_threads_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.kernels.pool.usable_cores", lambda: 33)
+    assert {finding.subject: finding.found for finding in doctor._system()}["threads"].startswith("33 of ")
 
 
 def test_a_process_that_is_ended_leaves_what_it_said_before(monkeypatch: pytest.MonkeyPatch) -> None:

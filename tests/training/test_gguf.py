@@ -21,6 +21,7 @@ from tests.helpers import in_process, tiny
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.tiny_model import tiny_tokenizer
 from workbench.cli.main import cli
+from workbench.training import data, fingerprints, origins
 from workbench.training.results.gguf_files import Read
 from workbench.training.results.loading import READ, RUN
 
@@ -232,6 +233,8 @@ def test_a_gguf_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:
     [
         ({"method": "lora", "use_dora": True}, {"format": "gguf-adapter"}, "DoRA"),
         ({"method": "lora", "init_lora_weights": "pissa"}, {"format": "gguf-adapter"}, "'pissa' belongs to a base"),
+        ({"init_lora_weights": "pissa"}, {"format": "gguf-adapter"}, "'pissa' belongs to a base"),
+        ({"init_lora_weights": "loftq", "lora_alpha": 16}, {"format": "gguf-adapter"}, "'loftq' makes up for what"),
         ({}, {"format": "gguf-adapter", "base": "original"}, "base is 'original'"),
         ({}, {"format": "gguf-adapter", "dtype": "q8_0"}, "dtype is 'q8_0'"),
         ({}, {"format": "gguf", "dtype": "q4_k_m"}, "dtype is 'q4_k_m'"),
@@ -342,6 +345,26 @@ def test_keys_name_the_base_and_scale_by_nothing(make: Make, tmp_path: Path) -> 
     assert set(there.kinds) == {"F16"}
     assert set(there.tensors) >= {"blk.0.attn_q.weight.lora_a", "blk.3.ffn_down.weight.lora_b"}
     assert there.shape("blk.0.ffn_down.weight.lora_a") == (16, 128)
+
+
+def test_a_base_that_is_another_one_by_now_is_refused_and_told_where_that_is_accepted(make: Make, tmp_path: Path) -> None:
+    folder = shutil.copytree(make("llama").config.model, tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    run = in_process.train(in_process.config_of(folder, max_steps=1, max_eval_rows=0), tmp_path / "run")
+    fingerprints.write(run.dir, origins.take(run.config, wb.open_model(folder), data.check(run.config)))
+    tiny.randomize(folder / "model.safetensors", 0.2)
+    with pytest.raises(wb.RunError, match="has changed"):
+        wb.export(run, tmp_path / "out", format="gguf-adapter")
+    card = wb.export(run, tmp_path / "out", format="gguf-adapter", changed_ok=True).folder / "README.md"
+    assert "not what the run was begun with: `base model: model.safetensors has other content`" in card.read_text("utf-8")
+
+
+def test_an_adapter_of_a_base_in_4_bits_says_that_no_gguf_is_the_same(make: Make, tmp_path: Path) -> None:
+    for fields, four_bits in (({}, True), ({"method": "lora"}, False)):
+        run = make("llama", scale=0.0, **fields)
+        folder = wb.export(run, tmp_path / str(four_bits), format="gguf-adapter").folder
+        head = (folder / "README.md").read_text("utf-8").partition("## Loading")[0]
+        assert ("wb.deployed" in head) == four_bits
 
 
 def test_the_command_writes_it(make: Make, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from workbench._version import __version__
 from workbench.cli.probe import QUESTIONS
+from workbench.kernels import pool
 from workbench.progress import Progress, reporting
 from workbench.show import Line, Record, Shown, View
 from workbench.text import columns, memory_size
@@ -100,7 +101,7 @@ def _system() -> Iterator[Finding]:
     yield Finding("processor", _processor())
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limited = f"; OMP_NUM_THREADS={int(threads)}" if threads.isdecimal() else ""
-    yield Finding("threads", f"{_usable_cores()} of {os.cpu_count()}{limited}")
+    yield Finding("threads", f"{pool.usable_cores()} of {os.cpu_count()}{limited}")
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.curdir)
     yield Finding("memory", f"{memory_size(memory.available)} free of {memory_size(memory.total)}")
     yield Finding("disk", f"{memory_size(disk.free)} free of {memory_size(disk.total)}")
@@ -108,10 +109,6 @@ def _system() -> Iterator[Finding]:
 
 _SERVICES = {"Colab": "COLAB_RELEASE_TAG", "Kaggle": "KAGGLE_KERNEL_RUN_TYPE", "Binder": "BINDER_SERVICE_HOST"}
 """Services by a variable that they set."""
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

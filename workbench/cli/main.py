@@ -185,7 +185,9 @@ def _survey(
 @cli.command("duel")
 @model_argument
 @click.option("--bits", type=float, default=4.5, show_default=True, help="Bits per weight that no format may exceed.")
-@click.option("--formats", metavar="NAMES", callback=commas(str), help="Formats, between commas.  [default: all]")
+@click.option(
+    "--formats", metavar="NAMES", callback=commas(str), help="Formats, between commas.  [default: all of 4 bits, and int8]"
+)
 @click.option(
     "--by", type=click.Choice(["tensor", "layer", "kind"], case_sensitive=False), help="Tell who wins on each as well."
 )
@@ -253,7 +255,7 @@ def _forecast(
 @click.option(
     "--base",
     type=click.Choice(["dequantized", "original"], case_sensitive=False),
-    help="Merge into the dequantized 4-bit base, which was trained on, or into the model's own weights.  [default: the first]",
+    help="Merge into the dequantized 4-bit base, or into the model's own weights.  [default: what was trained on]",
 )
 @click.option(
     "--dtype",

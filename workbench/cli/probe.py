@@ -53,18 +53,22 @@ def _on_gpu() -> Answer:
 def _cupti() -> Answer:
     import torch
 
-    from workbench.training.worker.cupti import CuptiError, open_cupti
+    from workbench.training.worker.cupti import Cupti, CuptiError, loaded_cupti
 
     if not torch.cuda.is_available():
         return _NO_CUDA
     torch.zeros(1, device="cuda")  # the context that counters belong to
+    if (path := loaded_cupti()) is None:
+        return False, "torch has loaded no libcupti"
     try:
-        collector, capability = open_cupti(True)
-    except CuptiError as error:
+        collector = Cupti(path)
+        collector.start()
+    except CuptiError as error:  # names CUPTI's call and its answer
         return False, str(error)
-    if collector is not None:
-        collector.close()
-    return capability.works, capability.why if capability.works or "answered" in capability.why else "could not be loaded"
+    except (OSError, AttributeError):  # names the file
+        return False, "could not be loaded"
+    collector.close()
+    return True, f"CUPTI unified-memory counters: {', '.join(collector.counters)}"
 
 
 QUESTIONS: dict[str, Callable[[], Answer]] = {

@@ -27,7 +27,6 @@ undoes it, whatever else it does, 0 where it goes at right angles to it. What a 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -48,6 +47,7 @@ from workbench.text import counted, nats, number, percent
 from workbench.training.events import EventReader
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.results.merging import Merge
+from workbench.training.results.on_bases import adapter_digest
 from workbench.training.runs import Run, attach
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Repairs(Shown, Unfolding[Repair]):
         }  # fmt: skip
         identity = {
             "run": str(run.dir), "number of rows": max_rows,
-            "set of adapters": {str(step): _digest(path) for step, path in adapters.items()},
+            "set of adapters": {str(step): adapter_digest(path) for step, path in adapters.items()},
         }  # fmt: skip
         self._folder = Folder(folder, identity, {})
         self._needed = sum(t.numel for t in merge.tensors) * Plan.of(run.config, "cpu").compute_bytes
@@ -284,8 +284,3 @@ class Repairs(Shown, Unfolding[Repair]):
 def adapted_in_four_bits(merge: Merge) -> tuple[str, ...]:
     """Paths of the modules that the run adapted and held in 4 bits, in the order of the checkpoint."""
     return tuple(merge.paths[t.name] for t in merge.tensors if t.name in merge.paths and merge.in_four_bits(t))
-
-
-def _digest(adapter: Path) -> str:
-    files = sorted(adapter.glob("adapter_model*"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()

@@ -28,6 +28,7 @@ from workbench.training.folder import RunFolder, steps_of
 from workbench.training.lineage import Lineage
 from workbench.training.results.history import RunHistory
 from workbench.training.row_kinds import ROW_SHAPES
+from workbench.training.settings import settings_of
 
 _OF_DATA = (
     "dataset_config", "dataset_split", "dataset_revision", "eval_split", "prompt_template", "completion_only_loss",
@@ -40,6 +41,16 @@ _OF_TRAINING = (
     "adam_beta2", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
     "num_train_epochs", "load_best_model_at_end", "early_stopping_patience", "gradient_checkpointing", "seed",
 )  # fmt: skip
+_ELSEWHERE = (
+    "model", "model_revision", "dataset", "eval_dataset", "row_shape", "text_column", "prompt_column", "completion_column",
+    "messages_column", "thoughts", "max_train_rows", "init_adapter", "nproc_per_node",
+)  # fmt: skip
+"""Fields that the card tells in words of its own."""
+_NOT_TOLD = (
+    "mirror_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "report_to", "save_steps", "save_total_limit",
+    "sample_prompts", "sample_max_new_tokens",
+)  # fmt: skip
+"""Fields that change nothing of what is trained: where it is kept, and what is asked of it meanwhile."""
 _FILES_SHOWN = 40
 _WHAT = {
     "adapter": ("LoRA adapter", "peft"),
@@ -116,7 +127,7 @@ def card(
         tuned["init_lora_weights"] = "those of the last adapter under What came before"
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
-        f"# {title} of {_code(base)}",
+        f"# {title} of {code(base)}",
         *notes,
         loading or f"```python\n{_use(config, base, revision) if what == 'adapter' else _USE_MODEL}\n```",
         "## Base model",
@@ -127,7 +138,7 @@ def card(
         "## Fingerprints",
         _fingerprints(begun_with),
         "## Training",
-        _table({**_fields(config, _OF_TRAINING), **tuned, "processes": config.nproc_per_node}),
+        _table({**_fields(config, _OF_TRAINING), **tuned, **_others(config), "processes": config.nproc_per_node}),
         "## Losses",
         _losses(events),
         "## Made with",
@@ -176,6 +187,16 @@ def _fields(config: TrainConfig, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
+def _others(config: TrainConfig) -> dict[str, Any]:
+    """Every other field that means something for the method and is not as by default."""
+    told = {*_OF_DATA, *_OF_BASE, *_OF_LORA, *_OF_TRAINING, *_ELSEWHERE, *_NOT_TOLD}
+    return {
+        name: value
+        for name, declared in settings_of(config).items()
+        if name not in told and config.method in declared.methods and (value := getattr(config, name)) != declared.default
+    }
+
+
 def _rows(events: Iterable[Event]) -> dict[str, str]:
     found = {}
     for event in events:
@@ -213,7 +234,7 @@ def _before(known: Lineage) -> list[str]:
             f"held-out loss {one.held_out:.4f}" if one.held_out is not None else "", f"base {one.base}",
             f"SHA-256 {one.sha256}",
         ]  # fmt: skip
-        rows[f"{n}. adapter of {_code(one.name)}"] = "; ".join(filter(None, facts))
+        rows[f"{n}. adapter of {code(one.name)}"] = "; ".join(filter(None, facts))
     for each in known.extended:
         rows[f"this run, extended after {counted(each.after, 'step')}"] = f"to {each.to:,} steps"
     return ["## What came before", _table(rows)]
@@ -231,8 +252,8 @@ def _fingerprints(known: Fingerprints | None) -> str:
             continue
         for file in files:
             name = file.name if file.path else f"{file.name}, its values"
-            rows[f"{part}, {_code(name)}"] = file.sha256 or f"{file.sampled} of {file.pieces} samples"
-    changed = "".join(f"\n\nResumed all the same after a change: {_code(change)}" for change in known.accepted)
+            rows[f"{part}, {code(name)}"] = file.sha256 or f"{file.sampled} of {file.pieces} samples"
+    changed = "".join(f"\n\nResumed all the same after a change: {code(change)}" for change in known.accepted)
     return f"SHA-256 of what the run was begun with.\n\n{_table(rows)}{changed}"
 
 
@@ -259,12 +280,12 @@ def _versions(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {_code(value)} |" for name, value in values.items() if value is not None and value != ()]
+    rows = [f"| {name} | {code(value)} |" for name, value in values.items() if value is not None and value != ()]
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _code(value: Any) -> str:
-    """A value in Markdown's code, whatever is in it."""
+def code(value: Any) -> str:
+    """A value in Markdown's code, also in a table, whatever is in it."""
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     text = printable(text).replace("`", "'").replace("|", "\\|")
     return f"`{text}`"

@@ -29,7 +29,7 @@ from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
 from workbench.training.paths import path_of
 from workbench.training.results import loading, on_bases
-from workbench.training.results.card import write_card
+from workbench.training.results.card import code, write_card
 from workbench.training.results.gguf_adapter import GgufAdapter
 from workbench.training.results.gguf_model import GgufModel
 from workbench.training.results.merged import Merged
@@ -97,7 +97,7 @@ def export(
         folder: Where it goes: a folder that is new or empty.
         format: ``"transformers"``, the adapter merged into its base as a 16-bit model; ``"gguf"``, the same as one file for
             llama.cpp and Ollama, with a Modelfile; or ``"gguf-adapter"``, the adapter alone, for llama.cpp with a GGUF of the
-            base.
+            base; not one with DoRA, nor one begun by LoftQ, PiSSA or OLoRA, which belongs to no GGUF of it.
         base: What it is merged into: ``"dequantized"``, the weights that a QLoRA run trained on, or ``"original"``, those of
             the checkpoint; None: the first where the run's base was in 4 bits.
         dtype: ``"bfloat16"`` or ``"float16"``; in GGUF also ``"float32"`` and, merged, ``"q8_0"``; None: bfloat16, in GGUF
@@ -172,7 +172,8 @@ def _bases(rows: Sequence[on_bases.OnBase]) -> str:
     if not rows:
         return ""
     heads = list(rows[0]._line_())
-    table = "\n".join(f"| {' | '.join(row._line_().values())} |" for row in rows)
+    lines = [{**row._line_(), "base": code(row.name)} for row in rows]
+    table = "\n".join(f"| {' | '.join(line.values())} |" for line in lines)
     head = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
     intro = "Measured against the model as it was trained, on held-out rows; intervals over rows."
     return f"\n\n## On other bases\n\n{intro}\n\n{head}\n{table}"
@@ -215,7 +216,7 @@ class _Transformers:
 
     def notes(self) -> list[str]:
         """What was merged, for the card."""
-        return [self.merged.note(self.dtype), *self.merged.changed()]
+        return [self.merged.note(self.dtype), *self.merged.changed]
 
     def _pieces(self, tensor: Planned) -> Iterator[NDArray[Any]]:
         """The tensor's data, as it is stored in the checkpoint but in 16 bits: merged, dequantized, or only cast."""

@@ -15,9 +15,11 @@ from workbench.errors import RunError
 from workbench.progress import Cancelled, Progress
 from workbench.sources import TensorInfo
 from workbench.sources.base import Watch
+from workbench.training.origins import BASE
 from workbench.training.results.card import base_of
 from workbench.training.results.gguf_files import Tensor, Writer, encoded
 from workbench.training.results.gguf_layouts import Layout
+from workbench.training.results.merged import changed
 from workbench.training.results.merging import Merge
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 FILE = "adapter.gguf"
 KINDS = {"float32": "F32", "float16": "F16"}
 _MERGE = 'Export the merged model instead: format="gguf".'
+_ON_FOUR_BITS = (
+    "It was trained on the base in bitsandbytes' 4 bits, and no GGUF of the base holds the same weights, whatever its type: "
+    '`wb.deployed` measures what the difference costs. A merged model (`format="gguf"`) is on the base that it was trained on.'
+)
 
 
 class GgufAdapter:
@@ -44,6 +50,7 @@ class GgufAdapter:
         merge = Merge(run, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
         self.run, self.merge = run, merge
         _check(merge)
+        self.changed = changed(merge, run.dir, (BASE,), progress, cancelled) if changed_ok else []
         self.layout = Layout(merge.source.config, merge.source.name)
         self.infos = [info for info in merge.tensors if info.name in merge.paths]
         self.watch = Watch(sum(info.numel for info in self.infos), progress, cancelled)
@@ -79,6 +86,8 @@ class GgufAdapter:
         return [
             f"A LoRA adapter as GGUF ({self.dtype}), for llama.cpp with a GGUF of the same base. Its scaling is multiplied in. "
             "Any base of the same shape loads with it: name the right one.",
+            *[_ON_FOUR_BITS] * self.merge.on_four_bits,
+            *self.changed,
             *self.layout.notes(),
         ]
 
@@ -91,6 +100,9 @@ def _check(merge: Merge) -> None:
         raise RunError("DoRA's magnitudes have no place in a GGUF adapter.", where=where, remedy=_MERGE)
     if merge.from_weights:
         what = f"an adapter begun by {merge.config.init_lora_weights!r} belongs to a base that it changed, and not to its GGUF."
+        raise RunError(what, where=where, remedy=_MERGE)
+    if merge.config.init_lora_weights == "loftq":
+        what = "an adapter begun by 'loftq' makes up for what the run's 4 bits lost of the base, which no GGUF has lost."
         raise RunError(what, where=where, remedy=_MERGE)
     if config.get("modules_to_save"):
         raise RunError("whole modules were trained beside the adapter (modules_to_save).", where=where, remedy=_MERGE)

@@ -129,7 +129,7 @@ class GgufModel:
 
     def notes(self) -> list[str]:
         """What was merged, for the card."""
-        return [self.merged.note(KINDS[self.dtype]), *self.merged.changed(), *self.layout.notes()]
+        return [self.merged.note(KINDS[self.dtype]), *self.merged.changed, *self.layout.notes()]
 
     @property
     def chats(self) -> bool:

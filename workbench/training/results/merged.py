@@ -6,6 +6,7 @@ they are rounded and stored is decided by who writes them: ``export.py`` as safe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from workbench.sources.packed import weights
 from workbench.text import percent
 from workbench.training import fingerprints
 from workbench.training.origins import OF_MODEL, changes_of_base
+from workbench.training.results.card import code
 from workbench.training.results.merging import Merge, relative
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ class Merged:
     ) -> None:
         self.run = run
         self.merge = Merge(run, parts=OF_MODEL, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
-        known = fingerprints.read(run.dir) if changed_ok else None
-        self.changes = changes_of_base(known, self.merge.source, OF_MODEL, progress, cancelled) if known else ()
+        self.changed = changed(self.merge, run.dir, OF_MODEL, progress, cancelled) if changed_ok else []
+        """A sentence on what of the base is not what the run was begun with, where that was accepted."""
         self.base = base or ("dequantized" if self.merge.on_four_bits else "original")
         if self.base not in BASES:
             raise RunError(f"base is {base!r}.", where="export", remedy='Use "dequantized" or "original".')
@@ -79,10 +81,12 @@ class Merged:
         worst = max(self.errors, key=lambda name: self.errors[name])
         return (
             f"A LoRA adapter merged into {onto}, in {dtype}. Against what was trained, each adapted weight differs by at "
-            f"most {percent(self.errors[worst])} (relative, Frobenius norm; most in `{worst}`)."
+            f"most {percent(self.errors[worst])} (relative, Frobenius norm; most in {code(worst)})."
         )
 
-    def changed(self) -> list[str]:
-        """A sentence on what of the base is not what the run was begun with, where that was accepted."""
-        changed = "; ".join(map(str, self.changes)).replace("`", "'")
-        return [f"This is not what the run was begun with: `{changed}`."] if changed else []
+
+def changed(merge: Merge, run: Path, parts: Sequence[str], progress: Progress | None, cancelled: Cancelled | None) -> list[str]:
+    """A sentence for the card on what of these parts of the base is not what the run was begun with; [] where all is."""
+    known = fingerprints.read(run)
+    found = changes_of_base(known, merge.source, parts, progress, cancelled) if known else ()
+    return [f"This is not what the run was begun with: {code('; '.join(map(str, found)))}."] if found else []

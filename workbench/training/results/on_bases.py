@@ -66,8 +66,11 @@ class OnBase(Record):
 
 def adapter_digest(adapter: Path) -> str:
     """What an adapter is known by: of its configuration and its weights."""
-    files = sorted(adapter.glob("adapter_*"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    digests = []
+    for path in sorted(adapter.glob("adapter_*")):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def keep(run: Path, adapter: str, max_rows: int, found: Sequence[OnBase]) -> None:
