@@ -67,10 +67,10 @@ def test_what_means_nothing_for_the_method_is_left_out() -> None:
 
 def test_the_name_of_a_base_stays_in_its_cell() -> None:
     row = wb.OnBase("original", "original, 16 bits", 9, 0.1, (0.0, 0.2), 0.5, (0.4, 0.6), 2.0, 0.1, (0.0, 0.2))
-    table = _bases([row, dataclasses.replace(row, base="/tmp/x.gguf", name=f"{HOSTILE}.gguf (Q4_K)")]).strip().splitlines()
+    table = _bases([row, dataclasses.replace(row, base="/here/x.gguf", name=f"{HOSTILE}.gguf (Q4_K)")]).strip().splitlines()
     head, *_, hostile = table[4:]
     cells = re.split(r"(?<!\\)\|", hostile)[1:-1]
     assert len(table[4:]) == 4
     assert len(cells) == len(head.split("|")) - 2
     assert re.fullmatch(r" `[^`]+` ", cells[0])
-    assert "/tmp" not in "".join(table)
+    assert "/here" not in "".join(table)
