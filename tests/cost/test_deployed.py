@@ -16,6 +16,7 @@ import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from workbench.cost import engine
 from workbench.training import data
 from workbench.training.results import on_bases
 from workbench.training.worker.batches import Collator
@@ -115,6 +116,19 @@ def test_a_gguf_is_measured_as_the_type_that_it_is_in(found: dict[str, wb.OnBase
     assert found[str(files["q8"])].name == "model.gguf (Q8_0)"
     assert found["q4_0"].kl > 1.2 * found["q8_0"].kl
     assert found["q8_0"].kl != found["original"].kl
+
+
+def test_weights_are_put_into_memory_that_no_file_is_mapped_to(
+    run: wb.Run, found: dict[str, wb.OnBase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint's file would be written to, where a system maps it so: Linux does not."""
+    asked: list[Path] = []
+    monkeypatch.setattr(engine, "_mapped_privately", lambda folder: bool(asked.append(folder)))
+    with measuring():
+        (row,) = wb.deployed(run, ["original"], max_rows=ROWS, folder=tmp_path / "kept")
+        wb.repairs(run, max_rows=1).run()
+    assert row == found["original"]
+    assert asked == [Path(run.config.model)] * 2
 
 
 BEGUN: dict[str, dict[str, Any]] = {

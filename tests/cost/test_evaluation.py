@@ -305,6 +305,8 @@ def test_what_is_missing_is_told_before_anything_is_begun(model: Path, tmp_path:
         wb.evaluate(model, "nf5")
     with pytest.raises(wb.FormatError, match="no format to measure"):
         wb.evaluate(model, [])
+    with pytest.raises(wb.ConfigError, match="dataset is"):
+        wb.evaluate(model, data={})  # type: ignore[arg-type]
     assert wb.evaluate(model, data=rows).model == model.name
 
 

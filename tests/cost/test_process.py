@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.cost.process import Measuring
+from workbench.cost.process import Folder, Measuring
 from workbench.errors import RunError
 
 # A second parent, in a process of its own, that asks the same folder for something else.
@@ -64,3 +64,12 @@ def test_a_process_that_ends_without_a_word_is_named(tmp_path: Path) -> None:
     process = Measuring(tmp_path, "tests.helpers.no_such_module", dict, lambda: None, 0)
     with pytest.raises(RunError, match="ended with exit code 1"):
         process.until(lambda: False, lambda: False, lambda: None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"identity": []}', '{"identity": 5}', '{"identity": ["ab"]}', '{"more": 1}'])
+def test_a_folder_whose_record_is_none_is_refused_and_left_as_it_is(text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(RunError) as refused:
+        Folder(tmp_path, {"fingerprint": "0"}, {})
+    assert refused.value.remedy
+    assert (tmp_path / "job.json").read_text() == text

@@ -199,6 +199,8 @@ def test_the_table_has_a_line_a_module(sens: wb.Sensitivity) -> None:
 def test_modules_that_there_are_not_are_refused(model: Path) -> None:
     with pytest.raises(wb.ModelError, match="no module 'lm_head'"):
         wb.sensitivity(model, modules=["lm_head"])
+    with pytest.raises(wb.ModelError, match=r"no module \['lm_head'\]"):
+        wb.sensitivity(model, modules=[["lm_head"]])  # type: ignore[list-item]
     with pytest.raises(wb.FormatError, match="one format"):
         wb.sensitivity(model, ["nf4", "fp4"])  # type: ignore[arg-type]
 

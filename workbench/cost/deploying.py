@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from workbench.cost.divergence import Reference, RowSums, gathered
-from workbench.cost.engine import widen
+from workbench.cost.engine import own_weights, widen
 from workbench.cost.process import Reporter, serve
 from workbench.cost.repairing import held_out_batches, unquantized
 from workbench.errors import ModelError, RunError
@@ -51,7 +51,9 @@ def measure(reporter: Reporter) -> None:
     batches = held_out_batches(run, merge.source.path, request["max_rows"])
     stored = [info.dtype for info in merge.tensors]
     dtype = torch.float16 if stored.count("F16") > len(stored) / 2 else torch.bfloat16
-    deploying = _Deploying(merge, load_base(unquantized(merge.config), merge.source.path, dtype, lambda: None))
+    model = load_base(unquantized(merge.config), merge.source.path, dtype, lambda: None)
+    own_weights(model, merge.source.path)
+    deploying = _Deploying(merge, model)
     total, done = (1 + len(request["bases"])) * (len(batches) + len(merge.tensors)), 0
 
     def passed() -> None:

@@ -94,9 +94,7 @@ class Engine:
     def _load(self, folder: Path) -> Any:
         with _refusing(folder):
             model = self._class.from_pretrained(str(folder), dtype=self._dtype, local_files_only=True, use_safetensors=True)
-        if not _mapped_privately(folder):
-            for parameter in model.parameters():
-                parameter.data = parameter.data.clone()
+        own_weights(model, folder)
         widen(model)
         model.config.use_cache = False
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -247,6 +245,13 @@ def _pieces(rows: int, width: int) -> Iterator[slice]:
     """A matrix's rows, some million elements at a time, so that intermediate arrays stay small."""
     step = max(1, _AT_ONCE // width)
     yield from (slice(start, start + step) for start in range(0, rows, step))
+
+
+def own_weights(model: Any, folder: Path) -> None:
+    """Gives a model from ``folder`` weights that can be written to without a chance to reach its file."""
+    if not _mapped_privately(folder):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def _mapped_privately(folder: Path) -> bool:

@@ -24,6 +24,7 @@ import psutil
 from workbench.cost.assignments import Assignment
 from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
+from workbench.given import is_a
 from workbench.memory.footprint import loaded
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
@@ -151,7 +152,7 @@ def rows_named(data: str | os.PathLike[str] | None) -> TrainConfig:
     name = os.fspath(data) if isinstance(data, os.PathLike) else "builtin" if data is None else data
     if name == "builtin":
         return TrainConfig()
-    if name in TEXTS:
+    if is_a(name, str) and name in TEXTS:
         name = str(text_file(name))
     return TrainConfig(dataset=name, eval_dataset=name)
 

@@ -51,7 +51,7 @@ class Folder:
         self.root = path_of(folder or "", "folder") if self._own is None else Path(self._own.name)
         file = self.root / "job.json"
         try:
-            there = json.loads(file.read_text("utf-8"))["identity"] if file.exists() else None
+            there = dict(json.loads(file.read_text("utf-8"))["identity"]) if file.exists() else None
             if there is None:
                 if self.root.exists() and any(self.root.iterdir()):
                     raise RunError("the folder is not empty.", where=str(self.root), remedy="Name a new folder.")

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from workbench.cost.divergence import Reference, gathered
+from workbench.cost.engine import own_weights
 from workbench.cost.process import Reporter, serve
 from workbench.errors import RunError
 from workbench.sources import TensorInfo
@@ -53,6 +54,7 @@ def measure(reporter: Reporter) -> None:
     config = unquantized(merge.config)
     dtype = compute_dtype(config)
     model = load_base(config, merge.source.path, dtype, lambda: None)
+    own_weights(model, merge.source.path)
     models = _Models(merges, model, Reference(batches, reporter.root), lambda: measuring(model, dtype))
     passes = 1 + len(request["models"]) if request["models"] else 0
     seen = (request["measured"] + (0 if passes else 2 + len(merges))) * len(batches)

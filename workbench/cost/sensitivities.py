@@ -19,7 +19,7 @@ from workbench.cost.measurements import Channel, Measurements, MemoryUse
 from workbench.cost.row_costs import Interval, RowCosts, interval
 from workbench.cost.skip_names import names_for
 from workbench.errors import FormatError, ModelError
-from workbench.given import nearest, several
+from workbench.given import is_a, nearest, several
 from workbench.progress import Progress, reporting
 from workbench.quant.spec import QuantSpec, SpecLike, as_specs
 from workbench.show import Line, Record, Shown, View, bar
@@ -148,14 +148,14 @@ def sensitivity(
     wanted = dict.fromkeys(as_specs(spec, "spec"))
     if len(wanted) > 1:
         raise FormatError("A sensitivity is to one format.", where="spec", remedy="Give one specification.")
-    named = tuple(job.weights) if modules is None else tuple(dict.fromkeys(several(modules)))
-    if unknown := [name for name in named if name not in job.weights]:
+    named = tuple(job.weights if modules is None else several(modules))
+    if unknown := [name for name in named if not is_a(name, str) or name not in job.weights]:
         what = f"It has no module {', '.join(map(repr, unknown[:3]))} that a QLoRA load would quantize."
         remedy = f"Name weights as in tensors(), without '.weight'. {nearest(unknown[0], job.weights)}".strip()
         raise ModelError(what, where=job.source.name, remedy=remedy)
     if not named:
         raise ModelError("No module is named.", where="modules", remedy="Leave modules out for all of them.")
-    return Sensitivity(job, next(iter(wanted)), named, folder, progress, cancelled)
+    return Sensitivity(job, next(iter(wanted)), tuple(dict.fromkeys(named)), folder, progress, cancelled)
 
 
 class Sensitivity(Shown, Unfolding[ModuleCost]):
