@@ -10,6 +10,7 @@ from typing import Any
 import workbench as wb
 from workbench.training.events import read_events
 from workbench.training.folder import RunFolder, RunStatus, write_json
+from workbench.training.watch.endings import FINISHED
 from workbench.training.worker.worker import Worker
 
 USUAL: dict[str, Any] = {
@@ -24,10 +25,10 @@ def config_of(model: Path, **fields: Any) -> wb.TrainConfig:
     return wb.TrainConfig(**{"model": str(model), **USUAL, **steps, **fields})
 
 
-def train(config: wb.TrainConfig, root: Path, attempt: int = 1) -> wb.Run:
+def train(config: wb.TrainConfig, root: Path, attempt: int = 1, code: int = FINISHED) -> wb.Run:
     """Trains to the end in an empty folder, or in a later attempt goes on from the last checkpoint there.
 
-    The test fails with the run's errors if it does not end well.
+    The test fails with the run's errors if it does not end as ``code`` says.
     """
     folder = RunFolder(root)
     write_json(folder.config, config.to_dict())
@@ -35,11 +36,11 @@ def train(config: wb.TrainConfig, root: Path, attempt: int = 1) -> wb.Run:
     before = signal.getsignal(signal.SIGTERM)
     worker = Worker(folder, attempt, os.getppid())
     try:
-        code = worker.run()
+        ended_with = worker.run()
     finally:
         worker.writer.close()
         signal.signal(signal.SIGTERM, before)
-    assert code == 0, [event for event in read_events(root) if event["k"] == "error"]
+    assert ended_with == code, [event for event in read_events(root) if event["k"] == "error"]
     return wb.attach(root)
 
 

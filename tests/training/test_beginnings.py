@@ -141,6 +141,18 @@ def test_what_the_workbench_does_not_train_is_refused_by_name(
     assert all(fault.startswith("init_adapter: ") for fault in caught.value.faults)
 
 
+@pytest.mark.parametrize("odd", [{"learning_rate": "fast"}, {"steps": [1]}, {"name": None}, {"held_out": {}}], ids=str)
+def test_a_lineage_that_no_card_could_show_is_refused_before_anything_is_trained(
+    model: Path, first: wb.Run, odd: dict[str, Any], tmp_path: Path
+) -> None:
+    theirs = shutil.copytree(first.dir, tmp_path / "theirs")
+    one = {"name": "zero", "sha256": "0" * 64, "base": "base", **odd}
+    (theirs / "lineage.json").write_text(json.dumps({"before": [one], "extended": []}), "utf-8")
+    with pytest.raises(wb.RunError, match=f"{next(iter(odd))} is "):
+        wb.launch(in_process.config_of(model, init_adapter=theirs, max_steps=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_no_adapter_is_refused_at_launch(model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -21,6 +21,7 @@ from tests.helpers.live_runs import adapter_bytes, complete, ended, first, is_st
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.training.folder import RunFolder, steps_of
 from workbench.training.results.outcome import outcome
+from workbench.training.watch.endings import FINISHED, PAUSED
 from workbench.training.watch.outside import Outside
 from workbench.training.watch.postmortem import status_of
 from workbench.training.worker import trainer
@@ -46,10 +47,10 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     return given
 
 
-def train(model: Path, root: Path, attempt: int = 1, **fields: Any) -> wb.Run:
+def train(model: Path, root: Path, attempt: int = 1, code: int = FINISHED, **fields: Any) -> wb.Run:
     root.mkdir(exist_ok=True)
     usual = {"max_steps": 8, "eval_steps": 2, "save_steps": 3, "save_total_limit": 1, "lora_dropout": 0.2}
-    return in_process.train(in_process.config_of(model, **usual | fields), root, attempt)
+    return in_process.train(in_process.config_of(model, **usual | fields), root, attempt, code)
 
 
 def weights_after(model: Path, root: Path, steps: int) -> bytes:
@@ -121,6 +122,34 @@ def noted(run: wb.Run) -> tuple[float, list[Any]]:
     """The best loss and every evaluation, as the last checkpoint has them."""
     state = json.loads((run.dir / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text("utf-8"))
     return state["best_metric"], [entry for entry in state["log_history"] if "eval_loss" in entry]
+
+
+@pytest.mark.parametrize(("n", "save_steps"), [(4, 3), (8, 3), (8, 0)], ids=["within", "the last", "without checkpoints"])
+def test_an_evaluation_that_a_pause_breaks_off_is_made_up_for_before_anything_else(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, save_steps: int
+) -> None:
+    monkeypatch.undo()  # losses as they are measured
+    fields = {"load_best_model_at_end": True, "early_stopping_patience": 9, "save_steps": save_steps, "save_total_limit": 9}
+    whole, root = train(model, tmp_path / "whole", **fields), tmp_path / "run"
+    measure = trainer.held_out_loss
+
+    def interrupted(net: Any, rows: Sequence[Any], collator: Any, size: int, asked: Any) -> float | None:
+        if asked.__self__.where.get("step") == n:
+            RunFolder(root).ask("pause", 60)
+        return measure(net, rows, collator, size, asked)
+
+    monkeypatch.setattr(trainer, "held_out_loss", interrupted)
+    paused = train(model, root, code=PAUSED, **fields)
+    assert [event["n"] for event in of(paused, "step")][-1] == n
+    assert n not in [event["n"] for event in of(paused, "eval")]
+    (root / "control" / "pause").unlink()
+    monkeypatch.undo()
+    again = train(model, root, 2, **fields)
+    losses = [{event["n"]: event["loss"] for event in of(run, "eval")} for run in (again, whole)]
+    assert losses[0] == losses[1]
+    assert adapter_bytes(again) == adapter_bytes(whole)
+    assert [steps_of(run.best_dir) for run in (again, whole) if run.best_dir] == [steps_of(whole.best_dir or root)] * 2
+    assert not save_steps or noted(again) == noted(whole)
 
 
 def test_the_last_evaluation_counts_and_one_that_is_no_number_does_not(

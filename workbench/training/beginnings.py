@@ -58,6 +58,8 @@ class Beginning:
     """The run's configuration with the adapter's rank, alpha and targets."""
     run: Run | None
     """The run that trained it, where that is known."""
+    before: tuple[Ancestor, ...] = ()
+    """What that run began from, oldest first."""
     warning: str = ""
     """What could not be held against the base."""
 
@@ -66,8 +68,7 @@ class Beginning:
         folder.first_adapter.mkdir()
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(self.folder / name, folder.first_adapter / name)
-        before = lineage.read(self.run.dir).before if self.run else ()
-        Lineage((*before, self._ancestor(_sha256(folder.first_adapter / WEIGHTS)))).write(folder.root)
+        Lineage((*self.before, self._ancestor(_sha256(folder.first_adapter / WEIGHTS)))).write(folder.root)
 
     def _ancestor(self, sha256: str) -> Ancestor:
         if self.run is None:
@@ -96,7 +97,7 @@ def begin(config: TrainConfig, source: Source) -> Beginning | None:
     """The adapter that a run begins from, held against its base; None where it begins from nothing.
 
     ``ConfigError`` as ``taken``, and where the adapter is not one of this base: by the fingerprints of the run that trained it
-    where there are any, and by the shapes of every weight.
+    where there are any, and by the shapes of every weight. RunError where that run's lineage cannot be read.
     """
     if config.init_adapter is None:
         return None
@@ -114,7 +115,7 @@ def begin(config: TrainConfig, source: Source) -> Beginning | None:
         if isinstance(named, str) and on_hub(named) and on_hub(config.model) and named != config.model:
             warning = f"The adapter {folder.name} names {named} as its base, and it is put on {config.model}: its shapes fit."
     _check_shapes(folder, source)
-    return Beginning(folder, longer, run, warning)
+    return Beginning(folder, longer, run, lineage.read(run.dir).before if run else (), warning)
 
 
 def first_adapter(given: str) -> Path:

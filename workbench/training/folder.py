@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration, written once by ``launch``."""
+        """The configuration, written by ``launch`` and ``resume_from``, and anew by ``Run.extend``."""
         return self.root / "config.json"
 
     @property

@@ -16,7 +16,7 @@ from workbench.training.disk import check_disk, disk_budget
 from workbench.training.folder import RunFolder, write_json
 from workbench.training.mirrored import check_mirror
 from workbench.training.model_checks import check_model
-from workbench.training.paths import absolute, default_dir, path_of
+from workbench.training.paths import absolute, default_dir, is_free, path_of
 from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.results.pushing import check_push
 from workbench.training.rows.shapes import settled, shape_of
@@ -64,7 +64,7 @@ def launch(
     token = token_for(config, bool(to_fetch))
     begun_with = origins.take(config, source, files, fetched=not to_fetch)
     root = path_of(run_dir, "run_dir") if run_dir is not None else default_dir(config, source.path, folder=folder)
-    if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
+    if not is_free(root):
         raise RunError("the folder is not empty.", where=str(root), remedy="Choose another run_dir, or attach to its run.")
     check_push(config, token, root.name)
     check_disk(disk_budget(config, root, source=source), str(root))

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
+from typing import TypeVar
 
 from workbench.errors import RunError
+from workbench.given import described
 from workbench.training.folder import write_json
 
 _FILE = "lineage.json"
@@ -61,12 +65,26 @@ class Lineage:
         write_json(run / _FILE, dataclasses.asdict(self))
 
 
+_Part = TypeVar("_Part", Ancestor, Extension)
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "int | None": (int, NoneType), "float | None": (int, float, NoneType),
+}  # fmt: skip
+
+
+def _checked(part: _Part) -> _Part:
+    """The part, if each value is of its field's type: the file may be another's, by way of its adapter."""
+    for field in dataclasses.fields(part):
+        if type(value := getattr(part, field.name)) not in _KINDS[str(field.type)]:
+            raise TypeError(f"{field.name} is {described(value)}")
+    return part
+
+
 def read(run: Path) -> Lineage:
     """That of the run in a folder. RunError where the file is there and cannot be read."""
     try:
         held = json.loads((run / _FILE).read_text("utf-8"))
-        before = tuple(Ancestor(**one) for one in held["before"])
-        return Lineage(before, tuple(Extension(**one) for one in held["extended"]))
+        before = tuple(_checked(Ancestor(**one)) for one in held["before"])
+        return Lineage(before, tuple(_checked(Extension(**one)) for one in held["extended"]))
     except FileNotFoundError:
         return Lineage()
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -16,7 +16,7 @@ from workbench.progress import Cancelled, Progress, reporting
 from workbench.sources.base import Watch
 from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, RunFolder, write_json
-from workbench.training.paths import path_of
+from workbench.training.paths import is_free, path_of
 from workbench.training.runs import Run, attach
 from workbench.training.watch.mirror import MARK, mirror_of
 
@@ -61,7 +61,7 @@ def resume_from(
     if status.state not in ENDED:
         raise RunError("the run is still going, on this machine.", where=str(found.dir), remedy="Stop it, or attach to it.")
     root = path_of(run_dir, "run_dir") if run_dir is not None else path_of(folder, "folder") / found.dir.name
-    if os.path.exists(root) and (not root.is_dir() or any(root.iterdir())):
+    if not is_free(root):
         raise RunError("the folder is not empty.", where=str(root), remedy="Resume its run, or choose another run_dir.")
     try:
         _copy_back(found, root, progress, cancelled)
@@ -109,7 +109,7 @@ def check_mirror(config: TrainConfig, root: Path) -> None:
         raise RunError("mirror_dir is where the run itself is.", where=str(target.parent), remedy="Choose another folder.")
     try:
         target.parent.mkdir(exist_ok=True)  # its own parents are not made: they may be a Drive that is not mounted
-        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        taken = not is_free(target)
         if not taken and not os.access(target.parent, os.W_OK):
             raise PermissionError(13, "it may not be written to")
     except OSError as error:

@@ -24,6 +24,22 @@ def path_of(given: str | os.PathLike[str], where: str) -> Path:
     return expanded(given).absolute()
 
 
+def is_free(path: Path) -> bool:
+    """Whether a new folder can have this place: nothing is there, or a folder with nothing in it.
+
+    One that cannot be looked into is not free; a name that no file system takes is, and fails where the folder is made.
+
+    >>> from pathlib import Path
+    >>> from workbench.training.paths import is_free
+    >>> is_free(Path("nowhere/yet")), is_free(Path("/"))
+    (True, False)
+    """
+    try:
+        return not os.path.exists(path) or (path.is_dir() and not any(path.iterdir()))
+    except OSError:
+        return False
+
+
 def absolute(config: TrainConfig) -> TrainConfig:
     """Paths that hold whatever the current directory is."""
 

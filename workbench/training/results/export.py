@@ -27,7 +27,7 @@ from workbench.sources.packed import packed
 from workbench.sources.rule import TRANSPOSED
 from workbench.sources.tensor_info import Role, TensorInfo
 from workbench.text import amount, percent
-from workbench.training.paths import path_of
+from workbench.training.paths import is_free, path_of
 from workbench.training.results import loading, on_bases
 from workbench.training.results.card import code, write_card
 from workbench.training.results.gguf_adapter import GgufAdapter
@@ -124,7 +124,7 @@ def export(
         raise RunError("base_gguf is given.", where="export", remedy='It is for format="gguf" only.')
     if base is not None and format == "gguf-adapter":
         raise RunError(f"base is {base!r}.", where="export", remedy="An adapter is merged into none: leave it out.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not is_free(target):
         raise RunError("the folder is not empty.", where=str(target), remedy="Name a new folder.")
     exporter: _Transformers | GgufModel | GgufAdapter
     if format == "transformers":

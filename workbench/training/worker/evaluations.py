@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainerState
 
+from workbench.training.config import TrainConfig
+
 _LOSS = "eval_loss"
 
 
@@ -26,6 +28,17 @@ def record(state: TrainerState, loss: float) -> bool:
 def of(state: TrainerState, step: int) -> bool:
     """Whether there was an evaluation after this step."""
     return any(entry["step"] == step for entry in _found(state))
+
+
+def missed(state: TrainerState, config: TrainConfig) -> bool:
+    """Whether the evaluation that is due after the present step is not there: a Pause or Stop broke it off."""
+    step = state.global_step
+    return due(config, step) and not of(state, step)
+
+
+def due(config: TrainConfig, step: int) -> bool:
+    """Whether an evaluation follows a step, of those that stand in the state."""
+    return config.eval_steps > 0 and step > 0 and (step % config.eval_steps == 0 or step >= config.max_steps)
 
 
 def out_of_patience(state: TrainerState, patience: int, since: int = 0) -> bool:

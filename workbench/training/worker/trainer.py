@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from workbench.atomic import replacing
 from workbench.training.config import TrainConfig
 from workbench.training.events import EventWriter
 from workbench.training.folder import RunFolder
@@ -140,9 +141,22 @@ class TracedTrainer(Trainer):
         self.take_weights(checkpoint)
         self.state = _state_of(checkpoint)
 
+    def note(self, loss: float, checkpoint: Path) -> None:
+        """Notes the held-out loss after a checkpoint's step, which ``restore`` put in place, in its state on the disk too."""
+        evaluations.record(self.state, loss)
+        if distributed.rank() == 0:
+            with replacing(checkpoint / TRAINER_STATE_NAME) as draft:
+                self.state.save_to_json(str(draft))
+        distributed.wait()
+
     def take_weights(self, checkpoint: Path) -> None:
         """Puts the weights of a checkpoint in place of those that there are."""
         self._load_from_checkpoint(str(checkpoint))
+
+    @staticmethod
+    def missed(checkpoint: Path, config: TrainConfig) -> bool:
+        """Whether the evaluation after a checkpoint's step was broken off."""
+        return evaluations.missed(_state_of(checkpoint), config)
 
     @staticmethod
     def was_done(checkpoint: Path, config: TrainConfig, since: int) -> bool:
@@ -267,13 +281,18 @@ class Steering(TrainerCallback):
         elif norm is not None and not math.isfinite(norm):
             text = f"Step {n}'s gradients have a norm that is no finite number, though its loss is: the next loss may be lost."
             self.writer.emit("log", level="warning", text=text)
-        if self.config.eval_steps and (n % self.config.eval_steps == 0 or n >= self.config.max_steps):
+        if evaluations.due(self.config, n):
             self._evaluate(state, control)
 
     def _evaluate(self, state: Any, control: Any) -> None:
-        """Measures; the best so far is saved, and patience that has run out ends training: on all ranks alike."""
+        """Measures; the best so far is saved, and patience that has run out ends training: on all ranks alike.
+
+        What a Pause breaks off is measured by the next attempt, before it takes a step: so this one ends here.
+        """
         loss = distributed.from_first(self.evaluate(state.global_step))
         if loss is None:
+            if distributed.agreed(self.asked()) == "pause":
+                control.should_save = control.should_training_stop = True
             return
         if evaluations.record(state, loss) and self.config.keeps_best:
             control.should_save = True

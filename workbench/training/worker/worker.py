@@ -188,7 +188,10 @@ class Worker:
         self._learn(loop, evaluator, checkpoints)
         done = loop.state.global_step
         early = evaluations.out_of_patience(loop.state, self.config.early_stopping_patience, self.since)
-        if early or done >= self.config.max_steps:
+        ends = early or done >= self.config.max_steps
+        if ends and rows.held_out and evaluations.missed(loop.state, self.config):
+            ends = distributed.agreed(self.asked()) != "pause"  # else the next attempt measures it: it may be the best
+        if ends:
             if early and distributed.rank() == 0:
                 self.writer.emit("early_stop", n=done, patience=self.config.early_stopping_patience)
             if not evaluations.of(loop.state, done):
@@ -202,7 +205,7 @@ class Worker:
             with contextlib.suppress(OSError, WorkbenchError):  # for the next forecast: no part of this run
                 measured.learn(self.folder.root)
         asked = distributed.agreed(self.asked())  # the others wait here for rank 0
-        if early or done >= self.config.max_steps:
+        if ends:
             return endings.FINISHED
         return endings.PAUSED if asked == "pause" else endings.STOPPED
 
@@ -310,9 +313,13 @@ class Worker:
             if not checkpoints:
                 evaluator.evaluate(0)
                 evaluator.sample("before")
+            last = checkpoints[-1] if checkpoints else None
+            if last and evaluator.material.held_out and loop.missed(last, self.config):
+                loop.restore(last)
+                if (loss := distributed.from_first(evaluator.evaluate(loop.state.global_step))) is not None:
+                    loop.note(loss, last)
             if not distributed.agreed(self.asked()):
                 with self.phase("train"):
-                    last = checkpoints[-1] if checkpoints else None
                     if last and loop.was_done(last, self.config, self.since):  # it ended between its last step and its end
                         loop.restore(last)
                     else:
