@@ -91,7 +91,8 @@ def test_a_run_takes_steps_in_sight(lab: Lab, lab_server: Server) -> None:
     lab.until("() => Number(document.querySelector('.wbc-stage')?.dataset.steps) >= 1", FIRST_STEP)
     lab.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     lab.shot("first-07_train_an_adapter", None)
-    assert in_sight(lab.page.locator(".wbc-bar"))
+    for part in (".wbc-bar", ".wbc-lane[aria-label^=Loss]"):
+        assert in_sight(lab.page.locator(part)), part
 
 
 def test_the_bits_dial_answers_what_the_reader_types(lab: Lab, lab_server: Server) -> None:
