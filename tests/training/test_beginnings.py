@@ -79,7 +79,7 @@ def test_it_begins_with_the_weights_and_has_the_shape_of_the_adapter(model: Path
 def test_the_card_says_what_came_before_and_no_path(model: Path, first: wb.Run, tmp_path: Path) -> None:
     second = begun(in_process.config_of(model, init_adapter=first.dir, max_steps=1), tmp_path / "second")
     third = begun(in_process.config_of(model, init_adapter=second, max_steps=1), tmp_path / "third")
-    assert [one.name for one in lineage.read(third.dir).before] == ["first", "second"]
+    assert [(one.name, one.begun) for one in lineage.read(third.dir).before] == [("first", "True"), ("second", "True")]
     assert third.adapter_dir is not None
     card = (third.adapter_dir / "README.md").read_text("utf-8")
     before = of(first, "eval")[-1]["loss"]

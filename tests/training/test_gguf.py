@@ -22,6 +22,7 @@ from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.tiny_model import tiny_tokenizer
 from workbench.cli.main import cli
 from workbench.training import data, fingerprints, origins
+from workbench.training.lineage import Ancestor, Lineage
 from workbench.training.results.gguf_files import Read
 from workbench.training.results.loading import READ, RUN
 
@@ -252,6 +253,13 @@ def test_what_llama_cpp_would_get_wrong_is_refused(
         wb.export(run, tmp_path / "out", **how)  # type: ignore[arg-type]
     assert caught.value.remedy
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_went_on_from_one_of_loftq_is_refused_like_it(make: Make, tmp_path: Path) -> None:
+    run = make("llama", scale=0.0)
+    Lineage((Ancestor("first", "0" * 64, "builtin", begun="loftq"),)).write(run.dir)
+    with pytest.raises(wb.RunError, match="'loftq' makes up for what"):
+        wb.export(run, tmp_path / "out", format="gguf-adapter")
 
 
 def test_without_the_package_the_line_that_installs_it_is_told(

@@ -81,7 +81,7 @@ class Beginning:
         last = history.best[0] if config.load_best_model_at_end and history.best else done
         return Ancestor(
             self.run.dir.name, sha256, shown_name(config.model), done, shown_name(config.dataset), config.method,
-            config.learning_rate, losses.get(last) if last is not None else None,
+            config.learning_rate, losses.get(last) if last is not None else None, str(config.init_lora_weights),
         )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Ancestor:
     learning_rate: float | None = None
     held_out: float | None = None
     """The last loss that was measured, in nats a token."""
+    begun: str = ""
+    """How its weights began where that is known, as ``init_lora_weights`` has it."""
 
 
 @dataclass(frozen=True)

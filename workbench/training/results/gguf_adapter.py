@@ -15,6 +15,7 @@ from workbench.errors import RunError
 from workbench.progress import Cancelled, Progress
 from workbench.sources import TensorInfo
 from workbench.sources.base import Watch
+from workbench.training import lineage
 from workbench.training.origins import BASE
 from workbench.training.results.card import base_of
 from workbench.training.results.gguf_files import Tensor, Writer, encoded
@@ -49,7 +50,7 @@ class GgufAdapter:
             raise RunError(what, where="export", remedy='Use "float32" or "float16" for an adapter in GGUF.')
         merge = Merge(run, changed_ok=changed_ok, progress=progress, cancelled=cancelled)
         self.run, self.merge = run, merge
-        _check(merge)
+        _check(merge, run)
         self.changed = changed(merge, run.dir, (BASE,), progress, cancelled) if changed_ok else []
         self.layout = Layout(merge.source.config, merge.source.name)
         self.infos = [info for info in merge.tensors if info.name in merge.paths]
@@ -92,7 +93,7 @@ class GgufAdapter:
         ]
 
 
-def _check(merge: Merge) -> None:
+def _check(merge: Merge, run: Run) -> None:
     """Refuses what is more than two factors a weight on the base as it is."""
     where = str(merge.folder)
     config: dict[str, Any] = json.loads((merge.folder / "adapter_config.json").read_text("utf-8"))
@@ -101,7 +102,8 @@ def _check(merge: Merge) -> None:
     if merge.from_weights:
         what = f"an adapter begun by {merge.config.init_lora_weights!r} belongs to a base that it changed, and not to its GGUF."
         raise RunError(what, where=where, remedy=_MERGE)
-    if merge.config.init_lora_weights == "loftq":
+    begun = (merge.config.init_lora_weights, *(one.begun for one in lineage.read(run.dir).before))
+    if merge.on_four_bits and "loftq" in begun:
         what = "an adapter begun by 'loftq' makes up for what the run's 4 bits lost of the base, which no GGUF has lost."
         raise RunError(what, where=where, remedy=_MERGE)
     if config.get("modules_to_save"):
