@@ -126,6 +126,7 @@ def test_another_base_is_refused(model: Path, first: wb.Run, tmp_path: Path) -> 
         ({"peft_type": "IA3"}, "IA3"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"target_modules": ".*proj"}, "target_modules"),
         ({"r": "4"}, "r='4'"),

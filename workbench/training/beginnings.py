@@ -41,7 +41,8 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None), "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
     "layers_to_transform": (None,), "layer_replication": (None, []), "target_parameters": (None, []), "lora_bias": (False,),
     "exclude_modules": (None, []), "trainable_token_indices": (None, []), "use_qalora": (False,), "use_bdlora": (None,),
-    "fan_in_fan_out": (False, True),
+    "fan_in_fan_out": (False, True), "alora_invocation_tokens": (None,), "velora_config": (None,),
+    "monteclora_config": (None,), "arrow_config": (None,), "kasa_config": (None,),
 }  # fmt: skip
 """What peft's other settings must be: the workbench has no field for them."""
 _FROM_WEIGHTS = ("olora", "pissa", "corda", "loftq", "lora_ga")
