@@ -46,7 +46,8 @@ VERDICTS = {
     "NF4 is information-theoretically optimal for normal weights": "does not hold",
     "NF4 keeps a normal distribution": "does not hold",
     "Outliers hold the important information": "holds only if",
-    "NF4 is better than INT4 and FP4": "holds",
+    "NF4 is better than INT4 and FP4": "holds only if",
+    "Rotation helps 4-bit weights": "holds only if",
     "In four bits the model is near-identical": "holds only if",
     "QLoRA trains on par with 16-bit LoRA": "holds",
     "4-bit loading needs bitsandbytes 0.41": "does not hold",
@@ -77,6 +78,13 @@ def test_claims() -> None:
     assert (found["zeros"], found["values"], found["compute_bytes"]) == (4095, 16, 2)
     assert found["by_lloyd"].relative_rmse < 0.98 * found["by_nf4"].relative_rmse
     assert found["nf4"] < found["int4"] < found["fp4"]
+    assert found["beyond"]["fp4"][0] > 0 > found["beyond"]["int4"][0], "these rows do not tell NF4 from symmetric INT4"
+    assert round(found["forgetful"], 3) == 0.375, "32/64 − 8/64"
+    assert found["used"][1] == 2, "of sixteen levels"
+    assert found["low"] < 0 < found["high"], "of rotation KL tells nothing on these rows"
+    assert 0 < value["Rotation helps 4-bit weights"] < 1
+    others = [name for name in found["real"] if name not in found["worse"]]
+    assert sum(found["turned"][name] > found["straight"][name] for name in others) > len(others) / 2, "others lose"
     assert found["lora"].loss_before == found["race"]["lora"].loss_before > found["lora"].loss_after
 
 

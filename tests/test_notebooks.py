@@ -6,6 +6,7 @@ And as one sees them who runs them again: without noise, without what piles up, 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from nbconvert import HTMLExporter
 from tests.browser.notebooks import LARGEST, WIDGET, text_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+WIDEST = 95
+"""Columns of code that a page of 1,200 pixels shows."""
 QUICK = ("04_double_quantization",)
 KEEPS_ITS_RUN = ("00_workbench", "07_train_an_adapter")
 """What a reader trains there is theirs to keep."""
@@ -42,6 +45,22 @@ def test_a_committed_notebook_shows_pictures_and_holds_no_widget(path: Path) -> 
     assert pictures
     page, _ = HTMLExporter().from_filename(str(path))
     assert all(f"data:image/png;base64,{picture}" in page for picture in pictures)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_line_of_shown_code_is_cut_off(path: Path) -> None:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    shown = [cell for cell in cells if cell["cell_type"] == "code" and "jupyter" not in cell["metadata"]]
+    lines = "\n".join("".join(cell["source"]) for cell in shown).split("\n")
+    assert not [line for line in lines if len(line) > WIDEST]
+
+
+def test_each_asks_what_the_readme_says_that_the_next_one_answers() -> None:
+    readme = (NOTEBOOKS[0].parent.parent / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\d\. \[(.+)\]\(notebooks/(.+)\.ipynb\)$", readme, re.MULTILINE)
+    last = ["".join(json.loads(path.read_text("utf-8"))["cells"][-1]["source"]) for path in NOTEBOOKS[:-1]]
+    asked = [re.findall(r"\*\*(.+)\*\*\s+\[(\w+)\]", text) for text in last]
+    assert asked == [[line] for line in listed]
 
 
 AGAIN = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS]

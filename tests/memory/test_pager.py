@@ -141,6 +141,9 @@ def test_least_is_where_memory_runs_out(model: Shapes) -> None:
     out = wb.simulate_paging(model, PAGES, least - 2 * PAGE)
     assert out.out_of_memory.partition(",")[0] in ("backward", "forward")
     assert "out of memory at" in out.told
+    assert out.budget < out.needed <= least
+    assert len(wb.simulate_paging(model, PAGES, out.needed).step) > len(out.step), "with that much it goes on"
+    assert wb.simulate_paging(model, PAGES, least).needed == 0
     assert len(out.step) == len(out.phase) == len(out.resident) == len(out.h2d)
 
 

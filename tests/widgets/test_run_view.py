@@ -246,6 +246,18 @@ def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() 
     assert figure["layout"]["xaxis"]["ticktext"] == ["forward", "backward", "optimizer"]
 
 
+def test_the_moment_that_did_not_fit_is_drawn_above_the_budget() -> None:
+    source, config = wb.open_model("builtin"), wb.TrainConfig(per_device_train_batch_size=2, max_length=128)
+    least = wb.simulate_paging(source, config, "T4 16 GB").least
+    figure, said = simulation_figure(wb.simulate_paging(source, config, least - MIB))
+    assert "out of memory" in said
+    [cross] = [trace for trace in figure["data"] if trace["name"] == "did not fit"]
+    [line] = figure["layout"]["shapes"]
+    assert line["y1"] < cross["y"][0] < figure["layout"]["yaxis"]["range"][1]
+    held = [trace["x"] for trace in figure["data"] if "stackgroup" in trace]
+    assert cross["x"][0] == len(held[0]), "after the last moment that fitted"
+
+
 def test_measured_steps_stand_beside_the_simulation_where_anybody_saw_them() -> None:
     simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), "T4 16 GB")
     hello = event("hello", 0, device="a GPU", capabilities={"cupti": {"works": True, "why": ""}})

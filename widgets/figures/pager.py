@@ -27,7 +27,8 @@ _COLOURED = {KEPT: {"color": "#c8c8c8"}, PAGED: {"color": CRIMSON}}
 def simulation_figure(simulation: PagerSimulation) -> Described:
     """What lies on the device at each moment of the last simulated step, and what moves at it.
 
-    Scratch and context, which take their part of the budget first and never move, are named in the title alone.
+    Scratch and context, which take their part of the budget first and never move, are named in the title alone. Where memory
+    runs out, a cross above the budget is what the moment that did not fit had to hold.
 
     >>> import widgets
     >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 2**30)
@@ -41,7 +42,8 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     resident = np.delete(simulation.resident[last], fixed, axis=1)
     names = [name for name in simulation.categories if name != SCRATCH]
     room = max(simulation.budget - always, 0)
-    top = max(float(resident.sum(1).max(initial=0)), float(room), 1.0)
+    needed = max(simulation.needed - always, 0)
+    top = max(float(resident.sum(1).max(initial=0)), float(room), float(needed), 1.0)
     unit, scale = memory_unit(top)
     x = np.arange(int(last.sum()), dtype=np.float32)
     moments = [
@@ -55,6 +57,13 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
                  "y": (held / scale).astype(np.float32), "line": {"width": 1, "shape": "hv", **_COLOURED.get(name, {})},
                  "hovertemplate": f"%{{y:,.2f}} {unit}"}
             )  # fmt: skip
+    if needed:
+        did_not_fit = html.escape(f"{simulation.out_of_memory}: {memory_size(needed)} needed")
+        traces.append(
+            {"type": "scatter", "mode": "markers", "name": "did not fit", "x": np.array([x.size], np.float32),
+             "y": np.array([needed / scale], np.float32), "text": [did_not_fit], "hovertemplate": "%{text}",
+             "marker": {"symbol": "x", "size": 11, "color": VERMILION}}
+        )  # fmt: skip
     for field, name, colour in _MOVES:
         moved = getattr(simulation, field)[last]
         traces.append(

@@ -98,6 +98,8 @@ class PagerSimulation(Shown):
     """(moments,): bytes that move each way; all of ``d2h`` is evictions."""
     out_of_memory: str
     """Where memory ran out, "" where it did not."""
+    needed: int
+    """What has to be on the device there, all else paged out; 0 where memory did not run out."""
 
     @property
     def per_step(self) -> Bytes:
@@ -128,8 +130,8 @@ class PagerSimulation(Shown):
         to_device, to_host = self.per_step[-1].tolist()
         return (
             f"{with_budget}each step evicts {count(int(self.evictions[-1]))} pages ({memory_size(to_host)}) and brings "
-            f"{memory_size(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; from "
-            f"{memory_size(self.enough)} on none is."
+            f"{memory_size(to_device)} back, {self.bus_seconds:.2g} s on the bus at its nominal rate; with "
+            f"{memory_size(self.enough)} nothing is evicted."
         )
 
     def _show_(self) -> View:
@@ -188,6 +190,8 @@ def simulate_paging(
     need = demand(extents, times, page_size, keeps_freed)
     moved = move(extents, times, size, page_size, keeps_freed)
     done = len(moved.host)
+    failed = times[done] if done < len(times) else None
+    needed = int(need.reserved[done]) + page_size * any(extents[e].managed for e in failed.touches) if failed else 0
     kept = (need.reserved - need.fixed)[:done, None]
     columns = [[i for i, e in enumerate(extents) if e.category == category] for category in CATEGORIES]
     resident = np.concatenate([*(moved.resident[:, c].sum(1, keepdims=True) for c in columns), kept], axis=1)
@@ -196,7 +200,7 @@ def simulate_paging(
         least=int(need.reserved.max()) + page_size * bool(need.managed.any()), enough=int((need.reserved + need.managed).max()),
         step=steps[:done], phase=tuple(m.phase for m in times[:done]), name=tuple(m.name for m in times[:done]),
         categories=(*CATEGORIES, KEPT), resident=resident, host=moved.host, h2d=moved.h2d, d2h=moved.d2h,
-        out_of_memory="" if done == len(times) else f"{times[done].phase}, {times[done].name}",
+        out_of_memory=f"{failed.phase}, {failed.name}" if failed else "", needed=needed,
     )  # fmt: skip
 
 
