@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.helpers.tiny_model import ROWS, tiny_tokenizer, write_tiny_model
 from tests.training.test_chats import TEMPLATE, chat
 from tests.training.test_shapes import SHAPES, write
 from workbench.training import data
+from workbench.training.environment import ALLOCATOR, for_worker
 from workbench.training.recipe import as_code
 
 
@@ -227,3 +229,34 @@ def test_a_cell_prepares_the_base_as_the_run_does() -> None:
     assert "prepare_model_for_kbit_training" not in as_code(wb.TrainConfig())
     assert "register_forward_hook" not in as_code(wb.TrainConfig(upcast_to_fp32=True))
     assert as_code(wb.TrainConfig(upcast_to_fp32=True)).count("prepare_model_for_kbit_training") == 2
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "3,1"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}])
+def test_a_cell_sees_one_gpu_and_sets_the_allocator_as_the_run_does(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    code = as_code(wb.TrainConfig())
+    exec(compile(code[: code.index("import torch")], "cell", "exec"), {})
+    run = for_worker(environ, 1, 4)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == run["CUDA_VISIBLE_DEVICES"]
+    for name in ALLOCATOR:
+        assert os.environ.get(name) == run.get(name) or name not in run  # both names hold it, the run knows its torch
+    several = as_code(wb.TrainConfig(nproc_per_node=2))
+    assert "CUDA_VISIBLE_DEVICES" not in several
+    assert "expandable_segments:True" in several
+
+
+def test_a_cell_repeats_keys_for_every_head_where_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers.integrations import sdpa_attention
+
+    code = as_code(wb.TrainConfig())
+    mend = code[code.index("\nif torch.cuda") : code.index("\nMODEL =")]
+    for capability, mended in (((8, 0), False), ((7, 5), True)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", None)
+        exec(compile(mend, "cell", "exec"), {"torch": torch})
+        assert (sdpa_attention.use_gqa_in_sdpa is not None) is mended

@@ -7,14 +7,17 @@ libraries.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from workbench import compat
 from workbench.training.base_code import at_commit, at_revision, dtype, loaded, model_name
 from workbench.training.beginnings import first_adapter, taken
 from workbench.training.choices import EVA_ROWS, EVA_TOKENS_A_RANK
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
+from workbench.training.environment import ALLOCATOR, SEGMENTS
 from workbench.training.recipe_rows import as_source, data_code
 from workbench.training.rows.shapes import Shape, shape_of
 
@@ -26,8 +29,8 @@ def as_code(config: TrainConfig) -> str:
         DataError: Where the dataset cannot be found.
         ModelError: Where the model cannot be found.
 
-    >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
-    ['import json', 'import torch']
+    >>> "model = get_peft_model(model, LoraConfig(" in wb.as_code(wb.TrainConfig())
+    True
     """
     config = taken(as_config(config, "as_code"))
     files = training_files(config)
@@ -42,11 +45,18 @@ def as_code(config: TrainConfig) -> str:
 
 
 def _start(config: TrainConfig) -> str:
-    """How a cell for several processes is started: as a script."""
-    if config.nproc_per_node == 1:
-        return ""
-    command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
-    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
+    """What stands before torch is imported: how a script for several processes is started, and the environment."""
+    lines = ["import os\n"]
+    if config.nproc_per_node > 1:
+        command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
+        lines.insert(0, f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}")
+    else:
+        lines.append("# Trainer would share out each batch over all the GPUs that one process sees.")
+        lines.append('os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]')
+    new, old = map(as_source, ALLOCATOR)
+    lines.append(f"if not {{{new}, {old}}} & set(os.environ):  # the second is its name before torch 2.10")
+    lines.append(f"    os.environ |= dict.fromkeys([{new}, {old}], {as_source(SEGMENTS)})")
+    return "\n".join(lines) + "\n\n"
 
 
 def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
@@ -82,6 +92,8 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
     if config.group_by_length:
         lines.append("from transformers.trainer_pt_utils import LengthGroupedSampler")
+    mended = inspect.getsource(compat.keys_for_every_head).rpartition('"""')[2].rstrip()
+    lines.append(f"\nif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):{mended}")
     lines.append(f"\nMODEL = {as_source(model_name(config))}\ndtype = {dtype(config)}")
     if config.nproc_per_node > 1:
         lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')
