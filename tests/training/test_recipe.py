@@ -85,6 +85,7 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
         pytest.param({"init_lora_weights": "pissa", "lora_dropout": 0.1}, id="qpissa"),
         pytest.param({"rescale_mlp": 6, "lora_dropout": 0.1}, id="rescaled", marks=pytest.mark.slow),
         pytest.param({"group_by_length": False, "max_length": 64}, id="at-random", marks=pytest.mark.slow),
+        pytest.param({"group_by_length": False, "logits_at_once": 0}, id="all-logits", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_cell_gives_the_same_losses(
@@ -94,7 +95,7 @@ def test_the_cell_gives_the_same_losses(
 
     if name := fields.get("dataset"):
         fields = {**fields, "dataset": {"table": table, "chats": chats}[name]}
-    config = in_process.config_of(model, logits_at_once=0, **fields)
+    config = in_process.config_of(model, **fields)
     monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which a cell may change, undone afterwards
     monkeypatch.chdir(tmp_path)
     check_losses(config, tmp_path / "run")
@@ -126,7 +127,6 @@ def test_the_cell_gives_the_same_losses_for_every_shape(
         method="lora",
         optim="adamw_torch",
         max_length=128,
-        logits_at_once=0,
     )
     monkeypatch.chdir(tmp_path)
     check_losses(config, tmp_path / "run")
@@ -220,9 +220,10 @@ def test_what_the_cell_cannot_do_is_said_in_it() -> None:
     assert "page_min_numel=" not in code
 
 
-def test_a_cell_makes_all_logits_at_once_and_says_so() -> None:
-    assert "256 logits at a time" in as_code(wb.TrainConfig())
-    assert "at a time" not in as_code(wb.TrainConfig(logits_at_once=0))
+def test_a_cell_makes_a_few_logits_at_a_time_where_the_run_may() -> None:
+    assert "few = LossWithoutLogits(model, 256)" in as_code(wb.TrainConfig())
+    for all_at_once in ({"logits_at_once": 0}, {"method": "full"}):
+        assert "LossWithoutLogits" not in as_code(wb.TrainConfig(**all_at_once))
 
 
 def test_a_cell_prepares_the_base_as_the_run_does() -> None:

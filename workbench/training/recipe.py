@@ -8,6 +8,7 @@ libraries.
 from __future__ import annotations
 
 import inspect
+from importlib.resources import files as inside
 from typing import Any
 
 from workbench import compat
@@ -235,15 +236,16 @@ def _training(config: TrainConfig) -> str:
         note = "# The workbench mirrors its runs to another folder by itself; here, copy output_dir.\n"
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
         note += f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
-    if config.logits_at_once and config.method != "full":
-        note += (
-            f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
-        )
     if config.load_best_model_at_end or config.early_stopping_patience:
         note += "# load_best_model_at_end and early_stopping_patience are the workbench's part: this cell takes every step.\n"
     kind, grouping = "Trainer", ""
     if config.group_by_length:
         kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)
+    few, asked = "", ""
+    if _few_logits(config):
+        source = inside("workbench.training.worker").joinpath("head.py").read_text("utf-8")
+        few = _FEW.format(source=source.partition("import annotations\n")[2].strip("\n"), kind=kind)
+        kind, asked = "TrainerOfFewLogits", _ASKED.format(at_once=config.logits_at_once)
     return f"""
 {note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
     fp16=dtype is torch.float16,
@@ -253,18 +255,25 @@ def _training(config: TrainConfig) -> str:
     report_to={as_source(config.report_to)},
 )
 {"" if config.packing else "collator = DataCollatorForSeq2Seq(tokenizer)"}
-{_eva(config)}{grouping}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
-{_ON_HOST if config.inputs_on_host else "trainer.train()"}
+{_eva(config)}{grouping}{few}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+{asked}{_ON_HOST if config.inputs_on_host else "trainer.train()"}
 {save}
 """
 
 
+def _few_logits(config: TrainConfig) -> bool:
+    """Whether the run may make some logits at a time: a head that is trained whole needs all."""
+    return config.logits_at_once > 0 and config.method != "full"
+
+
 def _eva(config: TrainConfig) -> str:
-    if config.init_lora_weights != "eva":
-        return ""
+    eva = config.init_lora_weights == "eva"
+    never = _NEVER_REPACKED if config.method == "qlora" and (eva or _few_logits(config)) else ""
+    if not eva:
+        return never
     return (
         "\n"
-        + _NEVER_REPACKED * (config.method == "qlora")
+        + never
         + _EVA.format(
             seed=config.seed, rows=EVA_ROWS, size=config.per_device_train_batch_size, least=EVA_TOKENS_A_RANK * config.lora_r
         )
@@ -272,7 +281,7 @@ def _eva(config: TrainConfig) -> str:
 
 
 _NEVER_REPACKED = """
-# Else bitsandbytes repacks 4-bit weights on some CPUs as EVA runs the model, and then they pass no gradients on.
+# Else bitsandbytes repacks 4-bit weights on some CPUs as the model runs without gradients, and then they pass none on.
 for module in model.modules():
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False
@@ -286,6 +295,26 @@ initialize_lora_eva_weights(model, batches, gather_distributed_inputs=False)
 model.peft_config["default"].init_lora_weights = True  # so that the adapter is loaded without rows
 model.peft_config["default"].eva_config = None
 
+"""
+_FEW = """
+# The loss makes a few logits at a time: those of a whole batch are what most memory would go to.
+{source}
+
+
+class TrainerOfFewLogits({kind}):
+    def compute_loss(self, *given, **named):
+        with self.compute_loss_func.around() if self.compute_loss_func else contextlib.nullcontext():
+            return super().compute_loss(*given, **named)
+
+
+"""
+_ASKED = """
+few = LossWithoutLogits(model, {at_once})
+model.eval()
+mixed = contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(model.device.type, dtype)
+with torch.no_grad(), mixed:  # whether the head is one that this can be done with
+    trainer.compute_loss_func = None if few.refusal(model, torch.tensor([rows[0]["input_ids"][:16]])) else few
+model.train()
 """
 _GROUPED = """
 
