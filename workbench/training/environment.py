@@ -56,11 +56,16 @@ def for_worker(environ: Mapping[str, str], processes: int, gpus: int, torch: str
     more rows than were asked for. What the user has set of the allocator stays.
     """
     own = dict(PATIENT)
-    if not any(name in environ for name in ALLOCATOR):
+    if grows_segments(environ):
         new = tuple(int(part) for part in re.findall(r"\d+", torch or version("torch"))[:2]) >= (2, 10)
         own[ALLOCATOR[0 if new else 1]] = SEGMENTS
     seen = one_gpu(environ, processes, gpus)
     return {**own, **environ, **OFFLINE, **({"CUDA_VISIBLE_DEVICES": seen} if seen is not None else {})}
+
+
+def grows_segments(environ: Mapping[str, str]) -> bool:
+    """Whether a worker's allocator grows its segments: the user has said nothing else of it."""
+    return not any(name in environ for name in ALLOCATOR)
 
 
 def one_gpu(environ: Mapping[str, str], processes: int, gpus: int) -> str | None:
