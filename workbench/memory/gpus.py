@@ -102,6 +102,19 @@ def present() -> Gpu | None:
 
 
 @functools.cache
+def capability() -> tuple[int, int] | None:
+    """The compute capability of the first GPU, as (7, 5) of a T4; None where the driver does not answer."""
+    return _asked(_capability, None)
+
+
+def _capability(nvml: Any) -> tuple[int, int] | None:
+    if not nvml.nvmlDeviceGetCount():
+        return None
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(0))
+    return int(major), int(minor)
+
+
+@functools.cache
 def _first() -> tuple[str, int] | None:
     """The name of the first GPU, and the bytes that CUDA can use of it."""
     return _asked(_name_and_usable, None)
