@@ -107,3 +107,14 @@ def chromium() -> str:
     path = find()
     assert path is not None, "mark the test with @pytest.mark.browser"
     return path
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_cells() -> Iterator[None]:
+    """A copied cell that a test runs changes the environment of its process, which a run started there would take over."""
+    before = dict(os.environ)
+    yield
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]

@@ -46,6 +46,25 @@ def test_this_machine_s_gpu_comes_first_and_is_the_app_s(tmp_path: Path) -> None
         assert ask(tmp_path, *broken)[:4] == ["RTX 3060 12 GB", "RTX 3060 12 GB", GPUS["RTX 3060 12 GB"].usable, "T4 16 GB"]
 
 
+LATER = """
+import ctypes
+ctypes.CDLL("libnvidia-ml.so.1")
+from workbench.memory.gpus import present
+from workbench.memory.learnt import Learnt, learn
+before = present()
+learn("Stub 16", Learnt(7, 0.5, "a run"))
+print(before.slack, before.context == 7, present().slack, present().context, present().how)
+"""
+
+
+def test_what_a_run_measures_counts_at_once(tmp_path: Path) -> None:
+    compile_stub("nvml", tmp_path / "libnvidia-ml.so.1")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "WORKBENCH_CACHE": str(tmp_path / "caches")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "caches")
+    done = subprocess.run([sys.executable, "-c", LATER], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None False 0.5 7 measured here by the run a run\n"
+
+
 @pytest.mark.skipif(THIS_MACHINE in known(), reason="there is a GPU in this machine")
 def test_a_gpu_that_is_not_there_is_told_with_those_that_are_known() -> None:
     with pytest.raises(wb.ConfigError, match="no NVIDIA GPU that answers") as caught:

@@ -5,6 +5,7 @@ On a CPU, with bitsandbytes' float16 kernels, autocast and torch's scaler for CP
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,11 @@ from tests.helpers import in_process, tiny
 from tests.helpers.live_runs import of
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.errors import ConfigError
+from workbench.training import launching, model_checks
 from workbench.training.events import EventWriter, read_events
 from workbench.training.folder import RunFolder
-from workbench.training.loaded_checks import check_float16, diverged
+from workbench.training.loaded_checks import diverged
+from workbench.training.model_checks import float16_faults, float16_warning
 from workbench.training.watch.endings import Overflowed, ending_of
 from workbench.training.worker.health import SKIPS, Health, overflowing, rescale_mlps
 from workbench.training.worker.preparation import prepare
@@ -164,17 +167,44 @@ def test_families_that_overflow_are_named_before_the_run(name: str) -> None:
     import transformers
 
     kind, values, _ = tiny.ARCHITECTURES[name]
-    net = SimpleNamespace(config=transformers.AutoConfig.for_model(kind, **values))
-    assert kind in check_float16(net, wb.TrainConfig())
-    with pytest.raises(ConfigError, match=kind):
-        check_float16(net, wb.TrainConfig(norms_in_16_bits=True))
+    of_model = transformers.AutoConfig.for_model(kind, **values).to_dict()
+    assert kind in float16_warning(of_model)
+    assert float16_faults(wb.TrainConfig(), of_model) == []
+    (fault,) = float16_faults(wb.TrainConfig(norms_in_16_bits=True), of_model)
+    assert fault.startswith(f"norms_in_16_bits is True, and models of the type {kind}")
+
+
+def test_a_model_within_another_is_named_by_its_own_type() -> None:
+    assert "gemma3_text" in float16_warning({"model_type": "other", "text_config": {"model_type": "gemma3_text"}})
 
 
 def test_nothing_is_said_of_others() -> None:
-    import transformers
+    assert float16_warning({"model_type": "llama"}) == ""
+    assert float16_faults(wb.TrainConfig(norms_in_16_bits=True), {"model_type": "llama"}) == []
 
-    net = SimpleNamespace(config=transformers.AutoConfig.for_model("llama", **tiny.LLAMA))
-    assert check_float16(net, wb.TrainConfig(norms_in_16_bits=True)) == ""
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "expected"),
+    [
+        ("float16", None, True), ("float16", (9, 0), True), ("bfloat16", (7, 5), False), ("auto", (7, 5), True),
+        ("auto", (8, 0), False), ("auto", None, False),
+    ],
+)  # fmt: skip
+def test_a_launch_knows_of_float16(dtype: str, gpu: Any, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_checks, "capability", lambda: gpu)
+    assert model_checks.in_float16(wb.TrainConfig(compute_dtype=dtype)) is expected
+
+
+def test_a_launch_refuses_and_names_a_family_that_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    config = wb.TrainConfig(str(folder), compute_dtype="float16", method="lora")
+    monkeypatch.setattr(model_checks, "OVERFLOWING", {"llama"})
+    with pytest.raises(ConfigError, match="known to overflow"):
+        wb.launch(replace(config, method="qlora", norms_in_16_bits=True), tmp_path / "refused")
+    begun: list[Any] = []
+    monkeypatch.setattr(launching, "spawn", lambda *given: begun.append(given))
+    wb.launch(config, tmp_path / "run")
+    assert [said for said in begun[0][-1] if said] == [float16_warning({"model_type": "llama"})]
 
 
 def test_a_rescaled_run_is_the_same_run(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import workbench as wb
 from workbench.memory.learnt import Learnt, learn, learnt, path
-from workbench.training.environment import for_worker
+from workbench.training.environment import ALLOCATOR, for_worker
+from workbench.training.events import read_events
+from workbench.training.folder import RunFolder, write_json
 from workbench.training.results import measured
+from workbench.training.watch import supervisor
 
 MIB = 2**20
 
@@ -48,6 +52,42 @@ def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise() -> No
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         own = for_worker({name: "max_split_size_mb:128"}, 1, 1)
         assert {key: value for key, value in own.items() if "ALLOC" in key} == {name: "max_split_size_mb:128"}
+
+
+@pytest.mark.parametrize(("gpus", "own", "said"), [(2, "", ["GPU 0 alone", "segments"]), (1, "x", []), (0, "", [])])
+def test_a_run_s_events_say_what_it_sees_and_how_it_allocates(
+    gpus: int, own: str, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", *ALLOCATOR):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(ALLOCATOR[0], own)
+    monkeypatch.setattr(supervisor, "devices", lambda: gpus)
+    monkeypatch.setattr(supervisor, "Ranks", lambda *_, **__: None)
+    folder = RunFolder(tmp_path / "run")
+    write_json(folder.config, {})
+    supervisor.Supervisor(folder, 1).start()
+    logs = [event["text"] for event in read_events(folder.root) if event["k"] == "log"]
+    assert len(logs) == len(said)
+    assert all(part in text for part, text in zip(said, logs, strict=True))
+
+
+@pytest.mark.parametrize(("capability", "mended"), [((7, 5), True), ((8, 0), False)])
+def test_a_run_s_events_say_that_keys_are_repeated(
+    capability: tuple[int, int], mended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import sdpa_attention
+
+    from workbench.training.worker.worker import Worker
+
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", None)
+    folder = RunFolder(tmp_path / "run")
+    write_json(folder.config, wb.TrainConfig().to_dict())
+    worker = Worker(folder, 1, os.getppid())
+    worker._mend_attention(capability)
+    worker.writer.close()
+    assert [event["k"] for event in read_events(folder.root) if "for every head" in event.get("text", "")] == ["log"] * mended
+    assert (sdpa_attention.use_gqa_in_sdpa is not None) is mended
 
 
 @pytest.fixture

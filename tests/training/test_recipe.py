@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.helpers.tiny_model import ROWS, tiny_tokenizer, write_tiny_model
 from tests.training.test_chats import TEMPLATE, chat
 from tests.training.test_shapes import SHAPES, write
 from workbench.training import data
+from workbench.training.environment import ALLOCATOR, for_worker
 from workbench.training.recipe import as_code
 
 
@@ -83,6 +85,7 @@ PAIRS = {"prompt_column": "prompt", "completion_column": "completion"}
         pytest.param({"init_lora_weights": "pissa", "lora_dropout": 0.1}, id="qpissa"),
         pytest.param({"rescale_mlp": 6, "lora_dropout": 0.1}, id="rescaled", marks=pytest.mark.slow),
         pytest.param({"group_by_length": False, "max_length": 64}, id="at-random", marks=pytest.mark.slow),
+        pytest.param({"group_by_length": False, "logits_at_once": 0}, id="all-logits", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_cell_gives_the_same_losses(
@@ -92,7 +95,7 @@ def test_the_cell_gives_the_same_losses(
 
     if name := fields.get("dataset"):
         fields = {**fields, "dataset": {"table": table, "chats": chats}[name]}
-    config = in_process.config_of(model, logits_at_once=0, **fields)
+    config = in_process.config_of(model, **fields)
     monkeypatch.setattr(bnb.nn.Params4bit, "__new__", bnb.nn.Params4bit.__new__)  # which a cell may change, undone afterwards
     monkeypatch.chdir(tmp_path)
     check_losses(config, tmp_path / "run")
@@ -124,7 +127,6 @@ def test_the_cell_gives_the_same_losses_for_every_shape(
         method="lora",
         optim="adamw_torch",
         max_length=128,
-        logits_at_once=0,
     )
     monkeypatch.chdir(tmp_path)
     check_losses(config, tmp_path / "run")
@@ -218,12 +220,44 @@ def test_what_the_cell_cannot_do_is_said_in_it() -> None:
     assert "page_min_numel=" not in code
 
 
-def test_a_cell_makes_all_logits_at_once_and_says_so() -> None:
-    assert "256 logits at a time" in as_code(wb.TrainConfig())
-    assert "at a time" not in as_code(wb.TrainConfig(logits_at_once=0))
+def test_a_cell_makes_a_few_logits_at_a_time_where_the_run_may() -> None:
+    assert "few = LossWithoutLogits(model, 256)" in as_code(wb.TrainConfig())
+    for all_at_once in ({"logits_at_once": 0}, {"method": "full"}):
+        assert "LossWithoutLogits" not in as_code(wb.TrainConfig(**all_at_once))
 
 
 def test_a_cell_prepares_the_base_as_the_run_does() -> None:
     assert "prepare_model_for_kbit_training" not in as_code(wb.TrainConfig())
     assert "register_forward_hook" not in as_code(wb.TrainConfig(upcast_to_fp32=True))
     assert as_code(wb.TrainConfig(upcast_to_fp32=True)).count("prepare_model_for_kbit_training") == 2
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "3,1"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}])
+def test_a_cell_sees_one_gpu_and_sets_the_allocator_as_the_run_does(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    code = as_code(wb.TrainConfig())
+    exec(compile(code[: code.index("import torch")], "cell", "exec"), {})
+    run = for_worker(environ, 1, 4)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == run["CUDA_VISIBLE_DEVICES"]
+    for name in ALLOCATOR:
+        assert os.environ.get(name) == run.get(name) or name not in run  # both names hold it, the run knows its torch
+    several = as_code(wb.TrainConfig(nproc_per_node=2))
+    assert "CUDA_VISIBLE_DEVICES" not in several
+    assert "expandable_segments:True" in several
+
+
+def test_a_cell_repeats_keys_for_every_head_where_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers.integrations import sdpa_attention
+
+    code = as_code(wb.TrainConfig())
+    mend = code[code.index("\nif torch.cuda") : code.index("\nMODEL =")]
+    for capability, mended in (((8, 0), False), ((7, 5), True)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", None)
+        exec(compile(mend, "cell", "exec"), {"torch": torch})
+        assert (sdpa_attention.use_gqa_in_sdpa is not None) is mended

@@ -86,23 +86,46 @@ def _all_names(nvml: Any) -> tuple[str, ...]:
     return tuple(str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i))) for i in every)
 
 
-@functools.cache
 def present() -> Gpu | None:
-    """The first GPU of this machine, in NVML's order; None where the driver knows none or does not answer."""
-    return _asked(_first, None)
+    """The first GPU of this machine, in NVML's order, with what runs on it have measured up to now.
 
-
-def _first(nvml: Any) -> Gpu | None:
-    if not nvml.nvmlDeviceGetCount():
+    None where the driver knows none or does not answer.
+    """
+    if (first := _first()) is None:
         return None
-    device = nvml.nvmlDeviceGetHandleByIndex(0)
-    memory = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
-    name, usable = str(nvml.nvmlDeviceGetName(device)), int(memory.total - memory.reserved)
+    name, usable = first
     seen = learnt(name)
     if seen is not None:
         return Gpu(f"{name}, in this machine", usable, seen.context, f"measured here by the run {seen.run}", seen.slack)
     like = next((gpu for gpu in GPUS.values() if _plain(_model(gpu.name)) in _plain(name).split()), None)
     return Gpu(f"{name}, in this machine", usable, *((like.context, like.how) if like else ()))
+
+
+@functools.cache
+def capability() -> tuple[int, int] | None:
+    """The compute capability of the first GPU, as (7, 5) of a T4; None where the driver does not answer."""
+    return _asked(_capability, None)
+
+
+def _capability(nvml: Any) -> tuple[int, int] | None:
+    if not nvml.nvmlDeviceGetCount():
+        return None
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(0))
+    return int(major), int(minor)
+
+
+@functools.cache
+def _first() -> tuple[str, int] | None:
+    """The name of the first GPU, and the bytes that CUDA can use of it."""
+    return _asked(_name_and_usable, None)
+
+
+def _name_and_usable(nvml: Any) -> tuple[str, int] | None:
+    if not nvml.nvmlDeviceGetCount():
+        return None
+    device = nvml.nvmlDeviceGetHandleByIndex(0)
+    memory = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
+    return str(nvml.nvmlDeviceGetName(device)), int(memory.total - memory.reserved)
 
 
 def _asked(question: Callable[[Any], T], otherwise: T) -> T:

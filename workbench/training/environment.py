@@ -18,9 +18,9 @@ OFFLINE: Mapping[str, str] = {
 """Nothing is fetched: all that the processes need is on this machine already."""
 PATIENT: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Beside a busy notebook or browser, OpenMP threads that wait by spinning make a step on a CPU ten times slower (measured)."""
-_SEGMENTS = "expandable_segments:True"
+SEGMENTS = "expandable_segments:True"
 """torch's allocator lets its segments grow, which leaves less of them unused [not measured on a GPU here]."""
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable that the allocator reads, and its name before torch 2.10."""
 WEBHOOK = "WORKBENCH_WEBHOOK"
 """The variable with the address to which a supervisor posts stalls and ends."""
@@ -56,11 +56,16 @@ def for_worker(environ: Mapping[str, str], processes: int, gpus: int, torch: str
     more rows than were asked for. What the user has set of the allocator stays.
     """
     own = dict(PATIENT)
-    if not any(name in environ for name in _ALLOCATOR):
+    if grows_segments(environ):
         new = tuple(int(part) for part in re.findall(r"\d+", torch or version("torch"))[:2]) >= (2, 10)
-        own[_ALLOCATOR[0 if new else 1]] = _SEGMENTS
+        own[ALLOCATOR[0 if new else 1]] = SEGMENTS
     seen = one_gpu(environ, processes, gpus)
     return {**own, **environ, **OFFLINE, **({"CUDA_VISIBLE_DEVICES": seen} if seen is not None else {})}
+
+
+def grows_segments(environ: Mapping[str, str]) -> bool:
+    """Whether a worker's allocator grows its segments: the user has said nothing else of it."""
+    return not any(name in environ for name in ALLOCATOR)
 
 
 def one_gpu(environ: Mapping[str, str], processes: int, gpus: int) -> str | None:

@@ -15,7 +15,7 @@ from workbench.training.config import TrainConfig, as_config
 from workbench.training.disk import check_disk, disk_budget
 from workbench.training.folder import RunFolder, write_json
 from workbench.training.mirrored import check_mirror
-from workbench.training.model_checks import check_model
+from workbench.training.model_checks import check_model, float16_warning, in_float16
 from workbench.training.paths import absolute, default_dir, is_free, path_of
 from workbench.training.preflight import check_extras, check_kernels
 from workbench.training.results.pushing import check_push
@@ -82,4 +82,5 @@ def launch(
     except (OSError, ValueError) as error:  # also a name that no file system takes
         what = f"the folder cannot be written ({getattr(error, 'strerror', error)})."
         raise RunError(what, where=str(root), remedy="Choose another run_dir.") from error
-    return Run(made, spawn(made, 1, others, token, begun.warning if begun else ""))
+    warnings = [begun.warning if begun else "", float16_warning(source.config) if in_float16(config) else ""]
+    return Run(made, spawn(made, 1, others, token, warnings))

@@ -28,12 +28,6 @@ from workbench.training.model_checks import leaves_of, named, near_leaves, posit
 from workbench.training.rows.tokens import TokenRow
 from workbench.training.watch.endings import Diverged, Overflowed
 
-OVERFLOWING = {
-    "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "qwen3_5", "qwen3_5_text",
-    "qwen3_5_moe", "qwen3_moe", "glm4_moe", "t5",
-}  # fmt: skip
-"""Model types that are known to overflow in float16: those that Unsloth computes in float32, and T5."""
-
 
 def check_complete(missing: Collection[str], folder: Path) -> None:
     """Raises ``ModelError`` where transformers filled weights at random that the checkpoint lacks, as a classifier's head."""
@@ -90,21 +84,6 @@ def check_ids(model: Any, tokenizer: Any, rows: Iterable[TokenRow], pad: int, wh
             name = shown(str(tokenizer.convert_ids_to_tokens(token)), 60)
             what = f"the token {name} in {place} has id {token:,}, and the model has {most:,} tokens."
             raise DataError(what, where=where, remedy=remedy)
-
-
-def check_float16(model: Any, config: TrainConfig) -> str:
-    """What is to be said before a run in float16 of a model whose type is known to overflow there; "" of any other.
-
-    Raises ``ConfigError`` where its norms are to answer in float16 too.
-    """
-    kind = str(model.config.get_text_config().model_type)
-    if kind not in OVERFLOWING:
-        return ""
-    what = f"models of the type {kind} are known to overflow in float16"
-    if config.norms_in_16_bits:
-        remedy = 'Leave norms_in_16_bits False, or set compute_dtype to "bfloat16" where the GPU has it.'
-        raise ConfigError([f"norms_in_16_bits is True, and {what}."], where="TrainConfig", remedy=remedy)
-    return f'{what[0].upper()}{what[1:]}: if this one does, rescale_mlp=6 may keep it within, and compute_dtype="float32" will.'
 
 
 def overflowed(config: TrainConfig, what: str, module: str) -> Overflowed:

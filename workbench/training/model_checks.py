@@ -19,7 +19,7 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.memory.adapters import adapters
 from workbench.memory.footprint import Plan, in_four_bits, leaves_out
-from workbench.memory.gpus import devices
+from workbench.memory.gpus import capability, devices
 from workbench.sources.base import Source
 from workbench.sources.header import shown
 from workbench.sources.packed import as_loaded
@@ -53,6 +53,11 @@ _NOT_ADAPTED = {
     "mamba": _MAMBA, "falcon_mamba": _MAMBA, "mamba2": _MAMBA_2, "falcon_h1": _MAMBA_2, "nemotron_h": _MAMBA_2,
 }  # fmt: skip
 """Modules of state-space models that peft refuses, or (dt_proj) whose weight the model takes past its adapter."""
+OVERFLOWING = {
+    "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt_oss", "qwen3_5", "qwen3_5_text",
+    "qwen3_5_moe", "qwen3_moe", "glm4_moe", "t5",
+}  # fmt: skip
+"""Model types that are known to overflow in float16: those that Unsloth computes in float32, and T5."""
 _ON_8_BITS = "llm.int8"
 _LISTED = 12
 
@@ -69,6 +74,8 @@ def model_faults(config: TrainConfig, source: Source) -> list[str]:
     if fault := causal_fault(source.config):
         return [*faults, f"model: {fault}. Choose a causal language model."]
     faults += position_faults(config, source.config)
+    if in_float16(config):
+        faults += float16_faults(config, source.config)
     if fault := vocabulary_fault(source, chats=config.chats):
         faults.append(f"model: {fault}")
     packings = packings_of(source)
@@ -145,6 +152,38 @@ def position_faults(config: TrainConfig, of_model: Mapping[str, Any]) -> list[st
         new = config.sample_max_new_tokens
         faults.append(f"sample_max_new_tokens is {new:,}; with a prompt this model has positions for {limit - 1:,} at most.")
     return faults
+
+
+# --- float16 ------------------------------------------------------------------------------------------------------------------
+
+
+def in_float16(config: TrainConfig) -> bool:
+    """Whether a run here will compute in float16: it is asked for, or this machine's GPU has no bfloat16."""
+    if config.compute_dtype == "auto" and config.method != "full":
+        return (found := capability()) is not None and found < (8, 0)
+    return config.compute_dtype == "float16"
+
+
+def float16_faults(config: TrainConfig, of_model: Mapping[str, Any]) -> list[str]:
+    """That norms are to answer in float16 in a model whose type is known to overflow there."""
+    known = _known_to_overflow(of_model)
+    if not known or not config.norms_in_16_bits:
+        return []
+    remedy = 'leave it False, or set compute_dtype to "bfloat16" where the GPU has it.'
+    return [f"norms_in_16_bits is True, and {known}: {remedy}"]
+
+
+def float16_warning(of_model: Mapping[str, Any]) -> str:
+    """What is to be said before a run in float16 of a model whose type is known to overflow there; "" of any other."""
+    known = _known_to_overflow(of_model)
+    remedy = 'if this one does, rescale_mlp=6 may keep it within, and compute_dtype="float32" will.'
+    return f"{known[0].upper()}{known[1:]}: {remedy}" if known else ""
+
+
+def _known_to_overflow(of_model: Mapping[str, Any]) -> str:
+    text = of_model.get("text_config")
+    kinds = {str(own.get("model_type")) for own in (of_model, text) if isinstance(own, dict)} & OVERFLOWING
+    return f"models of the type {min(kinds)} are known to overflow in float16" if kinds else ""
 
 
 # --- a checkpoint that is packed ----------------------------------------------------------------------------------------------

@@ -7,14 +7,18 @@ libraries.
 
 from __future__ import annotations
 
+import inspect
+from importlib.resources import files as inside
 from typing import Any
 
+from workbench import compat
 from workbench.training.base_code import at_commit, at_revision, dtype, loaded, model_name
 from workbench.training.beginnings import first_adapter, taken
 from workbench.training.choices import EVA_ROWS, EVA_TOKENS_A_RANK
 from workbench.training.config import OF_ADAPTERS, PAGE_MIN_NUMEL, TrainConfig, as_config
 from workbench.training.data import training_files
 from workbench.training.dataset_files import Files, on_hub
+from workbench.training.environment import ALLOCATOR, SEGMENTS
 from workbench.training.recipe_rows import as_source, data_code
 from workbench.training.rows.shapes import Shape, shape_of
 
@@ -26,8 +30,8 @@ def as_code(config: TrainConfig) -> str:
         DataError: Where the dataset cannot be found.
         ModelError: Where the model cannot be found.
 
-    >>> wb.as_code(wb.TrainConfig()).splitlines()[:2]
-    ['import json', 'import torch']
+    >>> "model = get_peft_model(model, LoraConfig(" in wb.as_code(wb.TrainConfig())
+    True
     """
     config = taken(as_config(config, "as_code"))
     files = training_files(config)
@@ -42,11 +46,18 @@ def as_code(config: TrainConfig) -> str:
 
 
 def _start(config: TrainConfig) -> str:
-    """How a cell for several processes is started: as a script."""
-    if config.nproc_per_node == 1:
-        return ""
-    command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
-    return f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}\nimport os\n\n"
+    """What stands before torch is imported: how a script for several processes is started, and the environment."""
+    lines = ["import os\n"]
+    if config.nproc_per_node > 1:
+        command = f"torchrun --nproc_per_node {config.nproc_per_node} train.py"
+        lines.insert(0, f"# Not for a notebook: save it as train.py and start it in a terminal with\n# {command}")
+    else:
+        lines.append("# Trainer would share out each batch over all the GPUs that one process sees.")
+        lines.append('os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]')
+    new, old = map(as_source, ALLOCATOR)
+    lines.append(f"if not {{{new}, {old}}} & set(os.environ):  # the second is its name before torch 2.10")
+    lines.append(f"    os.environ |= dict.fromkeys([{new}, {old}], {as_source(SEGMENTS)})")
+    return "\n".join(lines) + "\n\n"
 
 
 def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
@@ -82,6 +93,8 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
     if config.group_by_length:
         lines.append("from transformers.trainer_pt_utils import LengthGroupedSampler")
+    mended = inspect.getsource(compat.keys_for_every_head).rpartition('"""')[2].rstrip()
+    lines.append(f"\nif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):{mended}")
     lines.append(f"\nMODEL = {as_source(model_name(config))}\ndtype = {dtype(config)}")
     if config.nproc_per_node > 1:
         lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')
@@ -223,15 +236,16 @@ def _training(config: TrainConfig) -> str:
         note = "# The workbench mirrors its runs to another folder by itself; here, copy output_dir.\n"
     if config.optim.startswith("paged_") and config.page_min_numel != PAGE_MIN_NUMEL:
         note += f"# bitsandbytes pages optimizer state from {PAGE_MIN_NUMEL:,} elements on, whatever page_min_numel was.\n"
-    if config.logits_at_once and config.method != "full":
-        note += (
-            f"# The workbench makes {config.logits_at_once} logits at a time: in less memory, the same loss but for rounding.\n"
-        )
     if config.load_best_model_at_end or config.early_stopping_patience:
         note += "# load_best_model_at_end and early_stopping_patience are the workbench's part: this cell takes every step.\n"
     kind, grouping = "Trainer", ""
     if config.group_by_length:
         kind, grouping = "TrainerByLength", _GROUPED.format(seed=config.seed, together=config.rows_a_step)
+    few, asked = "", ""
+    if _few_logits(config):
+        source = inside("workbench.training.worker").joinpath("head.py").read_text("utf-8")
+        few = _FEW.format(source=source.partition("import annotations\n")[2].strip("\n"), kind=kind)
+        kind, asked = "TrainerOfFewLogits", _ASKED.format(at_once=config.logits_at_once)
     return f"""
 {note}arguments = TrainingArguments({_arguments(arguments)}    bf16=dtype is torch.bfloat16,
     fp16=dtype is torch.float16,
@@ -241,18 +255,25 @@ def _training(config: TrainConfig) -> str:
     report_to={as_source(config.report_to)},
 )
 {"" if config.packing else "collator = DataCollatorForSeq2Seq(tokenizer)"}
-{_eva(config)}{grouping}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
-{_ON_HOST if config.inputs_on_host else "trainer.train()"}
+{_eva(config)}{grouping}{few}trainer = {kind}(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+{asked}{_ON_HOST if config.inputs_on_host else "trainer.train()"}
 {save}
 """
 
 
+def _few_logits(config: TrainConfig) -> bool:
+    """Whether the run may make some logits at a time: a head that is trained whole needs all."""
+    return config.logits_at_once > 0 and config.method != "full"
+
+
 def _eva(config: TrainConfig) -> str:
-    if config.init_lora_weights != "eva":
-        return ""
+    eva = config.init_lora_weights == "eva"
+    never = _NEVER_REPACKED if config.method == "qlora" and (eva or _few_logits(config)) else ""
+    if not eva:
+        return never
     return (
         "\n"
-        + _NEVER_REPACKED * (config.method == "qlora")
+        + never
         + _EVA.format(
             seed=config.seed, rows=EVA_ROWS, size=config.per_device_train_batch_size, least=EVA_TOKENS_A_RANK * config.lora_r
         )
@@ -260,7 +281,7 @@ def _eva(config: TrainConfig) -> str:
 
 
 _NEVER_REPACKED = """
-# Else bitsandbytes repacks 4-bit weights on some CPUs as EVA runs the model, and then they pass no gradients on.
+# Else bitsandbytes repacks 4-bit weights on some CPUs as the model runs without gradients, and then they pass none on.
 for module in model.modules():
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False
@@ -274,6 +295,26 @@ initialize_lora_eva_weights(model, batches, gather_distributed_inputs=False)
 model.peft_config["default"].init_lora_weights = True  # so that the adapter is loaded without rows
 model.peft_config["default"].eva_config = None
 
+"""
+_FEW = """
+# The loss makes a few logits at a time: those of a whole batch are what most memory would go to.
+{source}
+
+
+class TrainerOfFewLogits({kind}):
+    def compute_loss(self, *given, **named):
+        with self.compute_loss_func.around() if self.compute_loss_func else contextlib.nullcontext():
+            return super().compute_loss(*given, **named)
+
+
+"""
+_ASKED = """
+few = LossWithoutLogits(model, {at_once})
+model.eval()
+mixed = contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(model.device.type, dtype)
+with torch.no_grad(), mixed:  # whether the head is one that this can be done with
+    trainer.compute_loss_func = None if few.refusal(model, torch.tensor([rows[0]["input_ids"][:16]])) else few
+model.train()
 """
 _GROUPED = """
 

@@ -30,18 +30,18 @@ def token_for(config: TrainConfig, fetches: bool) -> str | None:
 
 
 def spawn(
-    folder: RunFolder, attempt: int, others: Sequence[str], token: str | None = None, warning: str = ""
+    folder: RunFolder, attempt: int, others: Sequence[str], token: str | None = None, warnings: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Starts the supervisor in a session of its own, so that no signal to the notebook reaches it; ``others`` are going on.
 
-    ``token`` goes through a pipe: no file, argument or environment holds it. ``warning``: what else the run's events are to say
-    from the start.
+    ``token`` goes through a pipe: no file, argument or environment holds it. ``warnings``: what else the run's events are to
+    say from the start; "" is nothing.
     """
     try:
         shutil.rmtree(folder.control, ignore_errors=True)
         folder.control.mkdir()
         folder.reserve()
-        said = [warning] if warning else []
+        said = list(filter(None, warnings))
         if others:
             text = f"{listed(others)} went on when this run was launched: runs on one machine share its memory and its time."
             said.append(text)

@@ -25,7 +25,7 @@ from workbench.locks import take_lock
 from workbench.memory.gpus import devices
 from workbench.text import amount
 from workbench.training import fingerprints
-from workbench.training.environment import WEBHOOK, for_worker, one_gpu
+from workbench.training.environment import SEGMENTS, WEBHOOK, for_worker, grows_segments, one_gpu
 from workbench.training.events import EventWriter
 from workbench.training.folder import Request, RunFolder, RunStatus
 from workbench.training.host import create_time
@@ -193,6 +193,9 @@ class Supervisor:
         gpus = devices()
         if (seen := one_gpu(os.environ, processes, gpus)) is not None:
             text = f"The run sees GPU {seen} alone: one process takes one GPU. nproc_per_node={gpus} trains on all of them."
+            self.emit("log", level="info", text=text)
+        if gpus and grows_segments(os.environ):
+            text = f"torch's allocator grows its segments ({SEGMENTS}), so that less of them lies unused."
             self.emit("log", level="info", text=text)
         arguments = map(str, (self.folder.root, self.attempt, os.getpid()))
         return Ranks(

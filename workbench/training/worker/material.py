@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from workbench.errors import ConfigError
 from workbench.sources.base import Watch
 from workbench.training import data
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import Files, row_count
-from workbench.training.loaded_checks import check_float16, check_ids, check_length
+from workbench.training.loaded_checks import check_ids, check_length
+from workbench.training.model_checks import float16_faults, float16_warning, in_float16
 from workbench.training.rows.tokens import TokenRow
 from workbench.training.worker.batches import Collator
 from workbench.training.worker.evaluator import Material
@@ -72,8 +74,12 @@ def reporting(what: str, emit: Emit) -> Callable[..., None]:
 
 def check(material: Material, config: TrainConfig, net: Any, dtype: torch.dtype, emit: Emit, begins: bool) -> None:
     """Raises what only the loaded model shows of rows and configuration; ``begins``: whether there is no checkpoint yet."""
-    if dtype is torch.float16 and (said := check_float16(net, config)):
-        emit("log", level="warning", text=said)
+    if dtype is torch.float16:
+        of_model = net.config.to_dict()
+        if faults := float16_faults(config, of_model):
+            raise ConfigError(faults, where="TrainConfig", remedy="Change these fields and launch again.")
+        if (said := float16_warning(of_model)) and not in_float16(config):  # else the launch has said so
+            emit("log", level="warning", text=said)
     check_length(net, config, begins)
     rows = itertools.chain(material.rows, material.held_out)
     check_ids(net, material.tokenizer, rows, material.collator.pad, config.model)

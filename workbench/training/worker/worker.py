@@ -130,8 +130,7 @@ class Worker:
                 torch.cuda.init()
                 self.device = torch.cuda.get_device_name()
                 self.sampler.gpu = telemetry.CudaMemory()
-                if torch.cuda.get_device_capability() < (8, 0):
-                    compat.keys_for_every_head()
+                self._mend_attention(torch.cuda.get_device_capability())
             nvml = self.sampler.gpu or telemetry.CudaMemory()
             self.capabilities["nvml"] = Capability(not nvml.why, nvml.why)
             collector, self.capabilities["cupti"] = open_cupti(cuda)
@@ -149,6 +148,13 @@ class Worker:
             if collector:
                 collector.close()
             self.sampler.close()
+
+    def _mend_attention(self, capability: tuple[int, int]) -> None:
+        """Below compute capability 8 keys and values that heads share are repeated for each, which is said."""
+        if capability < (8, 0):
+            compat.keys_for_every_head()
+            text = "Keys and values are repeated for every head: this GPU's fast attention takes none that heads share."
+            self.writer.emit("log", level="info", text=text)
 
     def _failed(self, error: BaseException) -> int:
         """Records how the run failed, as far as memory and disk still permit; the exit code shows it in any case."""
