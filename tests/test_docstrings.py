@@ -1,20 +1,24 @@
 """The docstrings of what is public: their sections are those of the signature, and their examples are run as they are written.
 
-Args names each parameter once, in order; Raises names errors that a reader can catch. Examples use the embedded model or small
-arrays; one that would start a run, write a file or need a browser is marked ``+SKIP``.
+Args names each parameter once, in order. Returns stands where a function takes anything and gives something back, and in a
+method with Args that does; of others the first line says what it is. Raises names errors that a reader can catch, with all that
+stand in the code of the function itself. Examples use the embedded model or small arrays; one that would start a run or a
+measurement, write a file or need a browser is marked ``+SKIP``.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
 import dataclasses
 import doctest
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pytest
@@ -84,6 +88,27 @@ def test_args_names_each_parameter_once_and_in_order(name: str) -> None:
     needed = [each for each, kind in taken.items() if kind.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
     if given or (len(needed) >= 2 and name not in MADE_HERE):
         assert given == [each for each in taken if each in needed or each in given]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_returns_says_what_comes_back(name: str) -> None:
+    call, doc = DOCUMENTED[name]
+    gives = str(inspect.signature(call).return_annotation) not in ("None", "Self")
+    if gives and (section(doc, "Args") if "." in name else parameters(call)):
+        assert re.search(r"^Returns:\n    \S", doc, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_an_error_of_a_functions_own_lines_stands_under_raises(name: str) -> None:
+    call, doc = DOCUMENTED[name]
+    body = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
+    named = {node.id for found in ast.walk(body) if isinstance(found, ast.Raise) for node in ast.walk(found) if is_error(node)}
+    assert named <= set(section(doc, "Raises"))
+
+
+def is_error(node: ast.AST) -> TypeGuard[ast.Name]:
+    """Whether it is the name of an error that a reader can catch."""
+    return isinstance(node, ast.Name) and node.id in PUBLIC_ERRORS
 
 
 @pytest.mark.parametrize("name", [name for name, (_, doc) in DOCUMENTED.items() if section(doc, "Raises")])

@@ -200,6 +200,9 @@ class State:
         Args:
             name: The format's name.
             double_quant: Double quantized, where the format's definition allows it.
+
+        Returns:
+            The specification.
         """
         form = find_format(name)
         size = self.block_size if self.block_size in form.block_sizes or self.block_size not in BLOCK_SIZES else 0

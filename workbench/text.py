@@ -72,6 +72,9 @@ def whole_or_sampled(share: float | None) -> str:
 def amount(nbytes: float) -> str:
     """Bytes of a file, or of what a file holds, in powers of ten as disks and papers count: 1234567 → 1.23 MB.
 
+    Returns:
+        Two decimals and the unit, kB, MB or GB; below 1 kB whole bytes.
+
     >>> wb.amount(1_234_567)
     '1.23 MB'
     """
@@ -80,6 +83,9 @@ def amount(nbytes: float) -> str:
 
 def memory_size(nbytes: float) -> str:
     """Bytes of a GPU's or a machine's memory, in powers of two as drivers and PyTorch count: 1610612736 → 1.50 GiB.
+
+    Returns:
+        Two decimals and the unit, KiB, MiB or GiB; below 1 KiB whole bytes.
 
     >>> wb.memory_size(1_610_612_736)
     '1.50 GiB'

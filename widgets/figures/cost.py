@@ -57,6 +57,9 @@ def format_costs_figure(costs: Iterable[Cost]) -> Figure:
 
     The least divergence stands at the top: where the bars on the right do not grow downwards too, the two disagree. A format
     that diverges more than one that errs more on the weights, beyond the paired interval, is hatched.
+
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
     """
     ordered = quantized(costs)
     names = [_label(cost.name) for cost in ordered]
@@ -119,6 +122,9 @@ def output_errors_figure(rows: Iterable[ModuleCost], selected: str = "") -> Figu
     Args:
         rows: The modules' costs.
         selected: The chosen tensor's name; it is ringed.
+
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
     """
     known = [row for row in rows if row.layer is not None]
     kinds = sorted({row.kind for row in known}, key=order_of)
@@ -177,6 +183,9 @@ def sensitivity_figure(
         field: The field of ``COST_FIELDS`` that colours them.
         selected: The chosen module's name; its cell is marked.
         layer: The listed layer, which is marked too.
+
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
     """
     shown = [Shown(row.name, cost_of(row, field), cost_of(row, field), _all_of(row)) for row in rows]
     ticks = ".0%" if field in ("output_error", "relative_rmse") else "~s" if field == "saved_bytes" else "~g"
@@ -209,6 +218,9 @@ def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:
     Args:
         mix: The mix that stands on the curve.
         beside: Another mix to stand beside it.
+
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
     """
     curve, four = mix.curve, mix.in_4_bits
     hover = [
@@ -262,6 +274,9 @@ def _point(
 
 def costs_summary(costs: Iterable[Cost]) -> str:
     """What the bars show, in two sentences: the formats that diverge least, and where divergence and weight error disagree.
+
+    Returns:
+        The sentences, in plain text.
 
     >>> import widgets
     >>> widgets.costs_summary([])

@@ -27,6 +27,9 @@ def kl_curve_figure(costs: Iterable[Cost], mix: Mix | None = None) -> Figure:
     Args:
         costs: The rows, as ``kl_curve`` gives them.
         mix: Adds the predicted curve of 4 bits mixed with 16, which is of the rows that the mix reports.
+
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
     """
     families: dict[str, list[Cost]] = {}
     for cost in costs:
@@ -85,6 +88,9 @@ def _family(cost: Cost) -> str:
 
 def why_four(costs: Iterable[Cost]) -> str:
     """What a bit less costs, step by step, among the symmetric integers: how many times the KL, and the flips.
+
+    Returns:
+        Two sentences, in plain text.
 
     >>> import widgets
     >>> widgets.why_four([])

@@ -146,6 +146,9 @@ def memory_methods_figure(ledgers: Sequence[MemoryLedger], gpu: Gpu) -> Figure:
         ledgers: The forecasts; the last is the chosen configuration.
         gpu: The GPU.
 
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
+
     >>> import widgets
     >>> src, config = wb.open_model("builtin"), wb.TrainConfig()
     >>> ledgers = [*wb.forecast_methods(src, config), wb.forecast(src, config)]

@@ -58,6 +58,9 @@ def methods_curves(results: Sequence[MethodResult], key: str = "methods") -> Des
     Args:
         results: What each method came to, as ``wb.compare_methods`` gives it.
         key: The picture's ``uirevision``: while it stays, a zoom does.
+
+    Returns:
+        The figure, and a sentence with each loss before and after, in nats a token.
     """
     traces: list[Figure] = []
     for result in results:

@@ -142,6 +142,9 @@ def cell_map(
 def duel_figure(found: Duel) -> Figure:
     """A bar for each contender, its relative RMSE, in the order of the formats; the least error is named, not coloured in.
 
+    Returns:
+        The Plotly figure, as a dict of ``data`` and ``layout``.
+
     >>> import widgets
     >>> found = wb.duel(np.linspace(-1, 1, 4096, dtype=np.float32), 4.5)
     >>> widgets.duel_figure(found)["data"][0]["y"][:4]

@@ -30,6 +30,9 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     Scratch and context, which take their part of the budget first and never move, are named in the title alone. Where memory
     runs out, a cross above the budget is what the moment that did not fit had to hold.
 
+    Returns:
+        The figure, and ``PagerSimulation.told``.
+
     >>> import widgets
     >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 2**30)
     >>> figure, summary = widgets.simulation_figure(simulation)

@@ -30,6 +30,10 @@ class BitsDial(Hero):
         prompt: The text that the model continues.
         bits: Where the dial stands at first.
 
+    Raises:
+        FormatError: For bits that it does not have.
+        DataError: For a prompt that is empty or too long.
+
     >>> dial = widgets.BitsDial("to run, v.", bits=2)  # doctest: +SKIP
     """
 

@@ -29,6 +29,9 @@ class BlockScales(Hero):
         outlier: The outlier's distance from zero at first, in standard deviations of the others.
         size: Weights of a block, at first.
 
+    Raises:
+        FormatError: For other than 256 finite weights, and for a size that it does not have.
+
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> widgets.BlockScales(weights[0])
     BlockScales(outlier=4.0, size=256)

@@ -22,6 +22,9 @@ class ClaimCards(Hero):
     guess counts where the verdict is right, or the number within a fifth of the computed one. A card that is not yet judged
     keeps the guess and turns once it is.
 
+    Raises:
+        FormatError: Without a claim, and for a guess between ends in the wrong order.
+
     >>> cards = widgets.ClaimCards({"7B shrinks to 3.5 GB": ("What do its weights take?", 1, 30, "GB"), "NF4 is uniform": None})
     >>> cards.judge("NF4 is uniform", "does not hold", computed="gaps of 0.08 to 0.30", why="They widen towards the ends.")
     >>> cards.judge("7B shrinks to 3.5 GB", "holds only if", value=3.87, why="embedding and scales are not counted.")

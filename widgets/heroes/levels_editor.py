@@ -25,6 +25,10 @@ class LevelsEditor(Hero):
         block_size: Weights of a block.
         levels: 16 levels, ascending, in units of absmax; NF4's unless given.
 
+    Raises:
+        FormatError: For what holds no weights, too few or too many of them, some that are not finite, or no whole blocks; and
+            for other than 16 ascending levels from −1 to 1.
+
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> editor = widgets.LevelsEditor(weights)
     >>> editor.levels[0], editor.levels[7], len(editor.levels)

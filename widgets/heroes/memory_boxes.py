@@ -45,6 +45,10 @@ class MemoryBoxes(Hero):
         rank: LoRA's rank, at first.
         gpu: The GPU's name, at first.
 
+    Raises:
+        FormatError: For a method, rank or GPU that it does not have.
+        ModelError: For a model whose shapes are not known here.
+
     >>> widgets.MemoryBoxes(rank=64)
     MemoryBoxes(model='meta-llama/Llama-3.1-8B-Instruct', method='QLoRA', rank=64, gpu='T4 16 GB')
     """

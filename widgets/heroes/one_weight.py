@@ -23,6 +23,10 @@ class OneWeight(Hero):
         size: Weights of a block, at first.
         double: Whether the scales are quantized to 8 bits, at first.
 
+    Raises:
+        FormatError: For what holds no weights, too few or too many of them, some that are not finite, another shape, or a size
+            that it does not have.
+
     >>> weights = wb.open_model("builtin").read("model.layers.2.self_attn.k_proj.weight")
     >>> widgets.OneWeight(weights)
     OneWeight(size=64, double=False, weight=20687)

@@ -24,6 +24,10 @@ class OutlierChannel(Hero):
         row: The row whose weights can be made 2 to 16 times as large; that of largest root mean square unless given.
         size: Weights of a block, at first.
 
+    Raises:
+        FormatError: For what holds no weights, too few or too many of them, some that are not finite, another shape, or a row
+            or size that it does not have.
+
     >>> view = widgets.OutlierChannel(wb.open_model("builtin").read("model.layers.2.self_attn.k_proj.weight"))
     >>> view.row, view
     (80, OutlierChannel(size=64, times=1))

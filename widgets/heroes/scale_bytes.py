@@ -24,6 +24,10 @@ class ScaleBytes(Hero):
         size: Weights of a block, at first.
         double: Whether the scales are quantized to 8 bits, at first.
 
+    Raises:
+        FormatError: For what holds no weights, too few or too many of them, some that are not finite, no whole blocks, or a
+            size that it does not have.
+
     >>> weights = wb.open_model("builtin").read("model.layers.3.self_attn.q_proj.weight")
     >>> widgets.ScaleBytes(weights, size=128)
     ScaleBytes(size=128, double=False)

@@ -76,6 +76,10 @@ def doctor(progress: bool | Progress = True) -> Checkup:
     ``progress``: a bar, none, or a callback that is given how many of the questions are answered. Nothing is sent but one
     request for the Hub's front page, with a limit of three seconds, and not in offline mode (``HF_HUB_OFFLINE``).
 
+    Returns:
+        The findings, a line a question: whether it works, where that can be said, and what was found. ``text`` is all of it to
+        paste.
+
     >>> checkup = wb.doctor(progress=False)  # doctest: +SKIP
     >>> [finding.found for finding in checkup.findings if finding.subject == "Python"]  # doctest: +SKIP
     ['3.11.7']

@@ -70,9 +70,13 @@ def deployed(
         An iterable of ``OnBase``, a base each.
 
     Raises:
-        RunError: Where there is no adapter, no such base, or no package ``gguf`` for one that needs it; as ``Changed`` for what
-            ``changed_ok`` allows; and while iterating where the process fails.
-        ModelError: For a GGUF that is not of the run's base.
+        RunError: Where there is no run or adapter, no such base, or no package ``gguf`` for one that needs it; as ``Changed``
+            for what ``changed_ok`` allows; and while iterating where the process fails.
+        ModelError: As ``open_model`` does, and for a GGUF that is not of the run's base.
+        InterruptedError: At once, where it is cancelled while the base is compared.
+
+    >>> for base in wb.deployed("runs/20260314-142200-builtin", ["nf4", "q8_0"]):  # doctest: +SKIP
+    ...     print(base.said())
     """
     run = attach(run)
     if not is_whole(max_rows, 1):

@@ -139,11 +139,18 @@ def evaluate(
         An iterable of ``Cost`` as they finish, the model in 16 bits first.
 
     Raises:
-        WorkbenchError: At once, for what cannot be measured, as ``ModelError``, ``DataError``, ``FormatError`` or
-            ``ConfigError``.
+        ModelError: For a model that cannot be measured: at once; while iterating, where it does not fit into memory or the
+            process fails.
+        DataError: At once, for faults of the rows.
+        FormatError: At once, for formats and bits that there are not.
+        ConfigError: At once, for a number of rows or tokens that there is not.
+        RunError: At once, for a folder that holds anything else; while iterating, where the process fails.
         InterruptedError: At once, where it is cancelled while configurations at equal bits are chosen.
-        RunError: While iterating, where the process fails.
-        ModelError: While iterating, where the process fails or the model does not fit into memory.
+
+    >>> found = wb.evaluate("builtin", ["nf4", "int4"])  # measures nothing before it is run or iterated
+    >>> len(found), found.complete
+    (3, False)
+    >>> [(cost.name, cost.kl) for cost in found]  # doctest: +SKIP
     """
     job = job_of(src, data, max_length, max_rows)
     wanted = tuple(dict.fromkeys(as_specs(specs)))

@@ -1,9 +1,8 @@
 """Full fine-tuning, LoRA and QLoRA side by side: the same model, data, order of rows and seed, trained with each in turn.
 
-Covers the runs, one after another in processes of their own (``training.launching``), going on where an earlier comparison was
-left, and the table of what each came to (``MethodResult``). One seed is one draw: differences between methods that are no
-larger than those between seeds say nothing, and a learning rate that suits adapters is often too high for every weight
-(``each``).
+Covers the runs, one after another in processes of their own, going on where an earlier comparison was left, and the table of
+what each came to. One seed is one draw: differences between methods that are no larger than those between seeds say nothing,
+and a learning rate that suits adapters is often too high for every weight (``each``).
 """
 
 from __future__ import annotations
@@ -85,8 +84,7 @@ class MethodResult(Record):
     def kl_before(self) -> float | None:
         """KL divergence of the base from the model in 16 bits on held-out rows before training, in nats a token.
 
-        0 with ``"full"`` and ``"lora"``, whose base is that model; None where it was not measured. After training it would say
-        how far the task has moved the model, and not what a method costs: for that there is the loss.
+        0 with ``"full"`` and ``"lora"``, whose base is that model; None where it was not measured.
         """
         return 0.0 if self.method != "qlora" else None if self.before is None else self.before.kl
 
@@ -221,12 +219,16 @@ def compare_methods(
         cancelled: Once it says yes, the comparison is cancelled.
 
     Returns:
-        The results as they finish. Nothing is trained before it is iterated, run, or asked for a table.
+        An iterable of ``MethodResult`` as they finish. Nothing is trained before it is iterated, run, or asked for a table.
 
     Raises:
         ConfigError: With every fault of every method.
-        RunError: Where ``folder`` holds a run of another configuration.
-        WorkbenchError: As ``ModelError`` or ``DataError``, as ``launch`` does.
+        RunError: Where ``config`` is no configuration, or ``folder`` holds a run of another one.
+        ModelError: As ``launch`` does.
+        DataError: As ``launch`` does.
+
+    >>> list(wb.compare_methods(wb.TrainConfig(max_steps=10)).configs)
+    ['full', 'lora', 'qlora']
     """
     configs = _configs(as_config(config, "compare_methods"), methods, each or {})
     data.check(config)
@@ -238,9 +240,8 @@ def compare_methods(
 class MethodComparison(Shown, Unfolding[MethodResult]):
     """The methods' results as they finish, and tables of them.
 
-    Iterating does the work, a run after another; iterating again gives the finished results and goes on with the rest. A run
-    that fails is a result too (its ``state`` says so), and the next method goes on. Cancelling, and an interrupt, have the run
-    under way write a checkpoint after its step and end; ``compare_methods`` with the same folder goes on from there.
+    Iterating does the work; iterating again gives what has finished and goes on. A run that fails is a result too. Cancelling
+    has the run under way write a checkpoint and end; ``compare_methods`` with the same folder goes on from there.
     """
 
     def __init__(

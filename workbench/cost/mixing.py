@@ -267,11 +267,18 @@ def mix(
             ``mix(sens, that.nbytes)`` is the choice made here for the same memory.
         config: With a ``gpu``, the training that is forecast; by default TrainConfig's own values.
 
+    Returns:
+        The modules, the weights' bytes and the predicted KL, in nats a token; ``Mix.measure`` measures it.
+
     Raises:
-        RunError: Where ``sens`` is not complete.
+        RunError: Where ``sens`` is no sensitivity, or not complete.
         DataError: Where it has a single row.
-        ConfigError: Where everything in 4 bits is over the budget already, where the budget makes no sense, or where ``like``
-            names no modules of this model.
+        ConfigError: Where everything in 4 bits is over the budget already, where the budget makes no sense, where not exactly
+            one of ``budget_bytes``, ``gpu`` and ``like`` is given, or where ``like`` names no modules of this model.
+        ModelError: As ``open_model`` does, for ``like``.
+
+    >>> sens = wb.sensitivity("builtin").run()  # doctest: +SKIP
+    >>> wb.mix(sens, 4_800_000).modules  # doctest: +SKIP
     """
     if not is_a(sens, Sensitivity):
         remedy = "Measure it first: sens = wb.sensitivity(src).run()."

@@ -139,12 +139,15 @@ def repairs(
         cancelled: Once it says yes, the work is cancelled, within a second.
 
     Returns:
-        The rows as they come, by module in the order of the model and then by checkpoint.
+        An iterable of ``Repair``, by module in the order of the model and then by checkpoint: errors relative, without unit.
 
     Raises:
-        RunError: Where there is no adapter, or no error of 4 bits to take back; as ``Changed`` for what ``changed_ok`` allows;
-            and while iterating where the process fails.
-        ModelError: While iterating, where the process fails.
+        RunError: Where there is no run or adapter, or no error of 4 bits to take back; as ``Changed`` for what ``changed_ok``
+            allows; and while iterating where the process fails.
+        ModelError: As ``open_model`` does; and while iterating, where the process fails.
+        InterruptedError: At once, where it is cancelled while the base is compared.
+
+    >>> wb.repairs("runs/20260314-142200-builtin").run().to_frame()  # doctest: +SKIP
     """
     run = attach(run)
     if run.config.method != "qlora":

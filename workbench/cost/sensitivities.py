@@ -142,7 +142,16 @@ def sensitivity(
         An iterable of ``ModuleCost`` as they finish.
 
     Raises:
-        WorkbenchError: What ``evaluate`` raises, at once and while iterating.
+        ModelError: What ``evaluate`` raises, and for modules that the model has not.
+        DataError: What ``evaluate`` raises.
+        FormatError: For an unknown format, and for more than one.
+        ConfigError: What ``evaluate`` raises.
+        RunError: What ``evaluate`` raises, at once and while iterating.
+
+    >>> found = wb.sensitivity("builtin", "nf4")  # measures nothing before it is run or iterated
+    >>> len(found), found.modules[0]
+    (42, 'model.layers.0.mlp.down_proj')
+    >>> found.run().to_frame().nlargest(3, "share")  # doctest: +SKIP
     """
     job = job_of(src, data, max_length, max_rows)
     wanted = dict.fromkeys(as_specs(spec, "spec"))

@@ -50,6 +50,14 @@ def alternatives(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str)
         cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
         gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
 
+    Returns:
+        The changes, each with its fields, its bytes in total on that GPU, and its ``Fit``: larger runs where there is room,
+        else smaller ones, then the other methods.
+
+    Raises:
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        ConfigError: For an unknown GPU, and where ``cfg`` has no field of a configuration.
+
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [(dict(a.fields), a.fit.verdict) for a in wb.alternatives(model, wb.TrainConfig(), "A100 40 GB")][:2]
     [({'max_length': 1024}, 'fits'), ({'per_device_train_batch_size': 8}, 'fits')]

@@ -19,16 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.given import described, is_a
-from workbench.memory.footprint import (
-    FULL,
-    LORA,
-    QLORA,
-    Piece,
-    Plan,
-    base_weights,
-    taken,
-    trained_between,
-)
+from workbench.memory.footprint import FULL, LORA, QLORA, Piece, Plan, base_weights, taken, trained_between
 from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
@@ -140,6 +131,14 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
         cfg: A ``TrainConfig`` or anything with its fields; which model it names does not matter here.
         device: ``cuda`` or ``cpu``: a CPU computes in float32 unless ``cfg`` says another, pages nothing, and has no context.
 
+    Returns:
+        A row a category, with its bytes and where they lie; ``phase`` is that of the peak, ``total`` the bytes there. Forecast,
+        not measured.
+
+    Raises:
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        ConfigError: Where ``cfg`` has no field of a configuration, and for another device.
+
     >>> ledger = wb.forecast("builtin", wb.TrainConfig(max_length=256))
     >>> max(ledger.at_peak, key=ledger.at_peak.get), ledger.phase
     ('CUDA context', 'layer')
@@ -156,6 +155,13 @@ def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str
         src: A source, or what ``open_model`` takes.
         cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
         device: ``cuda`` or ``cpu``, as in ``forecast``.
+
+    Returns:
+        Five ledgers, from the method that holds most to QLoRA with a paged optimizer.
+
+    Raises:
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        ConfigError: Where ``cfg`` has no field of a configuration, and for another device.
 
     >>> [ledger.title for ledger in wb.forecast_methods("builtin", wb.TrainConfig())][1:3]
     ['LoRA on a 16-bit base', 'QLoRA, NF4']
@@ -253,6 +259,13 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
         ledger: What ``forecast`` gave.
         gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
 
+    Returns:
+        ``fits``, ``close``, ``pages`` or ``does not fit``; the bytes of headroom; and the ledger on that GPU.
+
+    Raises:
+        WorkbenchError: Where ``ledger`` is no forecast.
+        ConfigError: For an unknown GPU.
+
     >>> wb.fit(wb.forecast("builtin", wb.TrainConfig()), "T4").verdict
     'fits'
     """
@@ -310,6 +323,10 @@ def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) 
 
     Returns:
         The changes; () if it fits as it is, None if all of them together do not help.
+
+    Raises:
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        ConfigError: For an unknown GPU, and where ``cfg`` has no field of a configuration.
 
     >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
     >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(max_length=2048), "T4")]

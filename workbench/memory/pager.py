@@ -175,8 +175,13 @@ def simulate_paging(
         keeps_freed: PyTorch's allocator keeps what was freed, so that after a step's peak nothing comes back into what was
             evicted for it; False shows memory that breathes, as in the QLoRA paper's account.
 
+    Returns:
+        Over the moments of three steps the bytes on the device by category, those on the host, and those moved each way.
+
     Raises:
-        ConfigError: For a budget, page size or bandwidth that is no positive number.
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        ConfigError: For a budget, page size or bandwidth that is no positive number, an unknown GPU or name, another
+            ``managed``, and where ``cfg`` has no field of a configuration.
 
     >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
     'Simulated, with 14.56 GiB: nothing is evicted; 227.49 MiB would do for that.'

@@ -63,7 +63,7 @@ def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure |
         The simulation, or None where no state ever leaves.
 
     Raises:
-        WorkbenchError: Where a model has no forecast.
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
 
     >>> pressure = wb.under_pressure("builtin", wb.TrainConfig())
     >>> pressure.every_state, pressure.simulation.told[:10]

@@ -99,6 +99,13 @@ def double_quant_savings(
         block_size: As in ``QuantSpec``.
         nested_block_size: As in ``QuantSpec``.
 
+    Returns:
+        Bytes of scales without and with double quantization, a line a tensor, and what that saves in all.
+
+    Raises:
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        FormatError: For a block size that NF4 does not have.
+
     >>> savings = wb.double_quant_savings("builtin")
     >>> savings.saved, round(savings.saved_bits_per_weight, 3)
     (206112, 0.373)

@@ -77,6 +77,12 @@ _GATED = ("meta-llama/",)
 def shortlist(gpu: Gpu | str = GPU) -> tuple[Candidate, ...]:
     """The published models whose fine-tune is forecast to fit ``gpu``, the smallest first.
 
+    Returns:
+        Each model with its parameters and the bytes of its download and of its forecast fine-tune.
+
+    Raises:
+        ConfigError: For an unknown GPU.
+
     >>> [model.name for model in wb.shortlist("T4")][:2]
     ['HuggingFaceTB/SmolLM2-135M-Instruct', 'Qwen/Qwen3-0.6B']
     """

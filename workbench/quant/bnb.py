@@ -47,6 +47,12 @@ def check_backend(shape: Sequence[int], block_size: int = 64, capability: str | 
         capability: None asks this machine: a weight goes through ``dequantize_4bit`` and is compared. Otherwise the answer
             follows from bitsandbytes' source, for processors of that kind: "AVX512", or any other, whose kernels are right.
 
+    Returns:
+        Whether it is right, how that is known, and what to do where it is wrong.
+
+    Raises:
+        FormatError: For what is no shape or no block size of bitsandbytes.
+
     >>> wb.check_backend((64, 96), 64, "AVX512").right, wb.check_backend((64, 96), 32).right
     (False, True)
     """

@@ -103,6 +103,12 @@ def double_quantize(absmax: NDArray[np.float32], block_size: int = 256, offset: 
         offset: Their mean unless given. bitsandbytes' own mean changes in its last bits with the number of threads, so pass its
             offset to compare codes bit for bit.
 
+    Returns:
+        Codes, uint8 (blocks,), their second-level scales, float32 (⌈blocks / block_size⌉,), and the offset.
+
+    Raises:
+        FormatError: For values that are no floats, and blocks of less than 1.
+
     >>> scales = wb.double_quantize(np.ones(300, np.float32))
     >>> scales.dequantize().shape, scales.absmax.shape
     ((300,), (2,))

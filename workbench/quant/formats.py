@@ -291,6 +291,9 @@ def register_format(
         title: What it is called; the name unless given.
         source: Where the levels are from.
 
+    Returns:
+        The format, which ``FORMATS`` now has under its name.
+
     Raises:
         FormatError: For other levels, and for a name that cannot be taken.
 

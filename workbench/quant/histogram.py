@@ -30,6 +30,7 @@ def histogram(array: Any, block_size: int = 64, bins: int = 256, cancelled: Canc
         Counts, int64 (bins,). NaNs are in no bin.
 
     Raises:
+        FormatError: As ``quantize`` does, and for less than one bin.
         InterruptedError: Once cancelled.
 
     >>> wb.histogram(np.linspace(-1, 1, 64, dtype=np.float32), bins=4)

@@ -156,8 +156,11 @@ def inspect_block(array: Any, stats: ErrorStats, block: int) -> Block:
         stats: ``measure(array, spec)`` of the whole array.
         block: Which block, counted from 0.
 
+    Returns:
+        The weights of the block, each with its code, level and restored value, and the scale that they share.
+
     Raises:
-        FormatError: If there is no such block, and for statistics of a sample.
+        FormatError: If there is no such block, and for statistics of a sample or of another array.
 
     >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
     >>> block = wb.inspect_block(x, wb.measure(x, "nf4"), 1)
@@ -242,6 +245,12 @@ def bin_errors(array: Any, stats: ErrorStats, most: int = 1 << 16) -> BinErrors:
         array: What was measured.
         stats: ``measure(array, spec)``.
         most: Of a larger array, evenly spaced blocks with about so many weights are looked at.
+
+    Returns:
+        The levels, and for each its weights and their root mean square error, in units of the weights.
+
+    Raises:
+        FormatError: As ``quantize`` does, and for what is no statistics of such an array.
 
     >>> x = np.linspace(-2, 2, 128, dtype=np.float32)
     >>> found = wb.bin_errors(x, wb.measure(x, "nf4"))

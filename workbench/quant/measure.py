@@ -169,9 +169,11 @@ def measure(
         cancelled: Asked about every half millisecond; a yes ends the call.
 
     Returns:
-        The errors; several specifications give a list.
+        The errors: of the whole array in units of the weights, relative and in dB, and arrays with one value a block. Several
+        specifications give a list, in their order.
 
     Raises:
+        FormatError: As ``quantize`` does, and for a share that is none.
         InterruptedError: Once cancelled.
 
     >>> stats = wb.measure(np.linspace(-1, 1, 64, dtype=np.float32), "nf4")

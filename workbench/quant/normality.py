@@ -61,8 +61,12 @@ def quantiles(array: Any, block_size: int | None = None, *, points: int = 201, m
         points: Quantiles that are given.
         most: Weights that are looked at.
 
+    Returns:
+        The z of the normal and the standardised quantiles of the weights, float64 (points,) each; mean, σ, and how straight a
+        line they make.
+
     Raises:
-        FormatError: Where no weight is finite.
+        FormatError: As ``quantize`` does, where no weight is finite, and for a number below 1.
 
     >>> found = wb.quantiles(np.linspace(-1, 1, 64, dtype=np.float32))
     >>> found.normal.shape, round(found.correlation, 2)

@@ -136,8 +136,11 @@ def outliers(
         sigmas: Numbers of standard deviations.
         cancelled: Asked about every half millisecond; a yes ends the call.
 
+    Returns:
+        The tail beyond each distance: its weights, the blocks with one of them, and the error that they bring.
+
     Raises:
-        FormatError: For numbers of standard deviations that are not above 0.
+        FormatError: As ``quantize`` does, for numbers of standard deviations that are not above 0, and for a rotation.
         InterruptedError: Once cancelled.
 
     >>> found = wb.outliers(np.append(np.linspace(-1, 1, 63, dtype=np.float32), np.float32(9)))

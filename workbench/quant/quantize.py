@@ -142,6 +142,9 @@ class Quantized(Shown):
             packed: The packed weight.
             state: Its ``QuantState``.
 
+        Returns:
+            The weight, with its codes and scales in numpy arrays.
+
         Raises:
             FormatError: For a state of another kind, and for one that does not fit the packed bytes.
         """
@@ -187,8 +190,11 @@ def quantize(
         cancelled: Asked meanwhile; a yes ends the call.
         overview: Sums up the tensor that the array is a piece of, for formats whose scales depend on all of it.
 
+    Returns:
+        Codes, uint8 (numel,), and scales, float32 (blocks,), as bitsandbytes would store them, with the shape to restore.
+
     Raises:
-        FormatError: For other dtypes and for empty arrays.
+        FormatError: For other dtypes, empty arrays, and specifications that there are not.
         InterruptedError: Once cancelled.
 
     >>> found = wb.quantize(np.linspace(-2, 2, 64, dtype=np.float32), "nf4")

@@ -51,7 +51,7 @@ def write_report(
     Raises:
         ModelError: Where no tensor could be measured.
         FormatError: Where no format keeps to ``bits``.
-        WorkbenchError: Where the file cannot be written.
+        WorkbenchError: Where the file cannot be written, ``surveyed`` is no survey, or ``evaluation`` is not of its model.
 
     >>> wb.write_report(wb.survey("builtin", "nf4", progress=False), "report.html", progress=False).name
     'report.html'

@@ -51,6 +51,9 @@ def open_model(
         progress: A function of the headers, or bytes of whole files, that are done and their total.
         cancelled: Asked meanwhile; a yes ends the call.
 
+    Returns:
+        The source: its tensors by name with dtype and shape, its configuration, and their weights when they are read.
+
     Raises:
         ModelError: Says what is wrong with the model.
         InterruptedError: Once cancelled.

@@ -97,7 +97,11 @@ class Source(Shown, ABC):
             progress: A function of the bytes done and their total, called as they arrive.
             cancelled: Asked meanwhile; a yes ends the call, within a tenth of a second also while the network keeps it waiting.
 
+        Returns:
+            The array, in the stored dtype and shape.
+
         Raises:
+            ModelError: As ``find`` does.
             InterruptedError: Once cancelled.
         """
         file, entry = self.find(name)
@@ -152,7 +156,11 @@ class Source(Shown, ABC):
                 is in use.
             cancelled: As in ``read``.
 
+        Returns:
+            The chunks, (count,) each in the stored dtype, in the order of the elements.
+
         Raises:
+            ModelError: As ``find`` does, and for a buffer that does not hold a chunk.
             InterruptedError: Once cancelled.
         """
         file, entry = self.find(name)

@@ -100,8 +100,11 @@ def weights(
         progress: As in ``Source.read``.
         cancelled: As in ``Source.read``.
 
+    Returns:
+        The weights, (out, in) where they are a matrix, in the stored dtype; packed ones as they are dequantized.
+
     Raises:
-        ModelError: For a tensor of integers that are no weights.
+        ModelError: As ``open_model`` does, for an unknown tensor, and for one of integers that are no weights.
         InterruptedError: Once cancelled.
 
     >>> wb.weights("builtin", "model.layers.0.mlp.down_proj.weight").shape

@@ -56,8 +56,11 @@ def configurations(
         double_quant: False, True, or both of them.
         rotate: None, ``"hadamard"``, or both of them.
 
+    Returns:
+        The specifications, format by format, each by ascending block size.
+
     Raises:
-        FormatError: If nothing remains.
+        FormatError: For an unknown format, and if nothing remains.
 
     >>> [spec.title for spec in wb.configurations("nf4", block_sizes=64, scale_dtypes="float32")]
     ['NF4, blocks of 64', 'NF4, blocks of 64, double quantized']
@@ -117,8 +120,13 @@ def duel(
         progress: Of a model, True for a bar or a function, as in ``survey``.
         cancelled: Asked meanwhile; a yes ends the call, within a second; a model then has no progress bar.
 
+    Returns:
+        A score for each format in its best configuration, who wins over all, by tensor, layer or kind, and what was left out.
+
     Raises:
-        FormatError: Where no format has anything so small.
+        FormatError: Where no format has anything so small, and for what cannot be quantized.
+        ModelError: As ``survey`` does, and where no tensor could be measured.
+        WorkbenchError: As ``survey`` does.
         InterruptedError: Once cancelled.
 
     >>> found = wb.duel("builtin", 4.5, ["nf4", "fp4", "iq4_nl"])
@@ -163,7 +171,13 @@ def pareto(
         progress: Of a model, True for a bar or a function, as in ``survey``.
         cancelled: As in ``duel``.
 
+    Returns:
+        The points from the fewest bits to the most, each with its error and whether it is on the front.
+
     Raises:
+        FormatError: For what cannot be quantized.
+        ModelError: As ``survey`` does, and where no tensor could be measured.
+        WorkbenchError: As ``survey`` does.
         InterruptedError: Once cancelled.
 
     >>> wb.pareto("builtin", ["nf4, blocks of 128", "nf4", "fp4"]).best(4.25).spec.title

@@ -39,6 +39,9 @@ class Places:
         Args:
             tensors: The tensors.
             most_kinds: Kinds beyond so many are gathered as ``other``.
+
+        Returns:
+            The places, layers as rows and kinds as columns.
         """
         return cls.named((tensor.name for tensor in tensors), most_kinds)
 
@@ -49,6 +52,9 @@ class Places:
         Args:
             names: The names of tensors or of modules.
             most_kinds: As in ``arrange``.
+
+        Returns:
+            The places, layers as rows and kinds as columns.
         """
         found = {name: (layer_of(name), kind_of(name)) for name in names}
         kinds = sorted({kind for _, kind in found.values()}, key=order_of)
@@ -66,6 +72,9 @@ class Places:
         Args:
             x: The cell's column.
             y: The cell's row.
+
+        Returns:
+            Their names.
         """
         return [name for name, place in self.of.items() if place == (round(y), round(x))]
 

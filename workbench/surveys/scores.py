@@ -245,6 +245,9 @@ class Duel(Shown):
         Args:
             by: What a round is of, as in ``rounds``: ``tensor``, ``layer`` or ``kind``.
             on: What decides it, as in ``winners``: ``rmse``, ``sqnr_db`` or ``mean_sqnr_db``.
+
+        Returns:
+            Format → rounds won, in the order of the formats.
         """
         won = [name for fought in self.rounds(by) for name in fought.winners(on)]
         return {score.spec.format: won.count(score.spec.format) for score in self.contenders}
@@ -322,6 +325,9 @@ class Pareto(Shown):
             tensor: A tensor's name.
             layer: A layer's number.
             kind: A kind, such as ``q``.
+
+        Returns:
+            A front of the same configurations.
         """
         return front_of(self.measured.only(tensor=tensor, layer=layer, kind=kind))
 

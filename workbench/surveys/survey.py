@@ -66,7 +66,8 @@ def survey(
 
     Raises:
         ModelError: For an unknown model or tensor.
-        FormatError: Without a specification.
+        FormatError: Without a specification, and for one that cannot be measured in a stream.
+        WorkbenchError: For an executor or a number of threads that is none.
 
     >>> found = wb.survey("builtin", ["nf4", "int4"], progress=False)
     >>> len(found), found.worst(1)["tensor"].item()
@@ -135,6 +136,9 @@ class Survey(Shown, Unfolding[Row]):
         Args:
             k: How many lines.
             by: The column: the largest values are the worst, but of SQNR and entropy the smallest.
+
+        Returns:
+            The lines, the worst first.
         """
         return worst(self.to_frame(), k, by)
 

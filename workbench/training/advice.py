@@ -69,6 +69,9 @@ class Advice(Shown):
         Args:
             config: The configuration.
             seen: Its rows, as ``preview`` gave them.
+
+        Returns:
+            A new ``Advice``; capacity and learning rate stay.
         """
         return replace(self, loss_tokens=_loss_tokens(config, seen), whole=seen.whole, padding=seen.padding.summary(config))
 
@@ -85,8 +88,14 @@ def advice(config: TrainConfig, seen: Preview | None = None, *, source: Source |
         seen: Its rows as ``preview`` gave them; without it the first rows are tokenized here.
         source: Its model, where that is open.
 
+    Returns:
+        What rank can learn against the tokens there are, the learning rate to begin with, and the padding; rules of thumb, none
+        measured.
+
     Raises:
-        WorkbenchError: As ``preview`` and ``open_model`` do.
+        RunError: Where ``config`` is no configuration, or its ``init_adapter`` no run.
+        ModelError: As ``open_model`` does, and for faults of the tokenizer.
+        DataError: As ``preview`` does.
 
     >>> found = wb.advice(wb.TrainConfig(max_steps=100))
     >>> found.enough, found.learning_rate.partition(":")[0]

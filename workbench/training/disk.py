@@ -112,9 +112,12 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
         folder: Where the run writes.
         source: The model, where it is open already.
 
+    Returns:
+        The bytes that each kind of file takes, the folder that it lies in, what is free there, and what does not fit.
+
     Raises:
-        ModelError: As ``open_model`` does.
-        ConfigError: As ``forecast`` does.
+        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
+        RunError: Where ``config`` is no configuration, or ``folder`` no path.
 
     >>> budget = wb.disk_budget(wb.TrainConfig())
     >>> [use.what for use in budget.uses], budget.faults

@@ -49,7 +49,13 @@ def launch(
         DataError: For faults of the dataset.
         ConfigError: For what this model cannot do, all of it together; for 4-bit kernels that are wrong on this CPU; for a push
             without a token.
-        RunError: If the run does not fit the disk, or ``run_dir`` or its mirror already holds something.
+        RunError: Where ``config`` is no configuration; if the run does not fit the disk, ``run_dir`` or its mirror already
+            holds something, or ``init_adapter`` is no run that it can go on from; as ``Changed`` where that run's base is no
+            longer what it was.
+
+    >>> run = wb.launch(wb.TrainConfig(max_steps=10))  # doctest: +SKIP
+    >>> run.wait().state  # doctest: +SKIP
+    'finished'
     """
     files = data.check(as_config(config, "launch"))
     config = settled(config, shape_of(config, files))

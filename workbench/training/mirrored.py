@@ -45,9 +45,17 @@ def resume_from(
         progress: True for a bar, or a function of the bytes done and their total.
         cancelled: Asked meanwhile; a yes ends the call, and nothing is left.
 
+    Returns:
+        The run in its new folder, which goes on by itself.
+
     Raises:
-        RunError: Where there is no mirror, or its run is finished or still going here; and what ``Run.resume`` raises.
+        RunError: Where there is no mirror, its run is finished or still going here, the new folder is not empty, or the copy
+            fails; and what ``Run.resume`` raises.
+        ModelError: As ``launch`` does.
+        DataError: As ``launch`` does.
         InterruptedError: Once cancelled.
+
+    >>> run = wb.resume_from("/mnt/drive/20260314-142200-builtin")  # doctest: +SKIP
     """
     found = attach(path_of(mirror, "mirror"))
     if not (found.dir / MARK).exists():

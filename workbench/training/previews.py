@@ -104,7 +104,14 @@ def preview(
         progress: A function of the rows done and their total.
         cancelled: Asked meanwhile; a yes ends the call.
 
+    Returns:
+        The tokens of the first rows, each with whether it bears a loss, counts and lengths of those looked at, and their
+        padding.
+
     Raises:
+        RunError: Where ``config`` is no configuration.
+        ModelError: For faults of the tokenizer.
+        DataError: For faults of the dataset, and numbers of rows that are none.
         InterruptedError: Once cancelled.
 
     >>> seen = wb.preview(wb.TrainConfig(), rows=1, scan=10)

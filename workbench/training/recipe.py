@@ -26,7 +26,11 @@ from workbench.training.rows.shapes import Shape, shape_of
 def as_code(config: TrainConfig) -> str:
     """The run as one cell of Python, with transformers, peft and bitsandbytes.
 
+    Returns:
+        The text of the cell, which stands by itself.
+
     Raises:
+        RunError: Where ``config`` is no configuration, or its ``init_adapter`` no run.
         DataError: Where the dataset cannot be found.
         ModelError: Where the model cannot be found.
 

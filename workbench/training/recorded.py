@@ -19,6 +19,9 @@ NOTE = "recorded.json"
 def recorded_run() -> Run:
     """The run that comes with the workbench, finished, with all its events; it can be looked at and replayed, not resumed.
 
+    Returns:
+        The run, in the folder of the installation; it cannot be resumed or written to.
+
     >>> run = wb.recorded_run()
     >>> run.status.state, run.config.model
     ('finished', 'builtin')

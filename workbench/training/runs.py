@@ -321,6 +321,12 @@ class Run(Shown):
 def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder that are going on, the newest last: they share this machine's devices.
 
+    Returns:
+        The runs whose process is at work; [] where there are none.
+
+    Raises:
+        RunError: Where ``folder`` is no path.
+
     >>> len(wb.live_runs("a folder without runs"))
     0
     """
@@ -332,8 +338,14 @@ def live_runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
 def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
     """The run in ``run_dir``, going or ended, with all its history; a run is returned as it is.
 
+    Returns:
+        The run: its status, events, files and what steers it. No process is started.
+
     Raises:
         RunError: If there is none.
+
+    >>> wb.attach(wb.recorded_run().dir).status.state
+    'finished'
     """
     if isinstance(run_dir, Run):
         return run_dir
@@ -352,6 +364,12 @@ def attach(run_dir: Run | str | os.PathLike[str]) -> Run:
 
 def runs(folder: str | os.PathLike[str] = "runs") -> list[Run]:
     """The runs in a folder, oldest first by name; [] where there are none.
+
+    Returns:
+        The runs. Folders without a ``config.json`` that can be read are left out.
+
+    Raises:
+        RunError: Where ``folder`` is no path.
 
     >>> len(wb.runs("a folder without runs"))
     0

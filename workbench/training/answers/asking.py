@@ -54,6 +54,9 @@ def try_out(
         progress: True for a bar, or a function of the prompts done and their total.
         cancelled: Asked meanwhile; a yes ends the call.
 
+    Returns:
+        A row for each prompt, in their order: the text, tokens and seconds of the base and of the adapter.
+
     Raises:
         RunError: Where there is nothing to try out, the process dies or the time is over; as ``Changed`` for what
             ``changed_ok`` allows.

@@ -110,11 +110,17 @@ def export(
         progress: A function of the elements done and their total.
         cancelled: Asked meanwhile; a yes ends the call, and nothing is left behind.
 
+    Returns:
+        The folder, what was merged into which base and dtype, the bytes of weights, and each merged weight's error (relative).
+
     Raises:
-        RunError: Where there is no adapter, where it cannot be merged by parts, or where the disk does not take it; as
-            ``Changed`` for what ``changed_ok`` allows.
-        ModelError: For a model that was not tried in GGUF, with the line that converts it otherwise.
+        RunError: Where there is no run or adapter, where it cannot be merged by parts, for a folder that is not empty or a
+            choice that there is not, and where the disk does not take it; as ``Changed`` for what ``changed_ok`` allows.
+        ModelError: As ``open_model`` does for the base; and for a model that was not tried in GGUF, with the line that converts
+            it otherwise.
         InterruptedError: Once cancelled.
+
+    >>> exported = wb.export("runs/20260314-142200-builtin", "merged")  # doctest: +SKIP
     """
     run, target = attach(run), path_of(folder, "folder")
     if format not in FORMATS:

@@ -115,10 +115,16 @@ def merge_errors(
         progress: A function of the weights' elements done and their total; of bytes while large files are read whole.
         cancelled: Asked meanwhile; a yes ends the call.
 
+    Returns:
+        For each adapted weight what the adapter changed, and what rounding adds on each base; relative (‖error‖ / ‖trained‖).
+
     Raises:
-        RunError: Where there is no adapter, or one of a kind that is not merged by parts; as ``Changed`` for what
-            ``changed_ok`` allows.
+        RunError: Where there is no run or adapter, or one of a kind that is not merged by parts, and for another dtype; as
+            ``Changed`` for what ``changed_ok`` allows.
+        ModelError: As ``open_model`` does, for the base.
         InterruptedError: Once cancelled.
+
+    >>> wb.merge_errors("runs/20260314-142200-builtin").to_frame()  # doctest: +SKIP
     """
     merge = Merge(attach(run), changed_ok=changed_ok, progress=progress, cancelled=cancelled)
     rounded = half(dtype)

@@ -48,8 +48,12 @@ def push(
         The repository's address.
 
     Raises:
-        RunError: Where nothing is trained yet, no repository can be called so, or the account may not write there.
+        RunError: Where there is no run, nothing is trained yet, no repository can be called so, or the account may not write
+            there.
         ModelError: Where the Hub cannot be reached.
+
+    >>> wb.push("runs/20260314-142200-builtin", "owner/name")  # doctest: +SKIP
+    'https://huggingface.co/owner/name'
     """
     from huggingface_hub import HfApi
 

@@ -285,8 +285,13 @@ def paging_truth(
         events: The run's events.
         src: The model before a run, for its shapes.
 
+    Returns:
+        Bytes that may page, were requested, migrated and evicted (None where that is not known), the same by step, and why
+        nothing was evicted.
+
     Raises:
-        RunError: If ``events`` is no list of events.
+        RunError: If ``events`` is no list of events, and where ``config`` is no configuration.
+        ModelError: As ``open_model`` does.
 
     >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).told
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
