@@ -15,6 +15,7 @@ import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.live_runs import of
 from tests.helpers.tiny_model import write_tiny_model
+from widgets.panels.train.preview import counts_summary
 from workbench.errors import ConfigError
 from workbench.training.lengths import packs, padding
 from workbench.training.rows.tokens import TokenRow
@@ -129,3 +130,10 @@ def test_the_preview_says_what_is_padding() -> None:
     seen = wb.preview(wb.TrainConfig(), rows=1, scan=200)
     assert 0 <= seen.padding.grouped < seen.padding.random < 1
     assert "padding" in repr(seen)
+
+
+def test_the_preview_counts_the_packs_that_rows_make() -> None:
+    config = wb.TrainConfig(packing=True, max_length=128)
+    seen = wb.preview(config, rows=0, scan=200)
+    assert seen.counts["tokens"] / 128 <= seen.counts["packs"] < 100
+    assert f"joined into {seen.counts['packs']} packs" in counts_summary(seen, config)

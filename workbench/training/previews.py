@@ -19,9 +19,9 @@ from workbench.sources.base import Watch
 from workbench.text import percent
 from workbench.training import data, model_files
 from workbench.training.config import TrainConfig, as_config
-from workbench.training.lengths import Padding
+from workbench.training.lengths import Padding, packs
 from workbench.training.rows.shapes import shape_of
-from workbench.training.rows.tokens import TokenRow
+from workbench.training.rows.tokens import TokenRow, lengths_of
 
 _NONE = Padding(0.0, 0.0, 0.0)
 BARS = 24
@@ -35,7 +35,7 @@ class Preview(Shown):
     rows: tuple[tuple[tuple[str, bool], ...], ...]
     """For each row its tokens as text, each with whether it bears a loss."""
     counts: dict[str, int]
-    """Counts of the rows looked at (``Rows.counts``)."""
+    """Counts of the rows looked at (``Rows.counts``), and with ``packing`` the packs that they make."""
     whole: bool
     """Whether those are all rows of the dataset, or only its first."""
     refusal: str = ""
@@ -130,9 +130,11 @@ def preview(
     first = tuple(_shown(row, tokenizer) for row in seen.rows[:rows])
     whole = seen.total < scan or seen.total == config.max_train_rows
     title, recognised = shape_of(config, files).title, config.shape is None
-    lengths = tuple(seen.lengths)
+    lengths, counts = tuple(seen.lengths), seen.counts()
+    if config.packing:
+        counts["packs"] = len(packs(lengths_of(seen.rows).tolist(), config.max_length))
     return Preview(
-        first, seen.counts(), whole, refusal, seen.padding(config), title, recognised, lengths, max_length=config.max_length
+        first, counts, whole, refusal, seen.padding(config), title, recognised, lengths, max_length=config.max_length
     )
 
 

@@ -94,6 +94,8 @@ def counts_summary(seen: Preview, config: TrainConfig) -> str:
     alone = counted(n["single_turns"], "more row") + " of a turn that the template writes otherwise once others follow"
     if n["single_turns"]:
         lost.append(alone)
+    if "packs" in n:
+        lost.append(f"joined into {counted(n['packs'], 'pack')}")
     shape = f"{seen.shape} (recognised)" if seen.recognised else seen.shape
     return (
         f"Shape: {shape}. "
