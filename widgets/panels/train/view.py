@@ -82,7 +82,7 @@ class TrainingCell(Panel):
         self._state = self.store.value
         super().__init__("Train")
         self.setup = RunSetup(
-            self.store, self.message, put=self._put, opened=opened, executor=executor,
+            self.store, self.message, put=self._put, launch=self._on_launch, opened=opened, executor=executor,
             hidden=("model",) if self._shared else (), fixed_model=model is not None,
         )  # fmt: skip
         self.form, self.preview, self.forecast = self.setup.form, self.setup.preview, self.setup.forecast
