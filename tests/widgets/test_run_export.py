@@ -131,7 +131,7 @@ def test_figures_of_an_adapter_go_once_its_run_goes_on(part: RunExport, run: wb.
     copied = shutil.copytree(run.dir, tmp_path / "run")
     mine = wb.attach(copied)
     known_on_another_base(mine)
-    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, Immediate())
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, pytest.fail, Immediate())
     for each in (part, result):
         each.follow(mine)
     result.update(RunStatus("stopped"))
@@ -162,7 +162,7 @@ def test_an_adapter_is_not_read_whole_on_the_kernel_s_thread(run: wb.Run, tmp_pa
     mine, later = wb.attach(shutil.copytree(run.dir, tmp_path / "run")), Later()
     known_on_another_base(mine)
     part = RunExport(later)
-    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, later)
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, pytest.fail, later)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_bases, "adapter_digest", pytest.fail)
         for each in (part, result):
