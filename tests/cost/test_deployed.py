@@ -250,4 +250,7 @@ def test_what_is_kept_belongs_to_one_adapter_and_number_of_rows(zeros: wb.Run, r
     assert [each.base for each in on_bases.read(tmp_path, run.adapter_dir)] == ["q8_0"]
     (tmp_path / on_bases.FOLDER / "bases.json").write_text("{}")
     assert on_bases.read(tmp_path, run.adapter_dir) == ()
-    assert "50.00 % of next tokens flipped" in row.said()
+    flipped = "50.00 % (95 %: 40.00 % … 60.00 %) of next tokens flipped."
+    assert row.said() == f"On original, 16 bits: KL 0.1000 nats a token, {flipped}"
+    assert "KL 0.1000 (95 %: 0.0500 … 0.2000) nats" in dataclasses.replace(row, kl_interval=(0.05, 0.2)).said()
+    assert row._line_()["flipped, 95 %"] == "40.00 % … 60.00 %"
