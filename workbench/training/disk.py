@@ -105,8 +105,8 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
     """What the run writes, to a folder and to Hugging Face's cache, against what is free there. Reads headers only.
 
     A checkpoint holds what is trained, in fp32 (of a full run in the compute dtype), and the optimizer's state. One more than
-    ``save_total_limit`` is counted: a new one is whole before the oldest goes; with a mirror another, which is copied. The mirror
-    itself holds the newest, the best, one that is being written, and the adapter.
+    ``save_total_limit`` is counted: a new one is whole before the oldest goes; with a mirror another, which is copied. The
+    mirror itself holds the newest, the best, one that is being written, and the adapter.
 
     Args:
         config: The run's configuration.
