@@ -103,8 +103,8 @@ class TrainConfig(Record):
     thoughts: str = setting("keep", "Thoughts in chats", "choice", Group.DATA, choices=THOUGHTS)
     """``"keep"``: the assistant's thoughts are learnt with its answers; ``"drop"``: left out. Empty ones are never learnt."""
     max_train_rows: int = setting(0, "Rows at most (0: all)", "whole", Group.DATA, least=0, also="max_train_samples")
-    """Learn from the first rows of the split, and read no more; of a Hub dataset only the files that hold them are fetched, each
-    of them whole: nothing is streamed."""
+    """Learn from the first rows of the split, and read no more; of a Hub dataset only the files that hold them are fetched,
+    each of them whole: nothing is streamed."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = setting(
