@@ -135,7 +135,7 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
     uses = []
     if isinstance(source, HubSource) and (files := model_files.to_fetch(source)):
         uses.append(DiskUse("model to fetch", sum(files.values()) - arrived(source, files), cache))
-    if is_a(config.mirror_dir, str):
+    if config.mirror_dir is not None:
         mirrored = _at_once(config, 1) * (weights + state + _BESIDE) + weights
         uses.append(DiskUse("mirror", mirrored, str(path_of(config.mirror_dir, "mirror_dir").absolute())))
     uses += [
