@@ -15,13 +15,14 @@ import safetensors.torch
 import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.cost_in_process import measuring
+from tests.helpers.needed import needed_gguf
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost import engine
 from workbench.training import data
 from workbench.training.results import on_bases
 from workbench.training.worker.batches import Collator
 
-pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+needed_gguf()
 
 ROWS = 6
 

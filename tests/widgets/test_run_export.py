@@ -15,6 +15,7 @@ import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.immediate import Immediate, Later
+from tests.helpers.needed import needed_gguf
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
@@ -191,7 +192,7 @@ def test_a_weight_that_a_way_does_not_fit_is_a_gap() -> None:
 def test_gguf_is_written_at_once_and_said_to_be_run_by_llama_cpp(
     part: RunExport, run: wb.Run, form: str, file: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    needed_gguf()
     part.follow(run)
     part.toggle()
     part.form.value = form
@@ -216,7 +217,7 @@ def shown(control: Any) -> bool:
 
 
 def test_other_bases_are_measured_on_demand_and_shown_again(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    needed_gguf()
     copied = tmp_path / "run <b>"
     shutil.copytree(run.dir, copied)
     mine, told = wb.attach(copied), []
