@@ -264,7 +264,7 @@ class TrainConfig(Record):
     """Evaluations in a row without a lower held-out loss after which the run finishes early; 0: it never does."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too; ``"trackio"``: into trackio's own, on this machine alone.
-    Each needs the package of its name."""
+    Each needs the package of its name. They get numbers: alerts are the page's and the webhook's."""
     max_eval_rows: int = setting(
         64, "Held-out rows at most (0: no evaluation)", "whole", Group.CHECKPOINTS, least=0, rows=True, also="max_eval_samples"
     )
