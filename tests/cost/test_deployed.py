@@ -15,13 +15,14 @@ import safetensors.torch
 import workbench as wb
 from tests.helpers import in_process, tiny
 from tests.helpers.cost_in_process import measuring
+from tests.helpers.needed import needed_gguf
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost import engine
 from workbench.training import data
 from workbench.training.results import on_bases
 from workbench.training.worker.batches import Collator
 
-pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+needed_gguf()
 
 ROWS = 6
 
@@ -250,4 +251,7 @@ def test_what_is_kept_belongs_to_one_adapter_and_number_of_rows(zeros: wb.Run, r
     assert [each.base for each in on_bases.read(tmp_path, run.adapter_dir)] == ["q8_0"]
     (tmp_path / on_bases.FOLDER / "bases.json").write_text("{}")
     assert on_bases.read(tmp_path, run.adapter_dir) == ()
-    assert "50.00 % of next tokens flipped" in row.said()
+    flipped = "50.00 % (95 %: 40.00 % … 60.00 %) of next tokens flipped."
+    assert row.said() == f"On original, 16 bits: KL 0.1000 nats a token, {flipped}"
+    assert "KL 0.1000 (95 %: 0.0500 … 0.2000) nats" in dataclasses.replace(row, kl_interval=(0.05, 0.2)).said()
+    assert row._line_()["flipped, 95 %"] == "40.00 % … 60.00 %"

@@ -7,14 +7,18 @@ attention is off and keys and values are float32, so that llama.cpp rounds nothi
 from __future__ import annotations
 
 import json
+import platform
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp, a llama.cpp to run GGUF files with, is not installed here")
+from tests.helpers.needed import needed
+
+HERE = sys.platform == "linux" and platform.machine() == "x86_64"
+xllamacpp = needed("xllamacpp", "xllamacpp, a llama.cpp to run GGUF files with, is not installed here", HERE)
 
 
 class LlamaCpp:

@@ -211,6 +211,16 @@ def test_a_dataset_too_large_to_fetch_unasked(hub: HubServer, monkeypatch: pytes
     assert caught.value.field == "max_train_rows"
 
 
+def test_a_single_file_that_is_too_large_is_not_fetched_for_a_few_of_its_rows(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/large", {"train.jsonl": b'{"text": "a"}'})
+    monkeypatch.setattr(dataset_files, "LARGEST", 5)
+    with pytest.raises(DataError, match="a file is fetched whole") as caught:
+        data.check(TrainConfig(dataset="org/large", max_train_rows=1))
+    assert caught.value.field == "dataset"
+
+
 def test_of_a_dataset_that_is_too_large_the_first_files_are_fetched_until_they_have_the_rows(
     hub: HubServer, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +230,7 @@ def test_of_a_dataset_that_is_too_large_the_first_files_are_fetched_until_they_h
         for n in range(4)
     }
     hub.add("org/large", {**shards, "other/train.jsonl": b'{"text": "another configuration"}'})
-    monkeypatch.setattr(dataset_files, "LARGEST", 5)
+    monkeypatch.setattr(dataset_files, "LARGEST", 500)
     config = TrainConfig(dataset="org/large", dataset_config="train", max_train_rows=15, eval_dataset=None)
     files = data.check(config)
     assert [path.name for path in files.paths] == ["train-00000-of-00004.jsonl", "train-00001-of-00004.jsonl"]
@@ -241,6 +251,42 @@ def test_only_the_split_that_is_asked_for_is_fetched(hub: HubServer) -> None:
     ):
         with pytest.raises(DataError, match=told):
             locate("org/splits", **how)
+
+
+def test_configurations_in_folders_are_not_mixed_in_silence(hub: HubServer, tmp_path: Path) -> None:
+    names = [f"{config}/{split}-00000-of-00001.jsonl" for config in ("main", "socratic") for split in ("train", "test")]
+    hub.add("org/maths", {name: b'{"text": "a"}\n' for name in names})
+    for name in names:
+        (tmp_path / "maths" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "maths" / name, {"text": "a"})
+    for where in ("org/maths", str(tmp_path / "maths")):
+        for split in ("train", "test"):
+            with pytest.raises(DataError, match="several configurations: main, socratic") as caught:
+                locate(where, split)
+            assert caught.value.remedy == "Set dataset_config='main' or dataset_config='socratic'."
+            assert caught.value.field == "dataset_config"
+        assert [path.parent.name for path in locate(where, config="socratic").paths] == ["socratic"]
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"config_name": "socratic", "data_files": [{"split": "train", "path": ["socratic_*.jsonl"]}]}, "main, socratic"),
+        ({"config_name": "all", "data_files": "*.jsonl"}, None),
+        ({"config_name": "other", "data_dir": "elsewhere"}, None),
+        ({"config_name": ["no name"], "data_files": {"path": 7}}, None),
+    ],
+)
+def test_nor_are_those_that_the_card_names(second: dict[str, Any], told: str | None, hub: HubServer) -> None:
+    files = {name: b'{"text": "a"}\n' for name in ("main_train.jsonl", "socratic_train.jsonl")}
+    card = {"configs": [{"config_name": "main", "data_files": "main_train.jsonl"}, second]}
+    hub.add("org/maths", files, card=card)
+    if told is None:
+        assert len(locate("org/maths").paths) == 2
+        return
+    with pytest.raises(DataError, match=f"several configurations: {told}") as caught:
+        locate("org/maths")
+    assert "name that file" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "text\nfirst\n"), ("a.jsonl", '{"text": "first"}\n')])

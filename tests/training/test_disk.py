@@ -99,3 +99,21 @@ def test_launch_refuses_what_does_not_fit_before_it_makes_a_folder(
     with pytest.raises(wb.RunError, match=r"3 checkpoints .* and adapter .* and 1\.00 kB are free"):
         wb.launch(in_process.config_of(model, max_steps=100, save_steps=10), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mirror_is_counted_on_its_own_disk_and_a_full_one_is_told_at_launch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (drive := tmp_path / "drive").mkdir()
+    config = in_process.config_of(model, max_steps=100, save_steps=10, eval_steps=20, mirror_dir=str(drive))
+    mirror, checkpoints, adapter, *_ = disk_budget(config, tmp_path / "run").uses
+    assert (mirror.what, mirror.where, checkpoints.what) == ("mirror", str(drive), "5 checkpoints")
+    one = checkpoints.nbytes // 5
+    assert mirror.nbytes == 3 * one + adapter.nbytes, "the newest, the best, and one that is being written"
+    used = disk.shutil.disk_usage
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Disk(9, 9, 1_000) if path == drive else used(path))
+    monkeypatch.setattr(disk, "_disk", lambda path: 1 if path == drive else 2)
+    with pytest.raises(wb.RunError, match=r"on the disk of .*drive \(mirror [^)]+\), and 1\.00 kB are free") as caught:
+        wb.launch(config, tmp_path / "run")
+    assert "mirror_dir" in caught.value.remedy
+    assert not (tmp_path / "run").exists()

@@ -266,6 +266,32 @@ def test_rows_are_previewed_with_the_tokenizer_alone(hub: HubServer, files: dict
     assert (snapshot() / "tokenizer.json").read_bytes() == files["tokenizer.json"]
 
 
+MEASURES: list[Callable[..., object]] = [
+    lambda **how: wb.evaluate(REPO, ["nf4"], max_rows=1, **how), lambda **how: wb.sensitivity(REPO, max_rows=1, **how)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=["evaluate", "sensitivity"])
+def test_what_measures_a_model_fetches_it_first(measure: Callable[..., object], hub: HubServer, tmp_path: Path) -> None:
+    stalled(hub)
+    with pytest.raises(InterruptedError):
+        measure(cancelled=lambda: asked_for_tokenizer(hub), folder=tmp_path / "kept")
+    seen: list[tuple[int, int]] = []
+    needed = sum(model_files.to_fetch(wb.open_model(REPO)).values())
+    measure(progress=lambda done, total: seen.append((done, total)), folder=tmp_path / "kept")
+    assert seen[-1] == (needed, needed)
+    assert model_files.is_whole(wb.open_model(REPO))
+    hub.forget()
+    measure(folder=tmp_path / "kept")
+    assert not [request for request in hub.requests if "/resolve/" in request.path]
+
+
+def test_a_comparison_of_methods_leaves_the_fetching_to_its_first_run(hub: HubServer, tmp_path: Path) -> None:
+    config = in_process.config_of(Path(REPO), max_steps=2)
+    assert list(wb.compare_methods(config, folder=tmp_path / "methods").configs) == ["full", "lora", "qlora"]
+    assert not snapshot().exists()
+
+
 def test_the_files_that_training_needs(hub: HubServer) -> None:
     names = [
         "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model",

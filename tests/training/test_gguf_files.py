@@ -11,10 +11,11 @@ import pytest
 
 import workbench as wb
 from tests.helpers import tiny
+from tests.helpers.needed import needed_gguf
 from workbench.training.results.gguf_files import Read, Tensor, Writer, encoded
 from workbench.training.results.gguf_layouts import Layout
 
-pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+needed_gguf()
 
 SHAPE = {**tiny.LLAMA, "num_hidden_layers": 4, "max_position_embeddings": 256}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -15,6 +15,7 @@ import workbench as wb
 from tests.helpers import in_process
 from tests.helpers.cost_in_process import measuring
 from tests.helpers.immediate import Immediate, Later
+from tests.helpers.needed import needed_gguf
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.drawing.wire import encode_figure
 from widgets.figures.merge import merge_figure
@@ -131,7 +132,7 @@ def test_figures_of_an_adapter_go_once_its_run_goes_on(part: RunExport, run: wb.
     copied = shutil.copytree(run.dir, tmp_path / "run")
     mine = wb.attach(copied)
     known_on_another_base(mine)
-    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, Immediate())
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, pytest.fail, Immediate())
     for each in (part, result):
         each.follow(mine)
     result.update(RunStatus("stopped"))
@@ -162,7 +163,7 @@ def test_an_adapter_is_not_read_whole_on_the_kernel_s_thread(run: wb.Run, tmp_pa
     mine, later = wb.attach(shutil.copytree(run.dir, tmp_path / "run")), Later()
     known_on_another_base(mine)
     part = RunExport(later)
-    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, later)
+    result = RunResult(part, ipywidgets.HTML(), pytest.fail, lambda: None, pytest.fail, later)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_bases, "adapter_digest", pytest.fail)
         for each in (part, result):
@@ -191,7 +192,7 @@ def test_a_weight_that_a_way_does_not_fit_is_a_gap() -> None:
 def test_gguf_is_written_at_once_and_said_to_be_run_by_llama_cpp(
     part: RunExport, run: wb.Run, form: str, file: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    needed_gguf()
     part.follow(run)
     part.toggle()
     part.form.value = form
@@ -216,7 +217,7 @@ def shown(control: Any) -> bool:
 
 
 def test_other_bases_are_measured_on_demand_and_shown_again(part: RunExport, run: wb.Run, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="the package gguf, of the extra gguf, is not installed here")
+    needed_gguf()
     copied = tmp_path / "run <b>"
     shutil.copytree(run.dir, copied)
     mine, told = wb.attach(copied), []

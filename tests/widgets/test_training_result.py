@@ -71,3 +71,19 @@ def test_an_early_finish_is_told_and_another_run_begins_from_its_adapter(run: wb
     assert f"init_adapter={str(run.dir)!r}" in panel.code
     assert "load_peft_weights" in panel.copy.code
     panel.close()
+
+
+def test_a_finished_run_is_extended_from_its_result(run: wb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = RunFolder(run.dir), []
+    monkeypatch.setattr(wb.Run, "extend", lambda self, steps: asked.append(steps) or self)
+    folder.write_status(RunStatus("finished"))
+    panel = TrainingCell(run=run.dir, executor=Immediate())
+    assert shown(panel.result._more_steps)
+    panel.result.steps.value = 7
+    panel.result.extend.click()
+    assert asked == [7]
+    folder.write_status(RunStatus("stopped"))
+    panel.close()
+    panel = TrainingCell(run=run.dir, executor=Immediate())
+    assert not shown(panel.result._more_steps), "it is resumed"
+    panel.close()

@@ -11,10 +11,13 @@ import pytest
 
 import workbench as wb
 from tests.helpers import in_process
-from tests.helpers.immediate import Immediate
+from tests.helpers.immediate import Immediate, Later
 from tests.helpers.training_cells import SECONDS, SHORT, offered, press, put, shown, until
 from widgets import TrainingCell
+from widgets.state import State, Store
+from workbench.training.folder import RunFolder, RunStatus, write_json
 from workbench.training.host import create_time
+from workbench.training.watch.mirror import MARK
 
 
 def test_a_run_that_goes_on_is_found_and_launch_asks_before_a_second_one(
@@ -94,3 +97,25 @@ def test_a_list_with_a_run_that_is_removed_leaves_it_out(
     panel.earlier.table.press("open", "recorded")
     assert "finished" in panel.view.cockpit.summary
     assert not shown(panel.result.widget), "it left no adapter"
+
+
+def test_resume_goes_on_from_a_mirror_in_the_folder_of_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = RunFolder(tmp_path / "drive" / "mirrored")
+    write_json(there.config, wb.TrainConfig(str(model)).to_dict())
+    write_json(there.root / MARK, {})
+    there.write_status(RunStatus("paused"))
+    monkeypatch.setattr(wb.Run, "resume", lambda self, *, changed_ok: self)  # what follows is the run's own part
+    waits = Later()
+    store = Store(State(runs_folder=str(tmp_path / "runs")))
+    panel = TrainingCell(run=there.root, store=store, executor=waits)
+    assert offered(panel) == ["resume", "new"]
+    press(panel, "resume")
+    assert not (tmp_path / "runs").exists(), "it is copied on another thread"
+    waits.run()
+    assert panel.run is not None
+    assert panel.run.dir == tmp_path / "runs" / "mirrored"
+    assert panel.run.config.mirror_dir == str(tmp_path / "drive")
+    assert "goes on from its mirror" in panel.message.value
+    panel.close()

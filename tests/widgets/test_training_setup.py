@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ import workbench as wb
 from tests.helpers.immediate import Immediate
 from tests.helpers.training_cells import put, shown
 from widgets import TrainingCell, Workbench
-from widgets.panels.train import setup
+from widgets.panels.train import setup, view
 from widgets.panels.train.fields import FIELDS, faults_by_field, in_labels, label
 from widgets.state import State
 
@@ -130,7 +131,16 @@ def test_rules_of_thumb_stand_below_the_form_and_count_the_rows_once_they_are_lo
     panel.close()
 
 
-def test_one_press_takes_every_gpu_and_is_not_offered_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_press_trains_on_every_gpu_and_is_not_offered_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[wb.TrainConfig] = []
+
+    def launch(config: wb.TrainConfig, *_: object, **__: object) -> None:
+        launched.append(config)
+        raise wb.RunError("it is not trained here.", where="test", remedy="None.")
+
+    going = [SimpleNamespace(dir=Path("runs/another"))]
+    monkeypatch.setattr(view, "launch", launch)
+    monkeypatch.setattr(view, "live_runs", lambda folder: going)
     panel = TrainingCell("builtin", executor=Immediate())
     assert not shown(panel.setup.both)
     panel.close()
@@ -143,6 +153,13 @@ def test_one_press_takes_every_gpu_and_is_not_offered_where_there_is_one(monkeyp
     assert panel.config.nproc_per_node == 2
     assert "nproc_per_node=2" in panel.code
     assert not shown(panel.setup.both)
+    assert launched == []
+    assert "A run is going on here: another." in panel._asked.value, "it asks as Launch does"
+    going.clear()
+    panel.form.more.fill()
+    put(panel, nproc_per_node=1)
+    panel.setup.both.click()
+    assert [config.nproc_per_node for config in launched] == [2]
     panel.close()
     assert len(asked) == 1, "GPUs do not come and go"
     monkeypatch.setattr(setup, "names", lambda: ("Tesla T4",))

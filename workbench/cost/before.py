@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.memory.footprint import leaves_out
 from workbench.progress import Cancelled
 from workbench.quant.spec import QuantSpec
+from workbench.sources import open_model
 from workbench.training.choices import BEGINNINGS, NOT_ZERO
 from workbench.training.config import TrainConfig
 
@@ -31,7 +32,7 @@ def before_training(config: TrainConfig, folder: Path, cancelled: Cancelled) -> 
         return None, f"with {title} base and adapter begin as one: wb.repairs measures them together, as step 0."
     spec = QuantSpec(config.quant_type, config.block_size, double_quant=config.double_quant)
     try:
-        job = job_of(config.model, config, None, None)
+        job = job_of(open_model(config.model, config.model_revision), config, None, None)
         out = tuple(module for module in job.weights if leaves_out(config.llm_int8_skip_modules, module))
         found = Measurements(job, folder)
         base = Assignment(spec, but=out)

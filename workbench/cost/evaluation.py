@@ -119,7 +119,7 @@ def evaluate(
     The work is done by a process of its own, which holds the model in 16 bits and a layer more.
 
     Args:
-        src: A source, or what ``open_model`` takes; it must be on this machine, whole and with its tokenizer.
+        src: A source, or what ``open_model`` takes; what of it is not on this machine is fetched first.
         specs: Specifications, or names of formats as they usually are.
         data: None for the builtin dataset's held-out rows; ``"bible"`` or ``"wordnet"`` for text of the embedded model's own
             training that was held out (``jobs.TEXTS``); a ``TrainConfig`` for the rows that it names; or a file, a folder or
@@ -132,7 +132,7 @@ def evaluate(
         output_error: Measure the layers' outputs first (``output_errors``).
         folder: Where what was measured is kept: with the same folder, model and rows nothing is measured twice, and an
             interrupted evaluation continues. Without a folder the measurements go with the result.
-        progress: True for a bar, or a function of the batches done and their total.
+        progress: True for a bar, or a function of the batches done and their total; of bytes, while a model is fetched.
         cancelled: Once it says yes, the evaluation is cancelled, within a second.
 
     Returns:
@@ -145,14 +145,14 @@ def evaluate(
         FormatError: At once, for formats and bits that there are not.
         ConfigError: At once, for a number of rows or tokens that there is not.
         RunError: At once, for a folder that holds anything else; while iterating, where the process fails.
-        InterruptedError: At once, where it is cancelled while configurations at equal bits are chosen.
+        InterruptedError: At once, where it is cancelled while a model is fetched or configurations at equal bits are chosen.
 
     >>> found = wb.evaluate("builtin", ["nf4", "int4"])  # measures nothing before it is run or iterated
     >>> len(found), found.complete
     (3, False)
     >>> [(cost.name, cost.kl) for cost in found]  # doctest: +SKIP
     """
-    job = job_of(src, data, max_length, max_rows)
+    job = job_of(src, data, max_length, max_rows, progress, cancelled)
     wanted = tuple(dict.fromkeys(as_specs(specs)))
     if not is_a(equal_bits, bool) and not is_number(equal_bits):
         what, remedy = f"{described(equal_bits)} is no number of bits per weight.", "Give True, or one such as 4.5."

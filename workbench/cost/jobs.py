@@ -26,12 +26,14 @@ from workbench.cost.quantized import tensors_exactly
 from workbench.errors import DataError, ModelError
 from workbench.given import is_a
 from workbench.memory.footprint import loaded
+from workbench.progress import Cancelled, Progress
 from workbench.quant.spec import QuantSpec
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.finite import not_finite
 from workbench.sources.tensor_info import Role
 from workbench.text import memory_size, short
 from workbench.training import data as rows_of
+from workbench.training import model_files
 from workbench.training.config import TrainConfig
 from workbench.training.dataset_files import BUILTIN, on_hub
 from workbench.training.model_checks import causal_fault
@@ -120,15 +122,18 @@ def job_of(
     data: TrainConfig | str | os.PathLike[str] | None,
     max_length: int | None,
     max_rows: int | None,
+    progress: bool | Progress = False,
+    cancelled: Cancelled | None = None,
 ) -> Job:
-    """The job, with everything checked that can be known now; a dataset on the Hub is fetched.
+    """The job, with everything checked that can be known now; a dataset on the Hub is fetched, and then its model.
 
     ``data``: None for the builtin dataset's held-out rows, or a name of ``TEXTS``; a ``TrainConfig`` for the held-out rows that
     it names; or a file, a folder or ``owner/name`` on the Hub, all of whose rows are taken, by their column ``text``.
-    ModelError, DataError or ConfigError where something is missing.
+    ``progress`` counts the model's bytes. ModelError, DataError or ConfigError where something is missing, InterruptedError
+    once cancelled.
     """
     source = open_model(src)
-    folder = rows_of.model_folder(str(source.path) if source.path is not None else source.name)
+    model_files.check(source)
     if fault := causal_fault(source.config):
         remedy = "Choose a causal language model that transformers knows without code of its own."
         raise ModelError(f"transformers cannot load it as a causal language model: {fault}.", where=source.name, remedy=remedy)
@@ -139,11 +144,14 @@ def job_of(
     if not isinstance(data, TrainConfig):
         data = rows_named(data)
     given = {"max_length": max_length, "max_eval_rows": max_rows}
-    config = dataclasses.replace(data, model=str(folder), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    config = dataclasses.replace(data, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     if rows_of.held_out_files(config) is None or config.max_eval_rows == 0:
         remedy = "Name an eval_dataset or an eval_split in TrainConfig, or give data a file of rows that were not trained on."
         raise DataError("the configuration has no held-out rows.", where="data", remedy=remedy)
     files = rows_of.check(config)
+    source = model_files.whole(source, progress, cancelled)
+    assert source.path is not None
+    config = dataclasses.replace(config, model=str(source.path.absolute()))
     return Job(source, dataclasses.replace(absolute(config), dataset_revision=files.revision))
 
 

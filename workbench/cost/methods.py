@@ -28,7 +28,7 @@ from workbench.sources import open_model
 from workbench.sources.packed import as_loaded
 from workbench.surveys.resumable import Unfolding
 from workbench.text import NONE, known_amount, known_memory_size, nats, percent
-from workbench.training import data
+from workbench.training import data, model_files
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
 from workbench.training.events import Event
 from workbench.training.folder import ENDED, RunFolder
@@ -232,8 +232,9 @@ def compare_methods(
     """
     configs = _configs(as_config(config, "compare_methods"), methods, each or {})
     data.check(config)
-    model = data.model_folder(config.model)
-    root = default_dir(config, model, "-methods") if folder is None else path_of(folder, "folder")
+    source = open_model(config.model, config.model_revision)
+    model_files.check(source)
+    root = default_dir(config, source.path, "-methods") if folder is None else path_of(folder, "folder")
     return MethodComparison(root, configs, progress, cancelled)
 
 

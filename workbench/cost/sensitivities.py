@@ -135,7 +135,7 @@ def sensitivity(
         max_rows: Rows that are used, as in ``evaluate``.
         folder: Where what was measured is kept; it may be that of ``evaluate``. With one, a sensitivity that was interrupted,
             by ``cancel``, by a kill or by a lost machine, continues where it was.
-        progress: True for a bar, or a function of the batches done and their total.
+        progress: True for a bar, or a function of the batches done and their total, as in ``evaluate``.
         cancelled: Once it says yes, the work is cancelled, as in ``evaluate``.
 
     Returns:
@@ -153,7 +153,7 @@ def sensitivity(
     (42, 'model.layers.0.mlp.down_proj')
     >>> found.run().to_frame().nlargest(3, "share")  # doctest: +SKIP
     """
-    job = job_of(src, data, max_length, max_rows)
+    job = job_of(src, data, max_length, max_rows, progress, cancelled)
     wanted = dict.fromkeys(as_specs(spec, "spec"))
     if len(wanted) > 1:
         raise FormatError("A sensitivity is to one format.", where="spec", remedy="Give one specification.")

@@ -71,7 +71,8 @@ class TrainConfig(Record):
     dataset_config: str | None = setting(
         None, "Configuration of the dataset", "text", Group.DATA, place=1, hint="a folder inside it", also="dataset_config_name"
     )
-    """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset."""
+    """A folder inside a dataset that has several (a Hub dataset's configuration); None: the whole dataset, which is refused
+    where each of several folders has the split."""
     dataset_split: str = setting("train", "Split", "text", Group.DATA, place=1, also="dataset_train_split split")
     """The split of a folder or a Hub dataset: files whose path names it."""
     dataset_revision: str | None = setting(None, "Revision (Hub)", "text", Group.DATA, place=1, hint="branch, tag or commit")
@@ -102,7 +103,8 @@ class TrainConfig(Record):
     thoughts: str = setting("keep", "Thoughts in chats", "choice", Group.DATA, choices=THOUGHTS)
     """``"keep"``: the assistant's thoughts are learnt with its answers; ``"drop"``: left out. Empty ones are never learnt."""
     max_train_rows: int = setting(0, "Rows at most (0: all)", "whole", Group.DATA, least=0, also="max_train_samples")
-    """Learn from the first rows of the split, and read no more; of a Hub dataset only the files that hold them are fetched."""
+    """Learn from the first rows of the split, and read no more; of a Hub dataset only the files that hold them are fetched,
+    each of them whole: nothing is streamed."""
     completion_only_loss: bool = setting(True, "Loss on completions only", "flag", Group.DATA)
     """Take the loss on completions (of a chat: on what the assistant says) only; False: on the prompts too."""
     max_length: int = setting(
@@ -262,7 +264,7 @@ class TrainConfig(Record):
     """Evaluations in a row without a lower held-out loss after which the run finishes early; 0: it never does."""
     report_to: str = setting("none", "Logs besides the workbench's", "choice", Group.CHECKPOINTS, place=1, choices=REPORTS)
     """``"tensorboard"``: write its logs into the run's folder too; ``"trackio"``: into trackio's own, on this machine alone.
-    Each needs the package of its name."""
+    Each needs the package of its name. They get numbers: alerts are the page's and the webhook's."""
     max_eval_rows: int = setting(
         64, "Held-out rows at most (0: no evaluation)", "whole", Group.CHECKPOINTS, least=0, rows=True, also="max_eval_samples"
     )

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from typing import Any
 from workbench.errors import DataError, ModelError, Unreachable
 from workbench.given import expanded, nearest
 from workbench.training import row_files
+from workbench.training.dataset_parts import check_one
 from workbench.training.row_files import ending, header, kind_of, objects, rows
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -101,7 +102,16 @@ def _of_split(folder: Path, name: str, split: str, config: str | None) -> tuple[
     if not base.is_dir() or not base.resolve().is_relative_to(folder.resolve()):
         raise _without_configuration(name, str(config), {path.name for path in folder.iterdir() if path.is_dir()})
     inside = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
-    return tuple(base / path for path in _chosen(inside, name, split, _saved(base, name)))
+    saved = _saved(base, name)
+    chosen = _chosen(inside, name, split, saved)
+    if saved is None:
+        check_one(chosen, name, _naming(split), config)
+    return tuple(base / path for path in chosen)
+
+
+def _naming(split: str) -> Callable[[Sequence[str]], bool]:
+    """Whether a part of a path names a split."""
+    return lambda parts: _has(parts, _SPLITS.get(split, (re.escape(split.lower()),)))
 
 
 def _without_configuration(name: str, config: str, folders: Set[str]) -> DataError:
@@ -197,7 +207,8 @@ def fetch(name: str, split: str, config: str | None, revision: str | None = None
     """The files of a split of a Hub dataset in Hugging Face's cache; asks the Hub for those that are not there.
 
     ``rows``: only its first files, which have so many; 0: all. Token, endpoint, cache and offline mode are huggingface_hub's.
-    Refuses more than ``LARGEST`` bytes.
+    Refuses more than ``LARGEST`` bytes, and with
+    ``rows`` a first file of more: nothing streams a part of one file.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -218,8 +229,14 @@ def fetch(name: str, split: str, config: str | None, revision: str | None = None
         there = [path.relative_to(base) for path in sorted(sizes) if path.is_relative_to(base)]
         if config is not None and not there:
             raise _without_configuration(name, config, {path.parts[0] for path in sizes if len(path.parts) > 1})
-        chosen = [base / path for path in _chosen(there, name, split)]
+        inside = _chosen(there, name, split)
+        check_one(inside, name, _naming(split), config, info.card_data.get("configs") if info.card_data else None)
+        chosen = [base / path for path in inside]
         size = sum(sizes[path] for path in chosen)
+        if rows and sizes[chosen[0]] > LARGEST:
+            what = f"its first file takes {sizes[chosen[0]] / 1e9:,.0f} GB, and a file is fetched whole."
+            remedy = "Fetch it by yourself, and name the file; or choose another dataset."
+            raise DataError(what, where=name, remedy=remedy, field="dataset")
         if size > LARGEST and not rows:
             remedy = "Set max_train_rows: only the first files, which have so many, are fetched. Or name a folder with a part."
             raise DataError(f"its files take {size / 1e9:,.0f} GB.", where=name, remedy=remedy, field="max_train_rows")

@@ -105,7 +105,8 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
     """What the run writes, to a folder and to Hugging Face's cache, against what is free there. Reads headers only.
 
     A checkpoint holds what is trained, in fp32 (of a full run in the compute dtype), and the optimizer's state. One more than
-    ``save_total_limit`` is counted: a new one is whole before the oldest goes; with a mirror another, which is copied.
+    ``save_total_limit`` is counted: a new one is whole before the oldest goes; with a mirror another, which is copied. The
+    mirror itself holds the newest, the best, one that is being written, and the adapter.
 
     Args:
         config: The run's configuration.
@@ -137,6 +138,9 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
     uses = []
     if isinstance(source, HubSource) and (files := model_files.to_fetch(source)):
         uses.append(DiskUse("model to fetch", sum(files.values()) - arrived(source, files), cache))
+    if config.mirror_dir is not None:
+        mirrored = _at_once(config, 1) * (weights + state + _BESIDE) + weights
+        uses.append(DiskUse("mirror", mirrored, str(path_of(config.mirror_dir, "mirror_dir").absolute())))
     uses += [
         DiskUse(f"{kept} checkpoints" if kept > 1 else "checkpoint", kept * (weights + state + _BESIDE), str(runs)),
         DiskUse("trained model" if config.method == "full" else "adapter", weights, str(runs)),
@@ -147,24 +151,35 @@ def disk_budget(config: TrainConfig, folder: str | os.PathLike[str] = "runs", *,
     folders = dict.fromkeys(use.where for use in uses)
     there = {name: _there(Path(name)) for name in folders}
     free = {name: shutil.disk_usage(path).free for name, path in there.items()}
-    return DiskBudget(tuple(uses), free, {name: path.stat().st_dev for name, path in there.items()})
+    return DiskBudget(tuple(uses), free, {name: _disk(path) for name, path in there.items()})
 
 
 def checkpoints_of(config: TrainConfig) -> int:
     """Checkpoints on the disk at once, at most: the newest, the best, one that is being written, one being mirrored."""
-    most = config.save_total_limit + 1 + config.keeps_best
+    return _at_once(config, config.save_total_limit) + is_a(config.mirror_dir, str)
+
+
+def _at_once(config: TrainConfig, limit: int) -> int:
+    """Checkpoints of which the newest ``limit`` and the best stay, and one more is being written."""
+    most = limit + 1 + config.keeps_best
     every = [steps for steps in (config.save_steps, config.eval_steps if config.keeps_best else 0) if steps]
     written = sum(config.max_steps // steps for steps in every) if config.max_steps > 0 else most
-    return max(min(most, written), 1) + is_a(config.mirror_dir, str)  # a pause writes one where there are none
+    return max(min(most, written), 1)  # a pause writes one where there are none
 
 
 def check_disk(budget: DiskBudget, where: str) -> None:
     """Raises ``RunError`` where the run does not fit a disk."""
     if budget.faults:
         remedy = (
-            "Free some space, lower save_total_limit, choose another run_dir, or set HF_HOME to a larger disk (and restart)."
+            "Free some space, lower save_total_limit, choose another run_dir or mirror_dir, or set HF_HOME to a larger disk "
+            "(and restart)."
         )
         raise RunError(f"the run does not fit the disk: {' '.join(budget.faults)}", where=where, remedy=remedy)
+
+
+def _disk(path: Path) -> int:
+    """The number of a folder's disk."""
+    return path.stat().st_dev
 
 
 def _there(path: Path) -> Path:

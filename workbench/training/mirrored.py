@@ -18,7 +18,7 @@ from workbench.training.config import TrainConfig
 from workbench.training.folder import ENDED, RunFolder, write_json
 from workbench.training.paths import is_free, path_of
 from workbench.training.runs import Run, attach
-from workbench.training.watch.mirror import MARK, mirror_of
+from workbench.training.watch.mirror import MARK, is_mirror, mirror_of
 
 _STEP = 1 << 20
 
@@ -58,7 +58,7 @@ def resume_from(
     >>> run = wb.resume_from("/mnt/drive/20260314-142200-builtin")  # doctest: +SKIP
     """
     found = attach(path_of(mirror, "mirror"))
-    if not (found.dir / MARK).exists():
+    if not is_mirror(found.dir):
         remedy = "Name a run's folder inside its mirror_dir; a run's own folder is resumed: wb.attach(folder).resume()."
         raise RunError("this is not the mirror of a run.", where=str(found.dir), remedy=remedy)
     status = found.status

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from workbench.errors import ModelError
+from workbench.progress import Cancelled, Progress, reporting
 from workbench.sources import open_model
 from workbench.sources.base import Source
 from workbench.sources.fetching import fetch
@@ -57,6 +58,19 @@ def to_fetch(source: Source) -> dict[str, int]:
     weights = sorted({file for file, _ in source.entries().values()})
     beside = _matching(source.files, (*_FOR_TOKENIZER, *_BESIDE))
     return source.missing([*beside, *weights])  # the small ones first: what they show to be wrong is known early
+
+
+def whole(source: Source, progress: bool | Progress = False, cancelled: Cancelled | None = None) -> Source:
+    """The model, whole in a folder of this machine: what training needs and is not here is fetched, at the source's commit.
+
+    ``progress`` counts bytes. Raises ``ModelError`` as ``check`` and ``fetch`` do, and InterruptedError once cancelled.
+    """
+    check(source)
+    if not isinstance(source, HubSource) or not (files := to_fetch(source)):
+        return source
+    with reporting(progress, "Fetching the model", "B", total=sum(files.values())) as report:
+        fetch(source, files, report, cancelled)
+    return open_model(source.name, source.revision)
 
 
 def tokenizer_folder(name: str, revision: str | None, check_wanted: Callable[[], object] = lambda: None) -> Path:

@@ -27,7 +27,7 @@ from workbench.training.folder import ENDED, GONE, RunFolder, RunStatus, steps_o
 from workbench.training.host import alive
 from workbench.training.paths import path_of
 from workbench.training.spawning import reap, spawn, token_for
-from workbench.training.watch.mirror import MARK
+from workbench.training.watch.mirror import is_mirror
 from workbench.training.watch.supervisor import STOP_PATIENCE
 
 _BEGIN_WITHIN = 30.0
@@ -286,7 +286,7 @@ class Run(Shown):
             raise self._folder.missing()
         if status.state not in ENDED or alive(status.worker_pid, status.worker_create_time):
             raise RunError("the run is still going.", where=str(self.dir), remedy="Stop or pause it, or wait for its end.")
-        if (self.dir / MARK).exists():
+        if is_mirror(self.dir):
             remedy = "wb.resume_from(folder) goes on from it, in a folder of this machine."
             raise RunError("this is the mirror of a run.", where=str(self.dir), remedy=remedy)
         return status

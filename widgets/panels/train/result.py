@@ -23,6 +23,7 @@ from workbench.text import amount, counted, memory_size
 from workbench.training.folder import ENDED, RunStatus
 from workbench.training.results.outcome import Outcome, outcome
 from workbench.training.runs import Run
+from workbench.training.watch.mirror import is_mirror
 
 
 class RunResult:
@@ -34,9 +35,10 @@ class RunResult:
         beside: Any,
         failed: Callable[[Exception], None],
         train_on: Callable[[], None],
+        extend: Callable[[int], None],
         executor: Executor | None = None,
     ) -> None:
-        """``train_on`` is called where the reader wants another run to begin from this one's adapter."""
+        """``train_on()`` is called where another run is to begin from this one's adapter, ``extend(steps)`` for more of it."""
         self._run: Run | None = None
         self._export = export
         self._read: str | None = None
@@ -51,10 +53,17 @@ class RunResult:
         export.on_bases.found = self._more
         self.train_on = ipywidgets.Button(
             description="Train on…",
-            tooltip="Set up another run that begins from this adapter; run.extend adds steps to this one",
+            tooltip="Set up another run that begins from this adapter",
         )
         self.train_on.on_click(lambda _: train_on())
-        card = column(self.loss, self.folder, self.facts, row(self.export, self.train_on, self.loading))
+        self.steps = ipywidgets.BoundedIntText(description="Steps more", value=100, min=1, max=10**9)
+        self.extend = ipywidgets.Button(
+            description="Extend", tooltip="Go on with this run, from its last step, by so many steps"
+        )
+        self.extend.on_click(lambda _: extend(self.steps.value))
+        self._more_steps = row(self.steps, self.extend)
+        buttons = row(self.export, self.train_on, self.loading)
+        card = column(self.loss, self.folder, self.facts, buttons, self._more_steps)
         self.widget = ipywidgets.Box([card, beside])
         self.widget.add_class("wb-result")
         self.widget.layout.display = "none"
@@ -100,6 +109,8 @@ class RunResult:
         self.loading.text = loading_code(run, folder)
         for button in (self.export, self.train_on):
             button.layout.display = "" if run.adapter_dir is not None else "none"
+        extends = run.status.state == "finished" and not is_mirror(run.dir)
+        self._more_steps.layout.display = "" if extends else "none"
         self.widget.layout.display = ""
 
 

@@ -44,7 +44,7 @@ _WHY = (
 
 
 class RunSetup:
-    """``widget`` holds the form beside its forecast. ``put(config)`` writes a configuration into the state."""
+    """``widget`` holds the form beside its forecast. ``put(config)`` writes one into the state, ``launch()`` trains it."""
 
     def __init__(
         self,
@@ -52,12 +52,13 @@ class RunSetup:
         message: Message,
         *,
         put: Callable[[TrainConfig], None],
+        launch: Callable[[], None],
         opened: Callable[[], Source] | None,
         executor: Executor | None,
         hidden: Iterable[str] = (),
         fixed_model: bool = False,
     ) -> None:
-        self._store, self._message, self._put = store, message, put
+        self._store, self._message, self._put, self._launch = store, message, put, launch
         self._fetched: set[tuple[Any, ...]] = set()
         self._gpus = names()
         state = store.value
@@ -85,7 +86,7 @@ class RunSetup:
         beside.add_class("wb-setup")
         self.runtime, self.advice, self.disk = note(), note(), note()
         self.both = ipywidgets.Button()
-        self.both.on_click(guard(message)(lambda _: self._apply({"nproc_per_node": len(self._gpus)})))
+        self.both.on_click(guard(message)(lambda _: self._on_all()))
         self._here = row(self.runtime, self.both)
         self.widget = column(self._here, beside, self.form.more, self.disk, self.advice, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
@@ -174,6 +175,11 @@ class RunSetup:
         """Take one of the forecast's changes."""
         self._edited(self.form.with_fields(changes))
 
+    def _on_all(self) -> None:
+        """Train on every GPU."""
+        self._apply({"nproc_per_node": len(self._gpus)})
+        self._launch()
+
     def _elsewhere(self) -> None:
         """The run is to go to another folder."""
         self._write_code()
@@ -207,7 +213,7 @@ class RunSetup:
         set_note(self.runtime, said)
         self._here.layout.display = "" if said else "none"
         self.both.description = "Train on both GPUs" if gpus == 2 else f"Train on all {gpus} GPUs"
-        self.both.tooltip = f"Set nproc_per_node to {gpus}: a process a GPU, each with a batch of its own (DDP)"
+        self.both.tooltip = f"Launch with nproc_per_node={gpus}: a process a GPU, each with a batch of its own (DDP)"
         self.both.layout.display = "" if gpus > 1 and config.nproc_per_node < gpus else "none"
 
     def _say_advice(self) -> None:

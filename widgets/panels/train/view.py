@@ -18,7 +18,9 @@ from typing import Any, Self
 import ipywidgets
 
 from widgets.background.tasks import guard
+from widgets.background.work import Work
 from widgets.controls.copy_code import CopyCode
+from widgets.controls.progress import ProgressRow
 from widgets.controls.style import Panel, column, row
 from widgets.drawing.cockpit import ACTIONS
 from widgets.panels.train.export import RunExport
@@ -34,7 +36,9 @@ from workbench.sources import Source
 from workbench.training.config import TrainConfig
 from workbench.training.folder import EARLY, ENDED, GONE, RunStatus
 from workbench.training.launching import launch
+from workbench.training.mirrored import resume_from
 from workbench.training.runs import Run, attach, live_runs
+from workbench.training.watch.mirror import is_mirror
 
 FIRST_RUN: Mapping[str, Any] = {
     "max_steps": 60, "learning_rate": 2e-3, "per_device_train_batch_size": 8, "max_length": 128,
@@ -78,7 +82,7 @@ class TrainingCell(Panel):
         self._state = self.store.value
         super().__init__("Train")
         self.setup = RunSetup(
-            self.store, self.message, put=self._put, opened=opened, executor=executor,
+            self.store, self.message, put=self._put, launch=self._on_launch, opened=opened, executor=executor,
             hidden=("model",) if self._shared else (), fixed_model=model is not None,
         )  # fmt: skip
         self.form, self.preview, self.forecast = self.setup.form, self.setup.preview, self.setup.forecast
@@ -87,9 +91,11 @@ class TrainingCell(Panel):
         self.earlier = RunList(self.view.overlay, guard(self.message)(self._act), self._found, self.message.error, executor)
         self.export, self.try_it = RunExport(executor), TryIt(executor)
         self.result = RunResult(
-            self.export, self.try_it.widget, self.message.error, guard(self.message)(self._train_on), executor
-        )
-        for part in (self.view, self.setup, self.earlier, self.export, self.try_it, self.result):
+            self.export, self.try_it.widget, self.message.error, guard(self.message)(self._train_on),
+            guard(self.message)(self._extend), executor,
+        )  # fmt: skip
+        self._copying = Work(executor, self._copied, self.message.error)
+        for part in (self.view, self.setup, self.earlier, self.export, self.try_it, self.result, self._copying):
             self.when_closed(part.close)
         self.when_closed(self.store.observe(self._follow_state))
         self._looked = run is not None
@@ -121,7 +127,7 @@ class TrainingCell(Panel):
             self.setup.widget,
             self.setup.earlier(self.earlier.widget, self._elsewhere, self._attach),
         )
-        self._during = column(self.result.widget, self.export.widget, self.view.widget)
+        self._during = column(ProgressRow(self._copying), self.result.widget, self.export.widget, self.view.widget)
         self.children = (self.children[0], self.message, self._before, self._during)
         self._others: tuple[Run, ...] = ()
         self._ask(())
@@ -245,12 +251,34 @@ class TrainingCell(Panel):
             self.run.pause()
             self.message.note("Pause was asked for: the run writes a checkpoint after its current step and ends.")
         elif action == "resume":
-            self._follow(self.run.resume())
+            self._resume(self.run)
         elif action == "edit":
             self._put(self.run.config)
             self._show(run=False)
         elif action == "new":
             self._show(run=False)
+
+    def _resume(self, run: Run) -> None:
+        """Go on with a run, of a mirror with a copy in the folder of runs."""
+        if not is_mirror(run.dir):
+            self._follow(run.resume())
+            return
+        folder = self.store.value.runs_folder
+        self._copying.submit(
+            "Copying the mirror",
+            "bytes",
+            lambda progress, cancelled: resume_from(run.dir, folder=folder, progress=progress, cancelled=cancelled),
+        )
+
+    def _copied(self, run: Run) -> None:
+        self._follow(run)
+        self.message.note(f"{run.dir.name} goes on from its mirror, in {run.dir}.")
+        self.earlier.renew(self.store.value.runs_folder)
+
+    def _extend(self, steps: int) -> None:
+        """Take so many steps more of the run on show, which is finished."""
+        if self.run is not None:
+            self._follow(self.run.extend(steps))
 
     def _train_on(self) -> None:
         """Set up another run as the one on show was, which begins from its adapter."""

@@ -52,16 +52,19 @@ class OnBase(Record):
         return {
             "base": self.name,
             "KL, nats a token": number(self.kl, ".5f"),
-            "95 %": _span(self.kl_interval, ".5f"),
+            "KL, 95 %": _span(self.kl_interval, ".5f"),
             "next tokens flipped": percent(self.flipped),
+            "flipped, 95 %": _percents(self.flipped_interval),
             "loss": number(self.loss, ".4f"),
             "loss − trained": number(self.loss_change, "+.4f"),
-            "95 % ": _span(self.loss_change_interval, "+.4f"),
+            "loss − trained, 95 %": _span(self.loss_change_interval, "+.4f"),
         }
 
     def said(self) -> str:
-        """The two figures that distinguish bases, in a sentence."""
-        return f"On {self.name}: KL {number(self.kl, '.4f')} nats a token, {percent(self.flipped)} of next tokens flipped."
+        """The two figures that distinguish bases, with their intervals, in a sentence."""
+        kl = f"KL {number(self.kl, '.4f')}{_within(self.kl_interval, _span(self.kl_interval, '.4f'))} nats a token"
+        flipped = f"{percent(self.flipped)}{_within(self.flipped_interval, _percents(self.flipped_interval))}"
+        return f"On {self.name}: {kl}, {flipped} of next tokens flipped."
 
 
 def adapter_digest(adapter: Path) -> str:
@@ -117,3 +120,12 @@ def _row(fields: dict[str, object]) -> OnBase:
 
 def _span(interval: Interval, form: str) -> str:
     return f"{number(interval[0], form)} … {number(interval[1], form)}"
+
+
+def _percents(interval: Interval) -> str:
+    return f"{percent(interval[0])} … {percent(interval[1])}"
+
+
+def _within(interval: Interval, said: str) -> str:
+    """An interval behind its figure; nothing where there is none."""
+    return f" (95 %: {said})" if all(map(math.isfinite, interval)) else ""

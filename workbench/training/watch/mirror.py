@@ -38,6 +38,11 @@ def mirror_of(mirror_dir: str, root: Path) -> Path:
     return Path(mirror_dir).absolute() / root.name
 
 
+def is_mirror(root: Path) -> bool:
+    """Whether a run's folder is the mirror of one."""
+    return (root / MARK).exists()
+
+
 class Mirror:
     """Brings one run's folder to ``target``; ``warn(level, text)`` records what its reader should know. ``close`` ends it."""
 
