@@ -21,7 +21,7 @@ from widgets.figures.kl_curve import kl_curve_figure, why_four
 from widgets.state import COST_FIELDS, State
 from workbench.cost import mixing, process
 from workbench.quant.spec import QuantSpec
-from workbench.text import amount, nats
+from workbench.text import amount, bracketed, nats
 
 STATE = {"tab": "Cost", "double_quant": True, "max_length": 64, "train": {"max_eval_rows": 12}}
 
@@ -98,6 +98,14 @@ def test_each_format_has_a_bar_with_its_interval_beside_its_weight_error(measure
     assert added["y"] == errors["y"]
     assert not missing(measured.formats.summary.value, ordered[0].name.split(",")[0], nats(ordered[0].kl))
     assert not missing(measured.formats.table.value, f"{rows[0].loss:.4f}", nats(rows[3].kl), "flips", "rank")
+    ranks = measured.formats.evaluation.ranks
+    for row in rows[1:]:
+        assert ranks[row.name] == 1 + sum(row.rows.further(other.rows)[0] > 0 for other in rows[1:])
+    first = [row.name for row in ordered[1:] if ranks[row.name] == 1]
+    said = cost.costs_summary(rows)
+    assert [bracketed(name) in said.partition("Weight error")[0] for name in ranks] == [
+        name in first or name == ordered[0].name for name in ranks
+    ]
     assert measured.formats.stream.button.layout.display == "none"
 
 

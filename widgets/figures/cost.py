@@ -16,6 +16,7 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
+from workbench.cost.evaluation import ranks_of
 from workbench.cost.row_costs import distinguishable
 from workbench.cost.sensitivities import outliers_of
 from workbench.report.figures import error_bars
@@ -271,11 +272,12 @@ def costs_summary(costs: Iterable[Cost]) -> str:
     if not ordered:
         return "No format has been measured yet."
     least, pairs = ordered[0], disagreements(ordered)
-    beside = [bracketed(cost.name) for cost in ordered[1:] if not distinguishable(cost.rows.further(least.rows))]
+    ranks = ranks_of(ordered)
+    beside = [bracketed(cost.name) for cost in ordered[1:] if ranks[cost.name] == 1]
     text = (
         f"{bracketed(least.name)} diverges least, by {kl_text(least.kl)} nats a token; it flips {percent(least.flips)} of them"
     )
-    text += f". Not distinguishable from it: {listed(beside)}." if beside else "."
+    text += f". Of rank 1 too, since no format diverges less beyond the interval: {listed(beside)}." if beside else "."
     if not pairs:
         return f"{text} Nowhere do weight error and divergence order two formats differently, beyond the intervals."
     worse, better = max(pairs, key=lambda pair: pair[0].kl - pair[1].kl)

@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,14 +207,8 @@ class Evaluation(Shown, Unfolding[Cost]):
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Of each finished format, by ``Cost.name``: its rank by KL divergence from 1, the least first.
-
-        Where two ranks differ, these rows distinguish the formats: the paired 95 % interval of the difference is above zero.
-        Formats in a chain of which each is not distinguishable from the next share a rank.
-        """
-        costs = [cost for cost in self.rows if cost.spec is not None]
-        found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
-        return {cost.name: rank for cost, rank in zip(costs, found, strict=True)}
+        """Of each finished format, by ``Cost.name``: its rank, one more than how many formats diverge less (``ranks_of``)."""
+        return ranks_of(self.rows)
 
     @property
     def phase(self) -> str:
@@ -287,12 +281,23 @@ class Evaluation(Shown, Unfolding[Cost]):
     def _show_(self) -> View:
         note = (
             f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. "
-            "Formats of different ranks are distinguished by the paired interval of the difference."
+            "A format's rank is one more than how many diverge less, beyond the paired interval of the difference."
         )
         known = self.ranks
         order = sorted(self.rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))
         lines = [{"rank": str(known.get(row.name, "")), **row._line_()} for row in order]
         return View(f"Evaluation of {self.model}: {self._so_far('rows')}", lines=lines, note=note)
+
+
+def ranks_of(rows: Iterable[Cost]) -> dict[str, int]:
+    """Of each format, by ``Cost.name``: one more than how many of the others diverge less.
+
+    Less is what these rows can tell: the paired 95 % interval of the difference in KL divergence is above zero. So rank 1 is
+    shared by all formats than which none diverges less.
+    """
+    costs = [cost for cost in rows if cost.spec is not None]
+    found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
+    return {cost.name: rank for cost, rank in zip(costs, found, strict=True)}
 
 
 def perplexity(losses: RowCosts) -> float:
