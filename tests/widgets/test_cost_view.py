@@ -201,6 +201,19 @@ def test_the_predicted_divergence_stands_beside_the_measured_one(measured):
     assert cost.memory_curve_figure(chosen)["data"][-1]["y"] == pytest.approx([chosen.measured_kl])
 
 
+def test_no_name_of_a_mark_is_cut_by_the_edge_of_the_picture(measured):
+    """It stands on the side of the mark that has room, and there is some below zero."""
+    figure = cost.memory_curve_figure(measured.mix.mix)
+    ends = figure["data"][0]["x"]
+    marks = {trace["name"]: trace for trace in figure["data"] if "text" in trace}
+    for trace in marks.values():
+        assert trace["textposition"].endswith("right" if trace["x"][0] < (ends[0] + ends[-1]) / 2 else "left")
+        assert trace["cliponaxis"] is False
+    assert len({trace["textposition"] for name, trace in marks.items() if name.startswith("this mix")}) == 2
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < 0 < max(marks["all in 4 bits, measured"]["y"]) < high
+
+
 def test_a_checkpoint_s_own_list_stands_beside_the_mix(measured, app, model, tmp_path):
     folder = tmp_path / "dynamic"
     shutil.copytree(model, folder)
