@@ -88,16 +88,19 @@ class Cost(Record):
     """What all means are taken from: the sums of each held-out row."""
 
     def _line_(self) -> Line:
-        low, high = self.kl_interval
+        (low, high), (fewest, most) = self.kl_interval, self.flips_interval
         measured = (
-            (NONE, NONE, NONE, NONE)
+            (NONE,) * 5
             if self.spec is None
-            else (nats(self.kl), f"{nats(low)} … {nats(high)}", percent(self.flips), f"{self.increase:+.4f}")
-        )
+            else (
+                nats(self.kl), f"{nats(low)} … {nats(high)}", percent(self.flips), f"{percent(fewest)} … {percent(most)}",
+                f"{self.increase:+.4f}",
+            )
+        )  # fmt: skip
         return {
             "model": self.name, "bits": f"{self.bits_per_weight:.4f}", "size": amount(self.nbytes), "KL": measured[0],
-            "95 % interval": measured[1], "flips": measured[2], "loss": number(self.loss, ".4f"), "added": measured[3],
-            "relative RMSE": percent(self.relative_rmse),
+            "95 % interval": measured[1], "flips": measured[2], "flips, 95 %": measured[3],
+            "loss": number(self.loss, ".4f"), "added": measured[4], "relative RMSE": percent(self.relative_rmse),
         }  # fmt: skip
 
 
