@@ -46,7 +46,7 @@ def test_a_wrong_verdict_is_told_and_cannot_be_taken_back(alone: Alone, cards: w
     alone.page.get_by_role("button", name="holds", exact=True).click()
     assert (alone.shown()["right"], alone.shown()["done"]) == ("0", "1")
     assert alone.page.get_by_role("button", name="does not hold", exact=True).is_disabled()
-    alone.page.get_by_role("button", name="Claim 2, wrong").is_visible()
+    assert alone.page.get_by_role("button", name="Claim 2, wrong").is_visible()
 
 
 def test_a_card_that_is_not_computed_yet_says_so(alone: Alone, cards: widgets.ClaimCards) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import struct
 import subprocess
 import sys
@@ -128,6 +129,25 @@ def test_a_process_without_torch_is_told_what_one_with_it_is_told(model: Path, t
     done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
     exactly = [t.name.removesuffix(".weight") for t in wb.open_model(model).tensors(exact=True) if t.quantizable]
     assert done.stdout.split() == [*exactly, "False"]
+
+
+def test_rotated_weights_are_those_that_quantize_makes(model: Path, tmp_path: Path) -> None:
+    """A checkpoint of the rotated, quantized and rotated-back weights has the loss of the format with a rotation."""
+    from safetensors.numpy import load_file, save_file
+
+    spec, by_hand = wb.QuantSpec("nf4", 64, rotate="hadamard"), tmp_path / "by-hand"
+    shutil.copytree(model, by_hand)
+    source = wb.open_model(model)
+    (file,) = by_hand.glob("*.safetensors")
+    weights = load_file(file)
+    for t in source.tensors(exact=True):
+        if t.quantizable:
+            weights[t.name] = wb.quantize(source.read(t.name), spec).dequantize().astype(weights[t.name].dtype)
+    save_file(weights, file, metadata={"format": "pt"})
+    rotated = wb.evaluate(model, [spec, NF4], max_rows=4, max_length=48).run().rows
+    plain = wb.evaluate(by_hand, [NF4], max_rows=4, max_length=48).run().rows[0]
+    assert rotated[1].loss == pytest.approx(plain.loss, abs=1e-7)
+    assert abs(rotated[1].loss - rotated[2].loss) > 1e-6
 
 
 def test_the_checkpoint_stays_as_it_was(evaluated: wb.Evaluation) -> None:

@@ -145,6 +145,7 @@ def test_the_whole_models_stand_beside_their_modules(run: wb.Run, repaired: wb.R
         flips = sum(int((a.argmax(1) != b.argmax(1)).sum()) for a, b in zip(p, q, strict=True)) / tokens
         assert found.kl == pytest.approx(kl, rel=1e-2)
         assert found.flips == pytest.approx(flips, abs=1 / tokens)
+        assert found.flips_interval[0] <= found.flips <= found.flips_interval[1]
         assert found.kl_interval[0] <= found.kl <= found.kl_interval[1]
     assert last.kl > in_4_bits.kl
     assert f"{last.loss:.4f}" in repr(repaired)

@@ -1,4 +1,4 @@
-"""Intervals over held-out rows, and ranks that give one rank to what they cannot distinguish."""
+"""Intervals over held-out rows, and ranks by what they distinguish."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_what_an_interval_cannot_tell_apart_shares_a_rank() -> None:
     assert ranks([m.kl for m in models], lambda i, j: models[i].further(models[j])) == (3, 1, 1, 4)
 
 
-def test_different_ranks_are_always_told_apart() -> None:
+def test_a_rank_is_one_more_than_how_many_are_smaller_beyond_the_interval() -> None:
     known = {(1, 0): (-1.0, 3.0), (2, 1): (-1.0, 3.0), (2, 0): (1.0, 3.0)}  # a chain, whose ends are distinguishable
-    assert ranks([1.0, 2.0, 3.0], lambda i, j: known[i, j]) == (1, 1, 1)
+    assert ranks([1.0, 2.0, 3.0], lambda i, j: known[i, j]) == (1, 1, 2)
     assert ranks([3.0, 1.0, 2.0], lambda i, j: (0.5, 1.5)) == (3, 1, 2)
     assert ranks([], lambda i, j: (0.0, 0.0)) == ()
 

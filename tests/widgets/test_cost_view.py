@@ -21,7 +21,7 @@ from widgets.figures.kl_curve import kl_curve_figure, why_four
 from widgets.state import COST_FIELDS, State
 from workbench.cost import mixing, process
 from workbench.quant.spec import QuantSpec
-from workbench.text import amount, nats
+from workbench.text import amount, bracketed, nats
 
 STATE = {"tab": "Cost", "double_quant": True, "max_length": 64, "train": {"max_eval_rows": 12}}
 
@@ -98,6 +98,14 @@ def test_each_format_has_a_bar_with_its_interval_beside_its_weight_error(measure
     assert added["y"] == errors["y"]
     assert not missing(measured.formats.summary.value, ordered[0].name.split(",")[0], nats(ordered[0].kl))
     assert not missing(measured.formats.table.value, f"{rows[0].loss:.4f}", nats(rows[3].kl), "flips", "rank")
+    ranks = measured.formats.evaluation.ranks
+    for row in rows[1:]:
+        assert ranks[row.name] == 1 + sum(row.rows.further(other.rows)[0] > 0 for other in rows[1:])
+    first = [row.name for row in ordered[1:] if ranks[row.name] == 1]
+    said = cost.costs_summary(rows)
+    assert [bracketed(name) in said.partition("Weight error")[0] for name in ranks] == [
+        name in first or name == ordered[0].name for name in ranks
+    ]
     assert measured.formats.stream.button.layout.display == "none"
 
 
@@ -191,6 +199,19 @@ def test_the_predicted_divergence_stands_beside_the_measured_one(measured):
     assert measured.mix.stream.button.layout.display == "none"
     assert drawn(measured.mix.curve)[-1]["name"] == "this mix, measured"
     assert cost.memory_curve_figure(chosen)["data"][-1]["y"] == pytest.approx([chosen.measured_kl])
+
+
+def test_no_name_of_a_mark_is_cut_by_the_edge_of_the_picture(measured):
+    """It stands on the side of the mark that has room, and there is some below zero."""
+    figure = cost.memory_curve_figure(measured.mix.mix)
+    ends = figure["data"][0]["x"]
+    marks = {trace["name"]: trace for trace in figure["data"] if "text" in trace}
+    for trace in marks.values():
+        assert trace["textposition"].endswith("right" if trace["x"][0] < (ends[0] + ends[-1]) / 2 else "left")
+        assert trace["cliponaxis"] is False
+    assert len({trace["textposition"] for name, trace in marks.items() if name.startswith("this mix")}) == 2
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < 0 < max(marks["all in 4 bits, measured"]["y"]) < high
 
 
 def test_a_checkpoint_s_own_list_stands_beside_the_mix(measured, app, model, tmp_path):

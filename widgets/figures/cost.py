@@ -16,6 +16,7 @@ from widgets.figures.layout import Figure, escaped
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import BLUE, CHOSEN, FORMAT_COLOURS, GREY, QUIET, REFERENCE, SYMBOLS
 from widgets.state import COST_FIELDS
+from workbench.cost.evaluation import ranks_of
 from workbench.cost.row_costs import distinguishable
 from workbench.cost.sensitivities import outliers_of
 from workbench.report.figures import error_bars
@@ -234,39 +235,50 @@ def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:
             "y": np.array([point.predicted_kl for point in curve]),
             "line": {"shape": "hv", "width": 2, "color": BLUE},
         },
-        _point("all in 4 bits, measured", mix.all_4bit.nbytes, four.kl, "square", REFERENCE, "right", four.kl_interval),
-        _point("all in 16 bits", mix.sensitivity.job.nbytes_16bit, 0.0, "circle", REFERENCE, "left"),
-        _point("this mix, predicted", mix.nbytes, mix.predicted_kl, "diamond-open", CHOSEN, "right"),
+        _point("all in 4 bits, measured", mix.all_4bit.nbytes, four.kl, "square", REFERENCE, "top right", four.kl_interval),
+        _point("all in 16 bits", mix.sensitivity.job.nbytes_16bit, 0.0, "circle", REFERENCE, "bottom left"),
     ]  # fmt: skip
-    if mix.measured is not None:
-        data.append(
-            _point("this mix, measured", mix.nbytes, mix.measured.kl, "diamond", CHOSEN, "left", mix.measured.kl_interval)
-        )
+    middle = (mix.all_4bit.nbytes + mix.sensitivity.job.nbytes_16bit) / 2
+    known = mix.measured
+    lower, upper = ("middle", "top") if mix.predicted_kl < four.kl / 2 else ("bottom", "middle")
+    below = known is None or mix.predicted_kl < known.kl
+    side = _inwards(mix.nbytes, middle)
+    at = f"{lower if below else upper} {side}"
+    data.append(_point("this mix, predicted", mix.nbytes, mix.predicted_kl, "diamond-open", CHOSEN, at))
+    if known is not None:
+        at = f"{upper if below else lower} {side}"
+        data.append(_point("this mix, measured", mix.nbytes, known.kl, "diamond", CHOSEN, at, known.kl_interval))
     if beside is not None:
-        name, known = f"as {escaped(short(beside.like))}", beside.measured
+        name, known, at = f"as {escaped(short(beside.like))}", beside.measured, f"middle {_inwards(beside.nbytes, middle)}"
         if known is None:
-            data.append(_point(f"{name}, predicted", beside.nbytes, beside.predicted_kl, "x-open", REFERENCE, "right"))
+            data.append(_point(f"{name}, predicted", beside.nbytes, beside.predicted_kl, "x-open", REFERENCE, at))
         else:
-            data.append(_point(f"{name}, measured", beside.nbytes, known.kl, "x", REFERENCE, "right", known.kl_interval))
+            data.append(_point(f"{name}, measured", beside.nbytes, known.kl, "x", REFERENCE, at, known.kl_interval))
+    highest = np.nanmax([four.kl_interval[1], *(y for trace in data for y in trace["y"])])
     layout = {
         "uirevision": "mix", "showlegend": False, "margin": {"l": 60, "r": 20, "t": 8, "b": 36},
         "xaxis": {"title": {"text": "MB of all weights"}},
-        "yaxis": {"title": {"text": "KL, nats a token; line: predicted"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "KL, nats a token; line: predicted"}, "range": [-0.12 * highest, 1.15 * highest]},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
 
+def _inwards(nbytes: float, middle: float) -> str:
+    """The side of a mark on which its name has room."""
+    return "right" if nbytes < middle else "left"
+
+
 def _point(
-    name: str, nbytes: float, kl: float, symbol: str, colour: str, side: str, interval: tuple[float, float] | None = None
+    name: str, nbytes: float, kl: float, symbol: str, colour: str, at: str, interval: tuple[float, float] | None = None
 ) -> dict[str, Any]:
-    """A mark with its name on one side of it, and its interval where it is measured."""
+    """A mark with its name beside it (``at``, as plotly's ``textposition``), and its interval where it is measured."""
     bars = {}
     if interval is not None:
         ends = {"array": np.array([interval[1] - kl]), "arrayminus": np.array([kl - interval[0]])}
         bars = {"error_y": {"type": "data", "symmetric": False, "thickness": 1.5, "width": 5, "color": colour, **ends}}
     return {
         "type": "scatter", "mode": "markers+text", "name": name, "text": [f"  {name}  "],
-        "textposition": f"middle {side}", "x": np.array([nbytes / 1e6]), "y": np.array([kl]),
+        "textposition": at, "cliponaxis": False, "x": np.array([nbytes / 1e6]), "y": np.array([kl]),
         "marker": {"symbol": symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
         "hovertemplate": f"{name}<br>%{{x:.2f}} MB<br>%{{y:.4f}} nats<extra></extra>", **bars,
     }  # fmt: skip
@@ -286,11 +298,12 @@ def costs_summary(costs: Iterable[Cost]) -> str:
     if not ordered:
         return "No format has been measured yet."
     least, pairs = ordered[0], disagreements(ordered)
-    beside = [bracketed(cost.name) for cost in ordered[1:] if not distinguishable(cost.rows.further(least.rows))]
+    ranks = ranks_of(ordered)
+    beside = [bracketed(cost.name) for cost in ordered[1:] if ranks[cost.name] == 1]
     text = (
         f"{bracketed(least.name)} diverges least, by {kl_text(least.kl)} nats a token; it flips {percent(least.flips)} of them"
     )
-    text += f". Not distinguishable from it: {listed(beside)}." if beside else "."
+    text += f". Of rank 1 too, since no format diverges less beyond the interval: {listed(beside)}." if beside else "."
     if not pairs:
         return f"{text} Nowhere do weight error and divergence order two formats differently, beyond the intervals."
     worse, better = max(pairs, key=lambda pair: pair[0].kl - pair[1].kl)

@@ -110,7 +110,7 @@ def cost(
         (_cost_line(row) for row in ev),
         first=max(len(row) for row in (*(spec.title for spec in ev.specs), "specification")),
     )  # fmt: skip
-    click.echo(f"\nOn {printable(ev.text)}. By KL, where an interval distinguishes them:")
+    click.echo(f"\nOn {printable(ev.text)}. A format's rank is one more than how many diverge less, beyond the interval:")
     for rank, names in _places(ev.ranks).items():
         click.echo(f"{rank:4}  {', '.join(names)}")
 

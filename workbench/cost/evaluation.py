@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,16 +88,19 @@ class Cost(Record):
     """What all means are taken from: the sums of each held-out row."""
 
     def _line_(self) -> Line:
-        low, high = self.kl_interval
+        (low, high), (fewest, most) = self.kl_interval, self.flips_interval
         measured = (
-            (NONE, NONE, NONE, NONE)
+            (NONE,) * 5
             if self.spec is None
-            else (nats(self.kl), f"{nats(low)} … {nats(high)}", percent(self.flips), f"{self.increase:+.4f}")
-        )
+            else (
+                nats(self.kl), f"{nats(low)} … {nats(high)}", percent(self.flips), f"{percent(fewest)} … {percent(most)}",
+                f"{self.increase:+.4f}",
+            )
+        )  # fmt: skip
         return {
             "model": self.name, "bits": f"{self.bits_per_weight:.4f}", "size": amount(self.nbytes), "KL": measured[0],
-            "95 % interval": measured[1], "flips": measured[2], "loss": number(self.loss, ".4f"), "added": measured[3],
-            "relative RMSE": percent(self.relative_rmse),
+            "95 % interval": measured[1], "flips": measured[2], "flips, 95 %": measured[3],
+            "loss": number(self.loss, ".4f"), "added": measured[4], "relative RMSE": percent(self.relative_rmse),
         }  # fmt: skip
 
 
@@ -214,14 +217,8 @@ class Evaluation(Shown, Unfolding[Cost]):
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Of each finished format, by ``Cost.name``: its rank by KL divergence from 1, the least first.
-
-        Where two ranks differ, these rows distinguish the formats: the paired 95 % interval of the difference is above zero.
-        Formats in a chain of which each is not distinguishable from the next share a rank.
-        """
-        costs = [cost for cost in self.rows if cost.spec is not None]
-        found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
-        return {cost.name: rank for cost, rank in zip(costs, found, strict=True)}
+        """Of each finished format, by ``Cost.name``: its rank, one more than how many formats diverge less (``ranks_of``)."""
+        return ranks_of(self.rows)
 
     @property
     def phase(self) -> str:
@@ -294,12 +291,23 @@ class Evaluation(Shown, Unfolding[Cost]):
     def _show_(self) -> View:
         note = (
             f"Measured on {self.text}: KL divergence from 16 bits in nats a token, the least first; intervals over rows. "
-            "Formats of different ranks are distinguished by the paired interval of the difference."
+            "A format's rank is one more than how many diverge less, beyond the paired interval of the difference."
         )
         known = self.ranks
         order = sorted(self.rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))
         lines = [{"rank": str(known.get(row.name, "")), **row._line_()} for row in order]
         return View(f"Evaluation of {self.model}: {self._so_far('rows')}", lines=lines, note=note)
+
+
+def ranks_of(rows: Iterable[Cost]) -> dict[str, int]:
+    """Of each format, by ``Cost.name``: one more than how many of the others diverge less.
+
+    Less is what these rows can tell: the paired 95 % interval of the difference in KL divergence is above zero. So rank 1 is
+    shared by all formats than which none diverges less.
+    """
+    costs = [cost for cost in rows if cost.spec is not None]
+    found = ranks([cost.kl for cost in costs], lambda i, j: costs[i].rows.further(costs[j].rows))
+    return {cost.name: rank for cost, rank in zip(costs, found, strict=True)}
 
 
 def perplexity(losses: RowCosts) -> float:

@@ -100,6 +100,8 @@ class RepairedModel(Record):
     """The 95 % interval of ``kl`` by bootstrap over held-out rows; NaN with a single row."""
     flips: float
     """The share of tokens before which it holds another token for the most likely than the unquantized base does."""
+    flips_interval: Interval
+    """The 95 % interval of ``flips``, as that of ``kl``."""
     loss: float
     """Cross-entropy in nats."""
     increase: float
@@ -108,10 +110,11 @@ class RepairedModel(Record):
     """Its 95 % interval, paired: both models on the same rows."""
 
     def _line_(self) -> Line:
-        low, high = self.kl_interval
+        (low, high), (fewest, most) = self.kl_interval, self.flips_interval
         return {
             "step": f"{self.step}", "KL": nats(self.kl), "95 % interval": f"{nats(low)} … {nats(high)}",
-            "flips": percent(self.flips), "loss": number(self.loss, ".4f"), "added": number(self.increase, "+.4f"),
+            "flips": percent(self.flips), "flips, 95 %": f"{percent(fewest)} … {percent(most)}",
+            "loss": number(self.loss, ".4f"), "added": number(self.increase, "+.4f"),
         }  # fmt: skip
 
 
@@ -215,7 +218,11 @@ class Repairs(Shown, Unfolding[Repair]):
         found = []
         for step in dict.fromkeys((0, *self.adapters)):
             if (rows := self._models.get(step)) is not None:
-                found.append(RepairedModel(step, rows.kl, rows.kl_interval, rows.flips, rows.loss, *rows.above(base)))
+                found.append(
+                    RepairedModel(
+                        step, rows.kl, rows.kl_interval, rows.flips, rows.flips_interval, rows.loss, *rows.above(base)
+                    )
+                )
         return tuple(found)
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What a model comes to on held-out rows, row by row, and the intervals of that. Measures nothing.
 
-Covers the means a token, their 95 % intervals by bootstrap over the rows, paired intervals of differences, and ranks that leave
-together what an interval cannot distinguish.
+Covers the means a token, their 95 % intervals by bootstrap over the rows, paired intervals of differences, and ranks by
+what these distinguish.
 """
 
 from __future__ import annotations
@@ -145,21 +145,16 @@ def distinguishable(better: Interval) -> bool:
 
 
 def ranks(values: Sequence[float], further: Callable[[int, int], Interval]) -> tuple[int, ...]:
-    """Each value's rank from 1, the least first. Values of different ranks are distinguished by the interval of the difference.
+    """Each value's rank: one more than how many of the others are smaller, beyond the interval of the difference.
 
-    A rank begins where every value from there on is distinguishable from every one before; ``further(i, j)`` is the interval of
-    value i − value j. So values in a chain of which each is not distinguishable from the next share a rank. A value that is no
-    number comes last.
+    ``further(i, j)`` is the interval of value i − value j. Rank 1 have all than which none is distinguishably smaller. Two
+    values of different ranks are not always distinguishable from each other. Every number is smaller than what is none.
     """
-    order = sorted(range(len(values)), key=lambda i: (not math.isfinite(values[i]), values[i]))
-    found = [1] * len(values)
 
-    def apart(worse: int, better: int) -> bool:
-        if not math.isfinite(values[worse]):
-            return math.isfinite(values[better])
-        return distinguishable(further(worse, better))
+    def smaller(one: int, other: int) -> bool:
+        if not math.isfinite(values[other]):
+            return math.isfinite(values[one])
+        return values[one] < values[other] and distinguishable(further(other, one))
 
-    for at in range(1, len(order)):
-        begins = all(apart(worse, better) for worse in order[at:] for better in order[:at])
-        found[order[at]] = at + 1 if begins else found[order[at - 1]]
-    return tuple(found)
+    every = range(len(values))
+    return tuple(1 + sum(smaller(one, other) for one in every) for other in every)

@@ -5,6 +5,8 @@ From the rows of an evaluation that was measured before. Does not measure.
 
 from __future__ import annotations
 
+import math
+
 from workbench.cost.evaluation import Cost, Evaluation
 from workbench.report import figures
 from workbench.report.sections import Section
@@ -13,14 +15,16 @@ from workbench.text import NONE, amount, bracketed, nats, number, percent
 
 
 def costs(evaluation: Evaluation) -> Section:
-    """The formats by rank, each with its intervals, and their KL as bars."""
+    """The formats, the least divergence first, each with its intervals, and their KL as bars."""
     section = Section("costs", "What each format costs")
     ranks = evaluation.ranks
-    ordered = sorted((row for row in evaluation.rows if row.spec is not None), key=lambda row: (ranks[row.name], row.kl))
+    formats = (row for row in evaluation.rows if row.spec is not None)
+    ordered = sorted(formats, key=lambda row: (not math.isfinite(row.kl), row.kl))
     section.say(
         f"Measured on {escaped(evaluation.text)}: KL divergence of the next-token distributions from those of the model in 16 "
         "bits, in nats a token; the share of tokens before which another one becomes the most likely; and the loss. Intervals "
-        "are of 95 %, by bootstrap over rows. Where two ranks differ, the paired interval of the difference distinguishes them."
+        "are of 95 %, by bootstrap over rows. A format's rank is one more than how many diverge less, beyond the paired "
+        "interval of the difference."
     )
     if ordered:
         least = ordered[0]

@@ -6,6 +6,7 @@ Covers the button, what a press will cost, bars (or KL against bits) and table a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
@@ -109,7 +110,7 @@ def _table(rows: Sequence[Cost], ranks: Mapping[str, int]) -> str:
         "95 % interval",
         "relative RMSE",
     ]
-    ordered = sorted(rows, key=lambda row: (row.spec is not None, ranks.get(row.name, 0), row.kl))
+    ordered = sorted(rows, key=lambda row: (row.spec is not None, not math.isfinite(row.kl), row.kl))
     lines = [
         (
             row.name, str(ranks.get(row.name, NONE)), f"{row.bits_per_weight:.4f}", amount(row.nbytes), *_divergence(row),
