@@ -224,8 +224,7 @@ def compare_methods(
     Raises:
         ConfigError: With every fault of every method.
         RunError: Where ``config`` is no configuration, or ``folder`` holds a run of another one.
-        ModelError: As ``launch`` does.
-        DataError: As ``launch`` does.
+        ModelError, DataError: As ``launch`` does.
 
     >>> list(wb.compare_methods(wb.TrainConfig(max_steps=10)).configs)
     ['full', 'lora', 'qlora']
