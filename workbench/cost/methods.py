@@ -1,8 +1,8 @@
 """Full fine-tuning, LoRA and QLoRA side by side: the same model, data, order of rows and seed, trained with each in turn.
 
 Covers the runs, one after another in processes of their own, going on where an earlier comparison was left, and the table of
-what each came to. One seed is one draw: differences between methods that are no larger than those between seeds say nothing,
-and a learning rate that suits adapters is often too high for every weight (``each``).
+what each came to. One seed is one draw: differences no larger than those between seeds say nothing, and a learning rate that
+suits adapters is often too high for every weight (``each``).
 """
 
 from __future__ import annotations
@@ -224,7 +224,8 @@ def compare_methods(
     Raises:
         ConfigError: With every fault of every method.
         RunError: Where ``config`` is no configuration, or ``folder`` holds a run of another one.
-        ModelError, DataError: As ``launch`` does.
+        ModelError: As ``launch`` does.
+        DataError: As ``launch`` does.
 
     >>> list(wb.compare_methods(wb.TrainConfig(max_steps=10)).configs)
     ['full', 'lora', 'qlora']
