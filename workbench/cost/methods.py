@@ -232,8 +232,7 @@ def compare_methods(
     """
     configs = _configs(as_config(config, "compare_methods"), methods, each or {})
     data.check(config)
-    source = open_model(config.model, config.model_revision)
-    model_files.check(source)
+    model_files.check(source := open_model(config.model, config.model_revision))
     root = default_dir(config, source.path, "-methods") if folder is None else path_of(folder, "folder")
     return MethodComparison(root, configs, progress, cancelled)
 
