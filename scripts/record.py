@@ -1,7 +1,7 @@
 """Records the run that comes with the workbench: ``python -m scripts.record`` (a minute or two).
 
-Covers launching it here, and keeping of it what ``workbench.training.recorded`` shows: its configuration, status and events,
-with a note of the device and the date. Machine names, paths, process ids and the log stay out; times begin at 0.
+Covers launching it here, and keeping of it what ``workbench.training.recorded`` shows: its configuration, status, events and
+adapter, with a note of the device and the date. Machine names, paths, process ids and the log stay out; times begin at 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import workbench as wb
-from workbench.training.folder import write_json
+from workbench.training.beginnings import CONFIG as CONFIGURATION
+from workbench.training.beginnings import WEIGHTS
+from workbench.training.folder import RunFolder, write_json
 from workbench.training.recorded import FOLDER, NOTE
 
 CONFIG = wb.TrainConfig(
@@ -40,6 +42,12 @@ def keep(run: wb.Run, target: Path) -> None:
     write_json(target / "config.json", run.config.to_dict())
     status: dict[str, Any] = json.loads((run.dir / "status.json").read_text("utf-8"))
     write_json(target / "status.json", status | dict.fromkeys(_OF_THE_MACHINE))
+    adapter = RunFolder(run.dir).adapter
+    kept_adapter = RunFolder(target).adapter
+    kept_adapter.mkdir()
+    shutil.copyfile(adapter / WEIGHTS, kept_adapter / WEIGHTS)
+    described = json.loads((adapter / CONFIGURATION).read_text("utf-8"))
+    write_json(kept_adapter / CONFIGURATION, described | {"base_model_name_or_path": run.config.model})
     day = time.strftime("%d %B %Y", time.gmtime(status["began"])).lstrip("0")
     write_json(target / NOTE, {"note": f"recorded on a {'CPU' if device == 'cpu' else device}, {day}"})
 

@@ -1,6 +1,6 @@
-"""A run that comes with the workbench, recorded once: what a run looks like, for replay on any machine.
+"""A run that comes with the workbench, recorded once: what a run looks like, for replay on any machine, and what it learnt.
 
-Its folder is like any other run's without weights, checkpoints and log: events, configuration, status. ``python -m
+Its folder is like any other run's without checkpoints and log: events, configuration, status, adapter. ``python -m
 scripts.record`` makes it.
 """
 
@@ -18,6 +18,8 @@ NOTE = "recorded.json"
 
 def recorded_run() -> Run:
     """The run that comes with the workbench, finished, with all its events; it can be looked at and replayed, not resumed.
+
+    Its adapter can be asked (``wb.try_out``), exported, and begun from (``TrainConfig(init_adapter=…)``).
 
     Returns:
         The run, in the folder of the installation; it cannot be resumed or written to.
