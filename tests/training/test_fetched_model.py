@@ -91,7 +91,7 @@ def test_a_run_fetches_what_training_needs_and_trains(
     assert not RunFolder(run.dir).to_fetch.exists()
     assert run.adapter_dir is not None
     card = (run.adapter_dir / "README.md").read_text("utf-8")
-    assert f'revision="{COMMIT}"' in card
+    assert f'REVISION = "{COMMIT}"' in card
     assert 'license: "mit"' in card
 
     # The next run finds it here, and asks for nothing.
@@ -316,7 +316,8 @@ def test_a_card_names_the_commit_that_is_known_where_the_model_is_gone(hub: HubS
     config = wb.TrainConfig("org/gone", model_revision="main")
     known = card(config, [], "adapter", begun_with=fingerprints.Fingerprints({}, COMMIT))
     assert f"| revision | `{COMMIT}` |" in known
-    assert f'"org/gone", revision="{COMMIT}"' in known.replace("\n    ", "")
+    assert f'MODEL = "org/gone"\nREVISION = "{COMMIT}"\n' in known
+    assert "from_pretrained(MODEL, revision=REVISION" in known
     assert "| revision | `main` |" in card(config, [], "adapter")
     assert "revision" not in card(wb.TrainConfig("builtin"), [], "adapter").partition("## Data")[0]
 

@@ -96,7 +96,9 @@ def test_a_list_with_a_run_that_is_removed_leaves_it_out(
     assert line["key"] == "recorded", "the one that comes with the workbench"
     panel.earlier.table.press("open", "recorded")
     assert "finished" in panel.view.cockpit.summary
-    assert not shown(panel.result.widget), "it left no adapter"
+    assert shown(panel.result.widget), "its adapter comes along"
+    beside = panel.result._export.folder.value
+    assert not beside.startswith(str(wb.recorded_run().dir)), "nothing is written into the installation"
 
 
 def test_resume_goes_on_from_a_mirror_in_the_folder_of_runs(

@@ -7,6 +7,7 @@ both in this process, into which they load PyTorch and peft. What the adapter lo
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from pathlib import Path
 
 import ipywidgets
 
@@ -22,6 +23,7 @@ from widgets.figures import merge
 from widgets.panels.train.on_bases import OnBases
 from workbench.errors import RunError
 from workbench.text import amount, percent
+from workbench.training.recorded import note_of
 from workbench.training.results import gguf_adapter, gguf_model
 from workbench.training.results.export import Exported, export
 from workbench.training.results.merging import MergeErrors, merge_errors
@@ -122,7 +124,9 @@ class RunExport:
         self.base.layout.display = "none" if form == "gguf-adapter" else ""
         self.base_gguf.layout.display = "" if form == "gguf" else "none"
         self.show.layout.display = "" if form == "transformers" else "none"
-        self.folder.value = f"{self._run.dir}-{_ENDINGS[form]}"
+        # Nothing is written beside the run that comes with the workbench, which lies in its installation.
+        beside = Path("runs", self._run.dir.name) if note_of(self._run) else self._run.dir
+        self.folder.value = f"{beside}-{_ENDINGS[form]}"
         self._ready()
 
     def _ready(self) -> None:
