@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from workbench.locks import take_lock
+from workbench.atomic import take_lock
 
 
 def test_a_file_that_another_holds_is_not_taken(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
-"""Writing a file, or a new folder, so that a reader sees the old one or the new one, never half of it."""
+"""Files that several processes see: a reader sees the old one or the new one, never half of it; and one may hold a file."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from workbench.errors import WorkbenchError
+
+_NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
 
 
 @contextlib.contextmanager
@@ -68,3 +73,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def take_lock(file: IO[Any], wait: bool = False) -> None:
+    """Hold an open file until it is closed, here and in what inherits it.
+
+    Raises BlockingIOError where another process does, unless that is to be waited for. On a file system that has no locks, as
+    Google Drive mounted on Colab, nothing is held, and that is not reported.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise

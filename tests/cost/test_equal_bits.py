@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import workbench as wb
-from tests.helpers.cost_in_process import measuring
-from tests.helpers.tiny_model import write_tiny_model
 from workbench.cost.evaluation import CHOSEN, EQUAL_BITS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    with measuring():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("cost"))
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 def test_at_equal_bits_each_format_has_the_configuration_that_a_duel_chooses(model: Path) -> None:

@@ -20,12 +20,13 @@ import pytest
 
 import workbench as wb
 from tests.helpers import tiny
-from tests.helpers.cost_in_process import measuring
-from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from tests.helpers.tiny_model import tiny_tokenizer
 from workbench.cost import divergence
 from workbench.cost.assignments import Assignment
 from workbench.cost.jobs import BATCH
 from workbench.quant.formats import _formats
+
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 ROWS = 12
 NF4, NF4_DQ = wb.QuantSpec("nf4"), wb.QuantSpec("nf4", double_quant=True)
@@ -33,20 +34,9 @@ FP4, FP4_DQ = wb.QuantSpec("fp4"), wb.QuantSpec("fp4", double_quant=True)
 SPECS = (NF4, NF4_DQ, FP4, FP4_DQ, wb.QuantSpec("int4-asym"), wb.QuantSpec("nvfp4"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    with measuring():
-        yield
-
-
 @pytest.fixture(scope="module")
 def evaluated() -> wb.Evaluation:
     return wb.evaluate("builtin", SPECS, max_rows=ROWS, output_error=True).run()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("cost"))
 
 
 def reference_losses(folder: Path, spec: wb.QuantSpec | None, config: wb.TrainConfig) -> tuple[float, float]:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import workbench as wb
 from tests.helpers import tiny
-from tests.helpers.cost_in_process import measuring
-from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
+from tests.helpers.tiny_model import tiny_tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    with measuring():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("cost"))
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 def test_what_is_missing_is_told_before_anything_is_begun(model: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 import workbench as wb
 from tests.helpers import tiny
-from tests.helpers.cost_in_process import measuring
 from tests.helpers.tiny_model import tiny_tokenizer, write_tiny_model
 from workbench.cost.assignments import Assignment
 from workbench.cost.mixing import CHOSEN_ON, REPORTED_ON
@@ -22,13 +20,9 @@ from workbench.cost.skip_names import names_for
 from workbench.memory.footprint import leaves_out
 from workbench.memory.forecast import fit
 
+pytestmark = pytest.mark.usefixtures("measured_here")
+
 ROWS: dict[str, Any] = {"max_rows": 4, "max_length": 48}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    with measuring():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def test_of_many_rows_it_is_drawn_in_parts() -> None:
 
 def test_a_difference_that_is_the_same_in_every_row_is_certain() -> None:
     base = np.random.default_rng(2).normal(100, 10, 20)
-    assert difference_interval(base + 5, base, [10] * 20) == pytest.approx((0.5, 0.5))
+    assert difference_interval(tuple(base + 5), tuple(base), (10,) * 20) == pytest.approx((0.5, 0.5))
 
 
 def test_without_a_second_row_or_a_number_there_is_no_interval() -> None:

@@ -26,11 +26,6 @@ UP, K = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.k_proj"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("cost"))
-
-
-@pytest.fixture(scope="module")
 def sens(model: Path) -> wb.Sensitivity:
     with measuring():
         return wb.sensitivity(model, **USUAL).run()

@@ -35,7 +35,7 @@ def test_run(facts: Facts) -> None:
         events = going.events()
         truth = wb.paging_truth(config, events)
     facts |= {reading.what: reading.bytes for reading in truth.readings}
-    facts["told"] = truth.told
+    facts["told"] = truth.summary
     facts["attempts"] = max(e.get("attempt", 1) for e in events)
     assert facts["paused as"] == "paused", "It was not paused and resumed."
     assert facts["attempts"] == 2, "It was not paused and resumed."
@@ -69,7 +69,7 @@ def test_pressure(facts: Facts) -> None:
         status = going.wait(600)
         truth = wb.paging_truth(config, going.events())
     held.clear()
-    facts |= {"eligible to page": truth["eligible to page"], "told": truth.told}
+    facts |= {"eligible to page": truth["eligible to page"], "told": truth.summary}
     assert status.state == "finished", f"{status.state}: {status.message}"
     simulated = wb.simulate_paging(source, config, room.enough - taken).per_step[-1].tolist()
     squeezed = [step for step in truth.steps if step.n > 20]

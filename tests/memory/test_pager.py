@@ -98,14 +98,14 @@ def test_from_enough_on_nothing_moves_and_below_it_something_does(model: Shapes)
     fits = wb.simulate_paging(model, PAGES, enough)
     assert fits.per_step.tolist() == [[0, 0]] * 3
     assert fits.bus_seconds == 0
-    assert "nothing is evicted" in fits.told
+    assert "nothing is evicted" in fits.summary
     short = wb.simulate_paging(model, PAGES, enough - PAGE)
     # The state is used once a step, in a circle: one page too few, and under this rule all of it leaves and comes back.
     state = int(short.resident[-1, CATEGORIES.index("optimizer state, paged")]) + int(short.host[-1])
     assert short.per_step[1:].tolist() == [[state, state]] * 2
     assert short.evictions[-1] == state // PAGE
     assert short.bus_seconds == pytest.approx(2 * state / PCIE["PCIe 3.0 x16"])
-    assert "each step evicts" in short.told
+    assert "each step evicts" in short.summary
 
 
 def test_memory_that_breathes_pages_only_what_the_peak_takes(model: Shapes) -> None:
@@ -140,7 +140,7 @@ def test_least_is_where_memory_runs_out(model: Shapes) -> None:
     assert wb.simulate_paging(model, PAGES, least).out_of_memory == ""
     out = wb.simulate_paging(model, PAGES, least - 2 * PAGE)
     assert out.out_of_memory.partition(",")[0] in ("backward", "forward")
-    assert "out of memory at" in out.told
+    assert "out of memory at" in out.summary
     assert out.budget < out.needed <= least
     assert len(wb.simulate_paging(model, PAGES, out.needed).step) > len(out.step), "with that much it goes on"
     assert wb.simulate_paging(model, PAGES, least).needed == 0

@@ -74,7 +74,7 @@ def test_a_run_that_pages_is_told_step_by_step() -> None:
         (1, 4 * MB, MB, 0, 0), (2, 4 * MB, 3 * MB, 4 * MB, 3 * MB),
     ]  # fmt: skip
     assert truth.reasons == ()
-    assert "5.00 MiB were evicted" in truth.told
+    assert "5.00 MiB were evicted" in truth.summary
     sources = {r.what: r.source for r in truth.readings}
     assert "computed" in sources["eligible to page"]
     assert "allocated" in sources["allocated as managed"]
@@ -134,14 +134,14 @@ def test_the_reasons(fields: dict[str, Any], sizes: list[int], cuda: bool, names
     config = wb.TrainConfig(**fields)
     truth = paging_truth(config, [hello(config, sizes, cuda), step(1, 10)])
     assert [r.name for r in truth.reasons] == names
-    assert told in truth.told
+    assert told in truth.summary
 
 
 def test_room_enough_is_told_with_what_was_free() -> None:
     events = [hello(PAGES, [LARGE]), sample(4 * MB, 3_000 * MB), sample(4 * MB, 5_000 * MB), request(5, 10), step(1, 10)]
     truth = paging_truth(PAGES, events)
     assert [r.name for r in truth.reasons] == ["no pressure"]
-    assert "at least 11.12 GiB of the GPU were free" in truth.told
+    assert "at least 11.12 GiB of the GPU were free" in truth.summary
     assert truth["evicted"] == 0  # seen, and none
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_seen_is_unknown_and_not_zero() -> None:
     assert truth["evicted"] is None
     assert (truth.steps[0].requested, truth.steps[0].h2d, truth.steps[0].evicted) == (10, None, None)
     assert [r.name for r in truth.reasons] == ["unseen"]
-    assert "INSUFFICIENT_PRIVILEGES" in truth.told
+    assert "INSUFFICIENT_PRIVILEGES" in truth.summary
 
 
 def test_before_a_run_the_shapes_tell() -> None:

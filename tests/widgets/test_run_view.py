@@ -236,7 +236,7 @@ def test_a_simulated_step_says_so_and_keeps_within_what_is_left_of_its_budget() 
     simulation = wb.simulate_paging(source, config, enough - 20 * MIB, managed="everything")
     figure, said = simulation_figure(simulation)
     assert figure["layout"]["title"]["text"].startswith("Simulated")
-    assert said == simulation.told
+    assert said == simulation.summary
     [line] = figure["layout"]["shapes"]
     held = np.sum([trace["y"] for trace in figure["data"] if "stackgroup" in trace], axis=0)
     assert 0 < held.max() <= line["y1"] * 1.0001

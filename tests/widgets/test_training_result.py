@@ -78,6 +78,7 @@ def test_a_finished_run_is_extended_from_its_result(run: wb.Run, monkeypatch: py
     monkeypatch.setattr(wb.Run, "extend", lambda self, steps: asked.append(steps) or self)
     folder.write_status(RunStatus("finished"))
     panel = TrainingCell(run=run.dir, executor=Immediate())
+    panel.result.more.click()
     assert shown(panel.result._more_steps)
     panel.result.steps.value = 7
     panel.result.extend.click()
@@ -85,5 +86,6 @@ def test_a_finished_run_is_extended_from_its_result(run: wb.Run, monkeypatch: py
     folder.write_status(RunStatus("stopped"))
     panel.close()
     panel = TrainingCell(run=run.dir, executor=Immediate())
-    assert not shown(panel.result._more_steps), "it is resumed"
+    assert not shown(panel.result.more), "it is resumed"
+    assert not shown(panel.result._more_steps)
     panel.close()

@@ -97,6 +97,7 @@ def test_a_list_with_a_run_that_is_removed_leaves_it_out(
     panel.earlier.table.press("open", "recorded")
     assert "finished" in panel.view.cockpit.summary
     assert shown(panel.result.widget), "its adapter comes along"
+    assert not shown(panel.result.more), "no checkpoint does"
     beside = panel.result._export.folder.value
     assert not beside.startswith(str(wb.recorded_run().dir)), "nothing is written into the installation"
 

@@ -31,7 +31,7 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     runs out, a cross above the budget is what the moment that did not fit had to hold.
 
     Returns:
-        The figure, and ``PagerSimulation.told``.
+        The figure, and ``PagerSimulation.summary``.
 
     >>> import widgets
     >>> simulation = wb.simulate_paging(wb.open_model("builtin"), wb.TrainConfig(), 2**30)
@@ -80,7 +80,7 @@ def simulation_figure(simulation: PagerSimulation) -> Described:
     layout["yaxis2"] = {"title": {"text": f"{unit} moved", "standoff": 8}, "domain": [0, 0.3], "rangemode": "tozero"}
     layout["xaxis"] |= {"anchor": "y2", **_phase_ticks(simulation, last)}
     layout["shapes"] = [level(budget, f"left of the budget: {memory_size(room)}", VERMILION)]
-    return {"data": traces, "layout": layout}, simulation.told
+    return {"data": traces, "layout": layout}, simulation.summary
 
 
 def _phase_ticks(simulation: PagerSimulation, last: Any) -> Figure:

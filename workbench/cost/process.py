@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.atomic import take_lock
 from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
-from workbench.locks import take_lock
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
 from workbench.training.events import Event, EventWriter

@@ -74,11 +74,11 @@ class RowCosts:
 
     def above(self, base: RowCosts) -> tuple[float, Interval]:
         """How much higher the loss is than another model's on the same rows, and the paired interval of that."""
-        return self.loss - base.loss, _difference_interval(self.losses, base.losses, self.tokens)
+        return self.loss - base.loss, difference_interval(self.losses, base.losses, self.tokens)
 
     def further(self, other: RowCosts) -> Interval:
         """The paired interval of how much larger the KL divergence is than another model's on the same rows."""
-        return _difference_interval(self.kls, other.kls, self.tokens)
+        return difference_interval(self.kls, other.kls, self.tokens)
 
     def of(self, rows: slice) -> RowCosts:
         """The same of some of the rows."""
@@ -109,15 +109,13 @@ def interval(sums: Sequence[float], tokens: Sequence[int]) -> Interval:
     return float(low), float(high)
 
 
-def difference_interval(sums: Sequence[float], base: Sequence[float], tokens: Sequence[int]) -> Interval:
+@lru_cache(maxsize=1 << 10)  # ranks are taken anew with every row that comes
+def difference_interval(sums: tuple[float, ...], base: tuple[float, ...], tokens: tuple[int, ...]) -> Interval:
     """The interval of the difference between two means on the same rows, drawn together.
 
     It is far narrower than either's own: what makes a row hard is in both.
     """
     return interval([a - b for a, b in zip(sums, base, strict=True)], tokens)
-
-
-_difference_interval = lru_cache(maxsize=1 << 10)(difference_interval)  # ranks are taken anew with every row that comes
 
 
 def _drawn(rows: int) -> Iterator[NDArray[np.float64]]:

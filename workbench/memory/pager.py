@@ -120,7 +120,7 @@ class PagerSimulation(Shown):
         return float(steps[-1].sum() / self.bandwidth) if len(steps) else 0.0
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The outcome in a sentence."""
         with_budget = f"Simulated, with {memory_size(self.budget)}: "
         if self.out_of_memory:
@@ -148,7 +148,7 @@ class PagerSimulation(Shown):
             {"step": f"{i}", "to the GPU": memory_size(h2d), "to the host": memory_size(d2h), "pages evicted": f"{evicted:,}"}
             for i, ((h2d, d2h), evicted) in enumerate(zip(self.per_step.tolist(), self.evictions.tolist(), strict=True), 1)
         ]
-        return View(f"Simulated paging of {self.model}", facts, lines, self.told)
+        return View(f"Simulated paging of {self.model}", facts, lines, self.summary)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a moment: step, phase, name, the categories' bytes on the device, host, h2d, d2h, bus_seconds."""
@@ -183,7 +183,7 @@ def simulate_paging(
         ConfigError: For a budget, page size or bandwidth that is no positive number, an unknown GPU or name, another
             ``managed``, and where ``cfg`` has no field of a configuration.
 
-    >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").told
+    >>> wb.simulate_paging("builtin", wb.TrainConfig(page_min_numel=1), "T4").summary
     'Simulated, with 14.56 GiB: nothing is evicted; 227.49 MiB would do for that.'
     """
     src = open_model(src)

@@ -66,7 +66,7 @@ def under_pressure(src: Source | str | os.PathLike[str], cfg: Any) -> Pressure |
         ModelError: As ``open_model`` does, and for packed weights that cannot be read.
 
     >>> pressure = wb.under_pressure("builtin", wb.TrainConfig())
-    >>> pressure.every_state, pressure.simulation.told[:10]
+    >>> pressure.every_state, pressure.simulation.summary[:10]
     (True, 'Simulated,')
     """
     src = open_model(src)

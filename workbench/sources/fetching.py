@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from workbench.atomic import take_lock
 from workbench.errors import ModelError, WholeFileOnly
-from workbench.locks import take_lock
 from workbench.progress import Cancelled, Progress
 from workbench.sources.base import Watch
 from workbench.sources.crew import PIECE, crew, reading_ahead

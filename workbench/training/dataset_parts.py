@@ -1,4 +1,4 @@
-"""Whether the files of a split are of one configuration, as far as their folders and a dataset's card on the Hub tell.
+"""Whether the files of a split are of one configuration, as far as their folders and a dataset's card on the Hub show.
 
 Two configurations are never mixed in silence: their rows may be the same in other words. The card is asked for nothing else.
 """
@@ -19,7 +19,7 @@ def check_one(
     """Raises ``DataError`` where the files of a split, inside ``config``, are those of several configurations.
 
     Folders beside each other are configurations where each has the split by name: ``main/train.jsonl`` and
-    ``socratic/train.jsonl``, but not ``train-1/`` and ``train-2/``. ``named(parts)`` tells whether a part of a path names the
+    ``socratic/train.jsonl``, but not ``train-1/`` and ``train-2/``. ``named(parts)`` says whether a part of a path names the
     split. ``card`` is what a card says under ``configs``.
     """
     inside = [path.parts for path in files]

@@ -100,8 +100,8 @@ class MethodsPart:
         self.curves.show(curves, said)
         self.memory.show(memory, held)
         self.table.value = methods.methods_table(results)
-        told = " ".join(filter(None, (said, held, found.not_measured)))
-        set_note(self.summary, f"Measured on this machine. {told} The runs lie in {found.folder}.")
+        sentences = ("Measured on this machine.", said, held, found.not_measured, f"The runs lie in {found.folder}.")
+        set_note(self.summary, " ".join(filter(None, sentences)))
         for result in results:
             if result.method == "qlora" and result.state == "finished":
                 self._trained(str(result.run_dir))

@@ -37,7 +37,7 @@ _FORMATS = {
 _DTYPES = {
     "transformers": ("bfloat16", "float16"), "gguf": tuple(gguf_model.KINDS), "gguf-adapter": tuple(gguf_adapter.KINDS),
 }  # fmt: skip
-"""The first is what ``wb.export`` takes unless told."""
+"""The first is what ``wb.export`` takes by default."""
 _ENDINGS = {"transformers": "merged", "gguf": "gguf", "gguf-adapter": "gguf-adapter"}
 _BASES = {"dequantized": "the 4-bit base, dequantized: what was trained", "original": "the original 16-bit base"}
 

@@ -98,7 +98,7 @@ def _facts(known: Known) -> dict[str, Any]:
         "left": None if ended or total is None else history.seconds_left(total),
         "device": history.device, "layers": words.layers(on_gpu), "forecast": history.forecast,
         "capacity": history.device_total if on_gpu else host, "libraries": None if on_gpu else history.libraries,
-        "measures": bool(capabilities.get("cupti", {}).get("works")), "why": known.truth.told if decided else "",
+        "measures": bool(capabilities.get("cupti", {}).get("works")), "why": known.truth.summary if decided else "",
         "summary": words.summary(known.run, status, history), "fetch": words.fetching(status, history),
         "doing": "" if ended else words.doing(history),
     }  # fmt: skip

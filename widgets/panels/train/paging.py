@@ -90,7 +90,7 @@ class RunPaging:
         if truth == self._truth:
             return
         before, self._truth = self._truth, truth
-        set_note(self._summary, truth.told)
+        set_note(self._summary, truth.summary)
         self._table.value = pager.truth_table(truth)
         if truth.gpu is not None and (before is None or before.gpu is None):
             self._simulate(truth.gpu)  # what was measured was measured there

@@ -20,7 +20,7 @@ from widgets.panels.train.export import RunExport
 from widgets.panels.train.on_bases import said
 from widgets.panels.train.words import from_here, loading_code
 from workbench.text import amount, counted, memory_size
-from workbench.training.folder import ENDED, RunStatus
+from workbench.training.folder import ENDED, RunFolder, RunStatus
 from workbench.training.results.outcome import Outcome, outcome
 from workbench.training.runs import Run
 from workbench.training.watch.mirror import is_mirror
@@ -57,12 +57,12 @@ class RunResult:
         )
         self.train_on.on_click(lambda _: train_on())
         self.steps = ipywidgets.BoundedIntText(description="Steps more", value=100, min=1, max=10**9)
-        self.extend = ipywidgets.Button(
-            description="Extend", tooltip="Go on with this run, from its last step, by so many steps"
-        )
+        self.extend = ipywidgets.Button(description="Extend", tooltip="Go on by so many steps")
         self.extend.on_click(lambda _: extend(self.steps.value))
         self._more_steps = row(self.steps, self.extend)
-        buttons = row(self.export, self.train_on, self.loading)
+        self.more = ipywidgets.Button(description="Extend…", tooltip="Go on with this run, from its last step")
+        self.more.on_click(lambda _: self._ask_steps())
+        buttons = row(self.export, self.train_on, self.more, self.loading)
         card = column(self.loss, self.folder, self.facts, buttons, self._more_steps)
         self.widget = ipywidgets.Box([card, beside])
         self.widget.add_class("wb-result")
@@ -95,6 +95,10 @@ class RunResult:
         if run is self._run and self._read is not None:
             self._work.submit("Reading the run", "", lambda progress, cancelled: _known(run))
 
+    def _ask_steps(self) -> None:
+        """Show how many steps more, or hide it again."""
+        self._more_steps.layout.display = "" if self._more_steps.layout.display == "none" else "none"
+
     def close(self) -> None:
         """End the thread."""
         self._work.close()
@@ -109,8 +113,9 @@ class RunResult:
         self.loading.text = loading_code(run, folder)
         for button in (self.export, self.train_on):
             button.layout.display = "" if run.adapter_dir is not None else "none"
-        extends = run.status.state == "finished" and not is_mirror(run.dir)
-        self._more_steps.layout.display = "" if extends else "none"
+        extends = run.status.state == "finished" and not is_mirror(run.dir) and RunFolder(run.dir).complete_checkpoints()
+        self.more.layout.display = "" if extends else "none"
+        self._more_steps.layout.display = "none"
         self.widget.layout.display = ""
 
 

@@ -45,8 +45,8 @@ _ELSEWHERE = (
     "model", "model_revision", "dataset", "eval_dataset", "row_shape", "text_column", "prompt_column", "completion_column",
     "messages_column", "thoughts", "max_train_rows", "init_adapter", "nproc_per_node",
 )  # fmt: skip
-"""Fields that the card tells in words of its own."""
-_NOT_TOLD = (
+"""Fields that the card states in words of its own."""
+_NOT_STATED = (
     "mirror_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "report_to", "save_steps", "save_total_limit",
     "sample_prompts", "sample_max_new_tokens",
 )  # fmt: skip
@@ -189,11 +189,11 @@ def _fields(config: TrainConfig, names: Iterable[str]) -> dict[str, Any]:
 
 def _others(config: TrainConfig) -> dict[str, Any]:
     """Every other field that means something for the method and is not as by default."""
-    told = {*_OF_DATA, *_OF_BASE, *_OF_LORA, *_OF_TRAINING, *_ELSEWHERE, *_NOT_TOLD}
+    stated = {*_OF_DATA, *_OF_BASE, *_OF_LORA, *_OF_TRAINING, *_ELSEWHERE, *_NOT_STATED}
     return {
         name: value
         for name, declared in settings_of(config).items()
-        if name not in told and config.method in declared.methods and (value := getattr(config, name)) != declared.default
+        if name not in stated and config.method in declared.methods and (value := getattr(config, name)) != declared.default
     }
 
 

@@ -92,7 +92,7 @@ class PagingTruth(Shown):
         return next(r.bytes for r in self.readings if r.what == what)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """All of it in a sentence or two."""
         if evicted := self["evicted"]:
             requested = memory_size(self["prefetch requested"] or 0)
@@ -104,7 +104,7 @@ class PagingTruth(Shown):
         facts = {"GPU": memory_size(self.gpu)} if self.gpu is not None else {}
         if self.smallest_rank is not None:
             facts["smallest rank that pages"] = f"{self.smallest_rank}"
-        return View(f"Paging, over {len(self.steps):,} steps", facts, self.readings, self.told)
+        return View(f"Paging, over {len(self.steps):,} steps", facts, self.readings, self.summary)
 
     def to_frame(self) -> pd.DataFrame:
         """One line a reading: what, bytes, source."""
@@ -293,7 +293,7 @@ def paging_truth(
         RunError: If ``events`` is no list of events, and where ``config`` is no configuration.
         ModelError: As ``open_model`` does.
 
-    >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).told
+    >>> wb.paging_truth(wb.TrainConfig(optim="adamw_8bit")).summary
     'The optimizer adamw_8bit pages nothing. Choose optim="paged_adamw_32bit" or "paged_adamw_8bit".'
     """
     if not is_several(events):

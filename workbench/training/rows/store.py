@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench import caches
-from workbench.locks import take_lock
+from workbench.atomic import take_lock
 from workbench.sources import cache
 from workbench.sources.base import Watch
 from workbench.training.config import TrainConfig

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.locks import take_lock
+from workbench.atomic import take_lock
 from workbench.memory.gpus import devices
 from workbench.text import amount
 from workbench.training import fingerprints
