@@ -313,9 +313,6 @@ def test_the_long_batch_ends_a_run_unless_its_optimizer_is_paged(alone: Alone) -
     assert int(shown["tokens"]) < 3072
 
 
-# ---------------------------------------------------------------- everywhere
-
-
 def answered_dial() -> Hero:
     """One that has heard all that the model's process, which there is none of here, has to say."""
     with pytest.MonkeyPatch.context() as patch:
@@ -323,6 +320,17 @@ def answered_dial() -> Hero:
         dial: Any = widgets.BitsDial("to run, v.", bits=2)
     dial._ladder.answer("to run, v.")
     return dial
+
+
+def test_the_dial_shows_no_text_of_another_prompt(alone: Alone) -> None:
+    alone.open(answered_dial())
+    assert alone.shown()["text"] == " 2"
+    assert alone.at(bits=4, prompt="to run, v.")["text"] == " 4"
+    assert alone.at(bits=4, prompt="music, n.")["text"] == "", "the kernel has not heard of it yet"
+    assert alone.page.locator(".wb-hero-said").inner_text() == "Generating …"
+
+
+# ---------------------------------------------------------------- everywhere
 
 
 def all_of_them(weights: Any) -> dict[str, Hero]:

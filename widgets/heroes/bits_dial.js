@@ -28,7 +28,8 @@ export default heroOf((hero) => {
   hero.body.append(line, element("div", { class: "wb-hero-tools" }, turn.box), element("div", { class: "wb-hero-pair" }, words, curve), note);
 
   return (wide) => {
-    const { bits, prompt } = hero.state, { texts, costs, phase, problem } = hero.data.found;
+    const { bits, prompt } = hero.state, { costs, phase, problem, ...found } = hero.data.found;
+    const texts = found.prompt === prompt ? found.texts : {}; // those of the prompt before are not shown under the new one
     const apart = wide > 640, width = wide - 26, second = apart ? width * 0.36 : width;
     words.style.width = `${apart ? width * 0.6 : width}px`;
     curve.style.width = `${second}px`;

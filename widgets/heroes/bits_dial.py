@@ -45,7 +45,7 @@ class BitsDial(Hero):
         if not isinstance(prompt, str) or not 0 < len(prompt.strip()) <= MOST:
             raise DataError("There is no such prompt.", where="BitsDial", remedy=f"Give a text of 1 to {MOST} characters.")
         self._known = threading.Condition()
-        self._found: dict[str, Any] = {"texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": ""}
+        self._found: dict[str, Any] = {"prompt": prompt, "texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": ""}
         self._deliver = delivery()
         self._ladder = Ladder(self._take)
         super().__init__(dial_data(dict(self._found)), {"bits": bits, "prompt": prompt})
@@ -94,7 +94,7 @@ class BitsDial(Hero):
 
     def _ask(self, ladder: Ladder, prompt: str) -> None:
         with self._known:
-            self._found = {**self._found, "texts": {}, "done": "", "problem": ""}
+            self._found = {**self._found, "prompt": prompt, "texts": {}, "done": "", "problem": ""}
         self._show()
         ladder.ask(prompt)
 
