@@ -65,7 +65,9 @@ def figures(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     made = {name: {"script": hero._esm, "data": hero.data, "state": hero.state} for name, hero in heroes.items()}
     for hero in heroes.values():
         hero.close()
-    said = {"prompt": PROMPT, "texts": found["texts"], "costs": found["costs"], "phase": "answering", "problem": "", "done": PROMPT}
+    said = {
+        "prompt": PROMPT, "texts": found["texts"], "costs": found["costs"], "phase": "answering", "problem": "", "done": PROMPT,
+    }  # fmt: skip
     dial = {"script": hero_script("bits_dial"), "data": dial_data(said), "state": {"bits": 4, "prompt": PROMPT}}
     return {**made, "bits": dial}
 

@@ -45,7 +45,9 @@ class BitsDial(Hero):
         if not isinstance(prompt, str) or not 0 < len(prompt.strip()) <= MOST:
             raise DataError("There is no such prompt.", where="BitsDial", remedy=f"Give a text of 1 to {MOST} characters.")
         self._known = threading.Condition()
-        self._found: dict[str, Any] = {"prompt": prompt, "texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": ""}
+        self._found: dict[str, Any] = {
+            "prompt": prompt, "texts": {}, "costs": {}, "done": "", "phase": "loading", "problem": "",
+        }  # fmt: skip
         self._deliver = delivery()
         self._ladder = Ladder(self._take)
         super().__init__(dial_data(dict(self._found)), {"bits": bits, "prompt": prompt})
