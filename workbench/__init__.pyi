@@ -29,13 +29,11 @@ from .errors import RunError as RunError
 from .errors import WorkbenchError as WorkbenchError
 from .memory.alternatives import Alternative as Alternative
 from .memory.alternatives import alternatives as alternatives
-from .memory.forecast import Change as Change
 from .memory.forecast import Fit as Fit
 from .memory.forecast import MemoryLedger as MemoryLedger
 from .memory.forecast import fit as fit
 from .memory.forecast import forecast as forecast
 from .memory.forecast import forecast_methods as forecast_methods
-from .memory.forecast import ways_to_fit as ways_to_fit
 from .memory.gpus import GPUS as GPUS
 from .memory.gpus import Gpu as Gpu
 from .memory.gpus import devices as devices
@@ -50,6 +48,8 @@ from .memory.savings import savings_of_published as savings_of_published
 from .memory.shortlist import Candidate as Candidate
 from .memory.shortlist import PublishedShapes as PublishedShapes
 from .memory.shortlist import shortlist as shortlist
+from .memory.ways import Change as Change
+from .memory.ways import ways_to_fit as ways_to_fit
 from .quant.bnb import BackendCheck as BackendCheck
 from .quant.bnb import check_backend as check_backend
 from .quant.double_quant import NestedScales as NestedScales

@@ -87,7 +87,7 @@ def test_a_run_s_events_say_that_keys_are_repeated(
     worker._mend_attention(capability)
     worker.writer.close()
     assert [event["k"] for event in read_events(folder.root) if "for every head" in event.get("text", "")] == ["log"] * mended
-    assert (sdpa_attention.use_gqa_in_sdpa is not None) is mended
+    assert (sdpa_attention.use_gqa_in_sdpa is not None) is worker.keys_repeated is mended
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import numpy as np
 from widgets.figures.layout import Figure
 from widgets.figures.palette import BLUE, CRIMSON, GREEN, GREY, OCHRE, PURPLE, QUIET, SKY, VERMILION
 from workbench.memory.alternatives import Alternative
-from workbench.memory.forecast import Change, Fit, MemoryLedger, fit
+from workbench.memory.forecast import Fit, MemoryLedger, fit
 from workbench.memory.gpus import Gpu
 from workbench.memory.ledger import ADAPTERS, BASE, GRADIENTS, GROUPS, LIVE, OPTIMIZER, PAGED, SCALES, SCRATCH, SPARE
+from workbench.memory.ways import Change
 from workbench.report.figures import stacked_memory
 from workbench.text import memory_size, memory_unit
 

@@ -18,9 +18,10 @@ from widgets.figures.tables import table
 from widgets.panels.base import View
 from widgets.session import Analysis
 from workbench.memory.footprint import base_weights
-from workbench.memory.forecast import MemoryLedger, fit, forecast, forecast_methods, ways_to_fit
+from workbench.memory.forecast import MemoryLedger, fit, forecast, forecast_methods
 from workbench.memory.gpus import Gpu, find, known
 from workbench.memory.ledger import FULL_WEIGHTS, INTEGERS, UPCAST
+from workbench.memory.ways import ways_to_fit
 from workbench.sources import TensorInfo
 from workbench.sources.kinds import kind_of
 from workbench.sources.packed import as_loaded
@@ -49,7 +50,7 @@ _WHY = (
 
 
 _HELD = {
-    False: "norms and biases in fp32, embeddings and head in 16 bits, as they were",
+    False: "norms and biases in fp32, embeddings and head as they were, in 16 bits on a GPU",
     True: "all in fp32, as prepare_model_for_kbit_training makes them",
 }
 """How ``upcast_to_fp32`` holds what is not in 4 bits."""
@@ -120,7 +121,9 @@ class MemoryView(View):
         self.bar.show(forecast_bar(chosen, gpu, rows=forecast_methods(source, config)))
         self.table.value = ledger_table(chosen.on(gpu), source.name)
         set_note(self.ways, self._cheapest(analysis, chosen, gpu))
-        self._draw_rest(tensors, chosen)
+        self._draw_rest(
+            tensors, chosen, forecast(source, dataclasses.replace(config, upcast_to_fp32=True)).total - chosen.total
+        )
 
     def _cheapest(self, analysis: Analysis, chosen: MemoryLedger, gpu: Gpu) -> str:
         """What would make it fit, where it does not."""
@@ -131,8 +134,8 @@ class MemoryView(View):
             return "No change of settings known here makes it fit."
         return f"Cheapest changes: {ways_in_words(ways)}." if ways else ""
 
-    def _draw_rest(self, tensors: list[TensorInfo], chosen: MemoryLedger) -> None:
-        """What stays out of 4 bits, the largest first, and what it takes once loaded."""
+    def _draw_rest(self, tensors: list[TensorInfo], chosen: MemoryLedger, saved: int) -> None:
+        """What stays out of 4 bits, the largest first, what it takes once loaded, and what is ``saved`` by how it is held."""
         reasons = {t.name: (t.reason, t.nbytes) for t in tensors}
         pieces = [
             piece for piece in base_weights(tensors, chosen.plan)
@@ -141,10 +144,11 @@ class MemoryView(View):
         pieces.sort(key=lambda piece: -piece.bytes)
         whole = sum(piece.bytes for piece in pieces)
         share = 100 * whole / chosen.total if chosen.total else 0.0
+        less = f", {memory_size(saved)} less in all than in fp32" if saved else ""
         set_note(
             self.stays_summary,
             f"{len(pieces)} tensors stay out of 4 bits and take {memory_size(whole)} once loaded, {share:.0f} % of the "
-            f"forecast: {_HELD[chosen.plan.upcast_to_fp32]}. In the checkpoint they take "
+            f"forecast: {_HELD[chosen.plan.upcast_to_fp32]}{less}. In the checkpoint they take "
             f"{amount(sum(reasons[piece.tensor][1] for piece in pieces))}.",
         )
         rows = [(p.tensor, amount(reasons[p.tensor][1]), memory_size(p.bytes), reasons[p.tensor][0]) for p in pieces[:_LISTED]]

@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.memory.footprint import FULL, LORA, QLORA, Plan
-from workbench.memory.forecast import Fit, costs, fit, forecast, ways_to_fit
+from workbench.memory.forecast import Fit, fit, forecast
 from workbench.memory.gpus import Gpu, find
+from workbench.memory.ways import costs, ways_to_fit
 from workbench.show import Line, Record, ShownTuple
 from workbench.sources import Source, open_model
 from workbench.text import memory_size

@@ -1,20 +1,17 @@
 """Does it fit? The forecast of a fine-tune's memory, category by category, before anything is loaded.
 
-Covers the ledger of one configuration, the same model under other methods, and the judgement against a GPU's memory with the
-changes that would make it fit. What is computed from shapes and what is estimated is stated row by row. What comes and goes
-within a step is ``memory/phases.py``'s part. Does not measure anything, and needs neither torch nor a GPU.
+Covers the ledger of one configuration, the same model under other methods, and the judgement against a GPU's memory. What is
+computed from shapes and what is estimated is stated row by row. What comes and goes within a step is ``memory/phases.py``'s
+part, what would make it fit that of ``memory/ways.py``. Does not measure anything, and needs neither torch nor a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
@@ -23,9 +20,20 @@ from workbench.memory.footprint import FULL, LORA, QLORA, Piece, Plan, base_weig
 from workbench.memory.footprint import optimizer_state as _optimizer_state
 from workbench.memory.footprint import trained as _trained
 from workbench.memory.gpus import Gpu, find
-from workbench.memory.ledger import ADAPTERS, BY_NAME, COMPUTED, CONTEXT, ESTIMATED, GRADIENTS, GROUPS, MANAGED, SPARE
+from workbench.memory.ledger import (
+    ADAPTERS,
+    BY_NAME,
+    COMPUTED,
+    CONTEXT,
+    ESTIMATED,
+    FULL_WEIGHTS,
+    GRADIENTS,
+    GROUPS,
+    MANAGED,
+    SPARE,
+)
 from workbench.memory.phases import PHASES, LedgerRow, row, transient
-from workbench.show import Line, Record, Shown, ShownList, ShownTuple, View, bar
+from workbench.show import Line, Shown, ShownList, View, bar
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.packed import as_loaded
 from workbench.text import memory_size, percent
@@ -44,6 +52,8 @@ class MemoryLedger(Shown):
     rows: tuple[LedgerRow, ...]
     pieces: tuple[Piece, ...]
     """The computed rows' bytes tensor by tensor."""
+    otherwise: tuple[LedgerRow, ...] = ()
+    """The rows that differ where ``plan.keys_repeated`` is the other way round, as they are then."""
 
     @property
     def phase(self) -> str:
@@ -81,13 +91,25 @@ class MemoryLedger(Shown):
         return sum(row.bytes for row in self.rows if row.category == category)
 
     def on(self, gpu: Gpu) -> MemoryLedger:
-        """The same on a GPU, whose context and allocator take what is known of them."""
+        """The same on a GPU, whose attention, context and allocator take what is known of them."""
+        if gpu.repeats_keys not in (None, self.plan.keys_repeated):
+            return self._turned().on(gpu)
         known: dict[str, dict[str, Any]] = {CONTEXT: {"bytes": gpu.context, "note": gpu.how}}
         if gpu.slack is not None:
             allocated = self.needed - self[CONTEXT]
             known[SPARE] = {"bytes": int(gpu.slack * allocated), "note": f"{percent(gpu.slack, 0)} of the peak, {gpu.how}"}
         return dataclasses.replace(
             self, rows=tuple(dataclasses.replace(row, **known.get(row.category, {})) for row in self.rows)
+        )
+
+    def _turned(self) -> MemoryLedger:
+        """With ``plan.keys_repeated`` the other way round."""
+        others = {row.category: row for row in self.otherwise}
+        return dataclasses.replace(
+            self,
+            rows=tuple(others.get(row.category, row) for row in self.rows),
+            plan=dataclasses.replace(self.plan, keys_repeated=not self.plan.keys_repeated),
+            otherwise=tuple(row for row in self.rows if row.category in others),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -144,8 +166,8 @@ def forecast(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda
     ('CUDA context', 'layer')
     """
     source = open_model(src)
-    tensors, plan = _planned(source, cfg, device)
-    return _ledger(tensors, source.config, source.name, plan)
+    tensors, plan = planned(source, cfg, device)
+    return ledger_of(tensors, source.config, source.name, plan)
 
 
 def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str = "cuda") -> list[MemoryLedger]:
@@ -167,7 +189,7 @@ def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str
     ['LoRA on a 16-bit base', 'QLoRA, NF4']
     """
     src = open_model(src)
-    tensors, plan = _planned(src, cfg, device)
+    tensors, plan = planned(src, cfg, device)
     base = dataclasses.replace(plan, optim="adamw_32bit", double_quant=False)
     four_bit = dataclasses.replace(base, method=QLORA)
     double = dataclasses.replace(four_bit, double_quant=True)
@@ -178,11 +200,11 @@ def forecast_methods(src: Source | str | os.PathLike[str], cfg: Any, device: str
         "+ double quantization": double,
         "+ paged 8-bit optimizer": dataclasses.replace(double, optim="paged_adamw_8bit"),
     }
-    ledgers = [_ledger(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
+    ledgers = [ledger_of(tensors, src.config, src.name, plan, title) for title, plan in plans.items()]
     return ShownList(ledgers, f"Memory of fine-tuning {src.name}, forecast")
 
 
-def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
+def planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan]:
     """The tensors as a load has them, and the plan: a checkpoint that is packed in 4 bits decides how they are held."""
     tensors, spec = as_loaded(src)
     plan = Plan.of(cfg, device)
@@ -191,11 +213,15 @@ def _planned(src: Source, cfg: Any, device: str) -> tuple[list[TensorInfo], Plan
     return taken(tensors, src.config), plan
 
 
-def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
+def ledger_of(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, plan: Plan, title: str = "") -> MemoryLedger:
+    """The ledger of a plan on these tensors, as ``planned`` gave them; ``config`` is the model's config.json."""
     weights = base_weights(tensors, plan)
     parameters = _trained(tensors, plan, config)
     state = _optimizer_state(parameters, plan)
     rows = _rows(weights)
+    if plan.method == QLORA and plan.compute_bytes == 2 and not plan.upcast_to_fp32:
+        stay = "all that is not in 4 bits: upcast_to_fp32, peft's way, would take twice that"
+        rows = [dataclasses.replace(row, note=stay) if row.category == FULL_WEIGHTS else row for row in rows]
     known, note = COMPUTED, f"{sum(parameters.values()):,} parameters in fp32"
     if (between := trained_between(tensors, plan, config)) is not None:
         known = ESTIMATED
@@ -207,9 +233,13 @@ def _ledger(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, pl
         rows.append(LedgerRow(ADAPTERS, 4 * sum(parameters.values()), known, note))
         note = "of the adapters, fp32"
     rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
-    rows += transient(tensors, config, plan, parameters, LedgerRow(GRADIENTS, size * sum(parameters.values()), known, note))
+    gradients = LedgerRow(GRADIENTS, size * sum(parameters.values()), known, note)
+    rows += transient(tensors, config, plan, parameters, gradients)
+    turned = dataclasses.replace(plan, keys_repeated=not plan.keys_repeated)
+    otherwise = tuple(row for row in transient(tensors, config, turned, parameters, gradients) if row not in rows)
     adapters = [Piece(ADAPTERS, name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
-    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), (*weights, *adapters, *state))
+    pieces = (*weights, *adapters, *state)
+    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), pieces, otherwise)
 
 
 def _rows(pieces: Iterable[Piece]) -> list[LedgerRow]:
@@ -280,121 +310,3 @@ def fit(ledger: MemoryLedger, gpu: Gpu | str) -> Fit:
     else:
         verdict = "pages" if headroom + ledger.managed >= 0 else "does not fit"
     return Fit(gpu, verdict, headroom, ledger)
-
-
-@dataclass(frozen=True, repr=False)
-class Change(Record):
-    """Fields of the configuration to change, and what that saves after the changes before it."""
-
-    fields: Mapping[str, Any]
-    saved: int
-
-    def _line_(self) -> Line:
-        change = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
-        return {"change": change, "saves": memory_size(self.saved), "costs": costs(self.fields)}
-
-
-_COSTS = {
-    "double_quant": "scales in 8 bits",
-    "optim": "moments in 8 bits",
-    "gradient_checkpointing": "time: each layer is computed twice",
-    "method": "another base, or other weights that are trained",
-    "per_device_train_batch_size": "smaller batches, which more of them a step make up for",
-    "max_length": "rows are cut shorter",
-    "norms_in_16_bits": "rounding: losses moved by 0.002 on average on a CPU; not yet run on a GPU",
-    "inputs_on_host": "time for inputs to move both ways, and pinned memory of the host; not yet run on a GPU",
-}
-
-
-def costs(fields: Iterable[str]) -> str:
-    """What changing these fields to make a fine-tune smaller costs, in words; "" where nothing is known of it."""
-    return "; ".join(_COSTS[name] for name in fields if name in _COSTS)
-
-
-def ways_to_fit(src: Source | str | os.PathLike[str], cfg: Any, gpu: Gpu | str) -> tuple[Change, ...] | None:
-    """The cheapest changes after which the fine-tune fits.
-
-    Where nothing makes it fit, those after which it is close; where nothing does that, those after which it pages.
-
-    Args:
-        src: A source, or what ``open_model`` takes.
-        cfg: A ``TrainConfig`` or anything with its fields, as in ``forecast``.
-        gpu: A ``Gpu`` or its name, as ``gpus.find`` has it.
-
-    Returns:
-        The changes; () if it fits as it is, None if all of them together do not help.
-
-    Raises:
-        ModelError: As ``open_model`` does, and for packed weights that cannot be read.
-        ConfigError: For an unknown GPU, and where ``cfg`` has no field of a configuration.
-
-    >>> model = wb.PublishedShapes("Qwen/Qwen3-8B")
-    >>> [dict(change.fields) for change in wb.ways_to_fit(model, wb.TrainConfig(max_length=2048), "T4")]
-    [{'per_device_train_batch_size': 2}]
-    """
-    gpu = find(gpu)
-    return _cheapest(
-        open_model(src),
-        cfg,
-        "cuda",
-        lambda ledger: ("fits", "close", "pages", "does not fit").index(fit(ledger, gpu).verdict),
-        2,
-    )
-
-
-def cheapest(src: Source, cfg: Any, most: int, device: str = "cuda") -> tuple[Change, ...] | None:
-    """The cheapest changes after which the forecast is at most ``most`` bytes; None if all of them together are not enough."""
-    return _cheapest(src, cfg, device, lambda ledger: ledger.total > most, 0)
-
-
-def _cheapest(
-    src: Source, cfg: Any, device: str, short: Callable[[MemoryLedger], int], at_most: int
-) -> tuple[Change, ...] | None:
-    """The changes after which the ledger is as little ``short`` as after all of them; None if that is more than ``at_most``.
-
-    One change where one is enough, and otherwise no more than are needed. Cheap is what costs little accuracy, then what costs
-    little time.
-    """
-    tensors, plan = _planned(src, cfg, device)
-    steps = _changes(plan)
-
-    @functools.cache
-    def after(*chosen: int) -> MemoryLedger:
-        changed = plan
-        for i in chosen:
-            changed = dataclasses.replace(changed, **steps[i])
-        return _ledger(tensors, src.config, src.name, changed)
-
-    every = tuple(range(len(steps)))
-    best = short(after(*every))
-    if best > at_most:
-        return None
-    found = next(
-        some for some in [(), *((i,) for i in every), *(every[:n] for n in every[2:]), every] if short(after(*some)) <= best
-    )
-    for i in found if len(found) > 1 else ():
-        without = tuple(other for other in found if other != i)
-        if short(after(*without)) <= best:
-            found = without
-    totals = [after(*found[:n]).total for n in range(len(found) + 1)]
-    changes = (
-        Change(MappingProxyType(steps[i]), before - then)
-        for i, (before, then) in zip(found, itertools.pairwise(totals), strict=True)
-    )
-    return ShownTuple(changes, "The cheapest changes after which it fits, forecast")
-
-
-def _changes(plan: Plan) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = [
-        {"double_quant": True}, {"optim": "paged_adamw_8bit"}, {"gradient_checkpointing": True}, {"method": QLORA},
-    ]  # fmt: skip
-    rows = plan.per_device_train_batch_size
-    while rows > 1:
-        rows = (rows + 1) // 2
-        steps.append({"per_device_train_batch_size": rows})
-    steps += [{name: True} for name in ("inputs_on_host", "norms_in_16_bits") if not getattr(plan, name)]
-    length = plan.max_length
-    while length > 256:
-        length = max(256, length // 2)
-        steps.append({"max_length": length})
-    return steps

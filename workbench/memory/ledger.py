@@ -16,7 +16,8 @@ MODEL, TRAINING, PASS = "model", "training", "pass"
 
 FOUR_BIT, ABSMAX, SECOND_LEVEL, CODEBOOKS = "4-bit weights", "absmax scales", "second-level scales", "codebooks"
 FULL_WEIGHTS, UPCAST, INTEGERS, BUFFERS = "weights", "weights upcast to fp32", "integer tensors", "buffers"
-ADAPTERS, GRADIENTS, OPTIMIZER, PAGED = "adapters", "gradients", "optimizer state", "optimizer state, paged"
+ADAPTERS, GRADIENTS, BUCKETS = "adapters", "gradients", "gradient buckets"
+OPTIMIZER, PAGED = "optimizer state", "optimizer state, paged"
 ACTIVATIONS, LOGITS, DEQUANTIZED, CASTS = "activations", "logits and loss", "dequantized weight", "16-bit casts"
 WORKSPACE, SPARE, CONTEXT = "cuBLAS workspace", "spare", "CUDA context"
 LIBRARIES, UNEXPLAINED = "libraries", "unexplained"
@@ -67,6 +68,10 @@ _TABLE = (
     Category(BUFFERS, BUFFERS, "", "", MODEL),
     Category(ADAPTERS, ADAPTERS, ADAPTERS, COMPUTED, MODEL),
     Category(GRADIENTS, GRADIENTS, GRADIENTS, COMPUTED, TRAINING),
+    Category(
+        BUCKETS, BUCKETS, GRADIENTS, COMPUTED, "",
+        "DDP's copy of all gradients, in which the processes add them up",
+    ),
     Category(OPTIMIZER, OPTIMIZER, OPTIMIZER, COMPUTED, TRAINING, "Adam's two moments, on the device"),
     Category(
         PAGED, PAGED, OPTIMIZER, COMPUTED, TRAINING,

@@ -15,6 +15,7 @@ from workbench.memory.footprint import FULL, QLORA, Plan, activations, hidden_si
 from workbench.memory.gpus import UNKNOWN
 from workbench.memory.ledger import (
     ACTIVATIONS,
+    BUCKETS,
     BY_NAME,
     CASTS,
     CONTEXT,
@@ -71,7 +72,7 @@ def row(name: str, size: int, note: str = "", **phases: int) -> LedgerRow:
 def transient(
     tensors: list[TensorInfo], config: Mapping[str, Any], plan: Plan, parameters: Mapping[str, int], gradients: LedgerRow
 ) -> list[LedgerRow]:
-    """Gradients, activations, logits, casts and scratch, the allocator's slack and the context.
+    """Gradients and DDP's buckets of them, activations, logits, casts and scratch, the allocator's slack and the context.
 
     ``parameters`` are those trained. Layer by layer the backward pass lets go of what it was kept for and adds gradients: the
     peak is at one of its ends, and at the last where what it lets go of lies on the host. Where gradients are accumulated, they
@@ -103,6 +104,8 @@ def transient(
             head=held, layer=late + layer,
         ),
     ]  # fmt: skip
+    if plan.nproc_per_node > 1:
+        rows.append(row(BUCKETS, gradients.bytes))
     rows.append(_logits(tokens, vocabulary, hidden_size(tensors, config), plan, shape))
     if plan.method == QLORA:
         rows.append(row(DEQUANTIZED, c * max((t.numel for t in tensors if in_four_bits(t, plan)), default=0), head=0))

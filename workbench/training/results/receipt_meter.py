@@ -150,7 +150,10 @@ class _Maker:
     def _row(self, category: str) -> ReceiptRow:
         title, note = BY_NAME[category].title, self.ledger.get(category, {}).get("note", "")
         if category == FULL_WEIGHTS and self.attempt.forecast.get("method") == "qlora":
-            title, note = "weights left in 16 bits", "embeddings, head and fused experts; none where upcast_to_fp32 is set"
+            title, note = (
+                "weights left in 16 bits",
+                "embeddings, head and fused experts; with upcast_to_fp32, in fp32, they take twice that",
+            )
         measured, how, why = self._measured(category)
         if measured is None:
             why = why or _NOT_YET

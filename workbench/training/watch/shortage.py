@@ -19,7 +19,7 @@ from workbench.text import listed, memory_size
 
 if TYPE_CHECKING:
     from workbench.memory.footprint import Plan
-    from workbench.memory.forecast import Change
+    from workbench.memory.ways import Change
     from workbench.sources import Source
 
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) (bytes|[KMGTPE]iB)", re.IGNORECASE)
@@ -106,7 +106,8 @@ def shortage(
     After the change the forecast leaves a tenth of what there was, or of what the batch was forecast to take where that is
     less: then the forecast was too low, by an unknown amount. It is also lower by what was asked for, at least.
     """
-    from workbench.memory.forecast import cheapest, forecast
+    from workbench.memory.forecast import forecast
+    from workbench.memory.ways import cheapest
 
     rows, longest = where.get("rows"), where.get("longest")
     what = "A full batch"
