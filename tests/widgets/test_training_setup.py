@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from widgets import TrainingCell, Workbench
 from widgets.panels.train import setup, view
 from widgets.panels.train.fields import FIELDS, faults_by_field, in_labels, label
 from widgets.state import State
+from workbench.training import model_checks
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_the_forecast_offers_single_changes_and_a_press_makes_one() -> None:
     panel = app.train
     bar = panel.forecast.widget
     assert bar.content["verdict"] == "fits"
-    assert bar.content["total"] == wb.forecast("builtin", panel.config).total
+    assert bar.content["total"] == wb.fit(wb.forecast("builtin", panel.config), bar.gpu).ledger.total
     labels = [way["label"] for way in bar.content["ways"]]
     assert labels == ["length 256", "batch 16", "rank 64", "LoRA", "Full"]
     bar.apply(labels.index("rank 64"))
@@ -128,6 +130,19 @@ def test_rules_of_thumb_stand_below_the_form_and_count_the_rows_once_they_are_lo
     put(panel, method="full")
     assert "a tenth of LoRA" in panel.setup.advice.value
     assert "have room there" not in panel.setup.advice.value, "its rows are not looked at yet"
+    panel.close()
+
+
+def test_a_family_that_overflows_in_float16_is_named_before_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_checks, "OVERFLOWING", {"llama"})  # the embedded model's type
+    panel = TrainingCell("builtin", executor=Immediate())
+    assert panel.setup.warning.value == ""
+    panel.form.more.title.opened = True
+    put(panel, compute_dtype="float16")
+    assert "known to overflow in float16" in panel.setup.warning.value
+    assert not {"rescale_mlp", "compute_dtype"} & set(re.findall(r"\w+", panel.setup.warning.value)), "the form's own words"
+    put(panel, compute_dtype="bfloat16")
+    assert panel.setup.warning.value == ""
     panel.close()
 
 

@@ -25,6 +25,7 @@ from workbench.training.advice import Advice, advice_on
 from workbench.training.beginnings import taken
 from workbench.training.config import TrainConfig
 from workbench.training.disk import DiskBudget, disk_budget
+from workbench.training.model_checks import float16_warning, in_float16
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Forecast:
     """What the run writes, in the folder of runs."""
     advice: Advice
     """Rules of thumb, without the rows."""
+    warning: str
+    """What float16 is known to do to such a model, where a run here would compute in it; or ""."""
 
 
 class RunForecast:
@@ -84,7 +87,9 @@ class RunForecast:
     def _forecast(self, config: TrainConfig, gpu: str, folder: str) -> Forecast:
         source, asked = self._source(config.model), taken(config)
         ways, disk = alternatives(source, asked, gpu), disk_budget(asked, folder, source=source)
-        return Forecast(config, gpu, forecast(source, asked), ways, as_loaded(source)[1], disk, advice_on(asked, source))
+        warning = float16_warning(source.config) if in_float16(asked) else ""
+        ledger, packed = forecast(source, asked), as_loaded(source)[1]
+        return Forecast(config, gpu, ledger, ways, packed, disk, advice_on(asked, source), warning)
 
     def _source(self, model: str) -> Source:
         if self._opened is not None:

@@ -84,11 +84,11 @@ class RunSetup:
         self.rows.on_click(guard(message)(lambda _: self.preview.ask()))
         beside = ipywidgets.Box([self.form.usual, self.forecast.widget])
         beside.add_class("wb-setup")
-        self.runtime, self.advice, self.disk = note(), note(), note()
+        self.runtime, self.advice, self.disk, self.warning = note(), note(), note(), note()
         self.both = ipywidgets.Button()
         self.both.on_click(guard(message)(lambda _: self._on_all()))
         self._here = row(self.runtime, self.both)
-        self.widget = column(self._here, beside, self.form.more, self.disk, self.advice, self.preview.widget)
+        self.widget = column(self._here, beside, self.form.more, self.warning, self.disk, self.advice, self.preview.widget)
         bind(self._folder, store, "runs_folder", message)
         self.run_folder.observe(lambda _: self._elsewhere(), "value")
         self._say_base()
@@ -196,6 +196,7 @@ class RunSetup:
         forecast = self.forecast.shown
         if forecast is not None and forecast.config.model != config.model:
             forecast = None
+        set_note(self.warning, in_labels(forecast.warning) if forecast is not None else "")
         set_note(self.disk, forecast.disk.summary if forecast is not None else "")
         self._say_runtime(config)
         packed = forecast.packed if forecast is not None else None
