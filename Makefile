@@ -49,7 +49,7 @@ test-all: env ## Run every test, and those that could differ again with Colab's 
 	exit $$failed
 
 test-colab: env $(COLAB)/.installed ## Run the notebooks, the tests that could differ and a page like Colab's with its package versions
-	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -p tests.helpers.colab --numprocesses $(JOBS)
+	NUMBA_CACHE_DIR=$(abspath $(COLAB))/numba $(COLAB)/bin/python -m pytest -m "$(MARKS)" -p tests.helpers.colab --numprocesses $(JOBS) --durations 25
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --durations 10 tests/browser/colab
 
 $(COLAB)/.installed: pyproject.toml constraints.txt tests/colab.txt tests/helpers/colab.py

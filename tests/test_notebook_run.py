@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_notebook_numbers import NOTEBOOKS
+from tests.helpers.notebook_runs import run_again
 
 
 @pytest.mark.slow
-def test_train_an_adapter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    for cell in json.loads((NOTEBOOKS / "07_train_an_adapter.ipynb").read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile("".join(cell["source"]), cell["id"], "exec"), found)
+def test_an_adapter_that_is_trained_again(tmp_path: Path) -> None:
+    run_again("07_train_an_adapter", tmp_path, held)
 
+
+def held(found: dict[str, Any]) -> None:
+    """What comes of it."""
     run, config, src, ledger, receipt = (found[name] for name in ("run", "config", "src", "ledger", "receipt"))
     rows = [json.loads(line) for line in (src.path.parent / "data" / "train.jsonl").read_text("utf-8").splitlines()]
     for row, tokens in zip(rows, found["seen"].rows, strict=False):

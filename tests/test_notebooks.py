@@ -8,27 +8,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
 from tests.browser.notebooks import LARGEST, WIDGET, text_of
+from tests.helpers.notebook_runs import outputs, run_again
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 WIDEST = 95
 """Columns of code that a page of 1,200 pixels shows."""
 QUICK = ("04_double_quantization",)
-KEEPS_ITS_RUN = ("00_workbench", "07_train_an_adapter")
-"""What a reader trains there is theirs to keep."""
-SHOW_THE_TRAINING_CELL = ("06_paged_optimizers", "07_train_an_adapter")
-"""Its widgets' scripts alone are more than a notebook may take, where a client saves them with it: JupyterLab does not."""
-
-
-def outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
-    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+HELD_ELSEWHERE = ("07_train_an_adapter", "08_claims", "09_what_it_costs")
+"""Run again where their numbers are held: test_notebook_run.py and test_notebook_claims.py."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -63,16 +55,9 @@ def test_each_asks_what_the_readme_says_that_the_next_one_answers() -> None:
     assert asked == [[line] for line in listed]
 
 
-AGAIN = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS]
+AGAIN = [path.stem for path in NOTEBOOKS if path.stem not in HELD_ELSEWHERE]
 
 
-@pytest.mark.parametrize("path", AGAIN, ids=lambda path: path.stem)
-def test_a_notebook_that_is_run_again_stays_small_and_quiet(path: Path, tmp_path: Path) -> None:
-    notebook = nbformat.read(path, 4)  # type: ignore[no-untyped-call]
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    noise = [output["text"] for output in outputs(notebook) if output["output_type"] == "stream" and output["name"] == "stderr"]
-    assert not noise
-    if path.stem in SHOW_THE_TRAINING_CELL:
-        del notebook["metadata"]["widgets"]
-    assert len(text_of(notebook).encode()) <= LARGEST, "its widgets' state is part of it"
-    assert not list(tmp_path.glob("runs/*")) or path.stem in KEEPS_ITS_RUN
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in AGAIN])
+def test_a_notebook_that_is_run_again_stays_small_and_quiet(name: str, tmp_path: Path) -> None:
+    run_again(name, tmp_path)

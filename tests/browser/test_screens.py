@@ -56,37 +56,35 @@ NAMELESS = """() => [...document.querySelectorAll(
     }).map((e) => e.outerHTML.slice(0, 200))"""
 
 
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
-def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server, theme: str) -> None:
+def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server) -> None:
     write_notebook(lab_server.folder / "app.ipynb", "from widgets import Workbench\napp = Workbench('builtin')\napp")
     lab.page.set_viewport_size({"width": 1400, "height": 2400})
     lab.open("app.ipynb")
-    if theme == "Dark":
-        lab.theme("JupyterLab Dark")
     lab.run_all(120)
-    for name in TABS:
-        tab(lab, name)
-        lab.until(SETTLED, argument=PLOTS[name])
-        if name in BUTTONS:
-            lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
-        if name == "Formats":
-            lab.until("() => document.querySelector('[role=figure][aria-label^=\"Relative RMSE against\"]')")
-        if name == "Model":
-            lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
-        assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
-        assert lab.page.evaluate(NAMELESS) == [], f"{name} has controls without a name"
-        assert not lab.page.locator(".wb-error").locator("visible=true").count(), name
-        if name not in BUTTONS:
-            lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
-    if theme == "Dark":
-        lab.theme("JupyterLab Light")
+    for theme in ("Light", "Dark"):
+        lab.theme(f"JupyterLab {theme}")
+        for name in TABS:
+            tab(lab, name)
+            lab.until(SETTLED, argument=PLOTS[name])
+            if name in BUTTONS:
+                lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
+            if name == "Formats":
+                lab.until("() => document.querySelector('[role=figure][aria-label^=\"Relative RMSE against\"]')")
+            if name == "Model":
+                lab.until("() => /42 of 42 tensors/.test(document.body.innerText)")
+            assert lab.page.evaluate(OVERFLOW) == [], f"{name} is wider than its frame"
+            assert lab.page.evaluate(NAMELESS) == [], f"{name} has controls without a name"
+            assert not lab.page.locator(".wb-error").locator("visible=true").count(), name
+            if name not in BUTTONS:
+                lab.shot(f"{name.lower().replace(' ', '-')}-{theme.lower()}", ".wb-panel")
+    lab.theme("JupyterLab Light")
 
 
 FRAMES = 48
 """Of the moving picture, of 120 milliseconds each; the last stays for two and a half seconds."""
 
 
-@pytest.mark.parametrize(("theme", "name"), [(LIGHT, "light"), (DARK, "dark")])
+@pytest.mark.parametrize(("theme", "name"), [(LIGHT, "light"), (DARK, "dark")][: 2 if "WORKBENCH_SHOTS" in os.environ else 1])
 def test_the_recorded_run_makes_a_moving_picture(browser: Browser, tmp_path: Path, theme: str, name: str) -> None:
     page = browser.new_page(device_scale_factor=1.5)
     drawing = recorded()

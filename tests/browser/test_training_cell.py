@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator
 
-from tests.browser import fold
 from tests.browser.conftest import Server
 from tests.browser.lab import Lab, write_notebook
 from tests.helpers.tiny_model import write_tiny_model
@@ -165,39 +164,6 @@ def test_a_run_is_watched_to_its_end(lab: Lab, lab_server: Server, model: Path) 
     lab.page.wait_for_selector(".wb-message:has-text('taken over')")
     row.get_by_role("button", name="open").click()
     until_ended(lab, "finished")
-
-
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
-def test_a_run_is_on_one_screen_before_it_begins_while_it_goes_on_and_after_it(
-    lab: Lab, lab_server: Server, model: Path, theme: str
-) -> None:
-    state = {"tab": "Train", "max_length": 48, "per_device_train_batch_size": 2, "train": {"max_steps": 40, "max_eval_rows": 4}}
-    code = f"from widgets import Workbench\napp = Workbench({str(model)!r}, state={state!r})\napp"
-    write_notebook(lab_server.folder / "app.ipynb", code)
-    lab.page.set_viewport_size({"width": 1280, "height": 800})
-    lab.open("app.ipynb")
-    lab.alone()
-    if theme == "Dark":
-        lab.theme("JupyterLab Dark")
-    lab.run_all()
-    lab.page.wait_for_selector(".wb-way")
-    lab.page.wait_for_selector(".wb-note:has-text('comes with the workbench')")
-    assert fold.faults(lab.page, [".wb-run-top", ".wb-setup", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"]) == []
-    lab.shot(f"train-before-{theme.lower()}")
-
-    lab.page.get_by_role("button", name="Launch", exact=True).click()
-    lab.page.wait_for_selector(".wbc-state[data-state]")
-    assert fold.faults(lab.page, [".workbench-cockpit"]) == []
-    lab.kernel("next(event for event in app.train.run.follow() if event['k'] == 'step')")
-    assert fold.faults(lab.page, [".workbench-cockpit"]) == []
-    lab.shot(f"train-during-{theme.lower()}")
-
-    until_ended(lab, "finished")
-    lab.page.wait_for_selector(".wb-result")
-    assert fold.faults(lab.page, [".wb-result", ".workbench-cockpit"]) == []
-    lab.shot(f"train-after-{theme.lower()}")
-    if theme == "Dark":
-        lab.theme("JupyterLab Light")
 
 
 def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_restarted(
