@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, BrowserContext
 
 import workbench as wb
 from tests.browser.alone import Alone
-from tests.browser.lab import Lab
+from tests.browser.lab import WINDOW, Lab
 from tests.browser.server import ROOT, TOKEN, Server, chromium_at, jupyterlab, keep_inside
 from widgets.drawing.drawing import Drawing
 
 __all__ = ["ROOT", "Server"]
 
 Open = Callable[..., Alone]
+FAILED = pytest.StashKey[bool]()
+USES = 25
+"""How many tests share a page, whose memory grows."""
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +46,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Keep a picture of what the page showed when a test failed, where ``$WORKBENCH_SHOTS`` asks for pictures."""
     report = yield
     if report.when == "call" and report.failed:
+        item.stash[FAILED] = True
         for lab in getattr(item, "labs", []):
             lab.shot(f"failed-{item.name}")
     return report
@@ -50,8 +54,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Server) -> Iterator[Callable[[], Lab]]:
-    """Makes pages of JupyterLab: ``open_lab()`` gives a ``Lab``; a second call in one test is a second tab."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    """Makes new pages of JupyterLab: ``open_lab()`` gives a ``Lab``; a second call in one test is a second tab."""
+    context = browser.new_context(viewport=WINDOW)
     external = keep_inside(context)
     labs: list[Lab] = []
     request.node.labs = labs
@@ -70,10 +74,55 @@ def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Serve
     assert not errors, f"the page logged errors: {errors}"
 
 
+class SharedPage:
+    """The page of JupyterLab that tests have one after another, as loading it takes longer than most of them."""
+
+    def __init__(self, browser: Browser, server: Server) -> None:
+        self._browser, self._server = browser, server
+        self._context: BrowserContext | None = None
+        self.external: list[str] = []
+        self.uses = 0
+
+    def lab(self) -> Lab:
+        """The page, with nothing open; a new one at first, after ``close``, and after many tests."""
+        if self._context is None:
+            self._context = self._browser.new_context(viewport=WINDOW)
+            self.external, self.uses = keep_inside(self._context), 0
+            self._lab = Lab(self._context.new_page(), self._server.url, TOKEN, "shared")
+        self.uses += 1
+        self._lab.forget()
+        return self._lab
+
+    def close(self) -> None:
+        """The next test gets a new one."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+@pytest.fixture(scope="session")
+def shared_page(browser: Browser, lab_server: Server) -> Iterator[SharedPage]:
+    """What ``lab`` takes its page from."""
+    page = SharedPage(browser, lab_server)
+    yield page
+    page.close()
+
+
 @pytest.fixture
-def lab(open_lab: Callable[[], Lab]) -> Lab:
-    """One page of JupyterLab."""
-    return open_lab()
+def lab(request: pytest.FixtureRequest, shared_page: SharedPage, lab_server: Server) -> Iterator[Lab]:
+    """A page of JupyterLab with nothing open: that of the test before, unless something went wrong there."""
+    lab = shared_page.lab()
+    request.node.labs = [lab]
+    yield lab
+    errors, external = [*lab.errors], [*shared_page.external]
+    if errors or external or request.node.stash.get(FAILED, False) or shared_page.uses == USES:
+        shared_page.close()
+    else:
+        lab.clear()
+    lab_server.end_kernels()
+    empty(lab_server.folder)
+    assert not external, f"the page asked for things outside: {external}"
+    assert not errors, f"the page logged errors: {errors}"
 
 
 @pytest.fixture

@@ -20,12 +20,23 @@ from playwright.sync_api import Page, WebSocket
 # What JupyterLab itself logs in an ordinary session, none of it ours.
 IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
 
+WINDOW: Any = {"width": 1280, "height": 900}
 PATIENCE = 120
 """Seconds that a page may take to what is waited for, where no longer is asked for: the machine may be busy with others."""
 
 _KERNEL_IDLE = """() => {
     const session = globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session;
     return session?.kernel?.connectionStatus === "connected" && session.kernel.status === "idle";
+}"""
+
+_CLOSE_OTHERS = """() => {
+    const { shell } = globalThis.jupyterapp;
+    for (const open of [...shell.widgets("main")]) if (open !== shell.currentWidget) open.dispose();
+}"""
+_CLOSE_ALL = """() => {
+    const { shell } = globalThis.jupyterapp;
+    for (const open of [...shell.widgets("main")]) open.dispose();
+    shell.expandLeft();
 }"""
 
 _PLOTS = "document.querySelectorAll('.js-plotly-plot')"
@@ -56,6 +67,7 @@ class Lab:
         self.page, self.url, self.token, self.workspace = page, url, token, workspace
         self.errors: list[str] = []
         self.received = self.sent = 0
+        self._empty = False
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: message.type == "error" and self._error(message.text))
         page.on("pageerror", lambda error: self._error(error.stack or str(error)))
@@ -76,9 +88,27 @@ class Lab:
         socket.on("framesent", gave)
 
     def open(self, notebook: str) -> None:
-        """Open a notebook of the server's folder and wait for its kernel."""
-        self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
+        """Open a notebook of the server's folder and wait for its kernel; a page that was cleared is not loaded again."""
+        if self._empty:
+            self.page.evaluate("(path) => globalThis.jupyterapp.commands.execute('docmanager:open', { path })", notebook)
+            self.page.evaluate(_CLOSE_OTHERS)
+            self._empty = False
+        else:
+            self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
         self.until(_KERNEL_IDLE)
+
+    def clear(self) -> None:
+        """Close all that is open and put the window as it was, for the test that has the page next."""
+        self.page.evaluate(_CLOSE_ALL)
+        self.page.mouse.move(0, 0)
+        self.page.set_viewport_size(WINDOW)
+        self._empty = True
+
+    def forget(self) -> None:
+        """Count and note from here on."""
+        self.page.evaluate("0")  # what is on its way is heard
+        self.errors.clear()
+        self.received = self.sent = 0
 
     def menu(self, *labels: str) -> None:
         """Choose from the menu bar: ``menu("Run", "Run All Cells")``."""

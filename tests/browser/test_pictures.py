@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ panel = Panel("Two drawings", column(plot))
 panel
 """
 LATER = "panel.children[1].children = (plot, blocks)"
+
+
+@pytest.fixture
+def lab(open_lab: Callable[[], Lab]) -> Lab:
+    """A page that no test had before: the first plot of a page asks for plotly.js."""
+    return open_lab()
 
 
 def save(lab: Lab) -> None:

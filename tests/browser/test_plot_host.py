@@ -38,6 +38,12 @@ plot.show(figure([2, 4, 3, 5]))  # at once: the page may still be loading the wi
 """
 
 
+@pytest.fixture
+def lab(open_lab: Callable[[], Lab]) -> Lab:
+    """A page that no test had before: the first plot of a page asks for plotly.js."""
+    return open_lab()
+
+
 def place(lab: Lab) -> FloatRect:
     """Where the area that holds a plot's points is on the page now."""
     box = lab.page.locator(".workbench-plot .nsewdrag").first.bounding_box()

@@ -170,7 +170,7 @@ def test_a_run_goes_on_while_a_cell_is_busy_the_page_is_reloaded_and_the_kernel_
     lab: Lab, lab_server: Server, model: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "let go"
-    launch, busy = "cell.run or cell._launch.click()", BUSY.format(gate=str(gate))
+    launch, busy = "wb.live_runs() or cell._launch.click()", BUSY.format(gate=str(gate))
     open_cell(lab, lab_server, model, launch, busy, steps=100_000, held_out=0, prompts=())
     lab.start_all()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,10 @@ def test_formats_duel_at_the_bits_asked_for_on_the_tensor_and_on_the_model(lab: 
     assert not lab.page.locator(".wb-error").locator("visible=true").count()
 
 
-def test_the_code_is_copied_or_where_the_clipboard_is_closed_shown_selected(lab: Lab, lab_server: Server) -> None:
+def test_the_code_is_copied_or_where_the_clipboard_is_closed_shown_selected(
+    open_lab: Callable[[], Lab], lab_server: Server
+) -> None:
+    lab = open_lab()  # which loses its clipboard
     open_app(lab, lab_server)
     lab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     copy = lab.page.get_by_role("button", name="Copy as code").locator("visible=true")
