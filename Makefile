@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 MARKS  ?= not slow and not smollm2 and not colab
+LONG   := 07_train_an_adapter 08_claims 09_what_it_costs# run where their numbers are held, in slow tests, and with Colab's versions
 SHOTS  ?= docs/img/views
 DIST   ?= dist
 DOCS   ?= build/docs
@@ -39,7 +40,7 @@ app: env ## Serve the app as a web page, at the address with a token that it pri
 
 test: env ## Test every module, the notebooks and one journey in a browser, in minutes (MARKS=slow: what it leaves out)
 	@$(BIN)/python -m tests.helpers.chromium
-	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(JOBS) --durations 25
+	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(JOBS) --durations 25 $(LONG:%=--ignore=notebooks/%.ipynb)
 
 test-all: env ## Run every test, and those that could differ again with Colab's package versions
 	@failed=0; \
