@@ -4,7 +4,8 @@
 ``constraints.txt``, then the project over it, which must change none of it. As a plugin (``pytest -p tests.helpers.colab``)
 this module picks the tests that run there: the notebooks, and each file of tests that names one of the ``PACKAGES``, a module
 of ours that imports one, or the widgets. Browsers and GPUs stay out, and so do the files that watch live processes (kills,
-limits, signals): no package changes those, and the notebooks launch whole runs. Nothing here knows Colab's Python or its front end.
+limits, signals): no package changes those, and the notebooks launch whole runs. Nothing here knows Colab's Python or its
+front end.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ TOOLS = ("gguf", "hatchling", "hypothesis", "nbval", "pytest", "pytest-xdist", "
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out the browser tests and each file of tests that meets none of the packages."""
     parts = collection_path.relative_to(ROOT).parts
-    left_out = parts[:2] in (("tests", "browser"), ("tests", "gpu")) or (collection_path.match("test_*.py") and not runs(collection_path))
-    return left_out or None
+    elsewhere = parts[:2] in (("tests", "browser"), ("tests", "gpu"))
+    return elsewhere or (collection_path.match("test_*.py") and not runs(collection_path)) or None
 
 
 def runs(path: Path) -> bool:
