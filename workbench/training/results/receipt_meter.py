@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.memory.ledger import (
     ACTIVATIONS,
+    BUCKETS,
     BY_NAME,
     CONTEXT,
     DEQUANTIZED,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from workbench.training.runs import Run
 
 _NOT_YET = "not measured: the run had not come so far"
+_HIDDEN = "not measured by itself: DDP does not show it, and it is part of what is not explained"
 _SHORT_LIVED = "not measured by itself: it lives for moments, and is part of what is not explained"
 
 
@@ -174,8 +176,8 @@ class _Maker:
             return (held[category], "walked", "") if category in held else (None, "", "")
         if category in SAVED:
             return self._saved(category)
-        if category in (DEQUANTIZED, WORKSPACE):
-            return None, "", _SHORT_LIVED
+        if category in (DEQUANTIZED, WORKSPACE, BUCKETS):
+            return None, "", _HIDDEN if category == BUCKETS else _SHORT_LIVED
         if category == LIBRARIES:
             rss = self.attempt.moments.get("libraries", {}).get("rss")
             return rss, "rss" if rss is not None else "", "on the host, once all is imported"
