@@ -115,10 +115,9 @@ def lab(request: pytest.FixtureRequest, shared_page: SharedPage, lab_server: Ser
     request.node.labs = [lab]
     yield lab
     errors, external = [*lab.errors], [*shared_page.external]
-    if errors or external or request.node.stash.get(FAILED, False) or shared_page.uses == USES:
+    keep = not (errors or external or request.node.stash.get(FAILED, False) or shared_page.uses == USES)
+    if not (keep and lab.clear()):
         shared_page.close()
-    else:
-        lab.clear()
     lab_server.end_kernels()
     empty(lab_server.folder)
     assert not external, f"the page asked for things outside: {external}"

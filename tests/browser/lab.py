@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, WebSocket
+from playwright.sync_api import Error, Page, WebSocket
 
 # What JupyterLab itself logs in an ordinary session, none of it ours; its file browser asks for files that a test has removed.
 IGNORED_ERRORS = re.compile(
@@ -99,12 +99,16 @@ class Lab:
             self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
         self.until(_KERNEL_IDLE)
 
-    def clear(self) -> None:
-        """Close all that is open and put the window as it was, for the test that has the page next."""
-        self.page.evaluate(_CLOSE_ALL)
-        self.page.mouse.move(0, 0)
-        self.page.set_viewport_size(WINDOW)
+    def clear(self) -> bool:
+        """Close all that is open and put the window as it was, for the test that has the page next; False if that fails."""
+        try:
+            self.page.evaluate(_CLOSE_ALL)
+            self.page.mouse.move(0, 0)
+            self.page.set_viewport_size(WINDOW)
+        except Error:
+            return False
         self._empty = True
+        return True
 
     def forget(self) -> None:
         """Count and note from here on."""
