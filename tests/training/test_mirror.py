@@ -128,6 +128,20 @@ def test_what_is_new_is_brought_over_and_nothing_else_stays(kept: Kept) -> None:
     assert kept.said == []
 
 
+def test_a_mirror_says_that_its_run_goes_on_before_it_has_all_of_it(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Mirror) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(kept.folder.checkpoint(5)))
+
+    monkeypatch.setattr(Mirror, "_checkpoints", gone)
+    mirror = kept.open()
+    mirror.flush()
+    assert kept.there.read_status() == RunStatus("running")
+    kept.folder.write_status(RunStatus("finished"))
+    mirror.flush()
+    mirror.close()
+    assert kept.there.read_status() == RunStatus("running"), "it does not say finished before it has all"
+
+
 def test_a_disk_that_fails_is_told_once_and_tried_again(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     copy, full = Mirror._copy, [True]
 

@@ -179,7 +179,8 @@ def test_memory_follows_its_controls(session):
     assert after["adapters"] == 16 * before["adapters"]
     assert view.bar.content["verdict"] == "fits"
     assert view.bar.content["rows"][0]["title"] == "Full fine-tuning, 16-bit"
-    assert sum(part["bytes"] for part in view.bar.content["parts"]) == view.bar.content["total"] == after.total
+    on_it = wb.fit(after, session.store.value.gpu).ledger
+    assert sum(part["bytes"] for part in view.bar.content["parts"]) == view.bar.content["total"] == on_it.total
     session.store.update(double_quant=not session.store.value.double_quant, block_size=256, formats=("fp4",))
     assert wb.forecast(session.source, view.config) == after, "what is looked at is not what is trained"
     view.double_quant.value = False

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workbench.atomic import replacing
-from workbench.training.folder import RunFolder, steps_of, write_json
+from workbench.training.folder import ENDED, RunFolder, steps_of, write_json
 
 EVERY = 2.0
 """Seconds between two looks at what is new."""
@@ -135,6 +135,9 @@ class Mirror:
         write_json(mark, {"writer": self._own, "run": self.folder.root.name})
         self.there.remove_unfinished()
         shutil.rmtree(self._links, ignore_errors=True)
+        status = self.folder.read_status()
+        if status is not None and status.state not in ENDED:
+            self.there.write_status(status)  # at first: what is lost before all has come is told as killed, too
         self._claimed = True
         return True
 
