@@ -31,9 +31,11 @@ _KERNEL_IDLE = """() => {
     return session?.kernel?.connectionStatus === "connected" && session.kernel.status === "idle";
 }"""
 
-_CLOSE_OTHERS = """() => {
-    const { shell } = globalThis.jupyterapp;
-    for (const open of [...shell.widgets("main")]) if (open !== shell.currentWidget) open.dispose();
+_OPEN = """async (path) => {
+    const { commands, shell } = globalThis.jupyterapp;
+    const opened = await commands.execute("docmanager:open", { path });
+    for (const other of [...shell.widgets("main")]) if (other !== opened) other.dispose();
+    shell.activateById(opened.id);
 }"""
 _CLOSE_ALL = """() => {
     const { shell } = globalThis.jupyterapp;
@@ -69,15 +71,19 @@ class Lab:
         self.page, self.url, self.token, self.workspace = page, url, token, workspace
         self.errors: list[str] = []
         self.received = self.sent = 0
-        self._empty = False
+        self._empty, self._loaded = False, 0
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: message.type == "error" and self._error(message.text))
         page.on("pageerror", lambda error: self._error(error.stack or str(error)))
         page.on("websocket", self._count)
+        page.on("load", self._load)
 
     def _error(self, text: str) -> None:
         if not IGNORED_ERRORS.search(text):
             self.errors.append(text)
+
+    def _load(self, _: Page) -> None:
+        self._loaded += 1
 
     def _count(self, socket: WebSocket) -> None:
         def got(frame: str | bytes) -> None:
@@ -92,15 +98,19 @@ class Lab:
     def open(self, notebook: str) -> None:
         """Open a notebook of the server's folder and wait for its kernel; a page that was cleared is not loaded again."""
         if self._empty:
-            self.page.evaluate("(path) => globalThis.jupyterapp.commands.execute('docmanager:open', { path })", notebook)
-            self.page.evaluate(_CLOSE_OTHERS)
+            self.page.evaluate(_OPEN, notebook)
             self._empty = False
         else:
             self.page.goto(f"{self.url}/lab/workspaces/{self.workspace}/tree/{notebook}?token={self.token}&reset")
         self.until(_KERNEL_IDLE)
 
     def clear(self) -> bool:
-        """Close all that is open and put the window as it was, for the test that has the page next; False if that fails."""
+        """Close all that is open and put the window as it was, for the test that has the page next.
+
+        False if that fails, and for a page that was loaded again, which goes on to restore what it had.
+        """
+        if self._loaded > 1:
+            return False
         try:
             self.page.evaluate(_CLOSE_ALL)
             self.page.mouse.move(0, 0)
