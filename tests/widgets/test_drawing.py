@@ -74,7 +74,9 @@ def test_a_page_that_was_being_made_when_it_was_asked_for_a_picture_is_asked_aga
             plot._handle_custom_msg({"type": "picture", "id": message["id"]}, [PNG])
 
     plot.send = send  # type: ignore[method-assign]
-    assert plot.picture(seconds=0.1).data == PNG
+    picture = plot.picture(seconds=0.1)
+    assert picture.data == PNG
+    assert picture._repr_mimebundle_()[1]["image/png"]["alt"] == plot.summary
     assert asked == [asked[0]] * 2
     plot.close()
 

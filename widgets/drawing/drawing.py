@@ -111,7 +111,7 @@ class Drawing(notebook.Noted, anywidget.AnyWidget):
         if isinstance(answers[0], str):
             raise WorkbenchError("The page could not take a picture.", where=repr(self), remedy=answers[0])
         # IPython types its displays in part.
-        return Image(data=answers[0], format="png", retina=True, alt=self.summary)  # type: ignore[no-untyped-call]
+        return Image(data=answers[0], format="png", retina=True, metadata={"alt": self.summary})  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Remove the drawing from every page and free its models; closing twice is harmless."""
