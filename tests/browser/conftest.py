@@ -68,10 +68,7 @@ def open_lab(request: pytest.FixtureRequest, browser: Browser, lab_server: Serve
     yield make
     errors = [error for lab in labs for error in lab.errors]
     context.close()
-    lab_server.end_kernels()
-    empty(lab_server.folder)
-    assert not external, f"the page asked for things outside: {external}"
-    assert not errors, f"the page logged errors: {errors}"
+    leave(lab_server, external, errors)
 
 
 class SharedPage:
@@ -118,10 +115,7 @@ def lab(request: pytest.FixtureRequest, shared_page: SharedPage, lab_server: Ser
     keep = not (errors or external or request.node.stash.get(FAILED, False) or shared_page.uses == USES)
     if not (keep and lab.clear()):
         shared_page.close()
-    lab_server.end_kernels()
-    empty(lab_server.folder)
-    assert not external, f"the page asked for things outside: {external}"
-    assert not errors, f"the page logged errors: {errors}"
+    leave(lab_server, external, errors)
 
 
 @pytest.fixture
@@ -140,6 +134,14 @@ def open_alone(browser: Browser) -> Iterator[Open]:
         alone.page.close()
         alone.drawing.close()
     assert not errors
+
+
+def leave(server: Server, external: list[str], errors: list[str]) -> None:
+    """Leave the server as it was found; nothing outside may have been asked for, and no error logged."""
+    server.end_kernels()
+    empty(server.folder)
+    assert not external, f"the page asked for things outside: {external}"
+    assert not errors, f"the page logged errors: {errors}"
 
 
 def empty(folder: Path) -> None:

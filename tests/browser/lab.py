@@ -17,10 +17,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Error, Page, WebSocket
 
-# What JupyterLab itself logs in an ordinary session, none of it ours; its file browser asks for files that a test has removed.
-IGNORED_ERRORS = re.compile(
-    r"favicon|Failed to load resource: the server responded with a status of 404|response: 404 Not Found"
-)
+# What JupyterLab itself logs in an ordinary session, none of it ours.
+IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
 
 WINDOW: Any = {"width": 1280, "height": 900}
 PATIENCE = 120

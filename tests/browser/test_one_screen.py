@@ -32,7 +32,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "Double quant": (".wb-bar", ".wb-pictures", ".wb-figures"),
     "Cost": (".wb-bar", ".wb-segments", ".wb-run", ".wb-losses [role=figure]"),
     "Memory": (".wb-memory-settings", ".wb-forecast", ".wb-memory"),
-    "Train": (".wb-run-top", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"),
+    "Train": (".wb-run-top", ".wb-setup", ".wb-usual", ".wb-forecast", ".wb-setup + .wb-fold"),
 }
 """What must end above the fold of each tab: its picture, its controls, its key figures."""
 SETTLED: dict[str, str] = {

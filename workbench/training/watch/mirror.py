@@ -137,7 +137,7 @@ class Mirror:
         shutil.rmtree(self._links, ignore_errors=True)
         status = self.folder.read_status()
         if status is not None and status.state not in ENDED:
-            self.there.write_status(status)  # at first: what is lost before all has come is told as killed, too
+            self.there.write_status(status)  # already now, so that a run lost before the first full copy is reported as killed
         self._claimed = True
         return True
 
