@@ -61,10 +61,10 @@ def test_every_view_is_drawn_and_named(lab: Lab, lab_server: Server) -> None:
     lab.page.set_viewport_size({"width": 1400, "height": 2400})
     lab.open("app.ipynb")
     lab.run_all(120)
-    for theme in ("Light", "Dark"):
-        lab.theme(f"JupyterLab {theme}")
-        for name in TABS:
-            tab(lab, name)
+    for name in TABS:
+        tab(lab, name)
+        for theme in ("Light", "Dark"):  # one after the other, so that both pictures are of the same settings
+            lab.theme(f"JupyterLab {theme}")
             lab.until(SETTLED, argument=PLOTS[name])
             if name in BUTTONS:
                 lab.page.get_by_role("button", name=BUTTONS[name], exact=True).wait_for()
