@@ -110,18 +110,38 @@ def never_repack(linear: Any) -> None:
         linear.support_avx512bf16_for_cpu = False
 
 
-def keys_for_every_head() -> None:
-    """transformers, on a GPU below compute capability 8: repeats keys and values for every head that shares them.
+def heads_by_turns() -> None:
+    """transformers, on a GPU below compute capability 8: attends in turn with heads of which no two share their keys.
 
-    Without a mask it leaves that to torch's attention, whose memory-efficient kernel refuses it, and whose other one needs
-    capability 8: what remains computes scores of heads × tokens² in float32, without a word. [not run on such a GPU here]
+    Without a mask it leaves sharing to torch's attention, whose memory-efficient kernel refuses it, and whose other one needs
+    capability 8: what remains computes scores of heads × tokens² in float32, without a word. By turns the efficient kernel
+    serves, and keys and values are not repeated, as they are where there is a mask. [not run on such a GPU here]
 
     Upstream: https://github.com/huggingface/transformers/issues/48633 and 45776; still so in transformers 5.23. Ends when
     ``use_gqa_in_sdpa`` asks the device.
     """
-    from transformers.integrations import sdpa_attention
+    from types import SimpleNamespace
 
-    sdpa_attention.use_gqa_in_sdpa = lambda *_, **__: False
+    import torch
+    from torch import Tensor
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def by_turns(
+        module: object, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: object
+    ) -> object:
+        sharing = query.shape[1] // key.shape[1]
+        if sharing == 1 or attention_mask is not None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # once, not at every turn
+            query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
+        alone = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+        turns = query.unflatten(1, (-1, sharing)).unbind(2)
+        answers = [sdpa_attention_forward(alone, turn, key, value, None, **named)[0] for turn in turns]
+        return torch.stack(answers, dim=3).flatten(2, 3), None
+
+    AttentionInterface.register("sdpa", by_turns)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ STEPS = {
 def test_every_step_can_be_carried_out_and_says_what_it_shows() -> None:
     assert list(STEPS) == [
         "environment", "collectors", "quantize", "nvml", "balloon", "resume", "memory", "run", "pressure", "half", "merged",
-        "processes", "overhead", "an_8b_in_a_t4s_memory",
+        "processes", "overhead", "an_8b_in_a_t4s_memory", "heads_by_turns",
     ]  # fmt: skip
     assert all(step.__doc__ for step in STEPS.values())
     step = Step("tests.gpu.test_device", "test_nvml", "")

@@ -69,3 +69,33 @@ def test_an_8b_in_a_t4s_memory(facts: Facts) -> None:
             facts[f"{dtype}, forecast"], facts[f"{dtype}, measured"] = ledger.needed - ledger[CONTEXT], peak
             assert status.state == "finished", f"{dtype}: {status.state}: {status.message}"
             assert abs(peak / facts[f"{dtype}, forecast"] - 1) < 0.05, f"{dtype}: the forecast is more than 5 % off."
+
+
+@pytest.mark.gpu(seconds=300)
+def test_heads_by_turns(facts: Facts) -> None:
+    """The one fast kernel that a T4 has takes heads in turn, answers as with repeated keys, and takes no more memory."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from transformers import AttentionInterface
+
+    from workbench import compat
+
+    heads, shared, width = 32, 4, 128
+    torch.manual_seed(0)
+    shapes = [(1, count, _TOKENS, width) for count in (heads, heads // shared, heads // shared)]
+    given = [torch.randn(shape, dtype=torch.float16, device="cuda", requires_grad=True) for shape in shapes]
+
+    def answered(keys_of_all: bool) -> list[torch.Tensor]:
+        query, *pair = given
+        if keys_of_all:
+            pair = [part.repeat_interleave(shared, dim=1) for part in pair]
+        torch.cuda.reset_peak_memory_stats()
+        answer, _ = AttentionInterface._global_mapping["sdpa"](torch.nn.Module(), query, *pair, None)
+        gradients = torch.autograd.grad(answer.float().square().sum(), given)
+        facts["repeated, peak" if keys_of_all else "by turns, peak"] = torch.cuda.max_memory_allocated()
+        return [answer.float(), *(part.float() for part in gradients)]
+
+    compat.heads_by_turns()
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        torch.testing.assert_close(answered(False), answered(True), rtol=1e-2, atol=1e-2)
+    assert facts["by turns, peak"] <= facts["repeated, peak"]

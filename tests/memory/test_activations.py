@@ -12,6 +12,7 @@ import pytest
 
 import workbench as wb
 from tests.helpers import kept
+from workbench import compat
 from workbench.memory.footprint import Plan, activations
 
 GRID = ((1, 32), (4, 64), (2, 256))
@@ -42,6 +43,19 @@ def test_activations_are_forecast_within_15_percent(way: str, checkpointing: boo
         assert forecast == pytest.approx(measured, rel=0.15), (rows, length)
     forecast, measured = kept.activation_bytes(model, config, *grid[-1], padded=True)
     assert forecast == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_that_attend_by_turns_keep_no_more_than_at_once(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU below compute capability 8: keys and values that heads share are not repeated, nor cast at every turn."""
+    from transformers import AttentionInterface
+
+    config = wb.TrainConfig(compute_dtype=dtype)
+    at_once = kept.activation_bytes(kept.loaded(config), config, *SMALL[-1])
+    mapping = AttentionInterface._global_mapping
+    monkeypatch.setitem(mapping, "sdpa", mapping["sdpa"])  # to be put back
+    compat.heads_by_turns()
+    assert kept.activation_bytes(kept.loaded(config), config, *SMALL[-1]) == at_once
 
 
 def test_padding_costs_a_mask_and_repeated_keys_and_values() -> None:

@@ -230,22 +230,6 @@ def test_a_7b_model_fits_a_16_gb_gpu_and_a_70b_model_does_not(llama_7b: Shapes) 
         fit(big, "T5")
 
 
-def test_below_capability_8_attention_repeats_the_keys_that_heads_share() -> None:
-    ledger = wb.forecast(
-        wb.PublishedShapes("meta-llama/Llama-3.1-8B-Instruct"), wb.TrainConfig(per_device_train_batch_size=1, max_length=2048)
-    )
-    on_a_t4, on_an_l4, unknown = (fit(ledger, gpu).ledger for gpu in ("T4", "L4", Gpu("any", GIB)))
-    repeated = 2 * 2048 * 2 * (4096 - 1024)  # bytes × tokens × keys and values × (those of 32 heads, less those of 8)
-    assert on_a_t4["activations"] - on_an_l4["activations"] == repeated
-    assert on_a_t4["spare"] > on_an_l4["spare"]
-    assert unknown["activations"] == ledger["activations"] == on_an_l4["activations"]
-    assert fit(on_a_t4, "L4").ledger == on_an_l4
-    assert fit(on_an_l4, "T4").ledger == on_a_t4
-    for batch in ({"packing": True}, {"padded": True}):
-        masked = wb.forecast(wb.PublishedShapes("meta-llama/Llama-3.1-8B-Instruct"), Plan(**batch))
-        assert fit(masked, "T4").ledger["activations"] == masked["activations"], "a mask repeats them everywhere"
-
-
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_several_processes_hold_their_gradients_twice(llama_7b: Shapes, device: str) -> None:
     one, two = (wb.forecast(llama_7b, wb.TrainConfig(nproc_per_node=n), device) for n in (1, 2))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import workbench as wb
+from workbench import compat
 from workbench.memory.learnt import Learnt, learn, learnt, path
 from workbench.training.environment import ALLOCATOR, for_worker
 from workbench.training.events import read_events
@@ -72,22 +74,57 @@ def test_a_run_s_events_say_what_it_sees_and_how_it_allocates(
     assert all(part in text for part, text in zip(said, logs, strict=True))
 
 
-@pytest.mark.parametrize(("capability", "mended"), [((7, 5), True), ((8, 0), False)])
-def test_a_run_s_events_say_that_keys_are_repeated(
-    capability: tuple[int, int], mended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers.integrations import sdpa_attention
+@pytest.fixture
+def attention(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """transformers' attention functions by name, to be put back."""
+    from transformers import AttentionInterface
 
+    mapping: dict[str, Any] = AttentionInterface._global_mapping
+    monkeypatch.setitem(mapping, "sdpa", mapping["sdpa"])
+    return mapping
+
+
+@pytest.mark.parametrize(("capability", "mended"), [((7, 5), True), ((8, 0), False)])
+def test_a_run_s_events_say_that_heads_attend_by_turns(
+    capability: tuple[int, int], mended: bool, tmp_path: Path, attention: dict[str, Any]
+) -> None:
     from workbench.training.worker.worker import Worker
 
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", None)
+    before = attention["sdpa"]
     folder = RunFolder(tmp_path / "run")
     write_json(folder.config, wb.TrainConfig().to_dict())
     worker = Worker(folder, 1, os.getppid())
     worker._mend_attention(capability)
     worker.writer.close()
-    assert [event["k"] for event in read_events(folder.root) if "for every head" in event.get("text", "")] == ["log"] * mended
-    assert (sdpa_attention.use_gqa_in_sdpa is not None) is worker.keys_repeated is mended
+    assert [event["k"] for event in read_events(folder.root) if "by turns" in event.get("text", "")] == ["log"] * mended
+    assert (attention["sdpa"] is not before) is mended
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "shared", "masked"),
+    [(7, 7, 4, False), (7, 7, 4, True), (7, 7, 1, False), (1, 9, 4, False), (7, 12, 2, False)],
+    ids=["a batch", "with a mask", "no heads share", "a token more", "a cache with room"],
+)
+def test_heads_answer_by_turns_as_at_once(
+    queries: int, keys: int, shared: int, masked: bool, attention: dict[str, Any]
+) -> None:
+    import torch
+    from torch import nn
+
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = shared, True  # type: ignore[assignment]  # as a model's attention has them
+    torch.manual_seed(0)
+    shapes = [(2, 2 * shared, queries, 8), (2, 2, keys, 8), (2, 2, keys, 8)]
+    given = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    mask = torch.rand(2, 1, queries, keys) < 0.8 if masked else None
+
+    def answered() -> list[torch.Tensor]:
+        answer, _ = attention["sdpa"](module, *given, mask, scaling=0.3)
+        return [answer, *torch.autograd.grad(answer.square().sum(), given)]
+
+    at_once = answered()
+    compat.heads_by_turns()
+    torch.testing.assert_close(answered(), at_once)
 
 
 @pytest.fixture

@@ -249,15 +249,17 @@ def test_a_cell_sees_one_gpu_and_sets_the_allocator_as_the_run_does(
     assert "expandable_segments:True" in several
 
 
-def test_a_cell_repeats_keys_for_every_head_where_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_attend_by_turns_in_a_cell_where_they_do_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-    from transformers.integrations import sdpa_attention
+    from transformers import AttentionInterface
 
+    mapping = AttentionInterface._global_mapping
+    before = mapping["sdpa"]
+    monkeypatch.setitem(mapping, "sdpa", before)  # to be put back
     code = as_code(wb.TrainConfig())
     mend = code[code.index("\nif torch.cuda") : code.index("\nMODEL =")]
     for capability, mended in (((8, 0), False), ((7, 5), True)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", None)
         exec(compile(mend, "cell", "exec"), {"torch": torch})
-        assert (sdpa_attention.use_gqa_in_sdpa is not None) is mended
+        assert (mapping["sdpa"] is not before) is mended

@@ -23,7 +23,7 @@ NUMBERS = {
     "logits_at_once": 0, "rescale_mlp": 0,
 }  # fmt: skip
 """The smallest value of each field that is a whole number."""
-ASIDE = ("device", "padded", "keys_repeated", "autocast", "logit_bytes")
+ASIDE = ("device", "padded", "autocast", "logit_bytes")
 """Fields of a plan that are not the run's to choose."""
 
 

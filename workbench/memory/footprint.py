@@ -70,8 +70,6 @@ class Plan(Record):
     """Whether rows lie end to end: then attention always keeps a mask, as in a batch with padding."""
     padded: bool = False
     """Whether the batch has padding: attention then keeps its mask, and keys and values once for every head."""
-    keys_repeated: bool = False
-    """Whether keys and values that heads share are repeated for each in any batch, as on a GPU below compute capability 8."""
     nproc_per_node: int = 1
     """Processes that train, each on a device of its own."""
     autocast: bool = True
@@ -274,7 +272,6 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     where a linear keeps c·in, and, adapted with LoRA, c·r and its dropout's mask (a byte an element, on a CPU four). At its
     boundary a layer keeps the residual, s·h. The last norm keeps 4h. In a batch with padding, of length L, attention keeps
     c·(4h + L): with a mask keys and values are repeated for every head, and each layer puts the mask into its dtype anew.
-    Below compute capability 8 they are repeated without one too: c·4h.
     DoRA keeps two outputs more of every adapted linear, 2c·out. On a 4-bit base with dropout it also keeps each weight
     unpacked, c·in·out, and while a layer is computed again there is an identity matrix as wide as the largest input, 4·in².
     """
@@ -297,7 +294,7 @@ def activations(tensors: Iterable[TensorInfo], config: Mapping[str, Any], plan: 
     keys = hidden * min(1.0, _first_int(config, ("num_key_value_heads",), heads) / heads)
     c, s = plan.compute_bytes, 4 if plan.method == QLORA else plan.compute_bytes
     masked = plan.padded or plan.packing
-    attention = 2 * hidden + 2 * (hidden if masked or plan.keys_repeated else keys) + plan.max_length * masked
+    attention = 2 * hidden + 2 * (hidden if masked else keys) + plan.max_length * masked
     mask_bytes = 0 if plan.lora_dropout == 0 else 4 if plan.device == "cpu" else 1
     per_layer, unpacked, identity = [], [0], 0
     for linears in layers.values():

@@ -52,8 +52,6 @@ class MemoryLedger(Shown):
     rows: tuple[LedgerRow, ...]
     pieces: tuple[Piece, ...]
     """The computed rows' bytes tensor by tensor."""
-    otherwise: tuple[LedgerRow, ...] = ()
-    """The rows that differ where ``plan.keys_repeated`` is the other way round, as they are then."""
 
     @property
     def phase(self) -> str:
@@ -91,25 +89,13 @@ class MemoryLedger(Shown):
         return sum(row.bytes for row in self.rows if row.category == category)
 
     def on(self, gpu: Gpu) -> MemoryLedger:
-        """The same on a GPU, whose attention, context and allocator take what is known of them."""
-        if gpu.repeats_keys not in (None, self.plan.keys_repeated):
-            return self._turned().on(gpu)
+        """The same on a GPU, whose context and allocator take what is known of them."""
         known: dict[str, dict[str, Any]] = {CONTEXT: {"bytes": gpu.context, "note": gpu.how}}
         if gpu.slack is not None:
             allocated = self.needed - self[CONTEXT]
             known[SPARE] = {"bytes": int(gpu.slack * allocated), "note": f"{percent(gpu.slack, 0)} of the peak, {gpu.how}"}
         return dataclasses.replace(
             self, rows=tuple(dataclasses.replace(row, **known.get(row.category, {})) for row in self.rows)
-        )
-
-    def _turned(self) -> MemoryLedger:
-        """With ``plan.keys_repeated`` the other way round."""
-        others = {row.category: row for row in self.otherwise}
-        return dataclasses.replace(
-            self,
-            rows=tuple(others.get(row.category, row) for row in self.rows),
-            plan=dataclasses.replace(self.plan, keys_repeated=not self.plan.keys_repeated),
-            otherwise=tuple(row for row in self.rows if row.category in others),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -235,11 +221,9 @@ def ledger_of(tensors: list[TensorInfo], config: Mapping[str, Any], model: str, 
     rows += [dataclasses.replace(row, known=known) for row in _rows(state)]
     gradients = LedgerRow(GRADIENTS, size * sum(parameters.values()), known, note)
     rows += transient(tensors, config, plan, parameters, gradients)
-    turned = dataclasses.replace(plan, keys_repeated=not plan.keys_repeated)
-    otherwise = tuple(row for row in transient(tensors, config, turned, parameters, gradients) if row not in rows)
     adapters = [Piece(ADAPTERS, name, 4 * numel) for name, numel in parameters.items() if plan.method != FULL]
     pieces = (*weights, *adapters, *state)
-    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), pieces, otherwise)
+    return MemoryLedger(title or plan.method, model, plan, tuple(r for r in rows if r.bytes), pieces)
 
 
 def _rows(pieces: Iterable[Piece]) -> list[LedgerRow]:

@@ -41,39 +41,26 @@ class Gpu(Record):
     """How ``context`` is known."""
     slack: float | None = None
     """What the allocator reserved beyond its peak in the last run on it, as a share of that; None: not measured."""
-    capability: tuple[int, int] | None = None
-    """The compute capability, as (7, 5) of a T4; None: not known."""
-
-    @property
-    def repeats_keys(self) -> bool | None:
-        """Whether keys and values that heads share are repeated for each; None where the capability is not known."""
-        return None if self.capability is None else self.capability < SHARES_KEYS
 
     def _line_(self) -> Line:
         return {"GPU": self.name, "usable memory": memory_size(self.usable)}
 
 
-SHARES_KEYS = (8, 0)
-"""The compute capability from which on torch's fast attention takes keys and values that heads share."""
-
-
-def _gpu(
-    name: str, gib: float, context: int, capability: tuple[int, int], how: str = "between a T4's and an H100's by its SMs"
-) -> Gpu:
-    return Gpu(name, int(gib * GIB), context * _MIB, f"driver and libraries, {how}", capability=capability)
+def _gpu(name: str, gib: float, context: int, how: str = "between a T4's and an H100's by its SMs") -> Gpu:
+    return Gpu(name, int(gib * GIB), context * _MIB, f"driver and libraries, {how}")
 
 
 GPUS: Mapping[str, Gpu] = ShownMapping(
     {
         gpu.name: gpu
         for gpu in (
-            _gpu("RTX 3060 12 GB", 11.7, 120, (8, 6)),
-            _gpu("T4 16 GB", 14.56, 141, (7, 5), "as steps on a T4 had it"),
-            _gpu("L4 24 GB", 22.1, 240, (8, 9)),
-            _gpu("RTX 4090 24 GB", 23.5, 540, (8, 9)),
-            _gpu("A100 40 GB", 39.3, 450, (8, 0)),
-            _gpu("A100 80 GB", 79.1, 450, (8, 0)),
-            _gpu("H100 80 GB", 79.1, 650, (9, 0), "as an H100 had it"),
+            _gpu("RTX 3060 12 GB", 11.7, 120),
+            _gpu("T4 16 GB", 14.56, 141, "as steps on a T4 had it"),
+            _gpu("L4 24 GB", 22.1, 240),
+            _gpu("RTX 4090 24 GB", 23.5, 540),
+            _gpu("A100 40 GB", 39.3, 450),
+            _gpu("A100 80 GB", 79.1, 450),
+            _gpu("H100 80 GB", 79.1, 650, "as an H100 had it"),
         )
     },
     "GPUs known by name",
@@ -107,7 +94,7 @@ def present() -> Gpu | None:
     if (first := _first()) is None:
         return None
     name, usable = first
-    own = Gpu(f"{name}, in this machine", usable, capability=capability())
+    own = Gpu(f"{name}, in this machine", usable)
     if (seen := learnt(name)) is not None:
         return replace(own, context=seen.context, how=f"measured here by the run {seen.run}", slack=seen.slack)
     like = next((gpu for gpu in GPUS.values() if _plain(_model(gpu.name)) in _plain(name).split()), None)

@@ -97,8 +97,9 @@ def _imports(config: TrainConfig, files: Files, shape: Shape) -> str:
         lines.append("from transformers.quantizers.base import get_keys_to_not_convert")
     if config.group_by_length:
         lines.append("from transformers.trainer_pt_utils import LengthGroupedSampler")
-    mended = inspect.getsource(compat.keys_for_every_head).rpartition('"""')[2].rstrip()
-    lines.append(f"\nif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):{mended}")
+    mended = inspect.getsource(compat.heads_by_turns).rpartition('"""')[2].rstrip()
+    lines.append("\n# The fast attention of such a GPU takes no keys that heads share: heads that share none attend in turn.")
+    lines.append(f"if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):{mended}")
     lines.append(f"\nMODEL = {as_source(model_name(config))}\ndtype = {dtype(config)}")
     if config.nproc_per_node > 1:
         lines.append('if torch.cuda.is_available():\n    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))')

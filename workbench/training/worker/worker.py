@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from workbench import compat
 from workbench.errors import WorkbenchError
 from workbench.memory.footprint import Plan
-from workbench.memory.gpus import SHARES_KEYS
 from workbench.sources import open_model
 from workbench.training import lineage, origins
 from workbench.training.choices import NOT_ZERO
@@ -61,7 +60,6 @@ class Worker:
         self.writer = EventWriter(folder.events(f"rank{os.environ.get('RANK', '0')}"), attempt)
         self.since = lineage.read(folder.root).extended_after
         self.where: dict[str, Any] = {}
-        self.keys_repeated = False
         self.account: Account | None = None
         self.device = "cpu"
         later = before_torch()
@@ -152,11 +150,10 @@ class Worker:
             self.sampler.close()
 
     def _mend_attention(self, capability: tuple[int, int]) -> None:
-        """Below compute capability 8 keys and values that heads share are repeated for each, which is said."""
-        if capability < SHARES_KEYS:
-            compat.keys_for_every_head()
-            self.keys_repeated = True
-            text = "Keys and values are repeated for every head: this GPU's fast attention takes none that heads share."
+        """Below compute capability 8 heads that share keys and values attend by turns, which is said."""
+        if capability < (8, 0):
+            compat.heads_by_turns()
+            text = "Heads that share keys and values attend by turns: this GPU's fast attention takes none that are shared."
             self.writer.emit("log", level="info", text=text)
 
     def _failed(self, error: BaseException) -> int:
@@ -226,7 +223,6 @@ class Worker:
         plan = dataclasses.replace(
             Plan.of(self.config, "cuda" if cuda else "cpu"),
             compute_dtype=str(dtype).removeprefix("torch."),
-            keys_repeated=self.keys_repeated,
         )
         account = self.account = accounting.Account(plan, functools.partial(open_model, source), self.writer, self.sampler.gpu)
         with contextlib.ExitStack() as stack:
