@@ -8,8 +8,8 @@ from .cost.deployed import deployed as deployed
 from .cost.evaluation import Cost as Cost
 from .cost.evaluation import Evaluation as Evaluation
 from .cost.evaluation import evaluate as evaluate
+from .cost.method_results import MethodResult as MethodResult
 from .cost.methods import MethodComparison as MethodComparison
-from .cost.methods import MethodResult as MethodResult
 from .cost.methods import compare_methods as compare_methods
 from .cost.mixing import CurvePoint as CurvePoint
 from .cost.mixing import Mix as Mix

@@ -16,7 +16,7 @@ from tests.helpers.live_runs import files_of
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
 from workbench.cost.before import before_training
-from workbench.cost.methods import refused
+from workbench.cost.method_results import refused
 from workbench.sources.local import LocalSource
 
 METHODS = ("full", "lora", "qlora")
@@ -80,6 +80,23 @@ def test_an_interrupt_pauses_the_run_under_way_too(config: wb.TrainConfig, tmp_p
         comparison.run()
     assert wb.attach(tmp_path / "lora").wait(300).state == "paused"
     assert comparison.results == ()
+
+
+def test_all_at_once_they_come_to_the_same_and_are_cancelled_together(
+    compared: wb.MethodComparison, config: wb.TrainConfig, tmp_path: Path, forks: Forks
+) -> None:
+    methods = ("full", "lora")
+    left = wb.compare_methods(config, methods, tmp_path, at_once=True, cancelled=lambda: left.run_under_way is not None)
+    with forks.ready(phase="dataset", hang=True):
+        assert list(left) == []
+    assert [wb.attach(tmp_path / method).wait(300).state for method in methods] == ["paused", "paused"]
+    with forks.ready():
+        found = wb.compare_methods(config, methods, tmp_path, at_once=True).run()
+    assert [(row.method, row.losses, row.held_out) for row in found] == [
+        (method, compared[method].losses, compared[method].held_out) for method in methods
+    ]
+    steps = [[event["t"] for event in wb.attach(row.run_dir).events() if event["attempt"] == 2] for row in found]
+    assert max(map(min, steps)) < min(map(max, steps)), "the second began before the first had ended"
 
 
 def test_what_4_bits_cost_before_training_is_what_evaluating_the_base_gives(

@@ -6,11 +6,10 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from workbench.cost import process
+from workbench.cost import preloaded, process
 from workbench.cost.worker import Worker
 
 
@@ -34,13 +33,13 @@ class _Reporter(process.Reporter):
 
 
 class Thread:
-    """In the place of ``subprocess.Popen``, with the part of it that the product uses."""
+    """In the place of ``preloaded.start``."""
 
-    def __init__(self, arguments: list[str], **how: Any) -> None:
+    def __init__(self, module: str, folder: str, *_: object) -> None:
         self.returncode: int | None = None
         self._ended = threading.Event()
-        self._work = next((work for module, work in _OTHERS.items() if module in arguments), _evaluates)
-        self._thread = threading.Thread(target=self._run, args=(Path(arguments[-2]),))
+        self._work = _OTHERS.get(module, _evaluates)
+        self._thread = threading.Thread(target=self._run, args=(Path(folder),))
         self._thread.start()
 
     def _run(self, root: Path) -> None:
@@ -81,5 +80,5 @@ _OTHERS = {"workbench.cost.repairing": _measures_repairs, "workbench.cost.deploy
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
     """While open, costs are measured on threads of this process, which has torch loaded."""
-    with mock.patch.object(process, "subprocess", SimpleNamespace(Popen=Thread, DEVNULL=None, TimeoutExpired=TimeoutError)):
+    with mock.patch.object(preloaded, "start", Thread):
         yield

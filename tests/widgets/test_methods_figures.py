@@ -11,7 +11,7 @@ import workbench as wb
 from tests.helpers.texts import quantities
 from widgets.drawing.wire import encode_figure
 from widgets.figures import methods
-from workbench.cost.methods import MethodResult
+from workbench.cost.method_results import MethodResult
 from workbench.memory.ledger import BY_NAME
 from workbench.training.results.receipts import MeasuredStep, Receipt, ReceiptRow, ReceiptTotal
 

@@ -17,14 +17,14 @@ from widgets.figures.layout import Described, Figure, axes
 from widgets.figures.model import Shown, cell_map
 from widgets.figures.palette import GREEN, SKY, SYMBOLS, VERMILION
 from widgets.figures.tables import table
-from workbench.cost.methods import kl_and_interval
+from workbench.cost.method_results import kl_and_interval
 from workbench.memory.ledger import GROUPS
 from workbench.sources.kinds import order_of
 from workbench.surveys.places import Places
 from workbench.text import NONE, counted, known_amount, known_memory_size, listed, memory_size, memory_unit, percent
 
 if TYPE_CHECKING:
-    from workbench.cost.methods import MethodResult
+    from workbench.cost.method_results import MethodResult
     from workbench.cost.repairs import Repair
 
 TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}

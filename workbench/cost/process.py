@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import take_lock
+from workbench.cost import preloaded
 from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
@@ -86,7 +87,7 @@ class Measuring:
     ) -> None:
         self.root = root
         self._module, self._request, self._poll, self._needed = module, request, poll, needed
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: preloaded.Process | None = None
         self._oom: int | None = None
 
     def until(self, known: Callable[[], bool], stopped: Callable[[], bool], tick: Callable[[], object]) -> bool:
@@ -124,10 +125,10 @@ class Measuring:
         self._process = None
         self._poll()
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> preloaded.Process:
         """In a session of its own: Ctrl-C reaches it through this process alone.
 
-        It inherits the folder's lock, open, and so holds it from before the request is written until it ends.
+        It gets the folder's lock, open, and so holds it from before the request is written until it ends.
         """
         request = self._request()
         self._oom = oom_kills()
@@ -135,16 +136,8 @@ class Measuring:
             with (self.root / ".lock").open("w") as lock, (self.root / "log.txt").open("ab") as log:
                 take_lock(lock)
                 write_json(self.root / "request.json", request)
-                return subprocess.Popen(
-                    [sys.executable, "-P", "-m", self._module, str(self.root), str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.root,
-                    env={**PATIENT, **without_secrets(), **OFFLINE},
-                    start_new_session=True,
-                    pass_fds=[lock.fileno()],
-                )
+                environment = {**PATIENT, **without_secrets(), **OFFLINE}
+                return preloaded.start(self._module, str(self.root), environment, log.fileno(), lock.fileno())
         except BlockingIOError:
             what, remedy = "another process is measuring into this folder.", "Wait for its end, or name another folder."
             raise RunError(what, where=str(self.root), remedy=remedy) from None

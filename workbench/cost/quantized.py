@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
+import tempfile
 from functools import lru_cache
 from typing import Any
 
+from workbench.cost import preloaded
 from workbench.errors import ModelError, RunError
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.tensor_info import Role
@@ -37,12 +38,15 @@ def _ask(source: Source) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _asked(folder: str, fingerprint: str) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", __name__, folder]
-    done = subprocess.run(command, capture_output=True, text=True, env={**PATIENT, **without_secrets(), **OFFLINE})
-    if done.returncode:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as words:
+        log = words.fileno()
+        code = preloaded.start(__name__, folder, {**PATIENT, **without_secrets(), **OFFLINE}, log, log).wait()
+        words.seek(0)
+        said = words.read().strip()
+    if code:
         what = "the process that asks transformers which weights it quantizes has failed."
-        raise RunError(what, where=folder, remedy=f"Its last words: {done.stderr.strip()[-300:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise RunError(what, where=folder, remedy=f"Its last words: {said[-300:]}")
+    answer: dict[str, Any] = json.loads(said.splitlines()[-1])
     return answer
 
 

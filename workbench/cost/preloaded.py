@@ -1,0 +1,232 @@
+"""Processes that begin with torch and transformers loaded: each is forked from one that has loaded them and does nothing else.
+
+Covers that one, which the first measurement of a Python process starts, and which ends with that process or after some idle
+minutes; and the forks, as clean as processes started anew. Where it cannot be, they are started anew: on a machine with an
+NVIDIA GPU, since CUDA does not work in a fork once it was asked for before, and where no Linux is. Not ``multiprocessing``'s
+fork server, which runs a user's script once more in every process. Imports no torch but in that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import NoReturn, Protocol
+
+from workbench.memory.gpus import devices
+
+_LIBRARIES = ("workbench.cost.engine", "transformers.modeling_utils", "transformers.generation")
+"""What every measurement needs, and what loading a model brings in."""
+_IDLE = 300.0
+"""Seconds without a fork after which the process with the libraries ends."""
+_TICK, _LOOK_EVERY = 0.02, 0.5
+"""Seconds between two looks at the forks, and at the process that they are for."""
+_MOST = 1 << 16
+"""Bytes of a request."""
+
+
+class Process(Protocol):
+    """What is needed of ``subprocess.Popen``."""
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end; raises ``subprocess.TimeoutExpired``."""
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+
+    def kill(self) -> None:
+        """Ends it."""
+
+
+class _Fork:
+    """A fork, or one to come once the libraries are loaded."""
+
+    def __init__(self, origin: subprocess.Popen[bytes], words: int) -> None:
+        """``words``: where its pid comes from, and its exit code once it has ended, a line each."""
+        self._origin, self._words = origin, os.fdopen(words, "rb", buffering=0)
+        self._pid: int | None = None
+        self._code: int | None = None
+
+    def begun(self, timeout: float | None) -> bool:
+        """Whether it is there, or was, after so many seconds at most; OSError if it never will be."""
+        if self._pid is None and (line := self._line(timeout)) is not None:
+            if not line:
+                raise OSError("the process with the libraries has ended.")
+            self._pid = int(line)
+        return self._pid is not None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        while self._code is None:
+            if (line := self._line(timeout)) is None:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0)
+            if line and self._pid is None:
+                self._pid = int(line)
+            else:  # no line: the one that would have told it has ended, and its forks with it
+                self._code = int(line) if line else self._origin.wait() or -signal.SIGKILL
+                self._words.close()
+        return self._code
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid or self._origin.pid, number)  # until there is a fork, no other is waited for
+
+    def _line(self, timeout: float | None) -> bytes | None:
+        return self._words.readline() if select.select([self._words], [], [], timeout)[0] else None
+
+
+class _Origin:
+    """The process that has the libraries, as the one that started it sees it."""
+
+    def __init__(self, env: Mapping[str, str], log: int) -> None:
+        self._env, self._of = dict(env), os.getpid()
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(self._of)],
+                stdin=theirs.fileno(), stdout=log, stderr=log, env=self._env, start_new_session=True,
+            )  # fmt: skip
+        self._first: _Fork | None = None
+
+    def serves(self, env: Mapping[str, str]) -> bool:
+        """Whether it is there for this process, with this environment."""
+        return self._env == env and self._of == os.getpid() and self._process.poll() is None
+
+    def fork(self, arguments: list[str], log: int, kept: int) -> _Fork | None:
+        """Has it fork, the first time as soon as it can; later None where it cannot do so at once."""
+        with contextlib.suppress(OSError):
+            if self._first is None:
+                self._first = self._asked(arguments, log, kept)
+                return self._first
+            if self._first.begun(0) and (fork := self._asked(arguments, log, kept)).begun(None):
+                return fork
+        return None
+
+    def close(self) -> None:
+        """Lets it end once its forks have."""
+        self._requests.close()
+
+    def _asked(self, arguments: list[str], log: int, kept: int) -> _Fork:
+        words, theirs = os.pipe()
+        fork = _Fork(self._process, words)
+        try:
+            socket.send_fds(self._requests, [json.dumps(arguments).encode()], [theirs, log, kept])
+        finally:
+            os.close(theirs)
+        return fork
+
+
+_origin: _Origin | None = None
+_starting = threading.Lock()
+
+
+def start(module: str, folder: str, env: Mapping[str, str], log: int, kept: int) -> Process:
+    """``python -m MODULE FOLDER PID``, PID its parent's, in that folder and a session of its own.
+
+    Args:
+        module: What is run.
+        folder: Its argument, and its current folder.
+        env: Its environment.
+        log: The file descriptor that it writes to.
+        kept: A file descriptor that stays open until it ends.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+    global _origin
+    if sys.platform == "linux" and not devices():
+        with _starting:
+            if _origin is None or not _origin.serves(env):
+                if _origin is not None:
+                    _origin.close()
+                _origin = _Origin(env, log)
+            if (fork := _origin.fork([module, folder], log, kept)) is not None:
+                return fork
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, folder, str(os.getpid())],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=dict(env), start_new_session=True, pass_fds=[kept],
+    )  # fmt: skip
+
+
+def _serve(parent: int) -> None:
+    """Forks for each request; ends with its parent, or once there was none for some minutes."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: those of numpy's BLAS see to themselves
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    requests = socket.socket(fileno=os.dup(0))
+    awaited, running, until = [requests], dict[int, int](), time.monotonic() + _IDLE
+    while os.getppid() == parent and (running or (awaited and time.monotonic() < until)):
+        if select.select(awaited, [], [], _TICK if running else _LOOK_EVERY)[0]:
+            asked, descriptors, _, _ = socket.recv_fds(requests, _MOST, 3)
+            if not asked:
+                awaited = []  # no more requests will come
+            else:
+                words, log, kept = descriptors
+                if not (pid := os.fork()):
+                    _become(json.loads(asked), log, [requests.fileno(), words, *running.values()])
+                running[pid] = words
+                _say(words, pid)
+                os.close(log)
+                os.close(kept)
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                words = running.pop(pid)
+                _say(words, os.waitstatus_to_exitcode(status))
+                os.close(words)
+            until = time.monotonic() + _IDLE
+
+
+def _say(words: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(words, b"%d\n" % number)
+
+
+def _become(asked: list[str], log: int, others: Iterable[int]) -> NoReturn:
+    """Runs the module that was asked for in this fork; ``others`` are file descriptors that are not its own."""
+    try:
+        os.setsid()
+        for descriptor in others:
+            os.close(descriptor)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for one, standard in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(one, standard)
+        module, folder = asked
+        os.chdir(folder)
+        sys.argv = [module, folder, str(os.getppid())]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
