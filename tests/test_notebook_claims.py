@@ -28,10 +28,10 @@ VERDICTS = {
     "A paged 8-bit optimizer's state for 65B is 40 GB": "does not hold",
     "32.5 GB, 8 GB and 40 GB: so 65B trains on 48 GB": "does not hold",
     "LoRA on 65B cannot run on one GPU": "holds",
-    "The paper's recipe for 65B fits 48 GB": "holds",
+    "The paper's recipe for 65B fits 48 GB": "holds only if",
     "7–13B fits 16 GB": "holds",
     "30–40B fits 24 GB": "holds only if",
-    "70B fits 48 GB": "holds",
+    "70B fits 48 GB": "holds only if",
     "One card takes 10–20B with LoRA and 50–65B with QLoRA": "holds only if",
     "A long batch makes memory spike": "holds",
     "Optimizer state leaves the GPU while data is processed": "holds only if",
@@ -48,7 +48,7 @@ VERDICTS = {
     "NF4 is better than INT4 and FP4": "holds only if",
     "Rotation helps 4-bit weights": "holds only if",
     "In four bits the model is near-identical": "holds only if",
-    "QLoRA trains on par with 16-bit LoRA": "holds",
+    "QLoRA trains on par with 16-bit LoRA": "holds only if",
     "4-bit loading needs bitsandbytes 0.41": "does not hold",
 }
 

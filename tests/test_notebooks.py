@@ -47,6 +47,20 @@ def test_no_line_of_shown_code_is_cut_off(path: Path) -> None:
     assert not [line for line in lines if len(line) > WIDEST]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_read_aloud_in_one_breath_a_sentence(path: Path) -> None:
+    """No sentence has more than thirty words, a formula counting as one; and all before the picture are two at most."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    said = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    for text in said:
+        plain = re.sub(r"\$\$.*?\$\$|\$.*?\$|`[^`]*`", "x", text, flags=re.DOTALL)
+        parts = re.split(r"(?<=[.?!:])\s+|\n\n+|\n[-#|]", plain)
+        assert not [part for part in parts if len(part.split()) > 30]
+    title, opening = said[0].split("\n\n", 1)
+    assert title.startswith("# ")
+    assert len(re.findall(r"[.?!](?=\s|$)", opening)) <= 2
+
+
 def test_each_asks_what_the_readme_says_that_the_next_one_answers() -> None:
     readme = (NOTEBOOKS[0].parent.parent / "README.md").read_text("utf-8")
     listed = re.findall(r"^\d\. \[(.+)\]\(notebooks/(.+)\.ipynb\)$", readme, re.MULTILINE)

@@ -40,6 +40,10 @@ _SETTLED = """() => {
     return shown.every((plot) => plot.dataset.revision) && performance.now() - window.changes.at > 1000;
 }"""
 
+# What a trained run was asked has been answered, wherever it can be.
+_ANSWERED = """() => [...document.querySelectorAll('.jp-OutputArea .wb-try')].every(
+    (tried) => !tried.checkVisibility() || /token/.test(tried.querySelector('[role=status]')?.textContent))"""
+
 
 def run(lab: Lab, path: Path, seconds: float = 600) -> dict[str, Any]:
     """The notebook at ``path``, in the server's folder, after a run, with pictures in place of widgets."""
@@ -48,6 +52,10 @@ def run(lab: Lab, path: Path, seconds: float = 600) -> dict[str, Any]:
     lab.open(path.name)
     lab.run_all(seconds)
     lab.until(_SETTLED, seconds)
+    for ask in lab.page.get_by_role("button", name="Try it", exact=True).all():
+        if ask.is_visible():
+            ask.click()
+    lab.until(_ANSWERED, seconds)
     pictures = [_pictures(cell) for cell in lab.page.locator(".jp-CodeCell").all()]
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")

@@ -19,7 +19,7 @@ HEROES = {
     "03_block_error": ("Weights to one scale", "End"),
     "04_double_quantization": ("Weights to one scale", "Home"),
     "05_lora_and_qlora": ("Rank", "End"),
-    "06_paged_optimizers": ("Batch 31, its length", "End"),
+    "06_paged_optimizers": ("Batch 31, its length", "Home"),
     "08_claims": ("What do its weights take under QLoRA?", "End"),
     "09_what_it_costs": ("Bits a weight", "End"),
 }

@@ -86,6 +86,19 @@ class Alone:
         self.page.mouse.move(x + right, y + down, steps=4)
         self.page.mouse.up()
 
+    def pull(self, name: str, to: float) -> None:
+        """Drag the thumb of a range to this share of its width."""
+        slider = self.slider(name)
+        box = slider.bounding_box()
+        assert box is not None
+        at = slider.evaluate("(range) => (range.value - range.min) / (range.max - range.min)")
+        thumb = 16.0
+        x, y = box["x"] + thumb / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x + at * (box["width"] - thumb), y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + to * (box["width"] - thumb), y, steps=4)
+        self.page.mouse.up()
+
     def headline(self) -> str:
         return self.page.locator(".wb-hero-line b").inner_text()
 
@@ -264,6 +277,10 @@ def test_an_outlier_dragged_down_takes_every_weight_to_zero_and_blocks_bring_the
 
 def test_larger_blocks_spread_an_outlier_channels_harm(alone: Alone, weights: Any) -> None:
     alone.open(widgets.OutlierChannel(weights))
+    small = float(alone.shown()["hurt"].split()[0])
+    alone.pull("Weights to one scale", 1)
+    assert float(alone.shown()["hurt"].split()[0]) > 1.4 * small
+    alone.slider("Weights to one scale").press("Home")
     hurt = []
     for _ in range(7):
         alone.slider("Weights to one scale").press("ArrowRight")
@@ -280,7 +297,7 @@ def test_bytes_of_scales_melt(alone: Alone, weights: Any) -> None:
     alone.shown()
     assert alone.headline() == "0.127 bits a weight for scales"
     assert "0.373 bits saved: 302 MB on Llama 7B" in alone.page.locator(".wb-hero-line").inner_text()
-    alone.slider("Weights to one scale").press("Home")
+    alone.pull("Weights to one scale", 0)
     assert alone.shown()["bits"] == "0.254"
 
 
@@ -288,7 +305,7 @@ def test_boxes_grow_with_the_rank_until_they_do_not_fit(alone: Alone) -> None:
     alone.open(widgets.MemoryBoxes(gpu="RTX 3060 12 GB"))
     before = alone.shown()
     assert before["verdict"] == "fits"
-    alone.slider("Rank").press("End")
+    alone.pull("Rank", 1)
     after = alone.shown()
     assert int(after["total"]) > int(before["total"]) + 3e9
     assert after["verdict"] != "fits"
@@ -325,6 +342,9 @@ def answered_dial() -> Hero:
 def test_the_dial_shows_no_text_of_another_prompt(alone: Alone) -> None:
     alone.open(answered_dial())
     assert alone.shown()["text"] == " 2"
+    alone.pull("Bits a weight", 0)
+    assert alone.state()["bits"] == 16
+    assert alone.shown()["text"] == " 16"
     assert alone.at(bits=4, prompt="to run, v.")["text"] == " 4"
     assert alone.at(bits=4, prompt="music, n.")["text"] == "", "the kernel has not heard of it yet"
     assert alone.page.locator(".wb-hero-said").inner_text() == "Generating …"

@@ -16,6 +16,7 @@ from workbench.atomic import take_lock
 from workbench.cost import preloaded
 from workbench.training.environment import without_secrets
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes start anew elsewhere")
 IDLE, TELLS = "tests.helpers.idle", "tests.helpers.tells"
 PATIENCE = 120
 """Seconds: loading the libraries takes some."""
@@ -52,9 +53,10 @@ def is_free(folder: Path) -> bool:
 def origin() -> psutil.Process:
     """The process that has the libraries."""
     assert preloaded._origin is not None
-    return psutil.Process(preloaded._origin._process.pid)
+    return psutil.Process(preloaded._origin.process.pid)
 
 
+@on_linux
 def test_each_begins_as_if_anew_with_its_libraries_there(tmp_path: Path) -> None:
     expected = {
         "libraries": True, "folder": str(tmp_path), "arguments": [str(tmp_path), True], "own session": True,
@@ -66,6 +68,7 @@ def test_each_begins_as_if_anew_with_its_libraries_there(tmp_path: Path) -> None
         assert json.loads((tmp_path / "log.txt").read_text()) == expected
 
 
+@on_linux
 def test_how_it_ended_is_told_with_its_last_words(tmp_path: Path) -> None:
     process = started("tests.helpers.no_such_module", tmp_path)
     assert process.wait(PATIENCE) == process.poll() == 1
@@ -74,6 +77,7 @@ def test_how_it_ended_is_told_with_its_last_words(tmp_path: Path) -> None:
     process.kill()
 
 
+@on_linux
 def test_it_holds_its_lock_until_it_ends_and_is_ended_alone(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)  # so that the libraries are there
     folders = [tmp_path / name for name in ("one", "other")]
@@ -92,6 +96,7 @@ def test_it_holds_its_lock_until_it_ends_and_is_ended_alone(tmp_path: Path) -> N
     assert other.wait(PATIENCE) == -9
 
 
+@on_linux
 def test_before_the_libraries_are_there_it_can_be_ended_and_others_start_anew(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
     of_another_environment = origin()
@@ -110,15 +115,49 @@ def test_before_the_libraries_are_there_it_can_be_ended_and_others_start_anew(tm
     second.wait(PATIENCE)
 
 
-def test_where_the_one_with_the_libraries_was_killed_there_is_another(tmp_path: Path) -> None:
+@on_linux
+@pytest.mark.slow
+def test_where_the_one_with_the_libraries_was_killed_its_forks_end_and_there_is_another(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
-    killed = origin()
+    orphan, killed = started(IDLE, tmp_path), origin()
     killed.kill()
     killed.wait(PATIENCE)
+    assert orphan.wait(PATIENCE) == -9
+    assert is_free(tmp_path)
     assert started(TELLS, tmp_path).wait(PATIENCE) == 0
     assert origin() != killed
 
 
+@on_linux
+def test_a_fork_that_cannot_be_made_ends_no_other(tmp_path: Path) -> None:
+    started(TELLS, tmp_path).wait(PATIENCE)
+    idle = started(IDLE, tmp_path)
+    origin().rlimit(psutil.RLIMIT_NOFILE, (1, 1))  # it can take no open file
+    (other := tmp_path / "other").mkdir()
+    anew = started(TELLS, other)
+    assert isinstance(anew, subprocess.Popen)
+    assert anew.wait(PATIENCE) == 0
+    assert idle.poll() is None
+    idle.kill()
+    assert idle.wait(PATIENCE) == -9
+    preloaded._origin = None  # another for the tests to come
+
+
+@on_linux
+@pytest.mark.slow
+def test_packages_that_were_changed_are_loaded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(TELLS, tmp_path).wait(PATIENCE)
+    before = origin()
+    monkeypatch.setattr(preloaded, "_installed", list)
+    fork = started(IDLE, tmp_path)
+    fork.terminate()
+    fork.wait(PATIENCE)
+    assert origin() != before
+    before.wait(PATIENCE)
+
+
+@on_linux
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_it_was_for(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(
         "import sys; from pathlib import Path\n"

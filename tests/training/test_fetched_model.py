@@ -23,7 +23,7 @@ from tests.helpers.live_runs import ended, of, report_of, until, until_gone
 from tests.helpers.preloaded import Forks
 from tests.helpers.tiny_model import write_tiny_model
 from widgets.panels.train import paging
-from workbench.cost import jobs, methods
+from workbench.cost import jobs, method_results
 from workbench.errors import Gated, Unreachable
 from workbench.training import advice, disk, fingerprints, model_files
 from workbench.training.folder import RunFolder, write_json
@@ -244,7 +244,7 @@ def measured_by_cost(config: wb.TrainConfig, root: Path) -> object:
     "ask",
     [
         lambda config, _: advice.advice(config),
-        lambda config, root: methods._result(config, root, ("failed", "", ""), [], ReceiptMeter().receipt(), None),
+        lambda config, root: method_results._result(config, root, ("failed", "", ""), [], ReceiptMeter().receipt(), None),
         measured_by_cost,
         lambda config, _: paging._simulation(config, None, {}, None),
     ],

@@ -208,6 +208,7 @@ def format_cost(value: float, field: str) -> str:
 def _all_of(row: ModuleCost) -> str:
     """What is known of a module, for hovering over it."""
     known = [f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items()]
+    known[0] += f" ({' … '.join(map(kl_text, row.share_interval))})"
     return "; ".join([*known, f"Outlier channels: {outliers_of(row.channels, 4)}"])
 
 
@@ -232,7 +233,7 @@ def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:
         {
             "type": "scatter", "mode": "lines", "name": "predicted, module after module", "hovertext": hover,
             "hoverinfo": "text", "x": np.array([point.nbytes / 1e6 for point in curve]),
-            "y": np.array([point.predicted_kl for point in curve]),
+            "y": np.array([max(point.predicted_kl, 0.0) for point in curve]),  # shares near 0 may come out below
             "line": {"shape": "hv", "width": 2, "color": BLUE},
         },
         _point("all in 4 bits, measured", mix.all_4bit.nbytes, four.kl, "square", REFERENCE, "top right", four.kl_interval),

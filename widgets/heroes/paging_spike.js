@@ -58,7 +58,7 @@ export default heroOf((hero) => {
     const survived = dead < 0, moved = survived && paged && now.seconds;
     const first = !survived ? `Out of memory at batch ${dead + 1}` : moved ? `All 50 batches, one ${fixed(now.seconds, 2)} s slower` : "All 50 batches";
     const then = !survived ? `it needs ${gib(paged ? now.paged_least : now.least)}${paged ? " even with its optimizer state on the host" : "; nothing may leave"}`
-      : moved ? `${gib(now.evicted)} of optimizer state leave and come back, at ${bus}’s nominal rate` : `the longest needs ${gib(needsOf(at[spike - 1]))}: nothing has to leave`;
+      : moved ? `${gib(now.evicted)} of optimizer state leave and come back, at ${bus}’s nominal rate` : `the longest needs ${gib(Math.max(...at.map(needsOf)))}: nothing has to leave`;
     set(first, then, survived ? (moved ? "good" : "") : "bad");
     Object.assign(hero.body.dataset, { dead: String(dead + 1), seconds: fixed(now.seconds, 2), evicted: gib(now.evicted), tokens: String(tokens) });
     hero.say(`${paged ? "Paged AdamW" : "AdamW"}, a batch of ${count(tokens)} tokens. ${first}: ${then}`);

@@ -28,7 +28,7 @@ class MemoryUse:
     """The measuring process's resident memory, in bytes, as its operating system reports it."""
 
     base: int
-    """With its libraries loaded, before the model."""
+    """With its libraries loaded, as far as it has used them, before the model."""
     peak: int
     """The most until now."""
     model: int

@@ -25,6 +25,7 @@ from workbench.sources import open_model
 from workbench.surveys.resumable import Unfolding
 from workbench.training import data, model_files
 from workbench.training.config import METHODS, OF_ADAPTERS, TrainConfig, as_config
+from workbench.training.disk import DiskBudget, check_disk, disk_budget
 from workbench.training.folder import ENDED, RunFolder
 from workbench.training.launching import launch
 from workbench.training.paths import absolute, default_dir, path_of
@@ -148,6 +149,8 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
 
     def _start(self) -> Generator[MethodResult, None, None]:
         ahead, begun = list(self.configs)[len(self._rows) :], dict[str, Run | MethodResult]()
+        if self._at_once:
+            self._check_disk([method for method in ahead if self._known(method) is None])
         try:
             with reporting(self._progress, "Training", "step") as report:
                 for method in ahead:
@@ -155,13 +158,23 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
                         if not self._stopped() and each not in begun:
                             begun[each] = self._begun(each)
                     if self._stopped() or (result := self._result(method, begun[method], report)) is None:
-                        return
+                        break
                     yield result
         finally:
-            for run in begun.values():
-                if isinstance(run, Run):
-                    with contextlib.suppress(RunError):  # it has ended
-                        run.pause()
+            runs = [run for run in begun.values() if isinstance(run, Run)]
+            for run in runs:
+                with contextlib.suppress(RunError):  # it has ended
+                    run.pause()
+        for run in runs:
+            run.wait()
+
+    def _check_disk(self, methods: Sequence[str]) -> None:
+        """Raises ``RunError`` where these runs do not fit the disk together: each alone would count the same free bytes."""
+        budgets = [disk_budget(self.configs[method], self.folder / method) for method in methods]
+        uses = tuple(use for budget in budgets for use in budget.uses)
+        free = {folder: size for budget in budgets for folder, size in budget.free.items()}
+        disks = {folder: disk for budget in budgets for folder, disk in budget.disks.items()}
+        check_disk(DiskBudget(uses, free, disks), str(self.folder))
 
     def _result(self, method: str, run: Run | MethodResult, progress: Progress) -> MethodResult | None:
         """What the method came to, once its run has ended; None where it was cancelled."""
@@ -202,7 +215,7 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
             return refused(config, folder, str(error), error.remedy)
 
     def _followed(self, run: Run, progress: Progress) -> bool:
-        """Waits for the run's end; False where the comparison was cancelled first, and the run was paused for it."""
+        """Waits for the run's end; False where the comparison was cancelled first."""
         reader, before, done = run.reader(), len(self._rows), 0
         while True:
             ended = run.status.state in ENDED
@@ -216,9 +229,7 @@ class MethodComparison(Shown, Unfolding[MethodResult]):
             if ended:
                 return True
             if self._stopped():
-                with contextlib.suppress(RunError):
-                    run.pause()
-                return run.wait().state == "finished"
+                return False
             run.wait(_LOOK)
 
 

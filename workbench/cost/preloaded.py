@@ -22,8 +22,12 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn, Protocol
+
+import psutil
 
 from workbench.memory.gpus import devices
 
@@ -56,19 +60,20 @@ class Process(Protocol):
 class _Fork:
     """A fork, or one to come once the libraries are loaded."""
 
-    def __init__(self, origin: subprocess.Popen[bytes], words: int) -> None:
+    def __init__(self, origin: _Origin, words: int) -> None:
         """``words``: where its pid comes from, and its exit code once it has ended, a line each."""
         self._origin, self._words = origin, os.fdopen(words, "rb", buffering=0)
         self._pid: int | None = None
         self._code: int | None = None
 
-    def begun(self, timeout: float | None) -> bool:
-        """Whether it is there, or was, after so many seconds at most; OSError if it never will be."""
-        if self._pid is None and (line := self._line(timeout)) is not None:
-            if not line:
+    def begun(self, timeout: float | None = None) -> int:
+        """Its pid, once it is there; OSError if it never will be, TimeoutExpired if not within so many seconds."""
+        if self._pid is None:
+            if not (line := self._line(timeout)):
+                self._words.close()
                 raise OSError("the process with the libraries has ended.")
             self._pid = int(line)
-        return self._pid is not None
+        return self._pid
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -76,15 +81,27 @@ class _Fork:
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        while self._code is None:
-            if (line := self._line(timeout)) is None:
-                raise subprocess.TimeoutExpired("a fork", timeout or 0)
-            if line and self._pid is None:
-                self._pid = int(line)
-            else:  # no line: the one that would have told it has ended, and its forks with it
-                self._code = int(line) if line else self._origin.wait() or -signal.SIGKILL
-                self._words.close()
+        if self._code is None:
+            try:
+                self.begun(timeout)
+                line = self._line(timeout)
+            except OSError:
+                line = b""
+            self._words.close()
+            self._code = int(line) if line else self._untold()
         return self._code
+
+    def _untold(self) -> int:
+        """Its exit code where nobody is left who would tell it: it is ended, or never was."""
+        if self._pid is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._origin.process.wait(_LOOK_EVERY) or -signal.SIGKILL
+        else:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan = psutil.Process(self._pid)
+                orphan.kill()
+                orphan.wait()
+        return -signal.SIGKILL
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)
@@ -93,38 +110,53 @@ class _Fork:
         self._send(signal.SIGKILL)
 
     def _send(self, number: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid or self._origin.pid, number)  # until there is a fork, no other is waited for
+        with _starting, contextlib.suppress(OSError):
+            if self.poll() is None:  # before the libraries are there no other fork is waited for
+                os.kill(self.begun() if self._origin.ready else self._origin.process.pid, number)
 
-    def _line(self, timeout: float | None) -> bytes | None:
-        return self._words.readline() if select.select([self._words], [], [], timeout)[0] else None
+    def _line(self, timeout: float | None) -> bytes:
+        waiting = select.poll()
+        waiting.register(self._words, select.POLLIN)
+        if not waiting.poll(None if timeout is None else 1000 * timeout):
+            raise subprocess.TimeoutExpired("a fork", timeout or 0)
+        return self._words.readline()
 
 
 class _Origin:
     """The process that has the libraries, as the one that started it sees it."""
 
     def __init__(self, env: Mapping[str, str], log: int) -> None:
-        self._env, self._of = dict(env), os.getpid()
+        self._env, self._of, self._installed = dict(env), os.getpid(), _installed()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests.setblocking(False)
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(self._of)],
                 stdin=theirs.fileno(), stdout=log, stderr=log, env=self._env, start_new_session=True,
             )  # fmt: skip
-        self._first: _Fork | None = None
+        self._begun = self._ready = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has loaded the libraries."""
+        with contextlib.suppress(OSError):  # nothing yet, or nothing any more
+            self._ready = self._ready or bool(self._requests.recv(1))
+        return self._ready
 
     def serves(self, env: Mapping[str, str]) -> bool:
-        """Whether it is there for this process, with this environment."""
-        return self._env == env and self._of == os.getpid() and self._process.poll() is None
+        """Whether it is there for this process, with this environment and the packages as they are installed now."""
+        same = (self._env, self._of, self._installed) == (env, os.getpid(), _installed())
+        return same and self.process.poll() is None
 
     def fork(self, arguments: list[str], log: int, kept: int) -> _Fork | None:
         """Has it fork, the first time as soon as it can; later None where it cannot do so at once."""
         with contextlib.suppress(OSError):
-            if self._first is None:
-                self._first = self._asked(arguments, log, kept)
-                return self._first
-            if self._first.begun(0) and (fork := self._asked(arguments, log, kept)).begun(None):
+            if not self._begun:
+                fork, self._begun = self._asked(arguments, log, kept), True
+                return fork
+            if self.ready:
+                fork = self._asked(arguments, log, kept)
+                fork.begun()
                 return fork
         return None
 
@@ -134,7 +166,7 @@ class _Origin:
 
     def _asked(self, arguments: list[str], log: int, kept: int) -> _Fork:
         words, theirs = os.pipe()
-        fork = _Fork(self._process, words)
+        fork = _Fork(self, words)
         try:
             socket.send_fds(self._requests, [json.dumps(arguments).encode()], [theirs, log, kept])
         finally:
@@ -142,8 +174,14 @@ class _Origin:
         return fork
 
 
+def _installed() -> list[int]:
+    """When the packages that it loads were last changed: a fork must not go on with what was replaced."""
+    found = [Path(spec.origin) for name in ("torch", "transformers") if (spec := find_spec(name)) and spec.origin]
+    return [path.stat().st_mtime_ns for path in (*found, *sorted(Path(__file__).parents[1].rglob("*.py")))]
+
+
 _origin: _Origin | None = None
-_starting = threading.Lock()
+_starting = threading.RLock()
 
 
 def start(module: str, folder: str, env: Mapping[str, str], log: int, kept: int) -> Process:
@@ -179,21 +217,28 @@ def _serve(parent: int) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: those of numpy's BLAS see to themselves
     for name in _LIBRARIES:
         importlib.import_module(name)
-    requests = socket.socket(fileno=os.dup(0))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    requests, here = socket.socket(fileno=os.dup(0)), os.getpid()
+    requests.send(b"r")
     awaited, running, until = [requests], dict[int, int](), time.monotonic() + _IDLE
     while os.getppid() == parent and (running or (awaited and time.monotonic() < until)):
         if select.select(awaited, [], [], _TICK if running else _LOOK_EVERY)[0]:
             asked, descriptors, _, _ = socket.recv_fds(requests, _MOST, 3)
-            if not asked:
-                awaited = []  # no more requests will come
-            else:
-                words, log, kept = descriptors
-                if not (pid := os.fork()):
-                    _become(json.loads(asked), log, [requests.fileno(), words, *running.values()])
-                running[pid] = words
-                _say(words, pid)
-                os.close(log)
-                os.close(kept)
+            try:
+                if not asked:
+                    awaited = []  # no more requests will come
+                elif len(descriptors) < 3:
+                    raise OSError("there is no room for more open files.")
+                elif not (pid := os.fork()):
+                    _become(json.loads(asked), here, descriptors, [requests.fileno(), *running.values()])
+                else:
+                    words = running[pid] = os.dup(descriptors[0])
+                    _say(words, pid)
+            except OSError:
+                traceback.print_exc()  # whoever asked sees no pid, and starts anew
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
         for pid in list(running):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
@@ -208,24 +253,27 @@ def _say(words: int, number: int) -> None:
         os.write(words, b"%d\n" % number)
 
 
-def _become(asked: list[str], log: int, others: Iterable[int]) -> NoReturn:
+def _become(asked: list[str], parent: int, descriptors: list[int], others: list[int]) -> NoReturn:
     """Runs the module that was asked for in this fork; ``others`` are file descriptors that are not its own."""
     try:
         os.setsid()
-        for descriptor in others:
+        words, log, _ = descriptors  # the last stays open
+        for descriptor in (words, *others):
             os.close(descriptor)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for one, standard in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(one, standard)
         module, folder = asked
         os.chdir(folder)
-        sys.argv = [module, folder, str(os.getppid())]
+        sys.argv = [module, folder, str(parent)]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,18 @@ def _ask(source: Source) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _asked(folder: str, fingerprint: str) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as words:
-        log = words.fileno()
-        code = preloaded.start(__name__, folder, {**PATIENT, **without_secrets(), **OFFLINE}, log, log).wait()
+        process = preloaded.start(__name__, folder, {**PATIENT, **without_secrets(), **OFFLINE}, words.fileno(), words.fileno())
+        try:
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
         words.seek(0)
         said = words.read().strip()
     if code:
         what = "the process that asks transformers which weights it quantizes has failed."
         raise RunError(what, where=folder, remedy=f"Its last words: {said[-300:]}")
-    answer: dict[str, Any] = json.loads(said.splitlines()[-1])
+    answer: dict[str, Any] = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
     return answer
 
 
