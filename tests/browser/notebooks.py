@@ -42,7 +42,14 @@ _SETTLED = """() => {
 
 # What a trained run was asked has been answered, wherever it can be.
 _ANSWERED = """() => [...document.querySelectorAll('.jp-OutputArea .wb-try')].every(
-    (tried) => !tried.checkVisibility() || /token/.test(tried.querySelector('[role=status]')?.textContent))"""
+    (tried) => !tried.checkVisibility() || /token/.test(tried.querySelector('.wb-unseen[role=status]')?.textContent))"""
+
+# In place of this machine's folders an ellipsis, wherever a page shows them.
+_WITHOUT_PATHS = """(root) => {
+    const texts = document.createTreeWalker(document.querySelector('.jp-Notebook'), NodeFilter.SHOW_TEXT);
+    for (let text; (text = texts.nextNode());) if (text.data.includes(root)) text.data = text.data.replaceAll(root, '…');
+    for (const field of document.querySelectorAll('.jp-OutputArea input')) field.value = field.value.replaceAll(root, '…');
+}"""
 
 
 def run(lab: Lab, path: Path, seconds: float = 600) -> dict[str, Any]:
@@ -52,10 +59,11 @@ def run(lab: Lab, path: Path, seconds: float = 600) -> dict[str, Any]:
     lab.open(path.name)
     lab.run_all(seconds)
     lab.until(_SETTLED, seconds)
-    for ask in lab.page.get_by_role("button", name="Try it", exact=True).all():
+    for ask in lab.page.locator(".wb-ask button", has_text="Try it").all():
         if ask.is_visible():
             ask.click()
     lab.until(_ANSWERED, seconds)
+    lab.page.evaluate(_WITHOUT_PATHS, str(ROOT))
     pictures = [_pictures(cell) for cell in lab.page.locator(".jp-CodeCell").all()]
     lab.menu("File", "Save Notebook")
     lab.page.wait_for_selector(".lm-TabBar-tab.jp-mod-dirty", state="detached")
