@@ -48,7 +48,8 @@ _ANSWERED = """() => [...document.querySelectorAll('.jp-OutputArea .wb-try')].ev
 _WITHOUT_PATHS = """(root) => {
     const texts = document.createTreeWalker(document.querySelector('.jp-Notebook'), NodeFilter.SHOW_TEXT);
     for (let text; (text = texts.nextNode());) if (text.data.includes(root)) text.data = text.data.replaceAll(root, '…');
-    for (const field of document.querySelectorAll('.jp-OutputArea :is(input, textarea)')) field.value = field.value.replaceAll(root, '…');
+    const fields = document.querySelectorAll('.jp-OutputArea :is(input, textarea)');
+    for (const field of fields) if (field.value.includes(root)) field.value = field.value.replaceAll(root, '…');
 }"""
 
 

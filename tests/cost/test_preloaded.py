@@ -150,9 +150,9 @@ def test_packages_that_were_changed_are_loaded_anew(tmp_path: Path, monkeypatch:
     before = origin()
     monkeypatch.setattr(preloaded, "_installed", list)
     fork = started(IDLE, tmp_path)
+    assert origin() != before
     fork.terminate()
     fork.wait(PATIENCE)
-    assert origin() != before
     before.wait(PATIENCE)
 
 
