@@ -14,12 +14,12 @@ import statistics
 import time
 
 import workbench as wb
-from workbench.cost import preloaded
+from workbench.cost import fork_server
 
 
 def seconds(model: str, forked: bool) -> float:
     """Seconds of one measurement."""
-    preloaded.devices = lambda: int(not forked)  # beside a GPU it would start anew
+    fork_server.devices = lambda: int(not forked)  # beside a GPU it would start anew
     began = time.perf_counter()
     wb.evaluate(model, ["nf4"], max_rows=4).run()
     return time.perf_counter() - began

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from workbench.cost import preloaded, process
+from workbench.cost import fork_server, process
 from workbench.cost.worker import Worker
 
 
@@ -33,7 +33,7 @@ class _Reporter(process.Reporter):
 
 
 class Thread:
-    """In the place of ``preloaded.start``."""
+    """In the place of ``fork_server.start``."""
 
     def __init__(self, module: str, folder: str, *_: object) -> None:
         self.returncode: int | None = None
@@ -80,5 +80,5 @@ _OTHERS = {"workbench.cost.repairing": _measures_repairs, "workbench.cost.deploy
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
     """While open, costs are measured on threads of this process, which has torch loaded."""
-    with mock.patch.object(preloaded, "start", Thread):
+    with mock.patch.object(fork_server, "start", Thread):
         yield

@@ -207,9 +207,9 @@ def format_cost(value: float, field: str) -> str:
 
 def _all_of(row: ModuleCost) -> str:
     """What is known of a module, for hovering over it."""
-    known = [f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items()]
-    known[0] += f" ({' … '.join(map(kl_text, row.share_interval))})"
-    return "; ".join([*known, f"Outlier channels: {outliers_of(row.channels, 4)}"])
+    known = {field: f"{title}: {format_cost(cost_of(row, field), field)}" for field, title in COST_FIELDS.items()}
+    known["share"] += f" ({' … '.join(map(kl_text, row.share_interval))})"
+    return "; ".join([*known.values(), f"Outlier channels: {outliers_of(row.channels, 4)}"])
 
 
 def memory_curve_figure(mix: Mix, beside: Mix | None = None) -> Figure:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import take_lock
-from workbench.cost import preloaded
+from workbench.cost import fork_server
 from workbench.errors import RunError, WorkbenchError, from_fields, to_fields
 from workbench.text import memory_size
 from workbench.training.environment import OFFLINE, PATIENT, without_secrets
@@ -87,7 +87,7 @@ class Measuring:
     ) -> None:
         self.root = root
         self._module, self._request, self._poll, self._needed = module, request, poll, needed
-        self._process: preloaded.Process | None = None
+        self._process: fork_server.Process | None = None
         self._oom: int | None = None
 
     def until(self, known: Callable[[], bool], stopped: Callable[[], bool], tick: Callable[[], object]) -> bool:
@@ -125,7 +125,7 @@ class Measuring:
         self._process = None
         self._poll()
 
-    def _begin(self) -> preloaded.Process:
+    def _begin(self) -> fork_server.Process:
         """In a session of its own: Ctrl-C reaches it through this process alone.
 
         It gets the folder's lock, open, and so holds it from before the request is written until it ends.
@@ -137,7 +137,7 @@ class Measuring:
                 take_lock(lock)
                 write_json(self.root / "request.json", request)
                 environment = {**PATIENT, **without_secrets(), **OFFLINE}
-                return preloaded.start(self._module, str(self.root), environment, log.fileno(), lock.fileno())
+                return fork_server.start(self._module, str(self.root), environment, log.fileno(), lock.fileno())
         except BlockingIOError:
             what, remedy = "another process is measuring into this folder.", "Wait for its end, or name another folder."
             raise RunError(what, where=str(self.root), remedy=remedy) from None

@@ -12,7 +12,7 @@ import tempfile
 from functools import lru_cache
 from typing import Any
 
-from workbench.cost import preloaded
+from workbench.cost import fork_server
 from workbench.errors import ModelError, RunError
 from workbench.sources import Source, TensorInfo, open_model
 from workbench.sources.tensor_info import Role
@@ -39,7 +39,9 @@ def _ask(source: Source) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _asked(folder: str, fingerprint: str) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as words:
-        process = preloaded.start(__name__, folder, {**PATIENT, **without_secrets(), **OFFLINE}, words.fileno(), words.fileno())
+        process = fork_server.start(
+            __name__, folder, {**PATIENT, **without_secrets(), **OFFLINE}, words.fileno(), words.fileno()
+        )
         try:
             code = process.wait()
         except BaseException:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from workbench.atomic import take_lock
-from workbench.cost import preloaded
+from workbench.cost import fork_server
 from workbench.training.environment import without_secrets
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes start anew elsewhere")
@@ -26,18 +26,18 @@ PATIENCE = 120
 def no_gpu() -> Iterator[None]:
     """As on a machine without an NVIDIA GPU; what was loaded before is left to itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preloaded, "devices", lambda: 0)
-        patch.setattr(preloaded, "_origin", None)
+        patch.setattr(fork_server, "devices", lambda: 0)
+        patch.setattr(fork_server, "_server", None)
         yield
 
 
-def started(module: str, folder: Path, variable: str = "a value") -> preloaded.Process:
+def started(module: str, folder: Path, variable: str = "a value") -> fork_server.Process:
     """Holds the folder's lock, and writes to its log."""
     with (folder / "log.txt").open("ab") as log, (folder / ".lock").open("w") as lock:
         take_lock(lock)
         environment = without_secrets() | {"OF_THIS_TEST": variable}
         environment.pop("PYTEST_CURRENT_TEST", None)  # which differs from test to test
-        return preloaded.start(module, str(folder), environment, log.fileno(), lock.fileno())
+        return fork_server.start(module, str(folder), environment, log.fileno(), lock.fileno())
 
 
 def is_free(folder: Path) -> bool:
@@ -50,10 +50,10 @@ def is_free(folder: Path) -> bool:
         return True
 
 
-def origin() -> psutil.Process:
+def server() -> psutil.Process:
     """The process that has the libraries."""
-    assert preloaded._origin is not None
-    return psutil.Process(preloaded._origin.process.pid)
+    assert fork_server._server is not None
+    return psutil.Process(fork_server._server.process.pid)
 
 
 @on_linux
@@ -99,9 +99,9 @@ def test_it_holds_its_lock_until_it_ends_and_is_ended_alone(tmp_path: Path) -> N
 @on_linux
 def test_before_the_libraries_are_there_it_can_be_ended_and_others_start_anew(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
-    of_another_environment = origin()
+    of_another_environment = server()
     first = started(IDLE, tmp_path, "another")
-    loading, folder = origin(), tmp_path / "second"
+    loading, folder = server(), tmp_path / "second"
     of_another_environment.wait(PATIENCE)
     folder.mkdir()
     second = started(IDLE, folder, "another")
@@ -119,20 +119,20 @@ def test_before_the_libraries_are_there_it_can_be_ended_and_others_start_anew(tm
 @pytest.mark.slow
 def test_where_the_one_with_the_libraries_was_killed_its_forks_end_and_there_is_another(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
-    orphan, killed = started(IDLE, tmp_path), origin()
+    orphan, killed = started(IDLE, tmp_path), server()
     killed.kill()
     killed.wait(PATIENCE)
     assert orphan.wait(PATIENCE) == -9
     assert is_free(tmp_path)
     assert started(TELLS, tmp_path).wait(PATIENCE) == 0
-    assert origin() != killed
+    assert server() != killed
 
 
 @on_linux
 def test_a_fork_that_cannot_be_made_ends_no_other(tmp_path: Path) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
     idle = started(IDLE, tmp_path)
-    origin().rlimit(psutil.RLIMIT_NOFILE, (1, 1))  # it can take no open file
+    server().rlimit(psutil.RLIMIT_NOFILE, (1, 1))  # it can take no open file
     (other := tmp_path / "other").mkdir()
     anew = started(TELLS, other)
     assert isinstance(anew, subprocess.Popen)
@@ -140,17 +140,17 @@ def test_a_fork_that_cannot_be_made_ends_no_other(tmp_path: Path) -> None:
     assert idle.poll() is None
     idle.kill()
     assert idle.wait(PATIENCE) == -9
-    preloaded._origin = None  # another for the tests to come
+    fork_server._server = None  # another for the tests to come
 
 
 @on_linux
 @pytest.mark.slow
 def test_packages_that_were_changed_are_loaded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started(TELLS, tmp_path).wait(PATIENCE)
-    before = origin()
-    monkeypatch.setattr(preloaded, "_installed", list)
+    before = server()
+    monkeypatch.setattr(fork_server, "_installed", list)
     fork = started(IDLE, tmp_path)
-    assert origin() != before
+    assert server() != before
     fork.terminate()
     fork.wait(PATIENCE)
     before.wait(PATIENCE)
@@ -161,10 +161,10 @@ def test_packages_that_were_changed_are_loaded_anew(tmp_path: Path, monkeypatch:
 def test_it_ends_with_the_process_that_it_was_for(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(
         "import sys; from pathlib import Path\n"
-        "from tests.cost.test_preloaded import TELLS, origin, preloaded, started\n"
-        "preloaded.devices = lambda: 0\n"
+        "from tests.cost.test_fork_server import TELLS, fork_server, server, started\n"
+        "fork_server.devices = lambda: 0\n"
         "started(TELLS, Path(sys.argv[1])).wait()\n"
-        "print(origin().pid)\n"  # no guard: a script of a user's is not run again by what it starts
+        "print(server().pid)\n"  # no guard: a script of a user's is not run again by what it starts
     )
     command = [sys.executable, str(tmp_path / "user.py"), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -175,7 +175,7 @@ def test_it_ends_with_the_process_that_it_was_for(tmp_path: Path) -> None:
 
 
 def test_beside_a_gpu_it_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preloaded, "devices", lambda: 1)
+    monkeypatch.setattr(fork_server, "devices", lambda: 1)
     process = started(TELLS, tmp_path)
     assert isinstance(process, subprocess.Popen)
     assert process.wait(PATIENCE) == 0

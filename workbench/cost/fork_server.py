@@ -1,9 +1,9 @@
-"""Processes that begin with torch and transformers loaded: each is forked from one that has loaded them and does nothing else.
+"""A fork server: processes that begin with torch and transformers loaded, forked from one that does nothing else.
 
-Covers that one, which the first measurement of a Python process starts, and which ends with that process or after some idle
-minutes; and the forks, as clean as processes started anew. Where it cannot be, they are started anew: on a machine with an
-NVIDIA GPU, since CUDA does not work in a fork once it was asked for before, and where no Linux is. Not ``multiprocessing``'s
-fork server, which runs a user's script once more in every process. Imports no torch but in that one.
+Covers the server, which the first measurement of a Python process starts, and which ends with that process or after some idle
+minutes; and its forks, as clean as processes started anew. On a machine with an NVIDIA GPU, since CUDA does not work in a fork
+once its parent has asked for it, and on systems other than Linux every process is started anew. Not ``multiprocessing``'s fork
+server, which runs a user's script once more in every process. Imports no torch but in the server.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Process(Protocol):
 class _Fork:
     """A fork, or one to come once the libraries are loaded."""
 
-    def __init__(self, origin: _Origin, words: int) -> None:
-        """``words``: where its pid comes from, and its exit code once it has ended, a line each."""
-        self._origin, self._words = origin, os.fdopen(words, "rb", buffering=0)
+    def __init__(self, server: _Server, pipe: int) -> None:
+        """``pipe``: where its pid comes from, and its exit code once it has ended, a line each."""
+        self._server, self._pipe = server, os.fdopen(pipe, "rb", buffering=0)
         self._pid: int | None = None
         self._code: int | None = None
 
@@ -70,8 +70,8 @@ class _Fork:
         """Its pid, once it is there; OSError if it never will be, TimeoutExpired if not within so many seconds."""
         if self._pid is None:
             if not (line := self._line(timeout)):
-                self._words.close()
-                raise OSError("the process with the libraries has ended.")
+                self._pipe.close()
+                raise OSError("the fork server has ended.")
             self._pid = int(line)
         return self._pid
 
@@ -87,15 +87,15 @@ class _Fork:
                 line = self._line(timeout)
             except OSError:
                 line = b""
-            self._words.close()
-            self._code = int(line) if line else self._untold()
+            self._pipe.close()
+            self._code = int(line) if line else self._code_of_orphan()
         return self._code
 
-    def _untold(self) -> int:
-        """Its exit code where nobody is left who would tell it: it is ended, or never was."""
+    def _code_of_orphan(self) -> int:
+        """The exit code when the fork server has died: an orphaned fork is killed first."""
         if self._pid is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._origin.process.wait(_LOOK_EVERY) or -signal.SIGKILL
+                return self._server.process.wait(_LOOK_EVERY) or -signal.SIGKILL
         else:
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan = psutil.Process(self._pid)
@@ -112,18 +112,18 @@ class _Fork:
     def _send(self, number: int) -> None:
         with _starting, contextlib.suppress(OSError):
             if self.poll() is None:  # before the libraries are there no other fork is waited for
-                os.kill(self.begun() if self._origin.ready else self._origin.process.pid, number)
+                os.kill(self.begun() if self._server.ready else self._server.process.pid, number)
 
     def _line(self, timeout: float | None) -> bytes:
         waiting = select.poll()
-        waiting.register(self._words, select.POLLIN)
+        waiting.register(self._pipe, select.POLLIN)
         if not waiting.poll(None if timeout is None else 1000 * timeout):
             raise subprocess.TimeoutExpired("a fork", timeout or 0)
-        return self._words.readline()
+        return self._pipe.readline()
 
 
-class _Origin:
-    """The process that has the libraries, as the one that started it sees it."""
+class _Server:
+    """The fork server, as the process that started it sees it."""
 
     def __init__(self, env: Mapping[str, str], log: int) -> None:
         self._env, self._of, self._installed = dict(env), os.getpid(), _installed()
@@ -165,8 +165,8 @@ class _Origin:
         self._requests.close()
 
     def _asked(self, arguments: list[str], log: int, kept: int) -> _Fork:
-        words, theirs = os.pipe()
-        fork = _Fork(self, words)
+        pipe, theirs = os.pipe()
+        fork = _Fork(self, pipe)
         try:
             socket.send_fds(self._requests, [json.dumps(arguments).encode()], [theirs, log, kept])
         finally:
@@ -180,7 +180,7 @@ def _installed() -> list[int]:
     return [path.stat().st_mtime_ns for path in (*found, *sorted(Path(__file__).parents[1].rglob("*.py")))]
 
 
-_origin: _Origin | None = None
+_server: _Server | None = None
 _starting = threading.RLock()
 
 
@@ -197,14 +197,14 @@ def start(module: str, folder: str, env: Mapping[str, str], log: int, kept: int)
     Raises:
         OSError: If it cannot be started.
     """
-    global _origin
+    global _server
     if sys.platform == "linux" and not devices():
         with _starting:
-            if _origin is None or not _origin.serves(env):
-                if _origin is not None:
-                    _origin.close()
-                _origin = _Origin(env, log)
-            if (fork := _origin.fork([module, folder], log, kept)) is not None:
+            if _server is None or not _server.serves(env):
+                if _server is not None:
+                    _server.close()
+                _server = _Server(env, log)
+            if (fork := _server.fork([module, folder], log, kept)) is not None:
                 return fork
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, folder, str(os.getpid())],
@@ -230,10 +230,10 @@ def _serve(parent: int) -> None:
                 elif len(descriptors) < 3:
                     raise OSError("there is no room for more open files.")
                 elif not (pid := os.fork()):
-                    _become(json.loads(asked), here, descriptors, [requests.fileno(), *running.values()])
+                    _run_in_fork(json.loads(asked), here, descriptors, [requests.fileno(), *running.values()])
                 else:
-                    words = running[pid] = os.dup(descriptors[0])
-                    _say(words, pid)
+                    pipe = running[pid] = os.dup(descriptors[0])
+                    _report(pipe, pid)
             except OSError:
                 traceback.print_exc()  # whoever asked sees no pid, and starts anew
             finally:
@@ -242,23 +242,23 @@ def _serve(parent: int) -> None:
         for pid in list(running):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                words = running.pop(pid)
-                _say(words, os.waitstatus_to_exitcode(status))
-                os.close(words)
+                pipe = running.pop(pid)
+                _report(pipe, os.waitstatus_to_exitcode(status))
+                os.close(pipe)
             until = time.monotonic() + _IDLE
 
 
-def _say(words: int, number: int) -> None:
+def _report(pipe: int, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):
-        os.write(words, b"%d\n" % number)
+        os.write(pipe, b"%d\n" % number)
 
 
-def _become(asked: list[str], parent: int, descriptors: list[int], others: list[int]) -> NoReturn:
+def _run_in_fork(asked: list[str], parent: int, descriptors: list[int], others: list[int]) -> NoReturn:
     """Runs the module that was asked for in this fork; ``others`` are file descriptors that are not its own."""
     try:
         os.setsid()
-        words, log, _ = descriptors  # the last stays open
-        for descriptor in (words, *others):
+        pipe, log, _ = descriptors  # the last stays open
+        for descriptor in (pipe, *others):
             os.close(descriptor)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for one, standard in ((nothing, 0), (log, 1), (log, 2)):
