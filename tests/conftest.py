@@ -71,6 +71,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Has pytest name every test alike in the environment: a fork server serves one environment, and then the next test too."""
+    os.environ["PYTEST_CURRENT_TEST"] = "a test"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """The same for the test itself."""
+    os.environ["PYTEST_CURRENT_TEST"] = "a test"
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on the loopback interface, which huggingface_hub uses for the time of the test."""

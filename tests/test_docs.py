@@ -1,7 +1,7 @@
 """The documentation: it builds without a warning and without a network, misses no public name, and what it shows can be done.
 
-Its Python runs as it stands, and prints what stands below it, unless the comment above the block says why not. ``make docs``
-builds it, which CI does too.
+Its Python runs as it stands, and prints what stands below it, unless the comment above the block says why not. It is built as
+``make docs`` does.
 """
 
 from __future__ import annotations

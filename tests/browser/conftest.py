@@ -43,11 +43,12 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep a picture of what the page showed when a test failed, where ``$WORKBENCH_SHOTS`` asks for pictures."""
+    """Say what the page showed when a test failed, and keep a picture of it where ``$WORKBENCH_SHOTS`` asks for pictures."""
     report = yield
     if report.when == "call" and report.failed:
         item.stash[FAILED] = True
         for lab in getattr(item, "labs", []):
+            report.sections.append(("What the page shows", lab.shown()))
             lab.shot(f"failed-{item.name}")
     return report
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from playwright.sync_api import Error, Page, WebSocket
 IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
 
 WINDOW: Any = {"width": 1280, "height": 900}
+_EVERY = 100
+"""Milliseconds between two looks at a condition: a look at every frame keeps the browser drawing while a kernel works."""
 PATIENCE = 120
 """Seconds that a page may take to what is waited for, where no longer is asked for: the machine may be busy with others."""
 
@@ -153,7 +156,7 @@ class Lab:
 
     def until(self, condition: str, seconds: float = PATIENCE, argument: Any = None) -> Any:
         """Wait until a JavaScript function of the page is true, and return its value."""
-        return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000).json_value()
+        return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000, polling=_EVERY).json_value()
 
     def plots(self, count: int = 1) -> None:
         """Wait until ``count`` plots are drawn."""
@@ -174,6 +177,13 @@ class Lab:
     def until_plot(self, index: int, condition: str, seconds: float = PATIENCE) -> None:
         """Wait until an expression in ``plot`` is true."""
         self.until(f"(i) => {{ const plot = {_PLOTS}[i]; return plot && ({condition}); }}", seconds, index)
+
+    def shown(self) -> str:
+        """What can be read on the page, with the errors it logged; what stood in the way where it does not answer."""
+        try:
+            return "\n".join([self.page.locator("body").inner_text(timeout=10_000), *self.errors])
+        except Error as error:
+            return str(error)
 
     def text(self, selector: str) -> str:
         """The text of the first element that matches."""
@@ -209,6 +219,16 @@ class Lab:
                 code,
             )
         )
+
+    def value(self, expression: str) -> Any:
+        """What an expression is in the kernel, which goes through JSON."""
+        return json.loads(self.kernel(f"import json; print(json.dumps({expression}))"))
+
+    def knows(self, expression: str, value: Any) -> None:
+        """Wait until an expression in the kernel is this: what the page shows at once may reach the kernel later."""
+        end = time.monotonic() + PATIENCE
+        while (found := self.value(expression)) != value:
+            assert time.monotonic() < end, f"{expression} stays {found!r}"
 
     def shot(self, name: str, selector: str | None = None, without: str = "") -> None:
         """A picture into ``$WORKBENCH_SHOTS``, where that is set, in 256 colours: a third of the bytes, and nobody sees it.

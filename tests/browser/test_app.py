@@ -92,7 +92,7 @@ def test_bins_errors_and_scales_follow_the_controls(open_lab: Callable[[], Lab],
     block_size = choice(lab, "Block size")
     block_size.press("ArrowRight")
     until(lab, "Histogram of", f"JSON.stringify(Array.from(plot.data[3].y)) !== {before!r}")
-    assert "block_size': 128" in lab.kernel("print(app.state)")
+    lab.knows("app.state['block_size']", 128)
     choose(lab, "Format", "FP4")
     until(lab, "Histogram of", "plot.data[3].name === 'FP4' && plot.data[3].y.length === 15")
     choose(lab, "Format", "NF4")
@@ -146,7 +146,7 @@ def test_fifty_changes_in_a_row_leave_the_last_one_on_screen(lab: Lab, lab_serve
     lab.page.keyboard.press("End")
     shows(lab, "Block size", "4096")
     lab.until("() => /4\\.008/.test(document.querySelector('.wb-table')?.closest('.wb-panel')?.innerText ?? '')")
-    assert "block_size': 4096" in lab.kernel("print(app.state)")
+    lab.knows("app.state['block_size']", 4096)
 
 
 @pytest.mark.slow

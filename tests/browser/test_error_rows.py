@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
 from playwright.sync_api import expect
@@ -29,10 +26,6 @@ def open_rows(lab: Lab, server: Server) -> None:
     lab.alone()
     lab.run_all()
     lab.until("() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'")
-
-
-def state(lab: Lab) -> Any:
-    return json.loads(lab.kernel("import json; print(json.dumps(app.state))"))
 
 
 def arithmetic(lab: Lab, weight: int) -> list[float]:
@@ -60,11 +53,11 @@ def test_by_mouse_from_the_model_to_one_weight(lab: Lab, lab_server: Server) -> 
     left, wide, tall = 26, (box["width"] - 28) / 7, (box["height"] - 18) / 6
     cells.click(position={"x": left + 3.5 * wide, "y": 2 + 2.5 * tall})
     lab.until("() => /^o$/.test(document.querySelector('.wb-error-map h3').textContent)")
-    assert state(lab)["tensor"] == NAME
+    lab.knows("app.state['tensor']", NAME)
 
     lab.page.get_by_role("application", name="Block map").click(position={"x": 120, "y": 60})
-    lab.page.wait_for_function("() => document.querySelector('.wb-error-rows [data-selected]').dataset.selected !== ''")
-    index = state(lab)["block"]
+    index = int(lab.until("() => document.querySelector('.wb-error-rows [data-selected]').dataset.selected"))
+    lab.knows("app.state['block']", index)
     row = lab.page.locator(".wb-error-weight")
     before = row.get_attribute("aria-label") or ""
     lab.page.get_by_role("application", name=f"Block {index:,}:").click(position={"x": 300, "y": 50})
@@ -72,7 +65,7 @@ def test_by_mouse_from_the_model_to_one_weight(lab: Lab, lab_server: Server) -> 
     block, chosen = block_of(index), lab.page.locator(".wb-error-weight h3").inner_text()
     weight = int(chosen.removeprefix("Weight "))
     assert arithmetic(lab, weight) == expected(block, weight)
-    assert state(lab)["weight"] == weight
+    lab.knows("app.state['weight']", weight)
 
     lab.page.get_by_label("Shown for each block").select_option(label="absmax")
     lab.page.get_by_role("application", name="Block map: absmax").wait_for()
@@ -94,8 +87,9 @@ def test_by_keys_from_the_model_to_one_weight_and_the_notebook_hears_none(lab: L
     before = int(lab.page.locator(".wb-error-rows [data-selected]").get_attribute("data-selected") or -1)
     lab.page.keyboard.press("ArrowRight" if before < 40 else "ArrowLeft")
     lab.page.keyboard.press("Enter")
-    lab.until(f"() => document.querySelector('.wb-error-rows [data-selected]').dataset.selected !== '{before}'")
-    index = state(lab)["block"]
+    selected = "document.querySelector('.wb-error-rows [data-selected]').dataset.selected"
+    index = int(lab.until(f"() => {selected} !== '{before}' && {selected}"))
+    lab.knows("app.state['block']", index)
     assert abs(index - before) == 4, "a matrix row further: 256 weights are four blocks"
 
     weights = lab.page.get_by_role("application", name=f"Block {index:,}:")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -23,9 +22,9 @@ _BOXES = """() => {
 }"""
 
 
-def state(lab: Lab, name: str) -> Any:
-    """A field of the state that the kernel has."""
-    return json.loads(lab.kernel(f"import json; print(json.dumps(app.state[{name!r}]))"))
+def holds(lab: Lab, **fields: Any) -> None:
+    """Wait until the kernel has these fields in the state."""
+    lab.knows(f"[app.state[name] for name in {[*fields]}]", [*fields.values()])
 
 
 def test_layer_and_tensor_are_found_by_typing_and_chosen_by_keys(lab: Lab, lab_server: Server) -> None:
@@ -44,9 +43,14 @@ def test_layer_and_tensor_are_found_by_typing_and_chosen_by_keys(lab: Lab, lab_s
     lab.page.keyboard.press("ArrowDown")
     active = tensor.get_attribute("aria-activedescendant")
     assert lab.page.locator(f"#{active}").inner_text() == "self_attn.k_proj"
+    holds(lab, layer=4)
+    lab.kernel("app.session.store.update(tensor='model.layers.4.self_attn.v_proj.weight')")
+    shows(lab, "Tensor", "v_proj")
+    active = tensor.get_attribute("aria-activedescendant")
+    assert lab.page.locator(f"#{active}").inner_text() == "self_attn.k_proj", "a late answer moves nothing under the hand"
     lab.page.keyboard.press("Enter")
     shows(lab, "Tensor", "k_proj")
-    assert state(lab, "tensor") == "model.layers.4.self_attn.k_proj.weight"
+    holds(lab, tensor="model.layers.4.self_attn.k_proj.weight")
     tensor.press("ArrowRight")  # without opening: the neighbour
     shows(lab, "Tensor", "v_proj")
     tensor.press("Enter")
@@ -63,16 +67,16 @@ def test_formats_are_chips_that_are_added_swapped_and_removed(lab: Lab, lab_serv
     assert not lab.page.get_by_role("combobox", name="Add a format", exact=True).is_visible(), "three are all"
     choose(lab, "Format", "FP4")
     shows(lab, "Also compare with", "NF4")
-    assert state(lab, "formats") == ["fp4", "int4", "nf4"]
+    holds(lab, formats=["fp4", "int4", "nf4"])
     choose(lab, "Compare with", "remove")
     shows(lab, "Compare with", "NF4")
     choice(lab, "Format").press("Delete")
     shows(lab, "Format", "NF4")
-    assert state(lab, "formats") == ["nf4"]
+    holds(lab, formats=["nf4"])
     choice(lab, "Format").press("Delete")  # the last one stays
     lab.page.get_by_role("checkbox", name="Double quantization").check()
     lab.until("() => document.querySelector('.wb-check input').checked")
-    assert (state(lab, "formats"), state(lab, "double_quant")) == (["nf4"], True)
+    holds(lab, formats=["nf4"], double_quant=True)
 
 
 def test_integers_of_any_bits_stand_behind_a_line_of_the_list(lab: Lab, lab_server: Server) -> None:
@@ -88,7 +92,7 @@ def test_integers_of_any_bits_stand_behind_a_line_of_the_list(lab: Lab, lab_serv
     lab.page.keyboard.press("ArrowDown")
     lab.page.keyboard.press("Enter")
     shows(lab, "Format", "INT3 symmetric")
-    assert state(lab, "formats")[0] == "int3-sym"
+    holds(lab, formats=["int3-sym", "int4"])
     button.press("Enter")
     assert lines.count() == usual + 3, "what is chosen is listed"
     lab.page.keyboard.type("int6")

@@ -68,7 +68,7 @@ def test_a_model_is_found_while_typing_and_opens_from_the_hub(picker: tuple[Lab,
     assert "at commit aaaaaaaaaaaa" in facts
     lab.page.get_by_role("dialog", name="Open a model").wait_for(state="hidden")
     lab.shot("picker-opened-light", ".wb-panel")
-    assert "llamas/tiny-llama" in lab.kernel("print(p.session.store.value.model)")
+    lab.knows("p.session.store.value.model", "llamas/tiny-llama")
     assert all(request.range for request in server.requests if "/resolve/" in request.path)
 
     model_field(lab).fill("llama")

@@ -36,7 +36,6 @@ def started(module: str, folder: Path, variable: str = "a value") -> fork_server
     with (folder / "log.txt").open("ab") as log, (folder / ".lock").open("w") as lock:
         take_lock(lock)
         environment = without_secrets() | {"OF_THIS_TEST": variable}
-        environment.pop("PYTEST_CURRENT_TEST", None)  # which differs from test to test
         return fork_server.start(module, str(folder), environment, log.fileno(), lock.fileno())
 
 

@@ -1,6 +1,6 @@
 // @ts-check
 // A table with boxes to tick and buttons at the end of each row. A row that is still there when the table is shown anew keeps its
-// elements, so that the focus stays where it is.
+// box and its buttons, whatever it says now: the focus stays where it is, and a press that has begun still counts.
 
 export default {
   render({ model, el }) {
@@ -17,38 +17,45 @@ export default {
       head.replaceChildren(...box, ...cells, element("th", {}, element("span", { class: "wb-unseen" }, "actions")));
     };
 
-    const rowOf = (line) => {
-      const row = element("tr", { "data-key": line.key });
+    const rowOf = (key) => {
+      const row = element("tr", { "data-key": key });
       if (model.get("tick")) {
-        const box = element("input", { type: "checkbox", "aria-label": `${model.get("tick")}: ${line.key}` });
+        const box = element("input", { type: "checkbox", "aria-label": `${model.get("tick")}: ${key}` });
         box.addEventListener("change", () => {
-          const others = model.get("ticked").filter((key) => key !== line.key);
-          model.set("ticked", box.checked ? [...others, line.key] : others);
+          const others = model.get("ticked").filter((other) => other !== key);
+          model.set("ticked", box.checked ? [...others, key] : others);
           model.save_changes();
         });
         row.append(element("td", { class: "wb-tick" }, box));
       }
-      line.cells.forEach((text, i) => {
-        const mark = !i && line.mark ? [element("em", { class: "wb-mark", "data-mark": line.mark }, line.mark)] : [];
-        row.append(element(i ? "td" : "th", i ? numeric(i) : { scope: "row" }, element("span", {}, text), ...mark));
-      });
-      const actions = line.actions.map((name) => {
-        const label = model.get("actions")[name];
-        const button = element("button", { type: "button", class: "wb-link", "aria-label": `${label}: ${line.key}` }, label);
-        button.addEventListener("click", () => model.send({ action: name, key: line.key }));
-        return button;
-      });
-      row.append(element("td", { class: "wb-number" }, ...actions));
-      return row;
+      const cells = model.get("columns").map((_, i) => element(i ? "td" : "th", i ? numeric(i) : { scope: "row" }));
+      const buttons = element("td", { class: "wb-number" });
+      row.append(...cells, buttons);
+      let offered = "";
+      const write = ({ cells: texts, mark, actions }) => {
+        texts.forEach((text, i) => {
+          const marks = !i && mark ? [element("em", { class: "wb-mark", "data-mark": mark }, mark)] : [];
+          cells[i].replaceChildren(element("span", {}, text), ...marks);
+        });
+        if (offered === actions.join()) return;
+        offered = actions.join();
+        buttons.replaceChildren(...actions.map((name) => {
+          const label = model.get("actions")[name];
+          const button = element("button", { type: "button", class: "wb-link", "aria-label": `${label}: ${key}` }, label);
+          button.addEventListener("click", () => model.send({ action: name, key }));
+          return button;
+        }));
+      };
+      return { row, write };
     };
 
-    const drawn = new Map(); // key -> what the row says, and the row
+    const drawn = new Map(); // key -> the row, and what writes a line into it
     const fill = () => {
       const lines = model.get("lines");
       for (const key of [...drawn.keys()]) if (!lines.some((line) => line.key === key)) drawn.delete(key);
       for (const line of lines) {
-        const text = JSON.stringify(line);
-        if (drawn.get(line.key)?.text !== text) drawn.set(line.key, { text, row: rowOf(line) });
+        if (!drawn.has(line.key)) drawn.set(line.key, rowOf(line.key));
+        drawn.get(line.key).write(line);
       }
       const rows = lines.map((line) => drawn.get(line.key).row);
       if (rows.length !== body.children.length || rows.some((row, i) => row !== body.children[i])) body.replaceChildren(...rows);

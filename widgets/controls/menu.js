@@ -140,15 +140,19 @@ function menu(popups, name, chosen) {
     button,
     popup,
     /**
-     * Shows what may be chosen and what is.
+     * Shows what may be chosen and what is; in the open list the line stays active to which the reader has moved.
      * @param {Choice[]} all
      * @param {string} present
      */
     show(all, present) {
-      const same = present === value && JSON.stringify(all) === JSON.stringify(options);
+      if (present === value && JSON.stringify(all) === JSON.stringify(options)) return;
+      const reached = shown[active]?.value, moved = reached !== value;
       options = all;
       value = present;
-      if (!same && popups.shows(popup)) draw();
+      if (!popups.shows(popup)) return;
+      draw();
+      const at = moved ? shown.findIndex((option) => option.value === reached) : -1;
+      if (at >= 0) activate(at);
     },
   };
 }
