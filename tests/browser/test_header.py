@@ -53,6 +53,14 @@ def test_layer_and_tensor_are_found_by_typing_and_chosen_by_keys(lab: Lab, lab_s
     holds(lab, tensor="model.layers.4.self_attn.k_proj.weight")
     tensor.press("ArrowRight")  # without opening: the neighbour
     shows(lab, "Tensor", "v_proj")
+    holds(lab, tensor="model.layers.4.self_attn.v_proj.weight")
+    tensor.click()
+    lines.filter(has_text="o_proj").hover()
+    lab.page.mouse.down()
+    lab.kernel("app.session.store.update(tensor='model.layers.4.self_attn.q_proj.weight')")
+    shows(lab, "Tensor", "q_proj")
+    lab.page.mouse.up()
+    shows(lab, "Tensor", "o_proj")
     tensor.press("Enter")
     lab.page.keyboard.press("Escape")
     assert tensor.get_attribute("aria-expanded") == "false"

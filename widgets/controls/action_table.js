@@ -57,8 +57,7 @@ export default {
         if (!drawn.has(line.key)) drawn.set(line.key, rowOf(line.key));
         drawn.get(line.key).write(line);
       }
-      const rows = lines.map((line) => drawn.get(line.key).row);
-      if (rows.length !== body.children.length || rows.some((row, i) => row !== body.children[i])) body.replaceChildren(...rows);
+      fillWith(body, lines.map((line) => drawn.get(line.key).row));
       table.hidden = !lines.length;
       mark();
     };

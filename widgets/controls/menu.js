@@ -29,6 +29,8 @@ function menu(popups, name, chosen) {
   let options = [];
   /** @type {Choice[]} */
   let shown = [];
+  /** @type {Map<string, HTMLElement>} what is listed by its value: a line that stays keeps a press that has begun */
+  let lines = new Map();
   let value = "";
   let filter = "";
   let unfolded = false;
@@ -51,22 +53,24 @@ function menu(popups, name, chosen) {
     return options.filter((option) => !option.fold || option === first || option.value === value)
       .flatMap((option) => (option !== first ? [option] : option.value === value ? [option, line] : [line]));
   };
+  const lineOf = (chosen) => {
+    const line = element("div", { role: "option" }, element("span"), element("small"));
+    line.addEventListener("click", () => take(shown.find((option) => option.value === chosen)));
+    return line;
+  };
   const draw = () => {
     const wanted = filter.toLowerCase();
     const found = listed().filter(({ label, title }) => `${label} ${title ?? ""}`.toLowerCase().includes(wanted));
     shown = found.slice(0, LONGEST);
-    list.replaceChildren(
-      ...shown.map((option, i) => {
-        const line = element(
-          "div",
-          { id: `${id}-${i}`, role: "option", title: option.title ?? "", "aria-selected": String(option.value === value) },
-          element("span", {}, option.label),
-          element("small", {}, option.note ?? ""),
-        );
-        line.addEventListener("click", () => take(option));
-        return line;
-      }),
-    );
+    lines = new Map(shown.map((option) => [option.value, lines.get(option.value) ?? lineOf(option.value)]));
+    shown.forEach((option, i) => {
+      const line = /** @type {HTMLElement} */ (lines.get(option.value));
+      Object.assign(line, { id: `${id}-${i}`, title: option.title ?? "" });
+      line.setAttribute("aria-selected", String(option.value === value));
+      line.classList.remove("wb-active");
+      [option.label, option.note ?? ""].forEach((text, part) => (line.children[part].textContent = text));
+    });
+    fillWith(list, [...lines.values()]);
     const more = found.length - shown.length;
     narrowed.textContent = [
       filter ? `“${filter}”: ${found.length.toLocaleString("en")} of ${options.length.toLocaleString("en")}` : "",
