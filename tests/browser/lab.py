@@ -22,8 +22,6 @@ from playwright.sync_api import Error, Page, WebSocket
 IGNORED_ERRORS = re.compile(r"favicon|Failed to load resource: the server responded with a status of 404")
 
 WINDOW: Any = {"width": 1280, "height": 900}
-_EVERY = 100
-"""Milliseconds between two looks at a condition: a look at every frame keeps the browser drawing while a kernel works."""
 PATIENCE = 120
 """Seconds that a page may take to what is waited for, where no longer is asked for: the machine may be busy with others."""
 
@@ -156,7 +154,7 @@ class Lab:
 
     def until(self, condition: str, seconds: float = PATIENCE, argument: Any = None) -> Any:
         """Wait until a JavaScript function of the page is true, and return its value."""
-        return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000, polling=_EVERY).json_value()
+        return self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000).json_value()
 
     def plots(self, count: int = 1) -> None:
         """Wait until ``count`` plots are drawn."""

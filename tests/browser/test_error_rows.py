@@ -28,6 +28,12 @@ def open_rows(lab: Lab, server: Server) -> None:
     lab.until("() => document.querySelector('.wb-error-model canvas')?.dataset.known === '42'")
 
 
+def chosen_block(lab: Lab) -> int:
+    """The block that was chosen, as soon as the kernel knows it; before, the page shows the worst."""
+    lab.knows("app.state['block'] is None", False)
+    return int(lab.value("app.state['block']"))
+
+
 def arithmetic(lab: Lab, weight: int) -> list[float]:
     """The numbers of the sum on the page, once it is that of this weight."""
     lab.page.get_by_role("figure", name=f"Weight {weight}:").wait_for()
@@ -56,8 +62,7 @@ def test_by_mouse_from_the_model_to_one_weight(lab: Lab, lab_server: Server) -> 
     lab.knows("app.state['tensor']", NAME)
 
     lab.page.get_by_role("application", name="Block map").click(position={"x": 120, "y": 60})
-    index = int(lab.until("() => document.querySelector('.wb-error-rows [data-selected]').dataset.selected"))
-    lab.knows("app.state['block']", index)
+    index = chosen_block(lab)
     row = lab.page.locator(".wb-error-weight")
     before = row.get_attribute("aria-label") or ""
     lab.page.get_by_role("application", name=f"Block {index:,}:").click(position={"x": 300, "y": 50})
@@ -87,9 +92,7 @@ def test_by_keys_from_the_model_to_one_weight_and_the_notebook_hears_none(lab: L
     before = int(lab.page.locator(".wb-error-rows [data-selected]").get_attribute("data-selected") or -1)
     lab.page.keyboard.press("ArrowRight" if before < 40 else "ArrowLeft")
     lab.page.keyboard.press("Enter")
-    selected = "document.querySelector('.wb-error-rows [data-selected]').dataset.selected"
-    index = int(lab.until(f"() => {selected} !== '{before}' && {selected}"))
-    lab.knows("app.state['block']", index)
+    index = chosen_block(lab)
     assert abs(index - before) == 4, "a matrix row further: 256 weights are four blocks"
 
     weights = lab.page.get_by_role("application", name=f"Block {index:,}:")

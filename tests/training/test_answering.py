@@ -81,7 +81,7 @@ def test_what_is_cancelled_while_it_loads_is_loaded_for_the_next_question(run: w
         assert [process.pid] == pids
 
 
-def test_a_process_that_is_killed_is_named_and_the_next_question_starts_another(run: wb.Run) -> None:
+def test_a_process_that_is_killed_is_named_and_the_next_question_starts_another_that_closing_ends(run: wb.Run) -> None:
     with answering(run) as process:
         process.ask(PROMPT, Sampling(1), BOTH)
 
@@ -93,17 +93,11 @@ def test_a_process_that_is_killed_is_named_and_the_next_question_starts_another(
             process.ask(PROMPT, Sampling(200), BOTH, kill)
         assert "memory" in died.value.remedy
         assert process.ask(PROMPT, Sampling(2), BOTH)["adapter"].tokens == 2
-    assert process.pid is None
-
-
-def test_closing_ends_it_while_it_answers_and_twice_is_fine(run: wb.Run) -> None:
-    process = answering(run)
-    process.ask(PROMPT, Sampling(1), BOTH)
-    pid = process.pid
-    with pytest.raises(InterruptedError):
-        process.ask(PROMPT, Sampling(200), BOTH, lambda heard: process.close())
-    process.close()
-    assert create_time(pid or 0) is None
+        another = process.pid
+        with pytest.raises(InterruptedError):
+            process.ask(PROMPT, Sampling(200), BOTH, lambda heard: process.close())
+        assert create_time(another or 0) is None
+    assert process.pid is None, "to close it twice is fine"
     with pytest.raises(InterruptedError):
         process.ask(PROMPT, Sampling(1), BOTH)
 

@@ -99,7 +99,8 @@ export default {
     el.append(finder, lines, ...menus.map(({ popup }) => popup));
 
     const label = (button, text, title, aside = "") => {
-      button.replaceChildren(element("span", {}, text), element("small", {}, aside));
+      if (!button.children.length) button.append(element("span"), element("small")); // they stay: a press may have begun on one
+      [text, aside].forEach((words, part) => (button.children[part].textContent = words));
       button.title = title;
     };
     const draw = () => {

@@ -92,13 +92,36 @@ export default {
     el.classList.add("wb-forecast");
     const choose = element("select", { "aria-label": "GPU" });
     const head = element("div", { class: "wb-forecast-head", role: "status" });
-    const body = element("div", {});
-    el.append(element("div", { class: "wb-forecast-top" }, head, choose), body);
+    const above = element("div"), heading = element("h3", { class: "wb-heading" }, "What would change it");
+    const ways = element("div", { class: "wb-ways" }), below = element("div");
+    el.append(element("div", { class: "wb-forecast-top" }, head, choose), above, heading, ways, below);
     choose.addEventListener("change", () => {
       model.set("gpu", choose.value);
       model.save_changes();
     });
 
+    const wayOf = (label) => {
+      const button = element("button", { type: "button", class: "wb-way" });
+      button.append(element("span", {}, label), element("b"), verdict("", ""));
+      button.addEventListener("click", () => model.send({ type: "apply", label }));
+      return button;
+    };
+    /** @type {Map<string, HTMLElement>} */
+    let buttons = new Map();
+    /** What would change it: a button that is offered again stays, and with it a press that has begun. */
+    const offer = (offered) => {
+      buttons = new Map(offered.map(({ label }) => [label, buttons.get(label) ?? wayOf(label)]));
+      for (const { label, text, verdict: kind, word, more } of offered) {
+        const button = /** @type {HTMLElement} */ (buttons.get(label));
+        const [, amount, fits] = /** @type {HTMLElement[]} */ ([...button.children]);
+        button.title = more;
+        amount.textContent = text;
+        fits.textContent = word;
+        fits.dataset.verdict = kind;
+      }
+      fillWith(ways, [...buttons.values()]);
+      heading.hidden = !offered.length;
+    };
     const draw = () => {
       const shown = model.get("content"), problem = model.get("problem");
       if (choose.length !== model.get("gpus").length) {
@@ -107,23 +130,15 @@ export default {
       choose.value = model.get("gpu");
       if (!("total" in shown)) {
         head.replaceChildren(element("span", { class: "wb-quiet" }, problem || "Forecasting …"));
-        body.replaceChildren();
+        for (const part of [above, below]) part.replaceChildren();
+        offer([]);
         return;
       }
-      const ways = shown.ways.map(({ label, text, verdict: kind, word, more }) => {
-        const button = element("button", { type: "button", class: "wb-way", title: more },
-          element("span", {}, label), element("b", {}, text), verdict(kind, word));
-        button.addEventListener("click", () => model.send({ type: "apply", label }));
-        return button;
-      });
       const names = shown.parts.map(({ title, text }) => `${title} ${text}`).join(", ");
       head.replaceChildren(...headline(shown));
-      body.replaceChildren(
-        axis(shown, endOf(shown), names),
-        ...(model.get("legend") ? [legend(shown)] : []),
-        ...(ways.length ? [element("h3", { class: "wb-heading" }, "What would change it"), element("div", { class: "wb-ways" }, ...ways)] : []),
-        ...(shown.rows.length ? [rows(shown)] : []),
-      );
+      above.replaceChildren(axis(shown, endOf(shown), names), ...(model.get("legend") ? [legend(shown)] : []));
+      offer(shown.ways);
+      below.replaceChildren(...(shown.rows.length ? [rows(shown)] : []));
     };
     const names = ["content", "problem", "gpu", "gpus"];
     for (const name of names) model.on(`change:${name}`, draw);
