@@ -19,8 +19,8 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 WIDEST = 95
 """Columns of code that a page of 1,200 pixels shows."""
 QUICK = ("04_double_quantization",)
-HELD_ELSEWHERE = ("00_workbench", "07_train_an_adapter", "08_claims", "09_what_it_costs")
-"""Run again where more is held of them: in browser/test_app.py, test_notebook_run.py and test_notebook_claims.py."""
+HELD_ELSEWHERE = ("07_train_an_adapter", "08_claims", "09_what_it_costs")
+"""Run again where their numbers are held: test_notebook_run.py and test_notebook_claims.py."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from tests.browser.notebooks import LARGEST, text_of
 
 ROOT = Path(__file__).parents[2]
-KEEPS_ITS_RUN = ("07_train_an_adapter",)
+KEEPS_ITS_RUN = ("00_workbench", "07_train_an_adapter")
 """What a reader trains there is theirs to keep."""
 SHOW_THE_TRAINING_CELL = ("06_paged_optimizers", "07_train_an_adapter")
 """Its widgets' scripts alone are more than a notebook may take, where a client saves them with it: JupyterLab does not."""
